@@ -1,0 +1,357 @@
+"""Operands on chip: loads that put every element where the tensor core wants it, with no shuffle and no shared memory.
+
+Formulations of the step's products (FORM), by dtype:
+  "mma16"  bf16, fp16: mma m16n8k16 fragments
+  "mma32"  fp32 as tf32 (also tf32x3): mma m16n8k8 fragments
+  "fma"    fp32 "ieee" and fp64: plain tiles, Triton's own layout
+
+Hidden order.  In the mma forms, row m of a tile is hidden unit `hidden(m)`: with R = H_PAD / (16 WARPS) row blocks a
+warp, m = (rep, warp, i, l) in mixed radix (R, WARPS, 2, 8) and
+
+    hidden(m) = (8 warp + l) 2R + 2 rep + i
+
+so that the 2R rows a thread owns in the accumulator are neighbours in memory.  W_hh's columns carry the same order, so
+the products are unchanged; only global loads and stores know of it.  q = lane % 4 and l = lane / 4 are the two lane
+coordinates of an mma fragment.  In the fma form (R = 1) Triton's own accumulator layout already gives a thread two
+neighbouring rows and two neighbouring columns: m = (warp, l, i), hidden(m) = m.
+
+`tl.max_contiguous` is used as an order of dimensions, not as a fact: Triton's coalescing pass sorts dimensions by
+contiguity, and the hints make it assign lanes to (q, l), warps to w and registers to the rest, which is the fragment
+layout itself.  A wrong guess would cost a layout conversion (time), never a wrong value; tests/test_compile.py checks
+that none appears.
+"""
+
+import triton
+import triton.language as tl
+
+# ---------------------------------------------------------------------------------------------- index helpers
+
+
+@triton.jit
+def _axis(n: tl.constexpr, AT: tl.constexpr, RANK: tl.constexpr):
+    """arange(n) along dimension AT of RANK"""
+    i = tl.arange(0, n)
+    for d in tl.static_range(RANK):
+        if d != AT:
+            i = tl.expand_dims(i, d)
+    return i
+
+
+@triton.jit
+def round_tf32(v):
+    """fp32 rounded to tf32, to nearest; the tensor core alone would truncate"""
+    return tl.inline_asm_elementwise("cvt.rna.tf32.f32 $0, $1;", "=r,r", [v], dtype=tl.float32, is_pure=True, pack=1)
+
+
+# ---------------------------------------------------------------------------------------------- state tiles
+
+
+@triton.jit
+def state_index(H_PAD: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.constexpr):
+    """(batch row, hidden unit) of each element of a raw state tile [4 q, 8 l, WARPS, 2 e, BLOCK_B / 8, 2R v], int32"""
+    V: tl.constexpr = H_PAD // (8 * WARPS)  # 2R
+    row = _axis(BLOCK_B // 8, 4, 6) * 8 + _axis(4, 0, 6) * 2 + _axis(2, 3, 6)
+    unit = (_axis(WARPS, 2, 6) * 8 + _axis(8, 1, 6)) * V + _axis(V, 5, 6)
+    return row, unit
+
+
+@triton.jit
+def state_tile(v, H_PAD: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.constexpr, FORM: tl.constexpr):
+    """raw state tile -> [H_PAD, BLOCK_B] in hidden order"""
+    v = tl.reshape(v, (4, 8, WARPS, 2, BLOCK_B // 8, H_PAD // (16 * WARPS), 2))  # q l w e j rep i
+    if FORM == "fma":
+        v = tl.permute(v, (5, 2, 1, 6, 4, 0, 3))
+    else:
+        v = tl.permute(v, (5, 2, 6, 1, 4, 0, 3))
+    return tl.reshape(v, (H_PAD, BLOCK_B))
+
+
+@triton.jit
+def raw_state(v, H_PAD: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.constexpr, FORM: tl.constexpr):
+    """[H_PAD, BLOCK_B] in hidden order -> raw state tile"""
+    R: tl.constexpr = H_PAD // (16 * WARPS)
+    if FORM == "fma":
+        v = tl.permute(tl.reshape(v, (R, WARPS, 8, 2, BLOCK_B // 8, 4, 2)), (5, 2, 1, 6, 4, 0, 3))  # rep w l i j q e
+    else:
+        v = tl.permute(tl.reshape(v, (R, WARPS, 2, 8, BLOCK_B // 8, 4, 2)), (5, 3, 1, 6, 4, 0, 2))  # rep w i l j q e
+    return tl.reshape(v, (4, 8, WARPS, 2, BLOCK_B // 8, 2 * R))
+
+
+@triton.jit
+def _load_raw_state(ptr, offsets, mask, ALIGNED: tl.constexpr):
+    p = ptr + offsets
+    if ALIGNED:
+        return tl.load(tl.max_contiguous(p, [32, 16, 4, 2, 1, 64]), mask=mask, other=0)
+    else:
+        return tl.load(tl.max_contiguous(p, [32, 16, 4, 2, 1, 1]), mask=mask, other=0)
+
+
+@triton.jit
+def load_state(
+    ptr, stride_b, rows, enable, H: tl.constexpr, H_PAD: tl.constexpr, BLOCK_B: tl.constexpr,
+    WARPS: tl.constexpr, FORM: tl.constexpr, ALIGNED: tl.constexpr,
+):  # fmt: skip
+    """[H_PAD, BLOCK_B] in hidden order from ptr[row * stride_b + unit], zero outside rows x H or where not enable.
+
+    stride_b = 0 broadcasts a vector [H] over the batch."""
+    row, unit = state_index(H_PAD, BLOCK_B, WARPS)
+    mask = (row < rows) & (unit < H) & enable
+    v = _load_raw_state(ptr, row.to(tl.int64) * stride_b + unit, mask, ALIGNED)
+    return state_tile(v, H_PAD, BLOCK_B, WARPS, FORM)
+
+
+@triton.jit
+def store_state(
+    ptr, v, rows, H: tl.constexpr, H_PAD: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.constexpr,
+    FORM: tl.constexpr, ALIGNED: tl.constexpr,
+):  # fmt: skip
+    """[H_PAD, BLOCK_B] in hidden order to the contiguous rows ptr[row * H + unit]"""
+    row, unit = state_index(H_PAD, BLOCK_B, WARPS)
+    mask = (row < rows) & (unit < H)
+    p = ptr + (row * H + unit)
+    v = raw_state(v, H_PAD, BLOCK_B, WARPS, FORM)
+    if ALIGNED:
+        tl.store(tl.max_contiguous(p, [32, 16, 4, 2, 1, 64]), v, mask=mask)
+    else:
+        tl.store(tl.max_contiguous(p, [32, 16, 4, 2, 1, 1]), v, mask=mask)
+
+
+# ---------------------------------------------------------------------------------------------- streams [T, B, H]
+# A stream is read one step ahead, so its raw tile crosses the loop's back edge.  16-bit values must not: LLVM makes
+# 16-bit phis of them and ptxas re-packs those right behind the load, which waits for it.  So 16-bit streams travel as
+# the int32 words they were loaded as and are unpacked where they are used.
+
+
+@triton.jit
+def words_to_halves(v, DTYPE: tl.constexpr):
+    """int32 words -> their low and high 16-bit elements"""
+    low = (v & 0xFFFF).to(tl.uint16).to(DTYPE, bitcast=True)
+    high = ((v >> 16) & 0xFFFF).to(tl.uint16).to(DTYPE, bitcast=True)
+    return low, high
+
+
+@triton.jit
+def load_stream(
+    ptr, stride_b, rows, H: tl.constexpr, H_PAD: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.constexpr,
+    FORM: tl.constexpr, ALIGNED: tl.constexpr,
+):  # fmt: skip
+    """raw tile of one step of a stream: int32 words [4, 8, WARPS, 2, BLOCK_B / 8, R] for aligned 16-bit, else elements
+
+    stride_b in units of 2R elements where ALIGNED: the factor in the code is what shows Triton the alignment."""
+    row, unit = state_index(H_PAD, BLOCK_B, WARPS)
+    R: tl.constexpr = H_PAD // (16 * WARPS)
+    UNIT: tl.constexpr = 2 * R if ALIGNED else 1
+    if FORM == "mma16" and ALIGNED:
+        pair = (_axis(WARPS, 2, 6) * 8 + _axis(8, 1, 6)) * R + _axis(R, 5, 6)
+        words = ptr.to(tl.pointer_type(tl.int32), bitcast=True)
+        mask = (row < rows) & (pair < H // 2)
+        return _load_raw_state(words, row.to(tl.int64) * (stride_b * R) + pair, mask, True)
+    else:
+        mask = (row < rows) & (unit < H)
+        return _load_raw_state(ptr, row.to(tl.int64) * (stride_b * UNIT) + unit, mask, ALIGNED)
+
+
+@triton.jit
+def stream_tile(
+    v, DTYPE: tl.constexpr, H_PAD: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.constexpr, FORM: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):  # fmt: skip
+    """raw stream tile -> [H_PAD, BLOCK_B] in DTYPE"""
+    if FORM == "mma16" and ALIGNED:
+        low, high = words_to_halves(v, DTYPE)
+        v = tl.reshape(tl.join(low, high), (4, 8, WARPS, 2, BLOCK_B // 8, H_PAD // (8 * WARPS)))
+    return state_tile(v, H_PAD, BLOCK_B, WARPS, FORM)
+
+
+# ---------------------------------------------------------------------------------------------- recurrent weights
+
+
+@triton.jit
+def load_recurrent(
+    ptr, H: tl.constexpr, H_PAD: tl.constexpr, WARPS: tl.constexpr, FORM: tl.constexpr, TRANSPOSED: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):  # fmt: skip
+    """[H_PAD, H_PAD] operand A in hidden order, of contiguous W[H, H] or of its transpose"""
+    if FORM == "fma":
+        m = tl.arange(0, H_PAD)[:, None]
+        k = tl.arange(0, H_PAD)[None, :]
+        offsets = k * H + m if TRANSPOSED else m * H + k
+        return tl.load(ptr + offsets, mask=(m < H) & (k < H), other=0)
+    else:
+        R: tl.constexpr = H_PAD // (16 * WARPS)
+        V: tl.constexpr = 2 * R
+        M_AXIS: tl.constexpr = 6 if TRANSPOSED else 3  # the memory-contiguous one of (m, k) comes last
+        K_AXIS: tl.constexpr = 3 if TRANSPOSED else 6
+        q = _axis(4, 0, 7)
+        g = _axis(2, 5, 7)
+        k_lane = 2 * q + g if FORM == "mma16" else 4 * g + q
+        m = (_axis(WARPS, 2, 7) * 8 + _axis(8, 1, 7)) * V + _axis(V, M_AXIS, 7)
+        k = (_axis(WARPS, 4, 7) * 8 + k_lane) * V + _axis(V, K_AXIS, 7)
+        p = ptr + (k * H + m if TRANSPOSED else m * H + k)
+        if ALIGNED:
+            p = tl.max_contiguous(p, [32, 16, 4, 2, 1, 1, 64])
+        else:
+            p = tl.max_contiguous(p, [32, 16, 4, 2, 1, 1, 1])
+        v = tl.load(p, mask=(m < H) & (k < H), other=0)
+        if TRANSPOSED:
+            v = tl.permute(tl.reshape(v, (4, 8, WARPS, R, 2, WARPS, 2, R, 2)), (0, 1, 2, 7, 8, 5, 6, 3, 4))
+        v = tl.reshape(v, (4, 8, WARPS, R, 2, WARPS, 2, R, 2))  # q l w m_rep m_i kw g k_rep k_i
+        if FORM == "mma16":
+            v = tl.permute(v, (3, 2, 4, 1, 7, 5, 8, 0, 6))
+        else:
+            v = tl.permute(v, (3, 2, 4, 1, 7, 5, 8, 6, 0))
+        return tl.reshape(v, (H_PAD, H_PAD))
+
+
+@triton.jit
+def halves_of_weight(w, H_PAD: tl.constexpr):
+    """[H_PAD, H_PAD] -> two [H_PAD, H_PAD / 2], the even and odd 8-blocks of k"""
+    a, b = tl.split(tl.permute(tl.reshape(w, (H_PAD, H_PAD // 16, 2, 8)), (0, 1, 3, 2)))
+    return tl.reshape(a, (H_PAD, H_PAD // 2)), tl.reshape(b, (H_PAD, H_PAD // 2))
+
+
+@triton.jit
+def halves_of_state(h, H_PAD: tl.constexpr, BLOCK_B: tl.constexpr):
+    """[H_PAD, BLOCK_B] -> two [H_PAD / 2, BLOCK_B], matching halves_of_weight"""
+    a, b = tl.split(tl.permute(tl.reshape(h, (H_PAD // 16, 2, 8, BLOCK_B)), (0, 2, 3, 1)))
+    return tl.reshape(a, (H_PAD // 2, BLOCK_B)), tl.reshape(b, (H_PAD // 2, BLOCK_B))
+
+
+# ---------------------------------------------------------------------------------------------- input projection
+# A batched product, one batch entry a warp: [WARPS, 16 R, CHUNK] x [WARPS, CHUNK, BLOCK_B].  Every warp needs all of x_t,
+# and with the warp as a dimension of the tile each loads its own copy straight into operand B, without a barrier.
+#
+# K runs in chunks of CHUNK inputs, one 16-byte load a thread: thread q of a quad holds inputs (CHUNK / 4) q + r.  Which
+# of them is which logical k is free as long as W_ih and x agree:
+#     mma32  logical k = 8 j + 4 g + q      <->  r = 2 j + g
+#     mma16  two products of K = 16, the low and the high halves (h) of the 32-bit words, so that unpacking x is one
+#            byte permute a register:  logical k = 8 g + 2 q + e  <->  r = 4 g + 2 e + h
+# Operands are tuples of tiles: 2 a chunk for mma16, else 1.
+
+
+@triton.jit
+def load_input_weight(
+    ptr, k0, H: tl.constexpr, I: tl.constexpr, H_PAD: tl.constexpr, WARPS: tl.constexpr, CHUNK: tl.constexpr,
+    FORM: tl.constexpr, ALIGNED: tl.constexpr, SHARED: tl.constexpr,
+):  # fmt: skip
+    """operand A: columns k0.. of contiguous W_ih[H, I], rows in hidden order; tiles [WARPS, 16 R, 16] (fma: [H_PAD, CHUNK]).
+
+    SHARED: a plain tile; used once inside the loop, Triton keeps it in shared memory."""
+    if FORM == "fma":
+        m = tl.arange(0, H_PAD)[:, None]
+        k = k0 + tl.arange(0, CHUNK)[None, :]
+        return (tl.load(ptr + (m * I + k), mask=(m < H) & (k < I), other=0),)
+    elif SHARED:
+        R: tl.constexpr = H_PAD // (16 * WARPS)
+        i = _axis(16 * R, 1, 3)
+        m = (8 * _axis(WARPS, 0, 3) + i % 8) * (2 * R) + i // 8
+        j = _axis(16, 2, 3)
+        tiles = ()
+        if FORM == "mma16":
+            for h in tl.static_range(2):
+                k = k0 + 8 * ((j // 2) % 4) + 4 * (j // 8) + 2 * (j % 2) + h
+                tiles = tiles + (tl.load(ptr + (m * I + k), mask=(m < H) & (k < I), other=0),)
+        else:
+            k = k0 + 4 * (j % 4) + 2 * (j // 8) + (j // 4) % 2
+            tiles = (tl.load(ptr + (m * I + k), mask=(m < H) & (k < I), other=0),)
+        return tiles
+    else:
+        R: tl.constexpr = H_PAD // (16 * WARPS)
+        E: tl.constexpr = CHUNK // 4
+        m = (_axis(WARPS, 2, 5) * 8 + _axis(8, 1, 5)) * (2 * R) + _axis(2 * R, 3, 5)
+        k = k0 + _axis(4, 0, 5) * E + _axis(E, 4, 5)
+        p = ptr + (m * I + k)
+        if ALIGNED:
+            p = tl.max_contiguous(p, [32, 16, 4, 2, 64])
+        else:
+            p = tl.max_contiguous(p, [32, 16, 4, 2, 1])
+        v = tl.load(p, mask=(m < H) & (k < I), other=0)
+        if FORM == "mma16":
+            v = tl.reshape(v, (4, 8, WARPS, 2 * R, 2, 2, 2))  # q l w (rep i) g e h
+            low, high = tl.split(tl.permute(v, (2, 3, 1, 4, 0, 5, 6)))
+            return (tl.reshape(low, (WARPS, 16 * R, 16)), tl.reshape(high, (WARPS, 16 * R, 16)))
+        else:
+            v = tl.reshape(v, (4, 8, WARPS, 2 * R, 2, 2))  # q l w (rep i) j g
+            return (tl.reshape(tl.permute(v, (2, 3, 1, 4, 5, 0)), (WARPS, 16 * R, 16)),)
+
+
+@triton.jit
+def load_input(
+    ptr, stride_b, k0, rows, zero, I: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.constexpr, CHUNK: tl.constexpr,
+    FORM: tl.constexpr, ALIGNED: tl.constexpr,
+):  # fmt: skip
+    """raw tile of inputs k0.. of one step: int32 words [4, 8, WARPS, BLOCK_B / 8, 4] for aligned 16-bit, else elements
+
+    stride_b in units of CHUNK / 4 elements where ALIGNED (not fma).  zero is a 0 the compiler cannot see: a tile that
+    visibly does not depend on its warp would be loaded once and broadcast, and its rows spread over the warps."""
+    if FORM == "fma":
+        k = k0 + tl.arange(0, CHUNK)[:, None]
+        row = tl.arange(0, BLOCK_B)[None, :]
+        return tl.load(ptr + (row.to(tl.int64) * stride_b + k), mask=(row < rows) & (k < I), other=0)
+    else:
+        E: tl.constexpr = CHUNK // 4
+        row = _axis(8, 1, 5) + 8 * _axis(BLOCK_B // 8, 3, 5)
+        warp = _axis(WARPS, 2, 5) * (zero * 16)
+        if FORM == "mma16" and ALIGNED:
+            pair = k0 // 2 + _axis(4, 0, 5) * 4 + _axis(4, 4, 5)
+            words = ptr.to(tl.pointer_type(tl.int32), bitcast=True)
+            p = words + (row.to(tl.int64) * (stride_b * (E // 2)) + pair + warp)
+            mask = (row < rows) & (pair < I // 2)
+            return tl.load(tl.max_contiguous(p, [32, 16, 4, 2, 64]), mask=mask, other=0)
+        else:
+            k = k0 + _axis(4, 0, 5) * E + _axis(E, 4, 5)
+            UNIT: tl.constexpr = E if ALIGNED else 1
+            p = ptr + (row.to(tl.int64) * (stride_b * UNIT) + k + warp)
+            if ALIGNED:
+                p = tl.max_contiguous(p, [32, 16, 4, 2, 64])
+            else:
+                p = tl.max_contiguous(p, [32, 16, 4, 2, 1])
+            return tl.load(p, mask=(row < rows) & (k < I), other=0)
+
+
+@triton.jit
+def input_tiles(
+    v, DTYPE: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.constexpr, FORM: tl.constexpr, ALIGNED: tl.constexpr
+):  # fmt: skip
+    """raw input tile -> operand B, tiles [WARPS, 16, BLOCK_B] (fma: [CHUNK, BLOCK_B])"""
+    if FORM == "fma":
+        return (v,)
+    elif FORM == "mma16":
+        if ALIGNED:
+            low, high = words_to_halves(v, DTYPE)
+        else:
+            low, high = tl.split(tl.reshape(v, (4, 8, WARPS, BLOCK_B // 8, 4, 2)))
+        return (_input_operand(low, BLOCK_B, WARPS, FORM), _input_operand(high, BLOCK_B, WARPS, FORM))
+    else:
+        return (_input_operand(v, BLOCK_B, WARPS, FORM),)
+
+
+@triton.jit
+def _input_operand(v, BLOCK_B: tl.constexpr, WARPS: tl.constexpr, FORM: tl.constexpr):
+    """[4 q, 8 l, WARPS, BLOCK_B / 8, 4] -> [WARPS, 16, BLOCK_B]"""
+    v = tl.reshape(v, (4, 8, WARPS, BLOCK_B // 8, 2, 2))  # q l w J, (g e) or (j g)
+    if FORM == "mma16":
+        v = tl.permute(v, (2, 4, 0, 5, 3, 1))
+    else:
+        v = tl.permute(v, (2, 4, 5, 0, 3, 1))
+    return tl.reshape(v, (WARPS, 16, BLOCK_B))
+
+
+@triton.jit
+def projection_tile(acc, H_PAD: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.constexpr, FORM: tl.constexpr):
+    """accumulator of the projection [WARPS, 16 R, BLOCK_B] -> [H_PAD, BLOCK_B] in hidden order"""
+    if FORM == "fma":
+        return acc
+    else:
+        acc = tl.permute(tl.reshape(acc, (WARPS, H_PAD // (16 * WARPS), 16, BLOCK_B)), (1, 0, 2, 3))
+        return tl.reshape(acc, (H_PAD, BLOCK_B))
+
+
+@triton.jit
+def projection_zeros(
+    H_PAD: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.constexpr, FORM: tl.constexpr, ACC: tl.constexpr
+):  # fmt: skip
+    if FORM == "fma":
+        return tl.zeros((H_PAD, BLOCK_B), ACC)
+    else:
+        return tl.zeros((WARPS, H_PAD // WARPS, BLOCK_B), ACC)

@@ -1,0 +1,265 @@
+"""The engine: a persistent affine recurrence with an input projection, one launch for all T steps.
+
+    a_t = W_rec s_{t-1} + W_in x_t + u_t          s_t = CELL(a_t, saved_t)          t in launch order
+
+Forward:   W_rec = W_hh,   s = h, x projected by W_ih, u = b_ih + b_hh.
+Backward:  W_rec = W_hh^T, s = da, no projection, u_t = dy_t (stream), saved_t = y_t (stream); dhn is the first p below.
+
+One program (CTA) owns BLOCK_B rows of the batch and all H hidden units.  On chip for the whole launch: W_rec (registers;
+in the fma forms wherever Triton puts it), W_in where its home is "registers" or "shared", the bias.  The state never
+leaves the CTA between steps: its accumulator tile is rounded to the storage dtype and becomes the next operand B through
+shared memory.  That is the exchange of a group of one CTA; invariant: nobody reads s_{t-1} before the CTA barrier
+behind its last store, which is the one Triton places inside the layout conversion.
+
+A step, in order:
+    issue the loads of x_{t+2} and of the streams of t+1   (raw words; they land during the step)
+    p_{t+1} = W_in x_{t+1}                                  independent of s: fills the gaps of the chain below
+    a_t = p_t + W_rec s_{t-1} + u_t                         critical: exchange, K / 16 / CHAINS dependent mma, the cell
+    s_t = CELL(a_t, saved_t), rounded; stored to out[t]
+Where registers are short (X_DEPTH 1) x_{t+1} is loaded at the top and projected at the end of step t.
+
+CHAINS = 2 splits K in two independent accumulators (one starts from p, one from u): the mma latency (24 cycles on
+sm_90), not its rate, is what a step of a small batch tile waits for.  They are added with the cell's first operation.
+
+Cost of a step (sm_90, bf16, H = 128, BLOCK_B = 8): 2 barriers, 1 stmatrix, 4 ldmatrix, 4 dependent mma, the cell.
+Global traffic inside the loop: x (and W_in where its home is "stream"), the streams, out.
+
+Nothing needs to be co-resident: programs do not talk to each other.  Numerics: products in the storage dtype (tf32 per
+PRECISION for fp32) with fp32 accumulation (fp64: fp64), the state rounded to the storage dtype each step.
+"""
+
+import triton
+import triton.language as tl
+
+from .fragments import (
+    halves_of_state,
+    halves_of_weight,
+    input_tiles,
+    load_input,
+    load_input_weight,
+    load_recurrent,
+    load_state,
+    load_stream,
+    projection_tile,
+    projection_zeros,
+    round_tf32,
+    store_state,
+    stream_tile,
+)
+
+
+@triton.jit
+def _operand(v, PRECISION: tl.constexpr):
+    """what the tensor core reads: tf32 rounds to nearest here, the hardware alone would truncate"""
+    if PRECISION == "tf32":
+        return round_tf32(v)
+    else:
+        return v
+
+
+@triton.jit
+def _products(acc, a, b, PRECISION: tl.constexpr, ACC: tl.constexpr):
+    """acc + the products of two tuples of tiles"""
+    for i in tl.static_range(len(a)):
+        acc = tl.dot(
+            _operand(a[i], PRECISION), _operand(b[i], PRECISION), acc, input_precision=PRECISION, out_dtype=ACC
+        )
+    return acc
+
+
+@triton.jit
+def _load_inputs(
+    ptr, stride_b, rows, zero, I: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.constexpr, CHUNK: tl.constexpr,
+    N_CHUNKS: tl.constexpr, FORM: tl.constexpr, ALIGNED: tl.constexpr,
+):  # fmt: skip
+    x = ()
+    for c in tl.static_range(N_CHUNKS):
+        x = x + (load_input(ptr, stride_b, c * CHUNK, rows, zero, I, BLOCK_B, WARPS, CHUNK, FORM, ALIGNED),)
+    return x
+
+
+@triton.jit
+def _project(
+    x_raw, w_in, H_PAD: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.constexpr, FORM: tl.constexpr,
+    DTYPE: tl.constexpr, PRECISION: tl.constexpr, X_ALIGNED: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """W_in x with W_in on chip"""
+    acc = projection_zeros(H_PAD, BLOCK_B, WARPS, FORM, ACC)
+    for c in tl.static_range(len(x_raw)):
+        acc = _products(acc, w_in[c], input_tiles(x_raw[c], DTYPE, BLOCK_B, WARPS, FORM, X_ALIGNED), PRECISION, ACC)
+    return projection_tile(acc, H_PAD, BLOCK_B, WARPS, FORM)
+
+
+@triton.jit
+def _project_streamed(
+    x_ptr, stride_x_b, rows, zero, w_in_ptr, I: tl.constexpr, H: tl.constexpr, H_PAD: tl.constexpr,
+    BLOCK_B: tl.constexpr, WARPS: tl.constexpr, CHUNK: tl.constexpr, FORM: tl.constexpr, DTYPE: tl.constexpr,
+    PRECISION: tl.constexpr, X_ALIGNED: tl.constexpr, W_ALIGNED: tl.constexpr, UNROLL: tl.constexpr,
+    ACC: tl.constexpr,
+):  # fmt: skip
+    """W_in x with W_in read from global memory, UNROLL chunks in flight"""
+    acc = projection_zeros(H_PAD, BLOCK_B, WARPS, FORM, ACC)
+    for k0 in range(0, I + zero, CHUNK * UNROLL):  # + zero: else ptxas unrolls it all and spills
+        for c in tl.static_range(UNROLL):
+            k = k0 + c * CHUNK
+            w = load_input_weight(w_in_ptr, k, H, I, H_PAD, WARPS, CHUNK, FORM, W_ALIGNED, False)
+            x = load_input(x_ptr, stride_x_b, k, rows, zero, I, BLOCK_B, WARPS, CHUNK, FORM, X_ALIGNED)
+            acc = _products(acc, w, input_tiles(x, DTYPE, BLOCK_B, WARPS, FORM, X_ALIGNED), PRECISION, ACC)
+    return projection_tile(acc, H_PAD, BLOCK_B, WARPS, FORM)
+
+
+@triton.jit(do_not_specialize=["T", "B", "reverse", "stride_x_t", "stride_x_b", "stride_u_t", "stride_u_b"])
+def recurrence(
+    x_ptr,  # [T, B, I], strides (stride_x_t, stride_x_b, 1); where W_IN_HOME is "none": unused
+    w_in_ptr,  # [H, I] contiguous
+    w_rec_ptr,  # [H, H] contiguous W_hh; used transposed where TRANSPOSED
+    bias0_ptr,  # [H] where HAS_BIAS0
+    bias1_ptr,  # [H] where HAS_BIAS1
+    first_ptr,  # [B, H] contiguous where HAS_FIRST: forward s before the first step (h0), backward p of it (dhn)
+    u_ptr,  # [T, B, H] stream where HAS_U, strides (stride_u_t, stride_u_b, 1)
+    saved_ptr,  # [T, B, H] contiguous stream where HAS_SAVED
+    out_ptr,  # [T, B, H] contiguous: s_t
+    last_ptr,  # [B, H] contiguous where HAS_LAST: s of the last step
+    T,
+    B,
+    reverse,  # 1: time runs from T - 1 down to 0
+    stride_x_t,
+    stride_x_b,
+    stride_u_t,
+    stride_u_b,
+    I: tl.constexpr,
+    H: tl.constexpr,
+    CELL: tl.constexpr,
+    ACCURACY: tl.constexpr,
+    FIRST_IS_STATE: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    HAS_BIAS0: tl.constexpr,
+    HAS_BIAS1: tl.constexpr,
+    HAS_FIRST: tl.constexpr,
+    HAS_U: tl.constexpr,
+    HAS_SAVED: tl.constexpr,
+    HAS_LAST: tl.constexpr,
+    X_ALIGNED: tl.constexpr,  # rows of x are whole aligned 16-byte vectors; its strides are counted in them (not fma)
+    W_ALIGNED: tl.constexpr,  # rows of W_in are
+    U_ALIGNED: tl.constexpr,  # rows of u divide into aligned vectors of 2R elements; its strides are counted in them
+    S_ALIGNED: tl.constexpr,  # the same for everything that is contiguous [.., H]
+    DTYPE: tl.constexpr,
+    FORM: tl.constexpr,  # fragments.py
+    PRECISION: tl.constexpr,  # of tl.dot: "tf32", "tf32x3", "ieee"
+    W_IN_HOME: tl.constexpr,  # "registers", "shared", "stream", "none"
+    H_PAD: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    WARPS: tl.constexpr,
+    CHUNK: tl.constexpr,  # inputs a tile of the projection
+    CHAINS: tl.constexpr,
+    X_DEPTH: tl.constexpr,  # 2: x_{t+2} is loaded during step t; 1: x_{t+1} is (W_in on chip)
+    STREAM_UNROLL: tl.constexpr,
+):
+    ACC: tl.constexpr = tl.float64 if DTYPE == tl.float64 else tl.float32
+    N_CHUNKS: tl.constexpr = (I + CHUNK - 1) // CHUNK if W_IN_HOME == "registers" or W_IN_HOME == "shared" else 0
+    row0 = tl.program_id(0) * BLOCK_B
+    rows = B - row0
+    zero = (T < 0).to(tl.int32)
+    step_out = tl.cast(B, tl.int64) * H
+    start = row0.to(tl.int64) * H
+    t = reverse * (T - 1)
+    dt = 1 - 2 * reverse
+    R: tl.constexpr = H_PAD // (16 * WARPS)
+    X_UNIT: tl.constexpr = CHUNK // 4 if X_ALIGNED and FORM != "fma" else 1
+    U_UNIT: tl.constexpr = 2 * R if U_ALIGNED else 1
+    S_UNIT: tl.constexpr = 2 * R if S_ALIGNED else 1
+    step_x = stride_x_t.to(tl.int64) * X_UNIT
+    step_u = stride_u_t.to(tl.int64) * U_UNIT
+    x_ptr += row0.to(tl.int64) * (stride_x_b * X_UNIT)
+    u_ptr += row0.to(tl.int64) * (stride_u_b * U_UNIT)
+    saved_ptr += start
+    out_ptr += start
+
+    # ---- on chip for the whole launch
+    w = _operand(load_recurrent(w_rec_ptr, H, H_PAD, WARPS, FORM, TRANSPOSED, S_ALIGNED), PRECISION)
+    if CHAINS == 2:
+        w_a, w_b = halves_of_weight(w, H_PAD)
+    w_in = ()
+    for c in tl.static_range(N_CHUNKS):
+        w_c = load_input_weight(w_in_ptr, c * CHUNK, H, I, H_PAD, WARPS, CHUNK, FORM, W_ALIGNED, W_IN_HOME == "shared")
+        w_in = w_in + (w_c,)
+    # Where there is neither bias nor u, a zero the compiler cannot see: a known zero would merge the two chains.
+    bias = load_state(bias0_ptr, 0, BLOCK_B, HAS_BIAS0 or T < 0, H, H_PAD, BLOCK_B, WARPS, FORM, False).to(ACC)
+    if HAS_BIAS1:
+        bias += load_state(bias1_ptr, 0, BLOCK_B, True, H, H_PAD, BLOCK_B, WARPS, FORM, False).to(ACC)
+
+    # ---- before the first step: s, p of the first step, what the first step has prefetched
+    s = tl.zeros((H_PAD, BLOCK_B), DTYPE)
+    p = tl.zeros((H_PAD, BLOCK_B), ACC)
+    if HAS_FIRST:
+        first = load_state(first_ptr + start, H, rows, True, H, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED)
+        if FIRST_IS_STATE:
+            s = first
+        else:
+            p += first.to(ACC)
+    if W_IN_HOME != "none":
+        p += _project_streamed(
+            x_ptr + t * step_x, stride_x_b, rows, zero, w_in_ptr, I, H, H_PAD, BLOCK_B, WARPS, CHUNK,
+            FORM, DTYPE, PRECISION, X_ALIGNED, W_ALIGNED, 1, ACC,
+        )  # fmt: skip
+    x_raw = ()
+    if X_DEPTH == 2 and N_CHUNKS > 0:
+        x_t = x_ptr + (t + dt * tl.minimum(1, T - 1)) * step_x
+        x_raw = _load_inputs(x_t, stride_x_b, rows, zero, I, BLOCK_B, WARPS, CHUNK, N_CHUNKS, FORM, X_ALIGNED)
+    u_raw = 0
+    saved_raw = 0
+    if HAS_U:
+        u_t = u_ptr + t * step_u
+        u_raw = load_stream(u_t, stride_u_b, rows, H, H_PAD, BLOCK_B, WARPS, FORM, U_ALIGNED)
+    if HAS_SAVED:
+        saved_raw = load_stream(saved_ptr + t * step_out, H // S_UNIT, rows, H, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED)
+
+    for step in range(T):
+        # ---- in the shadow of the exchange
+        if CHAINS == 2:
+            s_a, s_b = halves_of_state(s, H_PAD, BLOCK_B)  # written out first: s and x can share their barriers
+        u = bias
+        saved = 0.0
+        if HAS_U:
+            u = stream_tile(u_raw, DTYPE, H_PAD, BLOCK_B, WARPS, FORM, U_ALIGNED).to(ACC) + bias
+        if HAS_SAVED:
+            saved = stream_tile(saved_raw, DTYPE, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED).to(ACC)
+        t_1 = t + dt * tl.minimum(1, T - 1 - step)
+        t_2 = t + dt * tl.minimum(2, T - 1 - step)
+        if HAS_U:
+            u_t = u_ptr + t_1 * step_u
+            u_raw = load_stream(u_t, stride_u_b, rows, H, H_PAD, BLOCK_B, WARPS, FORM, U_ALIGNED)
+        if HAS_SAVED:
+            saved_t = saved_ptr + t_1 * step_out
+            saved_raw = load_stream(saved_t, H // S_UNIT, rows, H, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED)
+        p_next = tl.zeros((H_PAD, BLOCK_B), ACC)
+        if N_CHUNKS > 0:
+            x_t = x_ptr + (t_2 if X_DEPTH == 2 else t_1) * step_x
+            x_next = _load_inputs(
+                x_t, stride_x_b, rows, zero, I, BLOCK_B, WARPS, CHUNK, N_CHUNKS, FORM, X_ALIGNED
+            )  # fmt: skip
+            if X_DEPTH == 2:
+                p_next = _project(x_raw, w_in, H_PAD, BLOCK_B, WARPS, FORM, DTYPE, PRECISION, X_ALIGNED, ACC)
+        # ---- critical path
+        if CHAINS == 2:
+            a = tl.dot(w_a, _operand(s_a, PRECISION), p, input_precision=PRECISION, out_dtype=ACC)
+            a += tl.dot(w_b, _operand(s_b, PRECISION), u, input_precision=PRECISION, out_dtype=ACC)
+        else:
+            a = tl.dot(w, _operand(s, PRECISION), p + u, input_precision=PRECISION, out_dtype=ACC)
+        s = CELL(a, saved, ACCURACY).to(DTYPE)
+        store_state(out_ptr + t * step_out, s, rows, H, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED)
+        # ---- behind it, what has no registers to run ahead
+        if N_CHUNKS > 0:
+            if X_DEPTH == 2:
+                x_raw = x_next
+            else:
+                p_next = _project(x_next, w_in, H_PAD, BLOCK_B, WARPS, FORM, DTYPE, PRECISION, X_ALIGNED, ACC)
+        if W_IN_HOME == "stream":
+            p_next = _project_streamed(
+                x_ptr + t_1 * step_x, stride_x_b, rows, zero, w_in_ptr, I, H, H_PAD, BLOCK_B, WARPS, CHUNK, FORM,
+                DTYPE, PRECISION, X_ALIGNED, W_ALIGNED, STREAM_UNROLL, ACC,
+            )  # fmt: skip
+        p = p_next
+        t = t_1
+    if HAS_LAST:
+        store_state(last_ptr + start, s, rows, H, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED)

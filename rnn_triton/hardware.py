@@ -1,0 +1,55 @@
+"""The only reader of device properties: what a plan needs to know of a GPU, and records of known ones."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Device:
+    """One GPU as the planner sees it."""
+
+    name: str
+    capability: int  # 10 * major + minor
+    sms: int
+    shared_bytes: int  # per CTA, with opt-in
+    registers: int  # 32-bit, per SM
+    l2_bytes: int
+    clock_ghz: float  # boost
+
+
+# NVIDIA's data sheets and CUDA C++ Programming Guide, table "Technical Specifications per Compute Capability".
+RECORDS: dict[str, Device] = {
+    "sm_80": Device("A100", 80, 108, 163 * 1024, 65536, 40 * 2**20, 1.41),
+    "sm_86": Device("RTX 3090", 86, 82, 99 * 1024, 65536, 6 * 2**20, 1.70),
+    "sm_89": Device("L40S", 89, 142, 99 * 1024, 65536, 96 * 2**20, 2.52),
+    "sm_90": Device("H200", 90, 132, 227 * 1024, 65536, 50 * 2**20, 1.98),
+    "sm_100": Device("B200", 100, 148, 227 * 1024, 65536, 126 * 2**20, 1.97),
+}
+
+
+def of(device: torch.device) -> Device:
+    """The record of a torch device; what the interpreter runs on the CPU is planned for an H200."""
+    if device.type != "cuda":
+        return RECORDS["sm_90"]
+    return _cuda(torch.cuda.current_device() if device.index is None else device.index)
+
+
+@functools.lru_cache(maxsize=None)
+def _cuda(index: int) -> Device:
+    p = torch.cuda.get_device_properties(index)
+    capability = 10 * p.major + p.minor
+    khz = getattr(p, "clock_rate", 0)  # gone from newer CUDA runtimes
+    known = RECORDS.get(f"sm_{capability}")
+    return Device(
+        name=p.name,
+        capability=capability,
+        sms=p.multi_processor_count,
+        shared_bytes=p.shared_memory_per_block_optin,
+        registers=p.regs_per_multiprocessor,
+        l2_bytes=p.L2_cache_size,
+        clock_ghz=khz / 1e6 if khz else known.clock_ghz if known else 1.5,
+    )
