@@ -56,6 +56,17 @@ def state_index(H_PAD: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.constexpr)
 
 
 @triton.jit
+def is_unit(H: tl.constexpr, H_PAD: tl.constexpr, WARPS: tl.constexpr, FORM: tl.constexpr):
+    """[H_PAD, 1]: is row m of a state tile a hidden unit, and not padding?"""
+    m = tl.arange(0, H_PAD)[:, None]
+    if FORM == "fma":
+        return m < H
+    else:
+        R: tl.constexpr = H_PAD // (16 * WARPS)
+        return (8 * ((m // 16) % WARPS) + m % 8) * (2 * R) + 2 * (m // (16 * WARPS)) + (m // 8) % 2 < H
+
+
+@triton.jit
 def state_tile(v, H_PAD: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.constexpr, FORM: tl.constexpr):
     """raw state tile -> [H_PAD, BLOCK_B] in hidden order"""
     v = tl.reshape(v, (4, 8, WARPS, 2, BLOCK_B // 8, H_PAD // (16 * WARPS), 2))  # q l w e j rep i
@@ -168,15 +179,15 @@ def stream_tile(
 
 @triton.jit
 def load_recurrent(
-    ptr, H: tl.constexpr, H_PAD: tl.constexpr, WARPS: tl.constexpr, FORM: tl.constexpr, TRANSPOSED: tl.constexpr,
+    ptr, N: tl.constexpr, H_PAD: tl.constexpr, WARPS: tl.constexpr, FORM: tl.constexpr, TRANSPOSED: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    """[H_PAD, H_PAD] operand A in hidden order, of contiguous W[H, H] or of its transpose"""
+    """[H_PAD, H_PAD] operand A in hidden order, of contiguous W[N, N] or of its transpose, N <= H_PAD"""
     if FORM == "fma":
         m = tl.arange(0, H_PAD)[:, None]
         k = tl.arange(0, H_PAD)[None, :]
-        offsets = k * H + m if TRANSPOSED else m * H + k
-        return tl.load(ptr + offsets, mask=(m < H) & (k < H), other=0)
+        offsets = k * N + m if TRANSPOSED else m * N + k
+        return tl.load(ptr + offsets, mask=(m < N) & (k < N), other=0)
     else:
         R: tl.constexpr = H_PAD // (16 * WARPS)
         V: tl.constexpr = 2 * R
@@ -187,12 +198,15 @@ def load_recurrent(
         k_lane = 2 * q + g if FORM == "mma16" else 4 * g + q
         m = (_axis(WARPS, 2, 7) * 8 + _axis(8, 1, 7)) * V + _axis(V, M_AXIS, 7)
         k = (_axis(WARPS, 4, 7) * 8 + k_lane) * V + _axis(V, K_AXIS, 7)
-        p = ptr + (k * H + m if TRANSPOSED else m * H + k)
+        p = ptr + (k * N + m if TRANSPOSED else m * N + k)
         if ALIGNED:
             p = tl.max_contiguous(p, [32, 16, 4, 2, 1, 1, 64])
         else:
             p = tl.max_contiguous(p, [32, 16, 4, 2, 1, 1, 1])
-        v = tl.load(p, mask=(m < H) & (k < H), other=0)
+        if N == H_PAD:
+            v = tl.load(p)
+        else:
+            v = tl.load(p, mask=(m < N) & (k < N), other=0)
         if TRANSPOSED:
             v = tl.permute(tl.reshape(v, (4, 8, WARPS, R, 2, WARPS, 2, R, 2)), (0, 1, 2, 7, 8, 5, 6, 3, 4))
         v = tl.reshape(v, (4, 8, WARPS, R, 2, WARPS, 2, R, 2))  # q l w m_rep m_i kw g k_rep k_i

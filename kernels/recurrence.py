@@ -35,6 +35,7 @@ from .fragments import (
     halves_of_state,
     halves_of_weight,
     input_tiles,
+    is_unit,
     load_input,
     load_input_weight,
     load_recurrent,
@@ -112,7 +113,7 @@ def _project_streamed(
 def recurrence(
     x_ptr,  # [T, B, I], strides (stride_x_t, stride_x_b, 1); where W_IN_HOME is "none": unused
     w_in_ptr,  # [H, I] contiguous
-    w_rec_ptr,  # [H, H] contiguous W_hh; used transposed where TRANSPOSED
+    w_rec_ptr,  # [W_ROWS, W_ROWS] contiguous W_hh, W_ROWS being H or, with zeros, H_PAD; transposed where TRANSPOSED
     bias0_ptr,  # [H] where HAS_BIAS0
     bias1_ptr,  # [H] where HAS_BIAS1
     first_ptr,  # [B, H] contiguous where HAS_FIRST: forward s before the first step (h0), backward p of it (dhn)
@@ -141,6 +142,8 @@ def recurrence(
     HAS_LAST: tl.constexpr,
     X_ALIGNED: tl.constexpr,  # rows of x are whole aligned 16-byte vectors; its strides are counted in them (not fma)
     W_ALIGNED: tl.constexpr,  # rows of W_in are
+    W_REC_ALIGNED: tl.constexpr,  # rows of W_rec divide into aligned vectors of 2R elements
+    W_ROWS: tl.constexpr,
     U_ALIGNED: tl.constexpr,  # rows of u divide into aligned vectors of 2R elements; its strides are counted in them
     S_ALIGNED: tl.constexpr,  # the same for everything that is contiguous [.., H]
     DTYPE: tl.constexpr,
@@ -176,7 +179,7 @@ def recurrence(
     out_ptr += start
 
     # ---- on chip for the whole launch
-    w = _operand(load_recurrent(w_rec_ptr, H, H_PAD, WARPS, FORM, TRANSPOSED, S_ALIGNED), PRECISION)
+    w = _operand(load_recurrent(w_rec_ptr, W_ROWS, H_PAD, WARPS, FORM, TRANSPOSED, W_REC_ALIGNED), PRECISION)
     if CHAINS == 2:
         w_a, w_b = halves_of_weight(w, H_PAD)
     w_in = ()
@@ -247,6 +250,9 @@ def recurrence(
         else:
             a = tl.dot(w, _operand(s, PRECISION), p + u, input_precision=PRECISION, out_dtype=ACC)
         s = CELL(a, saved, ACCURACY).to(DTYPE)
+        if H != H_PAD:
+            # an infinite input makes NaN of its products with padding, and NaN would spread in the next step
+            s = tl.where(is_unit(H, H_PAD, WARPS, FORM), s, 0.0)
         store_state(out_ptr + t * step_out, s, rows, H, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED)
         # ---- behind it, what has no registers to run ahead
         if N_CHUNKS > 0:

@@ -50,10 +50,10 @@ def forward(
     p = plan(problem, hardware.of(x.device))
     if x.stride(2) != 1 and I > 1:
         x = x.contiguous()
-    w_ih, w_hh = w_ih.contiguous(), w_hh.contiguous()
+    w_ih, w_hh = w_ih.contiguous(), _w_rec(w_hh, p)
     h0 = None if h0 is None else h0.contiguous()
-    y = x.new_empty(T, B, H)
-    hn = x.new_empty(B, H)
+    y = _empty(x, T, B, H)
+    hn = _empty(x, B, H)
     unit = _input_unit(problem, p)
     stride_x_t, stride_x_b, x_aligned = _strides(x, unit)
     _run(
@@ -64,7 +64,8 @@ def forward(
         x_aligned=x_aligned,
         w_aligned=_aligned(w_ih, I, unit),
         u_aligned=False,
-        s_aligned=all(_aligned(t, H, _state_unit(p)) for t in (w_hh, y, hn, h0) if t is not None),
+        w_rec_aligned=_aligned(w_hh, w_hh.shape[1], _state_unit(p)),
+        s_aligned=all(_aligned(t, H, _state_unit(p)) for t in (y, hn, h0) if t is not None),
     )
     return y, hn
 
@@ -84,7 +85,7 @@ def backward(
     T, B, H = y.shape
     problem = Problem("backward", B, 1, H, DTYPES[y.dtype], precision, nonlinearity)
     p = plan(problem, hardware.of(y.device))
-    y, w_hh = y.contiguous(), w_hh.contiguous()
+    y, w_hh = y.contiguous(), _w_rec(w_hh, p)
     dhn = None if dhn is None else dhn.contiguous()
     stride_u_t = stride_u_b = 0
     u_aligned = False
@@ -93,7 +94,7 @@ def backward(
         if dy.stride(2) != 1 and H > 1:
             dy = dy.contiguous()
         stride_u_t, stride_u_b, u_aligned = _strides(dy, unit)
-    da = torch.empty_like(y)
+    da = _empty(y, T, B, H)
     _run(
         problem,
         p,
@@ -102,7 +103,8 @@ def backward(
         x_aligned=False,
         w_aligned=False,
         u_aligned=u_aligned,
-        s_aligned=all(_aligned(t, H, unit) for t in (w_hh, y, da, dhn) if t is not None),
+        w_rec_aligned=_aligned(w_hh, w_hh.shape[1], unit),
+        s_aligned=all(_aligned(t, H, unit) for t in (y, da, dhn) if t is not None),
     )
     return da
 
@@ -121,6 +123,7 @@ def compile_ahead(problem: Problem, p: Plan, device: Device) -> Any:
         x_aligned=problem.I % _input_unit(problem, p) == 0,
         w_aligned=problem.I % _input_unit(problem, p) == 0,
         u_aligned=problem.H % _state_unit(p) == 0,
+        w_rec_aligned=p.pad_w_hh or problem.H % _state_unit(p) == 0,
         s_aligned=problem.H % _state_unit(p) == 0,
     )
     names = recurrence.arg_names
@@ -136,6 +139,18 @@ def compile_ahead(problem: Problem, p: Plan, device: Device) -> Any:
     return triton.compile(source, target=GPUTarget("cuda", device.capability, 32), options=_options(p))
 
 
+def _w_rec(w_hh: Tensor, p: Plan) -> Tensor:
+    """W_hh as the plan wants it in global memory"""
+    if p.pad_w_hh:
+        missing = p.h_pad - w_hh.shape[0]
+        return torch.nn.functional.pad(w_hh, (0, missing, 0, missing))
+    return w_hh.contiguous()
+
+
+def _empty(like: Tensor, *shape: int) -> Tensor:
+    return torch.empty(shape, dtype=like.dtype, device=like.device)
+
+
 def _run(
     problem: Problem,
     p: Plan,
@@ -144,6 +159,7 @@ def _run(
     *,
     x_aligned: bool,
     w_aligned: bool,
+    w_rec_aligned: bool,
     u_aligned: bool,
     s_aligned: bool,
 ) -> None:
@@ -153,7 +169,14 @@ def _run(
     # An absent tensor is never read; some pointer has to stand in its place.
     pointers = [out if (t := tensors.get(name)) is None else t for name in _TENSORS]
     constants = _constants(
-        problem, p, present, x_aligned=x_aligned, w_aligned=w_aligned, u_aligned=u_aligned, s_aligned=s_aligned
+        problem,
+        p,
+        present,
+        x_aligned=x_aligned,
+        w_aligned=w_aligned,
+        w_rec_aligned=w_rec_aligned,
+        u_aligned=u_aligned,
+        s_aligned=s_aligned,
     )
     grid = (math.ceil(problem.B / p.block_b),)
     if out.is_cuda:
@@ -180,6 +203,7 @@ def _constants(
     *,
     x_aligned: bool,
     w_aligned: bool,
+    w_rec_aligned: bool,
     u_aligned: bool,
     s_aligned: bool,
 ) -> dict[str, Any]:
@@ -199,6 +223,8 @@ def _constants(
         HAS_LAST="last" in present,
         X_ALIGNED=x_aligned,
         W_ALIGNED=w_aligned,
+        W_REC_ALIGNED=w_rec_aligned,
+        W_ROWS=p.h_pad if p.pad_w_hh else problem.H,
         U_ALIGNED=u_aligned,
         S_ALIGNED=s_aligned,
         DTYPE=_TRITON_DTYPES[problem.dtype],

@@ -51,6 +51,7 @@ class Plan:
     chains: int  # independent accumulators of the recurrent product
     x_depth: int  # 2: x is loaded two steps ahead, 1: one
     stream_unroll: int  # chunks in flight where W_ih streams
+    pad_w_hh: bool  # the launch pads W_hh to h_pad x h_pad in global memory first
     reason: str
 
 
@@ -109,9 +110,7 @@ def plan(problem: Problem, device: Device) -> Plan:
             f"H={problem.H} in {what} needs {weights // 1024} KB of W_hh (padded to {h_pad} units) on one CTA; "
             f"one CTA holds up to H={form.h_max} in {what}, and groups of CTAs are not available yet"
         )
-    warps = h_pad // 16
-    if h_pad == 256 and problem.direction == "forward":
-        warps = 8  # 16 would leave 128 registers a thread: not enough for W_hh, W_ih and x
+    warps = min(8, h_pad // 16)  # 16 warps would leave 128 registers a thread, too few at H_PAD = 256
     block_b = 8
     if form.formulation == "mma16" and problem.B > 8 * device.sms and h_pad <= 128:
         block_b = 16  # tiles of 8 no longer fit on the chip at once
@@ -142,6 +141,8 @@ def plan(problem: Problem, device: Device) -> Plan:
         chains=2 if form.two_chains and h_pad >= 32 and block_b == 8 else 1,
         x_depth=x_depth,
         stream_unroll=form.stream_unroll,
+        # Loading ragged rows of 16-bit values takes a register each until they are packed: too many at H_PAD = 256.
+        pad_w_hh=h_pad == 256 and problem.H % (h_pad // (8 * warps)) != 0,
         reason=f"W_hh ({weights // 1024} KB as padded to {h_pad} units) fits in the {held} of one CTA{where}",
     )
 
@@ -151,7 +152,9 @@ def _w_ih_home(
 ) -> tuple[str, int]:
     """(home of W_ih, how many steps ahead x is loaded)"""
     wide = int(h_pad == 256)
-    chunks = math.ceil(problem.I / chunk) * (block_b // 8)  # x takes registers in proportion to the batch tile
+    # x takes registers in proportion to the batch tile, and twice as many where its rows are no 16-byte vectors.
+    ragged = form.formulation != "fma" and problem.I * size % 16 != 0
+    chunks = math.ceil(problem.I / chunk) * (block_b // 8) * (2 if ragged else 1)
     if chunks <= form.registers[wide]:
         return "registers", 2
     shared = h_pad * math.ceil(problem.I / chunk) * chunk * size + 4 * h_pad * block_b * size + 4096
