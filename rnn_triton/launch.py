@@ -8,6 +8,7 @@ what is checked ahead of time is what runs.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from typing import Any
 
@@ -46,27 +47,18 @@ def forward(
     """y[T,B,H], contiguous, and hn[B,H], its own memory, by one launch.  x[T,B,I] of any strides; T, B >= 1."""
     T, B, I = x.shape
     H = w_hh.shape[0]
-    problem = Problem("forward", B, I, H, DTYPES[x.dtype], precision, nonlinearity)
-    p = plan(problem, hardware.of(x.device))
-    if x.stride(2) != 1 and I > 1:
+    site = _site("forward", B, I, H, x.dtype, precision, nonlinearity, x.device)
+    if I > 1 and x.stride(2) != 1:
         x = x.contiguous()
-    w_ih, w_hh = w_ih.contiguous(), _w_rec(w_hh, p)
+    w_ih, w_hh = w_ih.contiguous(), _w_rec(w_hh, site.plan)
+    b_ih = None if b_ih is None else b_ih.contiguous()
+    b_hh = None if b_hh is None else b_hh.contiguous()
     h0 = None if h0 is None else h0.contiguous()
     y = _empty(x, T, B, H)
     hn = _empty(x, B, H)
-    unit = _input_unit(problem, p)
-    stride_x_t, stride_x_b, x_aligned = _strides(x, unit)
-    _run(
-        problem,
-        p,
-        dict(x=x, w_in=w_ih, w_rec=w_hh, bias0=b_ih, bias1=b_hh, first=h0, out=y, last=hn),
-        (T, B, int(reverse), stride_x_t, stride_x_b, 0, 0),
-        x_aligned=x_aligned,
-        w_aligned=_aligned(w_ih, I, unit),
-        u_aligned=False,
-        w_rec_aligned=_aligned(w_hh, w_hh.shape[1], _state_unit(p)),
-        s_aligned=all(_aligned(t, H, _state_unit(p)) for t in (y, hn, h0) if t is not None),
-    )
+    stride_t, stride_b, x_aligned = _strides(x, site.input_unit)
+    tensors = (x, w_ih, w_hh, b_ih, b_hh, h0, None, None, y, hn)
+    _run(site, tensors, (T, B, int(reverse), stride_t, stride_b, 0, 0), x_aligned, False)
     return y, hn
 
 
@@ -83,29 +75,17 @@ def backward(
 
     dy or dhn may be None, not both; any strides."""
     T, B, H = y.shape
-    problem = Problem("backward", B, 1, H, DTYPES[y.dtype], precision, nonlinearity)
-    p = plan(problem, hardware.of(y.device))
-    y, w_hh = y.contiguous(), _w_rec(w_hh, p)
+    site = _site("backward", B, 1, H, y.dtype, precision, nonlinearity, y.device)
+    y, w_hh = y.contiguous(), _w_rec(w_hh, site.plan)
     dhn = None if dhn is None else dhn.contiguous()
-    stride_u_t = stride_u_b = 0
-    u_aligned = False
-    unit = _state_unit(p)
+    stride_t, stride_b, u_aligned = 0, 0, False
     if dy is not None:
-        if dy.stride(2) != 1 and H > 1:
+        if H > 1 and dy.stride(2) != 1:
             dy = dy.contiguous()
-        stride_u_t, stride_u_b, u_aligned = _strides(dy, unit)
+        stride_t, stride_b, u_aligned = _strides(dy, site.state_unit)
     da = _empty(y, T, B, H)
-    _run(
-        problem,
-        p,
-        dict(w_rec=w_hh, first=dhn, u=dy, saved=y, out=da),
-        (T, B, int(not reverse), 0, 0, stride_u_t, stride_u_b),
-        x_aligned=False,
-        w_aligned=False,
-        u_aligned=u_aligned,
-        w_rec_aligned=_aligned(w_hh, w_hh.shape[1], unit),
-        s_aligned=all(_aligned(t, H, unit) for t in (y, da, dhn) if t is not None),
-    )
+    tensors = (None, None, w_hh, None, None, dhn, dy, y, da, None)
+    _run(site, tensors, (T, B, int(not reverse), 0, 0, stride_t, stride_b), False, u_aligned)
     return da
 
 
@@ -114,81 +94,92 @@ def compile_ahead(problem: Problem, p: Plan, device: Device) -> Any:
     optional tensor of its pass and with aligned rows wherever the sizes allow them."""
     from triton.backends.compiler import GPUTarget
 
-    forward = problem.direction == "forward"
-    present = {"w_rec", "first", "out"} | ({"x", "w_in", "bias0", "bias1", "last"} if forward else {"u", "saved"})
-    constants = _constants(
-        problem,
-        p,
-        present,
-        x_aligned=problem.I % _input_unit(problem, p) == 0,
-        w_aligned=problem.I % _input_unit(problem, p) == 0,
-        u_aligned=problem.H % _state_unit(p) == 0,
-        w_rec_aligned=p.pad_w_hh or problem.H % _state_unit(p) == 0,
-        s_aligned=problem.H % _state_unit(p) == 0,
-    )
+    if problem.direction == "forward":
+        present = tuple(name in ("x", "w_in", "w_rec", "bias0", "bias1", "first", "out", "last") for name in _TENSORS)
+    else:
+        present = tuple(name in ("w_rec", "first", "u", "saved", "out") for name in _TENSORS)
+    constants = _constants(problem, p, present, *_rows_aligned(problem, p))
     names = recurrence.arg_names
     pointer = _POINTERS[problem.dtype]
     signature = {n: "constexpr" if n in constants else pointer if n.endswith("_ptr") else "i32" for n in names}
-    aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if n.endswith("_ptr")}
     source = triton.compiler.ASTSource(
         fn=recurrence,
         signature=signature,
         constexprs={(names.index(n),): v for n, v in constants.items()},
-        attrs=aligned,
+        attrs={(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if n.endswith("_ptr")},
     )
     return triton.compile(source, target=GPUTarget("cuda", device.capability, 32), options=_options(p))
 
 
-def _w_rec(w_hh: Tensor, p: Plan) -> Tensor:
-    """W_hh as the plan wants it in global memory"""
-    if p.pad_w_hh:
-        missing = p.h_pad - w_hh.shape[0]
-        return torch.nn.functional.pad(w_hh, (0, missing, 0, missing))
-    return w_hh.contiguous()
+# The pointer parameters of the kernel, in order; an absent tensor is never read.
+_TENSORS = ("x", "w_in", "w_rec", "bias0", "bias1", "first", "u", "saved", "out", "last")
+_OUT = _TENSORS.index("out")
 
 
-def _empty(like: Tensor, *shape: int) -> Tensor:
-    return torch.empty(shape, dtype=like.dtype, device=like.device)
+class _Site:
+    """What is known of a call from its sizes and options alone, and the kernels compiled for it so far.
+
+    Triton's own launch path binds 50 arguments and builds a cache key from them on every call, many times what the rest
+    costs.  A site keeps the compiled kernel's own launcher for each variant instead (what `kernel.warmup` is for)."""
+
+    def __init__(self, problem: Problem, p: Plan) -> None:
+        self.problem = problem
+        self.plan = p
+        self.grid = (math.ceil(problem.B / p.block_b), 1, 1)
+        self.input_unit = _input_unit(problem, p)
+        self.state_unit = _state_unit(p)
+        self.rows_aligned = _rows_aligned(problem, p)
+        self.launchers: dict[tuple[Any, ...], tuple[Any, tuple[Any, ...]]] = {}
+
+
+@functools.lru_cache(maxsize=1024)
+def _site(
+    direction: str,
+    B: int,
+    I: int,
+    H: int,
+    dtype: torch.dtype,
+    precision: str | None,
+    nonlinearity: str,
+    device: torch.device,
+) -> _Site:
+    problem = Problem(direction, B, I, H, DTYPES[dtype], precision, nonlinearity)
+    return _Site(problem, plan(problem, hardware.of(device)))
 
 
 def _run(
-    problem: Problem,
-    p: Plan,
-    tensors: dict[str, Tensor | None],
-    scalars: tuple[int, ...],
-    *,
-    x_aligned: bool,
-    w_aligned: bool,
-    w_rec_aligned: bool,
-    u_aligned: bool,
-    s_aligned: bool,
+    site: _Site, tensors: tuple[Tensor | None, ...], scalars: tuple[int, ...], x_aligned: bool, u_aligned: bool
 ) -> None:
-    out = tensors["out"]
+    out = tensors[_OUT]
     assert out is not None
-    present = {name for name, t in tensors.items() if t is not None}
-    # An absent tensor is never read; some pointer has to stand in its place.
-    pointers = [out if (t := tensors.get(name)) is None else t for name in _TENSORS]
-    constants = _constants(
-        problem,
-        p,
-        present,
-        x_aligned=x_aligned,
-        w_aligned=w_aligned,
-        w_rec_aligned=w_rec_aligned,
-        u_aligned=u_aligned,
-        s_aligned=s_aligned,
-    )
-    grid = (math.ceil(problem.B / p.block_b),)
-    if out.is_cuda:
-        # Triton launches on the current device's current stream.
-        with torch.cuda.device(out.device) if out.device.index != torch.cuda.current_device() else _NO_CONTEXT:
-            recurrence[grid](*pointers, *scalars, **constants, **_options(p))
-    else:
+    present = tuple(t is not None for t in tensors)
+    pointers = [out if t is None else t for t in tensors]
+    _, w_aligned, w_rec_aligned, _, s_aligned = site.rows_aligned
+    bits = 0
+    for t in pointers:
+        bits |= t.data_ptr()
+    whole = bits % 16 == 0
+    if not whole:  # somebody's view into a larger tensor; every vector is of at most 16 bytes
+        w_aligned = w_rec_aligned = s_aligned = False
+    variant = (present, x_aligned, w_aligned, w_rec_aligned, u_aligned, s_aligned)
+    if interpreter.active():
         with interpreter.accurate():
-            recurrence[grid](*pointers, *scalars, **constants, **_options(p))
+            recurrence[site.grid](*pointers, *scalars, **_constants(site.problem, site.plan, *variant))
+        return
+    with _NO_CONTEXT if out.device.index == torch.cuda.current_device() else torch.cuda.device(out.device):
+        # Triton compiles one kernel for aligned addresses and 32-bit scalars: that one is kept.
+        ordinary = whole and max(scalars) < 2**31
+        known = site.launchers.get(variant) if ordinary else None
+        if known is not None:
+            launcher, constants = known
+            launcher[site.grid](*pointers, *scalars, *constants)
+            return
+        constexprs = _constants(site.problem, site.plan, *variant)
+        kernel = recurrence[site.grid](*pointers, *scalars, **constexprs, **_options(site.plan))
+        if ordinary:
+            site.launchers[variant] = kernel, tuple(constexprs.values())
 
 
-_TENSORS = ("x", "w_in", "w_rec", "bias0", "bias1", "first", "u", "saved", "out", "last")
 _NO_CONTEXT = contextlib.nullcontext()
 
 
@@ -196,18 +187,26 @@ def _options(p: Plan) -> dict[str, int]:
     return dict(num_warps=p.warps, num_stages=1)  # pipelined loads would be hoisted above the stores of a step
 
 
+def _rows_aligned(problem: Problem, p: Plan) -> tuple[bool, bool, bool, bool, bool]:
+    """(x, w_in, w_rec, u, everything else [.., H]): do rows divide into vectors, addresses and outer strides apart?"""
+    inputs = problem.I % _input_unit(problem, p) == 0
+    units = problem.H % _state_unit(p) == 0
+    return inputs, inputs, p.pad_w_hh or units, units, units
+
+
 def _constants(
     problem: Problem,
     p: Plan,
-    present: set[str],
-    *,
+    present: tuple[bool, ...],
     x_aligned: bool,
     w_aligned: bool,
     w_rec_aligned: bool,
     u_aligned: bool,
     s_aligned: bool,
 ) -> dict[str, Any]:
+    """The constexpr parameters of the kernel, in its order"""
     forward = problem.direction == "forward"
+    has = dict(zip(_TENSORS, present, strict=True))
     return dict(
         I=problem.I,
         H=problem.H,
@@ -215,12 +214,12 @@ def _constants(
         ACCURACY=p.accuracy,
         FIRST_IS_STATE=forward,
         TRANSPOSED=not forward,
-        HAS_BIAS0="bias0" in present,
-        HAS_BIAS1="bias1" in present,
-        HAS_FIRST="first" in present,
-        HAS_U="u" in present,
-        HAS_SAVED="saved" in present,
-        HAS_LAST="last" in present,
+        HAS_BIAS0=has["bias0"],
+        HAS_BIAS1=has["bias1"],
+        HAS_FIRST=has["first"],
+        HAS_U=has["u"],
+        HAS_SAVED=has["saved"],
+        HAS_LAST=has["last"],
         X_ALIGNED=x_aligned,
         W_ALIGNED=w_aligned,
         W_REC_ALIGNED=w_rec_aligned,
@@ -251,17 +250,27 @@ def _state_unit(p: Plan) -> int:
     return p.h_pad // (8 * p.warps)
 
 
-def _aligned(t: Tensor, row: int, unit: int) -> bool:
-    """Do rows of `row` elements from t's address on divide into aligned vectors of `unit`?"""
-    return row % unit == 0 and t.data_ptr() % (unit * t.element_size()) == 0
+def _w_rec(w_hh: Tensor, p: Plan) -> Tensor:
+    """W_hh as the plan wants it in global memory"""
+    if p.pad_w_hh:
+        missing = p.h_pad - w_hh.shape[0]
+        return torch.nn.functional.pad(w_hh, (0, missing, 0, missing))
+    return w_hh.contiguous()
+
+
+def _empty(like: Tensor, *shape: int) -> Tensor:
+    return torch.empty(shape, dtype=like.dtype, device=like.device)
 
 
 def _strides(t: Tensor, unit: int) -> tuple[int, int, bool]:
     """Strides of the first two dimensions of t[T,B,N] in vectors of `unit` elements and True, or in elements and False
     where they, the rows or the address are not whole vectors."""
-    # The stride of a dimension of one is arbitrary and never used.
-    first = t.stride(0) if t.shape[0] > 1 else 0
-    second = t.stride(1) if t.shape[1] > 1 else 0
-    if first % unit == 0 and second % unit == 0 and _aligned(t, t.shape[2], unit):
-        return first // unit, second // unit, True
-    return first, second, False
+    T, B, N = t.shape
+    first, second, _ = t.stride()
+    if T == 1:
+        first = 0  # the stride of a dimension of one is arbitrary and never used
+    if B == 1:
+        second = 0
+    if first % unit or second % unit or N % unit or t.data_ptr() % (unit * t.element_size()):
+        return first, second, False
+    return first // unit, second // unit, True
