@@ -73,9 +73,9 @@ class _Form:
 _FORMS = {
     "16-bit": _Form("mma16", "ieee", 256, 32, True, (8, 2), (16, 12), 2),
     "tf32": _Form("mma32", "tf32", 128, 16, False, (8, 0), (16, 0), 2),
-    "tf32x3": _Form("mma32", "tf32x3", 128, 16, False, (2, 0), (8, 0), 2),
+    "tf32x3": _Form("mma32", "tf32x3", 128, 16, False, (2, 0), (4, 0), 2),
     "ieee": _Form("fma", "ieee", 128, 64, True, (0, 0), (2, 0), 1),
-    "fp64": _Form("fma", "ieee", 64, 16, True, (0, 0), (4, 0), 1),
+    "fp64": _Form("fma", "ieee", 64, 16, True, (0, 0), (2, 0), 1),
 }
 
 
@@ -215,28 +215,29 @@ def explain(
 
 
 def _planned() -> Iterator[tuple[Problem, Device]]:
-    """Problems that reach every plan there is: the largest I of each home of W_ih at each padded H, and a ragged shape."""
-    kinds = [("bf16", None), ("fp16", None), ("fp32", "tf32"), ("fp32", "tf32x3"), ("fp32", "ieee"), ("fp64", None)]
-    for device in (RECORDS[f"sm_{capability}"] for capability in (90, 80, 100)):
+    """Problems that reach every kind of plan: the largest I of each home of W_ih, the smallest, and ragged shapes."""
+    for capability in (90, 80, 100):
+        device = hardware.RECORDS[f"sm_{capability}"]
+        kinds = [("bf16", None), ("fp32", "tf32"), ("fp32", "tf32x3"), ("fp32", "ieee"), ("fp64", None)]
+        if capability == 90:
+            kinds.append(("fp16", None))  # bf16's plans with another tanh
         for dtype, precision in kinds:
             form = _form(Problem("forward", 8, 1, 16, dtype, precision, "tanh"))
-            for h_pad in (16, 32, 64, 128, 256):
+            for h_pad in (16, 64, 128, 256):
                 if h_pad > form.h_max:
                     continue
                 wide = int(h_pad == 256)
-                inputs = [form.registers[wide] * form.chunk, form.shared[wide] * form.chunk, 1000, 8]
-                seen = set()
-                for B in (8, 4096) if dtype == "bf16" else (8,):
-                    for H in (h_pad, h_pad - 3):
-                        for I in (i for i in inputs if i) if H == h_pad else (h_pad - 1,):
-                            problem = Problem("forward", B, I, H, dtype, precision, "tanh")
-                            p = plan(problem, device)
-                            key = (p.block_b, p.w_ih_home, H)
-                            if key not in seen or I == 8:
-                                seen.add(key)
-                                yield problem, device
-                        yield Problem("backward", B, h_pad, H, dtype, precision, "relu"), device
+                for B in (8, 4096) if dtype == "bf16" and not wide else (8,):
+                    homes = set()
+                    for I in (form.registers[wide] * form.chunk, form.shared[wide] * form.chunk, 1000, 8):
+                        problem = Problem("forward", B, I, h_pad, dtype, precision, "tanh")
+                        if I and (I == 8 or plan(problem, device).w_ih_home not in homes):
+                            homes.add(plan(problem, device).w_ih_home)
+                            yield problem, device
+                    yield Problem("backward", B, h_pad, h_pad, dtype, precision, "tanh"), device
+                    if h_pad >= 64:
+                        yield Problem("forward", B, h_pad - 1, h_pad - 3, dtype, precision, "relu"), device
+                        yield Problem("backward", B, h_pad - 1, h_pad - 3, dtype, precision, "relu"), device
 
 
-RECORDS = hardware.RECORDS
 PLANNED: list[tuple[Problem, Device]] = list(_planned())

@@ -1,0 +1,82 @@
+"""Where and on what a run happens: the `environment` of every record."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import subprocess
+import uuid
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+_QUERY = {"driver": "driver_version"}
+_CLOCKS = {
+    "sm_mhz": "clocks.sm", "sm_max_mhz": "clocks.max.sm", "memory_mhz": "clocks.mem", "power_w": "power.draw",
+    "power_limit_w": "power.limit", "temperature_c": "temperature.gpu",
+}  # fmt: skip
+
+
+def root() -> Path:
+    """The checkout that holds bench/, or the folder that holds the installed package."""
+    return Path(__file__).resolve().parents[1]
+
+
+def best_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def new_run() -> str:
+    """An id for one run: sorts by time, unique."""
+    return f"{datetime.datetime.now(datetime.timezone.utc):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """The environment of a record; None for what cannot be found out."""
+    commit = _output("git", "-C", str(root()), "rev-parse", "HEAD")
+    changed = _output("git", "-C", str(root()), "status", "--porcelain", "--untracked-files=no") if commit else None
+    out: dict[str, Any] = {
+        "date": f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%dT%H:%M:%SZ}",
+        "commit": commit or None,
+        "dirty": None if changed is None else bool(changed),
+        "device": f"CPU ({platform.machine()})",
+        "capability": None,
+        "driver": None,
+        "clocks": {},
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "cudnn": None,
+        "cuda": torch.version.cuda,
+        "python": platform.python_version(),
+    }
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        fields = _QUERY | _CLOCKS
+        line = _output("nvidia-smi", f"--query-gpu={','.join(fields.values())}", "--format=csv,noheader,nounits", "-i", "0")
+        values = dict(zip(fields, (part.strip() for part in line.splitlines()[0].split(",")))) if line else {}
+        out |= {
+            "device": torch.cuda.get_device_name(device),
+            "capability": 10 * major + minor,
+            "driver": values.get("driver"),
+            "clocks": {name: _number(values[name]) for name in _CLOCKS if name in values},
+            "cudnn": torch.backends.cudnn.version(),
+        }
+    return out
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:  # "[N/A]"
+        return None
+
+
+def _output(*command: str) -> str | None:
+    """Standard output, stripped; None where the command is missing or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,60 @@
+"""A progress bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from typing import TextIO
+
+
+class Progress:
+    """Says what runs now, how far it is and what failed. `stream` defaults to standard error."""
+
+    def __init__(self, title: str, total: int, stream: TextIO | None = None):
+        self.title, self.total, self.done, self.failures = title, total, 0, 0
+        self.stream = stream or sys.stderr
+        self.live = self.stream.isatty()
+        self.began = time.monotonic()
+        self._next_line = 0.0
+
+    def now(self, what: str) -> None:
+        """`what` has started."""
+        if self.live:
+            width = 24
+            filled = int(width * self.done / max(self.total, 1))
+            bar = "#" * filled + "-" * (width - filled)
+            line = f"{self.title} [{bar}] {self.done}/{self.total}{self._remaining()}{self._failed()}  {what}"
+            columns = shutil.get_terminal_size().columns
+            self.stream.write("\r" + line[: columns - 1].ljust(columns - 1))
+            self.stream.flush()
+        elif time.monotonic() >= self._next_line:  # enough for a log
+            self._next_line = time.monotonic() + 5.0
+            print(f"{self.title} {self.done}/{self.total}{self._failed()}  {what}", file=self.stream, flush=True)
+
+    def step(self, failed: bool = False) -> None:
+        """One unit is done."""
+        self.done += 1
+        self.failures += failed
+
+    def close(self) -> None:
+        seconds = time.monotonic() - self.began
+        line = f"{self.title}: {self.done}/{self.total} in {seconds:.0f} s{self._failed()}"
+        if self.live:
+            self.stream.write("\r" + " " * (shutil.get_terminal_size().columns - 1) + "\r")
+        print(line, file=self.stream, flush=True)
+
+    def _failed(self) -> str:
+        return f", {self.failures} failed" if self.failures else ""
+
+    def _remaining(self) -> str:
+        if not self.done:
+            return ""
+        left = (time.monotonic() - self.began) / self.done * (self.total - self.done)
+        return f" {left:.0f} s left"
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

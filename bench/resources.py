@@ -1,0 +1,451 @@
+"""What a compiled kernel uses, read from its machine code and PTX: nothing is run, no GPU is needed.
+
+The time loop is found in both views by control flow, not by text order: basic blocks, dominators, natural loops. It
+is the outermost loop with the most global stores (the state is stored once a step, so every time loop has one).
+
+ptxas unrolls short loops, often by four, and leaves a remainder loop behind. PTX still holds one step per trip, so
+the unroll factor is the ratio of global stores in the machine-code loop to those in the PTX loop: ptxas neither
+merges nor splits them. Counts of the machine-code loop are divided by it, and all `per step` numbers mean one step.
+An inner loop (a streamed W_ih, say) is counted once, not once per trip: `inner_loops` says how many there are.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+RESERVED_SHARED = 1024  # bytes of static shared memory the driver keeps per CTA and cuobjdump counts in (sm_90 on)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """One kernel. Counts are instructions of one warp; bytes are per CTA."""
+
+    name: str
+    arch: str  # "sm_90"
+    warps: int
+    registers: int  # 32-bit, per thread
+    stack_bytes: int  # per thread
+    spill_stores: int  # STL in the whole kernel
+    spill_loads: int  # LDL in the whole kernel
+    shared_bytes: int  # static and dynamic, per CTA
+    unroll: int  # steps per trip of the machine-code loop
+    inner_loops: int  # loops inside the time loop
+    # per step, in the time loop
+    instructions: float
+    barriers: float  # CTA barriers (BAR.SYNC, BAR.ARV, BAR.RED)
+    global_loads: dict[int, float]  # bytes per thread and load -> loads (LDG, LD, LDGSTS)
+    global_load_arguments: dict[str, int]  # pointer argument -> loads whose address derives from it
+    global_stores: dict[int, float]  # bytes per thread and store -> stores
+    shared_loads: float  # LDS, LDSM
+    shared_stores: float  # STS, STSM
+    mma: float  # HMMA, HGMMA, IMMA, DMMA, UTCHMMA
+    fma: float  # FFMA, DFMA, HFMA2
+    mufu: float
+    shuffles: float
+    estimated_cycles: float  # an estimate: see estimate_cycles()
+
+    @property
+    def global_load_bytes(self) -> float:
+        """Upper bound on bytes a CTA loads from global memory per step: every lane of every warp active."""
+        return 32 * self.warps * sum(width * count for width, count in self.global_loads.items())
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able form: the keys of the width tables become strings."""
+        out = asdict(self)
+        for field in ("global_loads", "global_stores"):
+            out[field] = {str(width): count for width, count in out[field].items()}
+        return out
+
+
+def analyze(kernel: Any) -> Resources:
+    """Resources of a triton CompiledKernel (NVIDIA). ValueError where the time loop cannot be told apart."""
+    return from_code(
+        kernel.asm["cubin"],
+        kernel.asm["ptx"],
+        name=kernel.metadata.name,
+        warps=kernel.metadata.num_warps,
+        dynamic_shared=kernel.metadata.shared,
+        capability=kernel.metadata.target.arch,
+        arguments=_argument_names(kernel.src.signature),
+    )
+
+
+def from_code(
+    cubin: bytes, ptx: str, *, name: str, warps: int, dynamic_shared: int, capability: int, arguments: Sequence[str]
+) -> Resources:
+    """As analyze(), from the pieces. `arguments` names the PTX parameters in order; missing ones stay param_<i>."""
+    usage, listing = _cuobjdump(cubin)
+    registers, stack, static_shared = usage
+    machine = Graph(parse_sass(listing), _sass_flow)
+    virtual = Graph(parse_ptx(ptx), _ptx_flow)
+    body, inner = time_loop(machine, lambda i: i.opcode.startswith(("STG", "ST.")), f"the machine code of {name}")
+    steps, _ = time_loop(virtual, lambda i: i.opcode.startswith("st.global"), f"the PTX of {name}")
+
+    stores = _count(body, "STG", "ST.")
+    stores_per_step = sum(i.opcode.startswith("st.global") for i in steps)
+    unroll, rest = divmod(stores, stores_per_step)
+    if rest or not unroll:
+        raise ValueError(
+            f"{name}: {stores} global stores in the machine code's time loop against {stores_per_step} in the PTX's: "
+            "the loop cannot be normalised to one step"
+        )
+
+    def per_step(*prefixes: str) -> float:
+        return _ratio(_count(body, *prefixes), unroll)
+
+    def widths(*prefixes: str) -> dict[int, float]:
+        found = Counter(_width(i.opcode) for i in body if i.opcode.startswith(prefixes))
+        return {width: _ratio(count, unroll) for width, count in sorted(found.items())}
+
+    return Resources(
+        name=name,
+        arch=f"sm_{capability}",
+        warps=warps,
+        registers=registers,
+        stack_bytes=stack,
+        spill_stores=_count(machine.code, "STL"),
+        spill_loads=_count(machine.code, "LDL"),
+        shared_bytes=dynamic_shared + max(0, static_shared - RESERVED_SHARED),
+        unroll=unroll,
+        inner_loops=inner,
+        instructions=_ratio(len(body), unroll),
+        barriers=per_step("BAR."),
+        global_loads=widths("LDG.", "LD.", "LDGSTS"),
+        global_load_arguments=_load_arguments(virtual.code, steps, ptx, arguments),
+        global_stores=widths("STG", "ST."),
+        shared_loads=per_step("LDS"),
+        shared_stores=per_step("STS"),
+        mma=per_step("HMMA", "HGMMA", "IMMA", "IGMMA", "DMMA", "UTCHMMA", "UTCQMMA"),
+        fma=per_step("FFMA", "DFMA", "HFMA2"),
+        mufu=per_step("MUFU"),
+        shuffles=per_step("SHFL"),
+        estimated_cycles=round(estimate_cycles(body) / unroll, 1),
+    )
+
+
+# ---- machine code and PTX as instructions ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Instruction:
+    opcode: str
+    text: str  # operands included, predicate stripped
+    predicated: bool
+
+
+@dataclass(frozen=True)
+class SassInstruction(Instruction):
+    address: int
+    control: int  # the upper 64 bits: stall count and scoreboards
+
+
+@dataclass(frozen=True)
+class PtxInstruction(Instruction):
+    labels: tuple[str, ...]  # labels in front of it
+
+
+_SASS = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;\s*/\* 0x([0-9a-f]+) \*/")
+_UPPER = re.compile(r"^\s+/\* 0x([0-9a-f]+) \*/")
+
+
+def parse_sass(listing: str) -> list[SassInstruction]:
+    """The instructions of `cuobjdump -sass` of a cubin with one kernel."""
+    lines = listing.splitlines()
+    code = []
+    for line, following in zip(lines, [*lines[1:], ""]):
+        if found := _SASS.match(line):
+            upper = _UPPER.match(following)
+            text = found.group(2)
+            predicated = text.startswith("@")
+            if predicated:
+                text = text.split(None, 1)[1]
+            code.append(
+                SassInstruction(
+                    text.split()[0], text, predicated, int(found.group(1), 16), int(upper.group(1), 16) if upper else 0
+                )
+            )
+    return code
+
+
+_LABEL = re.compile(r"^([$\w%.]+):\s*")
+
+
+def parse_ptx(ptx: str) -> list[PtxInstruction]:
+    """The statements of the one .entry of a PTX module; declarations are dropped, labels kept with what follows."""
+    text = ptx[ptx.index(".entry") :]
+    text = text[text.index("\n{") + 2 :]
+    text = re.sub(r"//[^\n]*", "", text)
+    text = "\n".join(line for line in text.split("\n") if not re.match(r"\s*\.(loc|file|section|pragma)\b", line))
+    code, labels = [], []
+    for statement in text.split(";"):
+        statement = statement.strip()
+        while True:  # scopes and labels stand in front of a statement without a semicolon of their own
+            if statement[:1] in ("{", "}"):
+                statement = statement[1:].strip()
+            elif found := _LABEL.match(statement):
+                labels.append(found.group(1))
+                statement = statement[found.end() :]
+            else:
+                break
+        predicated = statement.startswith("@")
+        if predicated:
+            statement = statement.split(None, 1)[1]
+        if statement and not statement.startswith("."):
+            code.append(PtxInstruction(statement.split()[0], " ".join(statement.split()), predicated, tuple(labels)))
+            labels = []
+    return code
+
+
+def _sass_flow(code: Sequence[SassInstruction]) -> list[list[int]]:
+    """Successors of each instruction, as indices."""
+    index = {instruction.address: i for i, instruction in enumerate(code)}
+    resume: dict[str, int] = {}  # convergence barrier -> where its threads go on
+    flow = []
+    for i, instruction in enumerate(code):
+        root = instruction.opcode.split(".")[0]
+        targets = [index[int(a, 16)] for a in re.findall(r"\b0x([0-9a-f]+)\b", instruction.text) if int(a, 16) in index]
+        following = [i + 1] if i + 1 < len(code) else []
+        if root == "BRA":
+            conditional = instruction.predicated or "," in instruction.text  # a uniform or divergence condition
+            flow.append(targets[-1:] + (following if conditional else []))
+        elif root in ("EXIT", "RET", "BRX", "JMX"):
+            flow.append(following if instruction.predicated else [])
+        elif root == "BSSY":
+            resume[instruction.text.split()[1].rstrip(",")] = targets[-1] if targets else i + 1
+            flow.append(following)
+        elif root == "BSYNC":
+            target = resume.get(instruction.text.split()[1], i + 1)
+            flow.append(sorted({target, *following}))
+        else:
+            flow.append(following)
+    return flow
+
+
+def _ptx_flow(code: Sequence[PtxInstruction]) -> list[list[int]]:
+    index = {label: i for i, instruction in enumerate(code) for label in instruction.labels}
+    flow = []
+    for i, instruction in enumerate(code):
+        following = [i + 1] if i + 1 < len(code) else []
+        root = instruction.opcode.split(".")[0]
+        if root == "bra":
+            target = index.get(instruction.text.split()[-1])
+            taken = [] if target is None else [target]
+            flow.append(taken + (following if instruction.predicated else []))
+        elif root in ("ret", "exit", "trap"):
+            flow.append(following if instruction.predicated else [])
+        else:
+            flow.append(following)
+    return flow
+
+
+# ---- loops ----------------------------------------------------------------------------------------------------------
+
+I_ = TypeVar("I_", bound=Instruction)
+
+
+class Graph(Generic[I_]):
+    """Control flow of one kernel and its natural loops (header -> indices of the instructions of the loop)."""
+
+    def __init__(self, code: list[I_], flow: Callable[[Sequence[I_]], list[list[int]]]):
+        self.code = code
+        successors = flow(code)
+        leaders = {0} | {s for i, out in enumerate(successors) for s in out if out != [i + 1]}
+        leaders |= {i + 1 for i, out in enumerate(successors) if out != [i + 1] and i + 1 < len(code)}
+        starts = sorted(leaders)
+        block_of = {}
+        self.blocks = [range(a, b) for a, b in zip(starts, [*starts[1:], len(code)])]
+        for number, block in enumerate(self.blocks):
+            block_of.update(dict.fromkeys(block, number))
+        edges = [[block_of[s] for s in successors[block[-1]]] for block in self.blocks]
+        self.loops = self._natural_loops(edges)
+
+    def _natural_loops(self, edges: list[list[int]]) -> list[set[int]]:
+        reachable, work = {0}, [0]
+        while work:
+            for successor in edges[work.pop()]:
+                if successor not in reachable:
+                    reachable.add(successor)
+                    work.append(successor)
+        predecessors: dict[int, list[int]] = {node: [] for node in reachable}
+        for node in reachable:
+            for successor in edges[node]:
+                predecessors[successor].append(node)
+        dominators = {node: set(reachable) for node in reachable}
+        dominators[0] = {0}
+        changed = True
+        while changed:
+            changed = False
+            for node in sorted(reachable - {0}):
+                new = {node} | set.intersection(*(dominators[p] for p in predecessors[node]))
+                if new != dominators[node]:
+                    dominators[node], changed = new, True
+        bodies: dict[int, set[int]] = {}
+        for node in reachable:
+            for header in set(edges[node]) & dominators[node]:
+                body = bodies.setdefault(header, {header})
+                work = [node]
+                while work:
+                    inside = work.pop()
+                    if inside not in body:
+                        body.add(inside)
+                        work.extend(predecessors[inside])
+        return [{i for block in body for i in self.blocks[block]} for body in bodies.values()]
+
+
+def time_loop(graph: Graph[I_], stores: Callable[[I_], bool], where: str) -> tuple[list[I_], int]:
+    """The instructions of the time loop in address order, and how many loops it contains."""
+    outermost = [loop for loop in graph.loops if not any(loop < other for other in graph.loops)]
+    ranked = sorted(
+        outermost, key=lambda loop: (sum(stores(graph.code[i]) for i in loop), len(loop)), reverse=True
+    )
+    if not ranked or not any(stores(graph.code[i]) for i in ranked[0]):
+        raise ValueError(f"{where} has no loop with a global store: no time loop")
+    return [graph.code[i] for i in sorted(ranked[0])], sum(loop < ranked[0] for loop in graph.loops)
+
+
+# ---- where the addresses of PTX loads come from ---------------------------------------------------------------------
+
+
+def _load_arguments(
+    code: Sequence[PtxInstruction], loop: Iterable[PtxInstruction], ptx: str, names: Sequence[str]
+) -> dict[str, int]:
+    """Pointer argument -> number of global loads in `loop` whose address is computed from it (flow-insensitive)."""
+    pointers = re.findall(r"\.param \.[ub]64 \.ptr\S* [^\n]*?(\w+_param_(\d+))", ptx)
+    pointer_names = {p: names[int(i)] if int(i) < len(names) else f"param_{i}" for p, i in pointers}
+    definitions: dict[str, list[str]] = {}
+    for instruction in code:
+        target, _, operands = _operands(instruction)
+        for register in re.findall(r"%\w+", target):
+            definitions.setdefault(register, []).append(f"{instruction.opcode} {operands}")
+    found: Counter[str] = Counter()
+    for instruction in loop:
+        if not re.match(r"(ld\.(volatile\.|relaxed\.\w+\.|acquire\.\w+\.)?global|cp\.async\S*\.global)", instruction.opcode):
+            continue
+        address = re.findall(r"\[([^\]]*)\]", instruction.text)[-1]
+        seen, work, reached = set(), re.findall(r"%\w+", address), set()
+        while work:
+            register = work.pop()
+            if register in seen:
+                continue
+            seen.add(register)
+            for operation in definitions.get(register, ()):
+                reached |= {pointer_names[p] for p in re.findall(r"\[\s*(\w+)\s*\]", operation) if p in pointer_names}
+                if not operation.startswith("ld."):  # a loaded value is data, not part of the address's origin
+                    work.extend(re.findall(r"%\w+", operation))
+        found.update(reached)
+    return dict(sorted(found.items()))
+
+
+def _operands(instruction: PtxInstruction) -> tuple[str, str, str]:
+    """(destination, separator, sources) of a PTX instruction; no destination for stores, barriers and branches."""
+    text = instruction.text[len(instruction.opcode) :].strip()
+    if text.startswith("["):
+        return "", "", text
+    if text.startswith("{"):
+        end = text.index("}") + 1
+        return text[:end], ",", text[end:]
+    return text.partition(",")
+
+
+# ---- an estimate of the time ----------------------------------------------------------------------------------------
+
+# Cycles until a variable-latency instruction's result can be used, Hopper; others 20. Global loads: an L2 hit.
+LATENCY = {
+    "LDG": 260, "LD": 260, "LDGSTS": 260, "LDS": 29, "LDSM": 33, "SHFL": 23, "MUFU": 22, "LDL": 35, "LDC": 30,
+    "HMMA": 24, "MOVM": 30,
+}  # fmt: skip
+BARRIER = 22  # an uncontended BAR.SYNC
+GMMA_INTERVAL, GMMA_DRAIN = 16, 20
+
+
+def estimate_cycles(body: Sequence[SassInstruction], trips: int = 8) -> float:
+    """Cycles per trip of a loop for ONE warp issuing in order: an estimate, nothing was timed.
+
+    Follows the stall counts and scoreboards the assembler wrote into the control bits, over several trips so that
+    loads carried across the back edge overlap; returns the mean of the later half. Other warps, bank conflicts and
+    cache misses are not in it.
+    """
+    clock, tensor, scoreboard = 0, 0, [0] * 6
+    marks = []
+    for _ in range(trips):
+        for instruction in body:
+            control = instruction.control
+            stall = control >> 41 & 0xF
+            sets, reads, waits = control >> 46 & 7, control >> 49 & 7, control >> 52 & 0x3F
+            clock = max([clock, *(scoreboard[i] for i in range(6) if waits >> i & 1)])
+            root = instruction.opcode.split(".")[0]
+            if root == "BAR":
+                clock += BARRIER
+            elif "GMMA" in root:
+                tensor = max(tensor, clock) + GMMA_INTERVAL
+            elif instruction.opcode.startswith("WARPGROUP.DEPBAR"):
+                clock = max(clock, tensor + GMMA_DRAIN)
+            if sets < 6:
+                scoreboard[sets] = max(scoreboard[sets], clock + LATENCY.get(root, 20))
+            if reads < 6:
+                scoreboard[reads] = max(scoreboard[reads], clock + 12)
+            clock += max(1, stall)
+        marks.append(clock)
+    half = trips // 2
+    return (marks[-1] - marks[half - 1]) / (trips - half)
+
+
+# ---- small helpers --------------------------------------------------------------------------------------------------
+
+
+def _count(code: Iterable[Instruction], *prefixes: str) -> int:
+    return sum(i.opcode.startswith(prefixes) for i in code)
+
+
+def _ratio(count: int, unroll: int) -> float:
+    return count // unroll if count % unroll == 0 else count / unroll
+
+
+def _width(opcode: str) -> int:
+    """Bytes per thread of a SASS memory instruction."""
+    for part in opcode.split("."):
+        if part in ("U8", "S8"):
+            return 1
+        if part in ("U16", "S16"):
+            return 2
+        if part in ("64", "128", "256"):
+            return int(part) // 8
+    return 4
+
+
+def _argument_names(signature: dict[str, Any]) -> list[str]:
+    """Names of the arguments that reach PTX, in order; the members of a tuple argument as name.0, name.1."""
+
+    def flatten(name: str, kind: Any) -> list[str]:
+        if isinstance(kind, (tuple, list)):
+            return [leaf for i, part in enumerate(kind) for leaf in flatten(f"{name}.{i}", part)]
+        return [] if kind == "constexpr" else [name]
+
+    return [leaf for name, kind in signature.items() for leaf in flatten(name, kind)]
+
+
+def _cuobjdump(cubin: bytes) -> tuple[tuple[int, int, int], str]:
+    """((registers, stack bytes, static shared bytes), SASS listing) by the cuobjdump that triton ships."""
+    from triton import knobs
+
+    tool = knobs.nvidia.cuobjdump.path
+    # nvdisasm, which cuobjdump calls, lies beside it and need not be on the PATH
+    environment = {**os.environ, "PATH": os.pathsep.join([str(Path(tool).parent), os.environ.get("PATH", "")])}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernel.cubin")
+        path.write_bytes(cubin)
+        command = [tool, "-res-usage", "-sass", str(path)]
+        output = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", output)
+    if not found:
+        raise ValueError(f"cuobjdump -res-usage printed no usage: {output[:200]!r}")
+    registers, stack, shared = map(int, found.groups())
+    return (registers, stack, shared), output
