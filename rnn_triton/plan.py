@@ -63,19 +63,21 @@ class _Form:
     precision: str
     h_max: int  # H_PAD
     chunk: int
-    two_chains: bool
+    two_chains_from: int  # smallest H_PAD with two accumulators
     # Chunks of W_ih by home, for H_PAD <= 128 and for 256; beyond both, W_ih streams.
     registers: tuple[int, int]
     shared: tuple[int, int]
     stream_unroll: int
 
 
+# Two accumulators: mma16 from halves of K = 16 on, for latency; mma32 none, each half would take barriers of its own; fma
+# at 128, where one chain spills (and the halves do take barriers of their own).
 _FORMS = {
-    "16-bit": _Form("mma16", "ieee", 256, 32, True, (8, 2), (16, 12), 2),
-    "tf32": _Form("mma32", "tf32", 128, 16, False, (8, 0), (16, 0), 2),
-    "tf32x3": _Form("mma32", "tf32x3", 128, 16, False, (2, 0), (4, 0), 2),
-    "ieee": _Form("fma", "ieee", 128, 64, True, (0, 0), (2, 0), 1),
-    "fp64": _Form("fma", "ieee", 64, 16, True, (0, 0), (2, 0), 1),
+    "16-bit": _Form("mma16", "ieee", 256, 32, 32, (8, 2), (16, 12), 2),
+    "tf32": _Form("mma32", "tf32", 128, 16, 256, (8, 0), (16, 0), 2),
+    "tf32x3": _Form("mma32", "tf32x3", 128, 16, 256, (2, 0), (4, 0), 2),
+    "ieee": _Form("fma", "ieee", 128, 64, 128, (0, 0), (2, 0), 1),
+    "fp64": _Form("fma", "ieee", 64, 16, 128, (0, 0), (2, 0), 1),
 }
 
 
@@ -137,8 +139,8 @@ def plan(problem: Problem, device: Device) -> Plan:
         h_pad=h_pad,
         w_ih_home=home,
         chunk=chunk,
-        # Splitting K needs halves of 16; at batch tiles above 8 other products fill the gaps of one chain.
-        chains=2 if form.two_chains and h_pad >= 32 and block_b == 8 else 1,
+        # At batch tiles above 8 other products fill the gaps of one chain.
+        chains=2 if h_pad >= form.two_chains_from and block_b == 8 else 1,
         x_depth=x_depth,
         stream_unroll=form.stream_unroll,
         # Loading ragged rows of 16-bit values takes a register each until they are packed: too many at H_PAD = 256.
