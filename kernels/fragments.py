@@ -260,15 +260,14 @@ def load_input_weight(
         i = _axis(16 * R, 1, 3)
         m = (8 * _axis(WARPS, 0, 3) + i % 8) * (2 * R) + i // 8
         j = _axis(16, 2, 3)
-        tiles = ()
         if FORM == "mma16":
-            for h in tl.static_range(2):
-                k = k0 + 8 * ((j // 2) % 4) + 4 * (j // 8) + 2 * (j % 2) + h
-                tiles = tiles + (tl.load(ptr + (m * I + k), mask=(m < H) & (k < I), other=0),)
+            k = k0 + 8 * ((j // 2) % 4) + 4 * (j // 8) + 2 * (j % 2)
+            low = tl.load(ptr + (m * I + k), mask=(m < H) & (k < I), other=0)
+            high = tl.load(ptr + (m * I + k + 1), mask=(m < H) & (k + 1 < I), other=0)
+            return (low, high)
         else:
             k = k0 + 4 * (j % 4) + 2 * (j // 8) + (j // 4) % 2
-            tiles = (tl.load(ptr + (m * I + k), mask=(m < H) & (k < I), other=0),)
-        return tiles
+            return (tl.load(ptr + (m * I + k), mask=(m < H) & (k < I), other=0),)
     else:
         R: tl.constexpr = H_PAD // (16 * WARPS)
         E: tl.constexpr = CHUNK // 4

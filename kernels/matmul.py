@@ -2,8 +2,8 @@
 
     out[s] = a[:, K_s] @ b[K_s, :]        K_s = [s SPLIT_K, min((s + 1) SPLIT_K, K))
 
-One shape family has K = T B in the millions beside M, N of a few hundred (weight gradients): K is split over programs,
-whose partial products the caller adds in a fixed order. The other has a huge M (dx) and one part.
+One shape family has K = T B in the millions beside M, N of a few hundred (weight gradients): K is split over
+programs, whose partial products the caller adds in a fixed order. The other has a huge M (dx) and one part.
 """
 
 import triton
@@ -29,7 +29,7 @@ def matmul_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Grid (tiles of M x tiles of N, splits): the tiles, possibly many, lie in the one dimension that may exceed 65535."""
+    """Grid (tiles of M times tiles of N, splits): only the first dimension of a grid may exceed 65535."""
     tiles_n = tl.cdiv(N, BLOCK_N)
     tile = tl.program_id(0)
     split = tl.program_id(1).to(tl.int64)

@@ -6,6 +6,7 @@ import functools
 from dataclasses import dataclass
 
 import torch
+import triton
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Device:
     capability: int  # 10 * major + minor
     sms: int
     shared_bytes: int  # per CTA, with opt-in
-    registers: int  # 32-bit, per SM
+    registers: int  # 32-bit, per CTA at most
     l2_bytes: int
     clock_ghz: float  # boost
 
@@ -38,18 +39,16 @@ def of(device: torch.device) -> Device:
     return _cuda(torch.cuda.current_device() if device.index is None else device.index)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _cuda(index: int) -> Device:
     p = torch.cuda.get_device_properties(index)
-    capability = 10 * p.major + p.minor
-    khz = getattr(p, "clock_rate", 0)  # gone from newer CUDA runtimes
-    known = RECORDS.get(f"sm_{capability}")
+    limits = triton.runtime.driver.active.utils.get_device_properties(index)  # what Triton checks a launch against
     return Device(
         name=p.name,
-        capability=capability,
+        capability=10 * p.major + p.minor,
         sms=p.multi_processor_count,
-        shared_bytes=p.shared_memory_per_block_optin,
-        registers=p.regs_per_multiprocessor,
+        shared_bytes=limits["max_shared_mem"],
+        registers=limits["max_num_regs"],
         l2_bytes=p.L2_cache_size,
-        clock_ghz=khz / 1e6 if khz else known.clock_ghz if known else 1.5,
+        clock_ghz=limits["sm_clock_rate"] / 1e6,
     )

@@ -10,9 +10,10 @@ import functools
 import pytest
 import triton
 import triton.language as tl
-from bench import resources
 
+from bench import resources
 from rnn_triton import hardware, launch, plan
+
 
 def barrier_limit(p):
     """Two at batch tiles <= 8.  The fma form's operands pass through shared memory: one more in its forward pass, two
