@@ -1,0 +1,107 @@
+"""The matrix products around the recurrence, in the op's own precision whatever torch's settings are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+
+from . import hardware, interpreter
+from .kernels.matmul import matmul_kernel
+
+BLOCKS_M, BLOCKS_N = (32, 64, 128), (32, 64)  # sides of an output tile
+BLOCK_K = 32
+MIN_SPLIT_K = 512  # below, a program's part is too short to pay for its partial result
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How one product is divided: `splits` programs an output tile, each of `split_k` elements of K."""
+
+    block_m: int
+    block_n: int
+    splits: int
+    split_k: int
+
+
+def tiling(M: int, N: int, K: int, sms: int) -> Tiling:
+    """Tiles as large as the matrix, K split until two programs per SM have work. Pure."""
+    block_m = next((block for block in BLOCKS_M if M <= block), BLOCKS_M[-1])
+    block_n = next((block for block in BLOCKS_N if N <= block), BLOCKS_N[-1])
+    tiles = triton.cdiv(M, block_m) * triton.cdiv(N, block_n)
+    splits = max(1, min(2 * sms // max(tiles, 1), K // MIN_SPLIT_K))
+    split_k = triton.cdiv(max(triton.cdiv(K, splits), 1), BLOCK_K) * BLOCK_K
+    return Tiling(block_m, block_n, max(1, triton.cdiv(K, split_k)), split_k)
+
+
+def _options(block_m: int, precision: str | None) -> dict[str, int | None]:
+    """Launch options that compile without spills, within 99 KB of shared memory (tests/test_gemm.py)."""
+    # Left alone, ptxas spills a few of the tensor-core kernel's registers to squeeze one more program onto an
+    # SM; given 255 in the FMA kernel, it hoists loads until it runs out.
+    registers = None if precision == "ieee" else 255
+    return {"num_warps": 8 if block_m == 128 else 4, "num_stages": 3, "maxnreg": registers}
+
+
+def matmul(a: torch.Tensor, b: torch.Tensor, precision: str | None) -> torch.Tensor:
+    """a[M, K] @ b[K, N] of any strides and one dtype, accumulated in fp32 (fp64 in fp64), in that dtype.
+
+    precision, for fp32: "tf32", "tf32x3" or "ieee"; None for other dtypes. By torch.mm where torch's current
+    setting serves (its fp32 serves tf32x3), else by the Triton kernel; no setting is changed. Bitwise the same
+    from run to run.
+    """
+    if torch.is_autocast_enabled(a.device.type):  # it would round fp32 operands to 16 bits
+        with torch.autocast(a.device.type, enabled=False):
+            return matmul(a, b, precision)
+    # the setting that cuBLAS calls consult; the older allow_tf32 raises when both kinds of switches were used
+    torch_tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
+    if a.dtype != torch.float32 or not a.is_cuda or torch_tf32 == (precision == "tf32"):
+        return torch.mm(a, b)
+    return triton_matmul(a, b, precision)
+
+
+def triton_matmul(a: torch.Tensor, b: torch.Tensor, precision: str | None) -> torch.Tensor:
+    """fp32 a[M, K] @ b[K, N] by the kernel, on CUDA tensors (in the interpreter: on CPU tensors)."""
+    M, K = a.shape
+    N = b.shape[1]
+    plan = tiling(M, N, K, hardware.of(a.device).sms)
+    out = a.new_empty((plan.splits, M, N))
+    reach = max(_reach(a, plan.block_m, BLOCK_K), _reach(b, BLOCK_K, plan.block_n), plan.block_m * N)
+    grid = (triton.cdiv(M, plan.block_m) * triton.cdiv(N, plan.block_n), plan.splits)
+    with torch.cuda.device_of(a), interpreter.accurate():
+        matmul_kernel[grid](
+            a, b, out, M, N, K, *a.stride(), *b.stride(), plan.split_k,
+            PRECISION=precision, BLOCK_M=plan.block_m, BLOCK_N=plan.block_n, BLOCK_K=BLOCK_K,
+            OFFSETS=tl.int32 if reach < 2**31 else tl.int64, **_options(plan.block_m, precision),
+        )  # fmt: skip
+    return out[0] if plan.splits == 1 else out.sum(0)  # torch.sum adds in a fixed order
+
+
+def _reach(matrix: torch.Tensor, rows: int, columns: int) -> int:
+    """How far, in elements, the last element of a tile of this size lies from its first."""
+    return (rows - 1) * abs(matrix.stride(0)) + (columns - 1) * abs(matrix.stride(1))
+
+
+def compile_ahead(block_m: int, block_n: int, precision: str, capability: int, *, layout: str = "nn") -> Any:
+    """The kernel compiled for sm_<capability>, no GPU needed. layout: "nn" row-major, "tn" with a transposed."""
+    pointers = {"a_ptr": "*fp32", "b_ptr": "*fp32", "out_ptr": "*fp32"}
+    constants: dict[str, Any] = {"PRECISION": precision, "OFFSETS": tl.int32}
+    constants |= {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": BLOCK_K}
+    constants |= {
+        "stride_a_m" if layout == "tn" else "stride_a_k": 1,
+        "stride_b_n": 1,
+    }  # as a launch specialises them
+    names = matmul_kernel.arg_names
+    signature = {name: "constexpr" if name in constants else pointers.get(name, "i32") for name in names}
+    source = triton.compiler.ASTSource(
+        fn=matmul_kernel,
+        signature=signature,
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in [*pointers, "SPLIT_K"]},
+    )
+    return triton.compile(
+        source, target=GPUTarget("cuda", capability, 32), options=_options(block_m, precision)
+    )

@@ -1,0 +1,473 @@
+"""The recurrence as a PyTorch operator: two opaque ops, and what autograd, torch.func and torch.compile need.
+
+`rnn_triton::rnn_forward` and `rnn_triton::rnn_backward` are what torch.compile and export see. Eager mode
+reaches them through a pair of autograd.Functions: `Rnn`, whose backward is the kernel, and `RnnBackward`,
+which takes its place under create_graph and is differentiated through `reference.backward`. The forward pass
+saves its inputs and y, nothing else. Arguments are taken as valid here: `functional` checks them. Shapes as in
+`reference`; one dtype throughout. `precision` is "tf32", "tf32x3" or "ieee" for fp32, None for other dtypes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import _VF, Tensor
+from torch.autograd import forward_ad
+
+from . import gemm, interpreter, launch, reference
+
+# Gradients asked of rnn_backward, added up in `needs`: what is frozen, or needs no gradient, costs no GEMM.
+DX, DW_IH, DW_HH, DB, DH0 = 1, 2, 4, 8, 16
+
+_NAMESPACE = "rnn_triton"
+_vjp: Any = torch.func.vjp  # (outputs, pull_back)
+# Calls an op past its registered autograd, whose Python half costs more than the rest of the call.
+_below_autograd = torch._C._AutoDispatchBelowAutograd
+
+
+# ---- the ops on CPU and CUDA tensors -----------------------------------------------------------------------
+
+
+def _run_forward(
+    x: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    h0: Tensor | None,
+    nonlinearity: str,
+    reverse: bool,
+    precision: str | None,
+) -> tuple[Tensor, Tensor]:
+    if x.shape[1] == 0:
+        return _fake_forward(x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, reverse, precision)
+    if x.is_cuda or interpreter.active():
+        return launch.forward(x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, reverse, precision)
+    return _cpu_forward(x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, reverse)
+
+
+def _run_backward(
+    x: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    h0: Tensor | None,
+    y: Tensor,
+    dy: Tensor | None,
+    dhn: Tensor | None,
+    nonlinearity: str,
+    reverse: bool,
+    precision: str | None,
+    needs: int,
+    groups: int | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(dx, dw_ih, dw_hh, db, dh0), each empty unless `needs` asks for it. dy or dhn may be None, not both.
+
+    `groups` = G: the batch is G equal parts; dw_ih[G,H,I], dw_hh[G,H,H] and db[G,H] come separately for each.
+    """
+    if y.shape[1] == 0:
+        return _allocate_gradients(y.new_zeros, x, w_ih, w_hh, h0, needs, groups)
+    if y.is_cuda or interpreter.active():
+        da = launch.backward(w_hh, y, dy, dhn, nonlinearity, reverse, precision)
+    else:
+        da = _cpu_backward(w_hh, y, dy, dhn, nonlinearity, reverse)
+    # a tensor each for what is not needed, too: the outputs of an op must not alias
+    dx = gemm.matmul(da.flatten(0, 1), w_ih, precision).view_as(x) if needs & DX else y.new_empty(0)
+    dh0 = gemm.matmul(da[-1 if reverse else 0], w_hh, precision) if needs & DH0 else y.new_empty(0)
+    if groups is None:
+        return dx, *_weight_gradients(da, x, y, h0, reverse, precision, needs), dh0
+    h0s = (None,) * groups if h0 is None else h0.chunk(groups)
+    parts = [
+        _weight_gradients(*part, reverse, precision, needs)
+        for part in zip(da.chunk(groups, 1), x.chunk(groups, 1), y.chunk(groups, 1), h0s)
+    ]
+    dw_ih, dw_hh, db = (torch.stack(part) for part in zip(*parts))
+    return dx, dw_ih, dw_hh, db, dh0
+
+
+def _weight_gradients(
+    da: Tensor, x: Tensor, y: Tensor, h0: Tensor | None, reverse: bool, precision: str | None, needs: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dw_ih = sum over t of da_t^T x_t, dw_hh = sum of da_t^T h_{t-1}, db = sum of da_t."""
+    T, B, H = da.shape
+    rows = da.flatten(0, 1)  # [T*B,H]; a view, as those of x and y are unless their strides forbid it
+    columns = rows.t()
+    dw_ih = gemm.matmul(columns, x.flatten(0, 1), precision) if needs & DW_IH else y.new_empty(0)
+    db = rows.sum(0) if needs & DB else y.new_empty(0)
+    if not needs & DW_HH:
+        return dw_ih, y.new_empty(0), db
+    # h_{t-1} is y, B rows further up (in reverse: down), which is a view; h0 has a term of its own
+    n = (T - 1) * B
+    dw_hh = None
+    if n > 0:
+        before = y.flatten(0, 1).narrow(0, B if reverse else 0, n)
+        dw_hh = gemm.matmul(columns.narrow(1, 0 if reverse else B, n), before, precision)
+    if h0 is not None:
+        of_h0 = gemm.matmul(columns.narrow(1, n if reverse else 0, B), h0, precision)
+        dw_hh = of_h0 if dw_hh is None else dw_hh.add_(of_h0)
+    return dw_ih, y.new_zeros(H, H) if dw_hh is None else dw_hh, db
+
+
+def _cpu_forward(
+    x: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    h0: Tensor | None,
+    nonlinearity: str,
+    reverse: bool,
+) -> tuple[Tensor, Tensor]:
+    weights = [w_ih, w_hh]
+    if b_ih is not None or b_hh is not None:
+        weights += [w_hh.new_zeros(w_hh.shape[0]) if b is None else b for b in (b_ih, b_hh)]
+    if h0 is None:
+        h0 = x.new_zeros(x.shape[1], w_hh.shape[0])
+    run = _VF.rnn_tanh if nonlinearity == "tanh" else _VF.rnn_relu
+    y, hn = run(
+        x.flip(0) if reverse else x, h0.unsqueeze(0), weights, len(weights) == 4, 1, 0.0, False, False, False
+    )
+    # detach: torch marks y as a view of something, and autograd would then refuse in-place changes to it
+    return (y.flip(0) if reverse else y).detach(), hn.squeeze(0).detach()
+
+
+def _cpu_backward(
+    w_hh: Tensor, y: Tensor, dy: Tensor | None, dhn: Tensor | None, nonlinearity: str, reverse: bool
+) -> Tensor:
+    wide = torch.float32 if y.element_size() == 2 else y.dtype  # what dh accumulates in, as in the kernels
+    w_hh, h = w_hh.to(wide), y.to(wide)
+    dh = torch.zeros_like(h[0]) if dhn is None else dhn.to(wide)
+    da = torch.empty_like(y, memory_format=torch.contiguous_format)
+    steps = range(y.shape[0])
+    with torch.autocast("cpu", enabled=False):  # backward() may be called under it: it would round fp32
+        for t in steps if reverse else reversed(steps):
+            if dy is not None:
+                dh = dh + dy[t]
+            if nonlinearity == "tanh":
+                da[t] = torch.ops.aten.tanh_backward(dh, h[t])
+            else:
+                da[t] = torch.ops.aten.threshold_backward(dh, h[t], 0)
+            dh = da[t].to(wide) @ w_hh
+    return da
+
+
+# ---- their shapes, for meta tensors, torch.compile and B = 0 -----------------------------------------------
+
+
+def _fake_forward(x: Tensor, w_ih: Tensor, w_hh: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    T, B, _I = x.shape
+    H = w_hh.shape[0]
+    return x.new_empty(T, B, H), x.new_empty(B, H)
+
+
+def _allocate_gradients(
+    new: Callable[..., Tensor],
+    x: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    h0: Tensor | None,
+    needs: int,
+    groups: int | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    lead = () if groups is None else (groups,)
+    dx = new(x.shape if needs & DX else 0)
+    dw_ih = new((*lead, *(w_ih.shape if needs & DW_IH else (0,))))
+    dw_hh = new((*lead, *(w_hh.shape if needs & DW_HH else (0,))))
+    db = new((*lead, w_hh.shape[0] if needs & DB else 0))
+    dh0 = new((x.shape[1], w_hh.shape[0]) if needs & DH0 else 0)
+    return dx, dw_ih, dw_hh, db, dh0
+
+
+def _fake_backward(
+    x: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    h0: Tensor | None,
+    y: Tensor,
+    dy: Tensor | None,
+    dhn: Tensor | None,
+    nonlinearity: str,
+    reverse: bool,
+    precision: str | None,
+    needs: int,
+    groups: int | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return _allocate_gradients(y.new_empty, x, w_ih, w_hh, h0, needs, groups)
+
+
+# ---- registration ------------------------------------------------------------------------------------------
+
+for _name, _schema, _run, _fake in (
+    (
+        "rnn_forward",
+        "(Tensor x, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? h0, "
+        "str nonlinearity, bool reverse, str? precision) -> (Tensor y, Tensor hn)",
+        _run_forward,
+        _fake_forward,
+    ),
+    (
+        "rnn_backward",
+        "(Tensor x, Tensor w_ih, Tensor w_hh, Tensor? h0, Tensor y, Tensor? dy, Tensor? dhn, "
+        "str nonlinearity, bool reverse, str? precision, int needs, int? groups) "
+        "-> (Tensor dx, Tensor dw_ih, Tensor dw_hh, Tensor db, Tensor dh0)",
+        _run_backward,
+        _fake_backward,
+    ),
+):
+    torch.library.define(f"{_NAMESPACE}::{_name}", _schema, tags=(torch.Tag.pt2_compliant_tag,))
+    torch.library.impl(f"{_NAMESPACE}::{_name}", ("cpu", "cuda"))(_run)
+    torch.library.register_fake(f"{_NAMESPACE}::{_name}", _fake)
+
+_forward = torch.ops.rnn_triton.rnn_forward.default
+_backward = torch.ops.rnn_triton.rnn_backward.default
+
+
+# ---- eager mode: the Function pair -------------------------------------------------------------------------
+
+
+def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    x, w_ih, w_hh, _b_ih, _b_hh, h0 = inputs[:6]
+    ctx.settings = inputs[6:]
+    ctx.set_materialize_grads(False)  # an unused y or hn gives None, not a tensor of zeros
+    saved = (x, w_ih, w_hh, h0, output[0])
+    ctx.save_for_backward(*saved)
+    ctx.save_for_forward(*saved)
+
+
+def _differentiate(ctx: Any, dy: Tensor | None, dhn: Tensor | None) -> tuple[Tensor | None, ...]:
+    if dy is None and dhn is None:
+        return (None,) * 9
+    for_x, for_w_ih, for_w_hh, for_b_ih, for_b_hh, for_h0 = ctx.needs_input_grad[:6]
+    needs = for_x * DX | for_w_ih * DW_IH | for_w_hh * DW_HH | (for_b_ih or for_b_hh) * DB | for_h0 * DH0
+    arguments = (*ctx.saved_tensors, dy, dhn, *ctx.settings, needs)
+    if torch.is_grad_enabled():  # create_graph
+        dx, dw_ih, dw_hh, db, dh0 = RnnBackward.apply(*arguments)
+    else:
+        with _below_autograd():
+            dx, dw_ih, dw_hh, db, dh0 = _backward(*arguments, None)
+    return (
+        dx if for_x else None,
+        dw_ih if for_w_ih else None,
+        dw_hh if for_w_hh else None,
+        db if for_b_ih else None,
+        db if for_b_hh else None,
+        dh0 if for_h0 else None,
+        None,
+        None,
+        None,
+    )
+
+
+class RnnBackward(torch.autograd.Function):
+    """The gradients as a function of (x, w_ih, w_hh, h0, y, dy, dhn); its own derivatives are the reference's."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        w_ih: Tensor,
+        w_hh: Tensor,
+        h0: Tensor | None,
+        y: Tensor,
+        dy: Tensor | None,
+        dhn: Tensor | None,
+        nonlinearity: str,
+        reverse: bool,
+        precision: str | None,
+        needs: int,
+    ) -> tuple[Tensor, ...]:
+        return _backward(x, w_ih, w_hh, h0, y, dy, dhn, nonlinearity, reverse, precision, needs, None)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+        ctx.settings = inputs[7:]
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs[:7])
+        ctx.save_for_forward(*inputs[:7])
+
+    @staticmethod
+    def _as_function(
+        ctx: Any, wanted: int
+    ) -> tuple[Callable[..., tuple[Tensor, ...]], list[int], list[Tensor]]:
+        """The gradients in `wanted` (DX | ...) as a function of the saved tensors but None; which; those."""
+        nonlinearity, reverse = ctx.settings[:2]
+        saved = ctx.saved_tensors
+        present = [i for i, t in enumerate(saved) if t is not None]
+
+        def gradients(*tensors: Tensor) -> tuple[Tensor, ...]:
+            arguments: list[Any] = [None] * 7 + [nonlinearity, reverse]
+            for i, t in zip(present, tensors):
+                arguments[i] = t
+            return tuple(g for i, g in enumerate(reference.backward(*arguments)) if wanted & 1 << i)
+
+        return gradients, present, [saved[i] for i in present]
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        wanted = sum(1 << i for i, c in enumerate(cotangents) if c is not None)
+        result: list[Tensor | None] = [None] * 11
+        if wanted:
+            gradients, present, tensors = RnnBackward._as_function(ctx, wanted)
+            pull_back = _vjp(gradients, *tensors)[1]
+            for i, g in zip(present, pull_back(tuple(c for c in cotangents if c is not None))):
+                result[i] = g
+        return tuple(result)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, ...]:
+        needs = ctx.settings[3]
+        gradients, present, tensors = RnnBackward._as_function(ctx, needs)
+        # The pull-back is linear in its cotangents, and its transpose is the push-forward. Not by
+        # torch.func.jvp: forward mode does not nest, and an open dual_level() is one way to get here.
+        outputs, pull_back = _vjp(gradients, *tensors)
+        push_forward = _vjp(pull_back, tuple(torch.zeros_like(o) for o in outputs))[1]
+        given = [
+            torch.zeros_like(t) if tangents[i] is None else tangents[i] for i, t in zip(present, tensors)
+        ]
+        pushed = iter(push_forward(tuple(given))[0])
+        return tuple(next(pushed) if needs & 1 << i else tensors[0].new_zeros(0) for i in range(5))
+
+
+class Rnn(torch.autograd.Function):
+    """(y, hn) of (x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, reverse, precision)."""
+
+    generate_vmap_rule = True  # out of the ops' own rules below
+
+    @classmethod
+    def apply(cls, *args: Any) -> tuple[Tensor, Tensor]:
+        # Function.apply binds its arguments with inspect.signature on every call, which costs more than the
+        # rest of the call; only torch.func transforms need what it does
+        if torch._C._are_functorch_transforms_active():
+            return super().apply(*args)
+        return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        w_ih: Tensor,
+        w_hh: Tensor,
+        b_ih: Tensor | None,
+        b_hh: Tensor | None,
+        h0: Tensor | None,
+        nonlinearity: str,
+        reverse: bool,
+        precision: str | None,
+    ) -> tuple[Tensor, Tensor]:
+        with _below_autograd():
+            return _forward(x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, reverse, precision)
+
+    setup_context = staticmethod(_save)
+    backward = staticmethod(_differentiate)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, Tensor]:
+        x, w_ih, w_hh, h0, y = ctx.saved_tensors
+        nonlinearity, reverse, _ = ctx.settings
+        return reference.jvp(x, w_ih, w_hh, h0, y, tangents[:6], nonlinearity, reverse)
+
+
+# torch.compile and export: the same formulas, hung on the op
+torch.library.register_autograd(f"{_NAMESPACE}::rnn_forward", _differentiate, setup_context=_save)
+
+
+# ---- vmap --------------------------------------------------------------------------------------------------
+
+
+def _join(t: Tensor | None, mapped: int | None, batch: int, n: int) -> Tensor | None:
+    """The mapped dimension (or n copies) merged into dimension `batch`, as its outer part."""
+    if t is None:
+        return None
+    if mapped is None:
+        t = t.unsqueeze(batch).expand(*t.shape[:batch], n, *t.shape[batch:])
+    else:
+        t = t.movedim(mapped, batch)
+    return t.flatten(batch, batch + 1)
+
+
+def _one_by_one(
+    op: Any, info: Any, dims: tuple, arguments: tuple
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    calls = [
+        op(*[a if d is None else a.select(d, i) for a, d in zip(arguments, dims)])
+        for i in range(info.batch_size)
+    ]
+    outputs = tuple(torch.stack(parts) for parts in zip(*calls))
+    return outputs, (0,) * len(outputs)
+
+
+def _vmap_forward(info: Any, dims: tuple, *arguments: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    x, w_ih, w_hh, b_ih, b_hh, h0, *settings = arguments
+    if any(d is not None for d in dims[1:5]):  # every sample has weights of its own
+        return _one_by_one(_forward, info, dims, arguments)
+    n = info.batch_size
+    y, hn = _forward(_join(x, dims[0], 1, n), w_ih, w_hh, b_ih, b_hh, _join(h0, dims[5], 0, n), *settings)
+    B = y.shape[1] // n
+    return (y.unflatten(1, (n, B)), hn.unflatten(0, (n, B))), (1, 0)
+
+
+def _vmap_backward(
+    info: Any, dims: tuple, *arguments: Any
+) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+    x, w_ih, w_hh, h0, y, dy, dhn, nonlinearity, reverse, precision, needs, groups = arguments
+    if dims[1] is not None or dims[2] is not None:
+        return _one_by_one(_backward, info, dims, arguments)
+    n = info.batch_size
+    outputs = _backward(
+        _join(x, dims[0], 1, n),
+        w_ih,
+        w_hh,
+        _join(h0, dims[3], 0, n),
+        _join(y, dims[4], 1, n),
+        _join(dy, dims[5], 1, n),
+        _join(dhn, dims[6], 0, n),
+        nonlinearity,
+        reverse,
+        precision,
+        needs,
+        n * (groups or 1),
+    )
+    dx, *of_weights, dh0 = outputs
+    if needs & DX:
+        dx = dx.unflatten(1, (n, dx.shape[1] // n))
+    if groups is not None:
+        of_weights = [d.unflatten(0, (n, groups)) for d in of_weights]
+    if needs & DH0:
+        dh0 = dh0.unflatten(0, (n, dh0.shape[0] // n))
+    return (dx, *of_weights, dh0), (1 if needs & DX else None, 0, 0, 0, 0 if needs & DH0 else None)
+
+
+torch.library.register_vmap(f"{_NAMESPACE}::rnn_forward", _vmap_forward)
+torch.library.register_vmap(f"{_NAMESPACE}::rnn_backward", _vmap_backward)
+
+
+# ---- entry -------------------------------------------------------------------------------------------------
+
+
+def rnn(
+    x: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    h0: Tensor | None,
+    nonlinearity: str,
+    reverse: bool,
+    precision: str | None,
+) -> tuple[Tensor, Tensor]:
+    """(y, hn), differentiable to any order, under every transform."""
+    if torch.compiler.is_compiling():
+        if torch._C._are_functorch_transforms_active():
+            # compile(grad(f)), compile(jvp(f)): Dynamo can take neither the Functions above nor the op's
+            # autograd through torch.func's transforms; tangents would even come out as zeros
+            return reference.rnn(x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, reverse)
+        return _forward(x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, reverse, precision)
+    if not (
+        torch.is_grad_enabled()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    ):
+        with _below_autograd():
+            return _forward(x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, reverse, precision)
+    return Rnn.apply(x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, reverse, precision)

@@ -1,0 +1,164 @@
+"""How tests run.
+
+interpret   in a worker process with TRITON_INTERPRET=1, which must be set before Triton is imported
+gpu         in one worker process, only where there is a CUDA device; kernels are compiled in parallel first
+long        only with --long or -m long
+others      here
+
+A test that takes the argument `device` runs twice: "cpu" by the interpreter, "cuda" where there is a GPU.
+With TRITON_INTERPRET=1 in the environment only the interpreter tests run, in this process (for a debugger).
+"""
+
+import os
+
+import pytest
+from support import warmup, workers
+
+MARKERS = {
+    "gpu": "needs a CUDA device; runs in a worker process that is restarted after a time-out",
+    "interpret": "runs kernels in Triton's interpreter, in a worker process with TRITON_INTERPRET=1",
+    "long": "deselected unless --long or -m long is given",
+}
+IN_WORKER = "RNN_TRITON_TEST_WORKER"  # set, to "gpu" or "interpret", in the workers' environment
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("rnn_triton")
+    group.addoption("--long", action="store_true", help="run the long tests too")
+    group.addoption("--workers", type=int, default=2, metavar="N", help="processes for interpreter tests (2)")
+    meaning = "seconds for one test in a worker, ten times that for a long one (60)"
+    group.addoption("--worker-timeout", type=float, default=60, metavar="S", help=meaning)
+
+
+def pytest_configure(config):
+    for name, meaning in MARKERS.items():
+        config.addinivalue_line("markers", f"{name}: {meaning}")
+
+
+def pytest_generate_tests(metafunc):
+    if "device" in metafunc.fixturenames:
+        cpu, cuda = (
+            pytest.param("cpu", marks=pytest.mark.interpret),
+            pytest.param("cuda", marks=pytest.mark.gpu),
+        )
+        metafunc.parametrize("device", [cpu, cuda])
+
+
+def kind(item):
+    """The worker a test needs, None for none."""
+    return next((name for name in ("gpu", "interpret") if item.get_closest_marker(name)), None)
+
+
+def has_cuda():
+    import torch
+
+    return torch.cuda.is_available()
+
+
+@pytest.hookimpl(trylast=True)  # after -k and -m
+def pytest_collection_modifyitems(config, items):
+    if IN_WORKER in os.environ:
+        return  # the parent has selected
+    want_long = config.option.long or "long" in config.option.markexpr
+    interpreting = os.environ.get("TRITON_INTERPRET") == "1"
+    cuda = None
+
+    def wanted(item):
+        nonlocal cuda
+        if item.get_closest_marker("long") and not want_long:
+            return False
+        if interpreting:
+            return kind(item) == "interpret"
+        if kind(item) == "gpu":
+            cuda = has_cuda() if cuda is None else cuda
+            return cuda
+        return True
+
+    selected = [item for item in items if wanted(item)]
+    if len(selected) < len(items):
+        kept = set(selected)
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = selected
+
+
+def environment(name):
+    """Of the worker for tests marked `name`."""
+    settings = {**os.environ, IN_WORKER: name}
+    if name == "interpret":
+        # no GPU in sight, and one thread each: the workers are the parallelism
+        settings |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    return settings
+
+
+def open_pool(session, name, items, count):
+    option = session.config.option
+    arguments = [f"--rootdir={session.config.rootpath}", "-p", "no:cacheprovider", f"--tb={option.tbstyle}"]
+    arguments += ["--continue-on-collection-errors", *["-v"] * option.verbose, *["-l"] * option.showlocals]
+    if session.config.inipath:
+        arguments += ["-c", str(session.config.inipath)]
+    arguments += sorted({str(item.path) for item in items})
+    limits = [option.worker_timeout * (10 if item.get_closest_marker("long") else 1) for item in items]
+    tests = [(item.nodeid, limit) for item, limit in zip(items, limits, strict=True)]
+    processes = [
+        workers.Worker(arguments, session.config.rootpath, environment(name))
+        for _ in range(min(count, len(items)))
+    ]
+    return workers.Pool(tests, processes)
+
+
+POOLS = pytest.StashKey[dict]()
+WARMUP_FAILURES = pytest.StashKey[list]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session):
+    pools = session.config.stash[POOLS] = {}
+    if (
+        IN_WORKER in os.environ
+        or os.environ.get("TRITON_INTERPRET") == "1"
+        or session.config.option.collectonly
+    ):
+        return
+    groups = {name: [item for item in session.items if kind(item) == name] for name in ("gpu", "interpret")}
+    if groups["gpu"]:
+        session.config.stash[WARMUP_FAILURES] = warmup.compile_planned()
+        pools["gpu"] = open_pool(session, "gpu", groups["gpu"], 1)
+    if groups["interpret"]:
+        pools["interpret"] = open_pool(
+            session, "interpret", groups["interpret"], session.config.option.workers
+        )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item, nextitem):
+    pool = item.config.stash[POOLS].get(kind(item))
+    if pool is None:
+        return None
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    answer, seconds = pool.result(item.nodeid)
+    if isinstance(answer, str):
+        reports = [
+            pytest.TestReport(item.nodeid, item.location, {}, "failed", answer, "call", duration=seconds)
+        ]
+    else:
+        rebuild = item.config.hook.pytest_report_from_serializable
+        reports = [rebuild(config=item.config, data=data) for data in answer]
+    for report in reports:
+        item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    # fixtures of this process that were kept for an item of the same module
+    item.session._setupstate.teardown_exact(nextitem)
+    return True
+
+
+def pytest_sessionfinish(session):
+    for pool in session.config.stash.get(POOLS, {}).values():
+        pool.close()
+    if session.config.stash.get(WARMUP_FAILURES, []):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    for failure in config.stash.get(WARMUP_FAILURES, []):
+        terminalreporter.section("kernel failed to compile ahead of the GPU tests", red=True)
+        terminalreporter.write_line(failure)

@@ -1,0 +1,1 @@
+"""Test machinery: worker processes, kernel warm-up."""

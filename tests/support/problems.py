@@ -1,0 +1,55 @@
+"""Layers to test with: arguments, cotangents, gradients."""
+
+import torch
+
+
+def problem(T, B, I, H, *, bias=(True, True), h0=True, dtype=torch.float64, seed=0):
+    """[x, w_ih, w_hh, b_ih, b_hh, h0], leaves that require grad; weights are of torch.nn.RNN's size."""
+    g = torch.Generator().manual_seed(seed)
+
+    def weight(*shape):
+        return (
+            (torch.rand(*shape, generator=g, dtype=torch.float64) * 2 - 1)
+            .div(H**0.5)
+            .to(dtype)
+            .requires_grad_()
+        )
+
+    def data(*shape):
+        return torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype).requires_grad_()
+
+    return [
+        data(T, B, I),
+        weight(H, I),
+        weight(H, H),
+        weight(H) if bias[0] else None,
+        weight(H) if bias[1] else None,
+        data(B, H) if h0 else None,
+    ]
+
+
+def like(tensors, seed=1):
+    """A standard normal tensor (None for None) of each one's shape, dtype and device."""
+    g = torch.Generator().manual_seed(seed)
+    return [
+        None if t is None else torch.randn(t.shape, generator=g, dtype=torch.float64).to(t) for t in tensors
+    ]
+
+
+def gradients(outputs, cotangents, tensors, **options):
+    """Of sum(output * cotangent), None leaving an output out, for the tensors that require grad."""
+    loss = sum((o * c).sum() for o, c in zip(outputs, cotangents, strict=True) if c is not None)
+    return torch.autograd.grad(loss, [t for t in tensors if t is not None and t.requires_grad], **options)
+
+
+def over_present(function, tensors):
+    """`function` of all `tensors` as a function of those that are not None, and those."""
+    present = [i for i, t in enumerate(tensors) if t is not None]
+
+    def reduced(*given):
+        arguments = [None] * len(tensors)
+        for i, t in zip(present, given, strict=True):
+            arguments[i] = t
+        return function(*arguments)
+
+    return reduced, tuple(tensors[i] for i in present)

@@ -1,0 +1,270 @@
+"""functional.rnn: what it refuses and in whose words, precision, autocast, and one graph when compiled."""
+
+import pytest
+import torch
+from support.problems import gradients, like, problem
+
+import rnn_triton
+from rnn_triton import functional, op
+
+T, B, I, H = 5, 2, 3, 4
+
+
+def tensors(dtype=torch.float32, **options):
+    return dict(zip(["x", "w_ih", "w_hh", "b_ih", "b_hh", "h0"], problem(T, B, I, H, dtype=dtype, **options)))
+
+
+def torch_error(*arguments, weights=None):
+    """What torch.nn.RNN(3, 4) raises."""
+    module = torch.nn.RNN(I, H)
+    with pytest.raises(Exception) as info:
+        torch.func.functional_call(module, weights or {}, arguments)
+    return info.value
+
+
+def test_exported():
+    assert rnn_triton.rnn is functional.rnn
+
+
+# ---- bad input ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "x, hx",
+    [
+        (torch.randn(T, B, 7), None),
+        (torch.randn(0, B, I), None),
+        (torch.randn(T, B, I, dtype=torch.float64), None),
+        (torch.ones(T, B, I, dtype=torch.int32), None),
+        (torch.randn(T, B, I), torch.randn(1, B, H, device="meta")),
+    ],
+)
+def test_raises_what_torch_raises(x, hx):
+    theirs = torch_error(*((x,) if hx is None else (x, hx)))
+    with pytest.raises(Exception) as info:
+        functional.rnn(**(tensors() | dict(x=x, h0=None if hx is None else hx[0])))
+    assert type(info.value) is type(theirs) and str(info.value) == str(theirs)
+
+
+PARAMETERS = ["w_ih", "w_hh", "b_ih", "b_hh"]
+DTYPE_MESSAGE = (
+    "Input and {} tensors are not the same dtype, found input tensor with Float and {} tensor with Double"
+)
+DEVICE_MESSAGE = (
+    "Input and {} tensors are not at the same device, found input tensor at cpu and {} tensor at meta"
+)
+
+
+@pytest.mark.parametrize(
+    "changes, error, message",
+    [
+        (dict(x=torch.randn(T, I)), RuntimeError, "input must have 3 dimensions, got 2"),
+        (dict(w_ih=torch.randn(H)), ValueError, "w_ih must have shape [H, I], got [4]"),
+        (
+            dict(w_ih=torch.randn(H, 7)),
+            RuntimeError,
+            "input.size(-1) must be equal to input_size. Expected 7, got 3",
+        ),
+        (dict(w_hh=torch.randn(H, 5)), ValueError, "w_hh must have shape [H, H] = [4, 4], got [4, 5]"),
+        (dict(w_hh=torch.randn(H)), ValueError, "w_hh must have shape [H, H] = [4, 4], got [4]"),
+        (dict(b_ih=torch.randn(5)), ValueError, "b_ih must have shape [H] = [4], got [5]"),
+        (dict(b_hh=torch.randn(1, H)), ValueError, "b_hh must have shape [H] = [4], got [1, 4]"),
+        (dict(h0=torch.randn(3, H)), RuntimeError, "Expected hidden size (2, 4), got [3, 4]"),
+        (dict(h0=torch.randn(1, B, H)), RuntimeError, "Expected hidden size (2, 4), got [1, 2, 4]"),
+        (dict(w_ih=torch.randn(0, I)), ValueError, "hidden_size must be greater than zero"),
+        (
+            dict(x=torch.randn(T, B, 0), w_ih=torch.randn(H, 0)),
+            ValueError,
+            "input_size must be greater than zero",
+        ),
+        (dict(h0=torch.randn(B, H).double()), RuntimeError, DTYPE_MESSAGE.format("hidden", "hidden")),
+        (dict(w_hh=torch.randn(H, H).double()), RuntimeError, DTYPE_MESSAGE.format("parameter", "parameter")),
+        (dict(b_ih=torch.randn(H).double()), RuntimeError, DTYPE_MESSAGE.format("parameter", "parameter")),
+        (dict(b_hh=torch.randn(H).double()), RuntimeError, DTYPE_MESSAGE.format("parameter", "parameter")),
+        (dict(h0=torch.randn(B, H, device="meta")), RuntimeError, DEVICE_MESSAGE.format("hidden", "hidden")),
+        *[
+            (
+                {name: torch.empty(*shape, device="meta")},
+                RuntimeError,
+                DEVICE_MESSAGE.format("parameter", "parameter"),
+            )
+            for name, shape in zip(PARAMETERS, [(H, I), (H, H), (H,), (H,)])
+        ],
+        (dict(nonlinearity="gelu"), ValueError, "Unknown nonlinearity 'gelu'. Select from 'tanh' or 'relu'."),
+        (
+            dict(precision="bf16"),
+            ValueError,
+            "precision must be None, 'tf32', 'tf32x3' or 'ieee', got 'bf16'",
+        ),
+    ],
+)
+def test_bad_arguments(changes, error, message):
+    with pytest.raises(error) as info:
+        functional.rnn(**(tensors() | changes))
+    assert type(info.value) is error and str(info.value) == message
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64, torch.float8_e4m3fn, torch.bool])
+def test_unsupported_dtype(dtype):
+    given = {name: t.detach().to(dtype) for name, t in tensors().items()}
+    with pytest.raises(
+        ValueError, match=f"x must be of dtype float32, bfloat16, float16 or float64, got {dtype}"
+    ):
+        functional.rnn(**given)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_precision_is_for_fp32(dtype):
+    with pytest.raises(ValueError, match=f"unless the dtype is torch.float32, got 'tf32' and {dtype}"):
+        functional.rnn(**tensors(dtype), precision="tf32")
+
+
+def test_bad_input_raises_in_a_graph_too():
+    torch._dynamo.reset()
+    compiled = torch.compile(functional.rnn, backend="eager")
+    with pytest.raises(Exception, match="Expected 3, got 7"):
+        compiled(**(tensors() | dict(x=torch.randn(T, B, 7))))
+
+
+def test_unsupported_error_propagates(monkeypatch):
+    def refuse(*arguments):
+        raise rnn_triton.UnsupportedError("needs 3 of it, there are 2")
+
+    monkeypatch.setattr(op, "_cpu_forward", refuse)
+    monkeypatch.setattr(op.launch, "forward", refuse)
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad), pytest.raises(rnn_triton.UnsupportedError, match="^needs 3 of it"):
+            functional.rnn(**tensors())
+
+
+# ---- precision ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def precisions(monkeypatch):
+    """What reaches the op, call by call."""
+    seen = []
+    original = op.rnn
+    monkeypatch.setattr(op, "rnn", lambda *a: seen.append(a[8]) or original(*a))
+    return seen
+
+
+@pytest.fixture
+def cudnn_precision():
+    before = torch.backends.cudnn.rnn.fp32_precision
+    yield torch.backends.cudnn.rnn
+    torch.backends.cudnn.rnn.fp32_precision = before
+
+
+def test_precision_follows_cudnn_unless_given(precisions, cudnn_precision):
+    for setting in ("tf32", "ieee", "tf32"):
+        cudnn_precision.fp32_precision = setting
+        functional.rnn(**tensors())
+    for given in ("tf32", "tf32x3", "ieee"):
+        functional.rnn(**tensors(), precision=given)
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        functional.rnn(**tensors(dtype))
+    assert precisions == ["tf32", "ieee", "tf32", "tf32", "tf32x3", "ieee", None, None, None]
+
+
+def test_precision_is_ieee_where_torch_cannot_tell(precisions, monkeypatch):
+    class Refuses:
+        @property
+        def fp32_precision(self):
+            raise RuntimeError("mix of the legacy and new APIs to set the TF32 flags")
+
+    monkeypatch.setattr(functional, "_cudnn_rnn", Refuses())
+    functional.rnn(**tensors())
+    assert precisions == ["ieee"]
+
+
+def test_compiled_graph_follows_the_setting(cudnn_precision):
+    torch._dynamo.reset()
+    seen = []
+
+    def backend(graph, inputs):
+        seen.extend(
+            n.args[8] for n in graph.graph.nodes if n.target is torch.ops.rnn_triton.rnn_forward.default
+        )
+        return graph.forward
+
+    compiled = torch.compile(functional.rnn, backend=backend, fullgraph=True)
+    for setting in ("tf32", "ieee"):
+        cudnn_precision.fp32_precision = setting
+        compiled(**tensors())
+    assert seen == ["tf32", "ieee"]
+
+
+# ---- autocast ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_autocast_casts_and_returns_its_dtype(dtype, compiled):
+    torch._dynamo.reset()
+    given = tensors()
+    function = (
+        torch.compile(functional.rnn, backend="aot_eager", fullgraph=True) if compiled else functional.rnn
+    )
+    with torch.autocast("cpu", dtype):
+        mixed = given | dict(x=given["x"].to(dtype))  # as a Linear under autocast hands it on
+        for arguments in (given, mixed, dict(given, precision="tf32x3")):
+            y, hn = function(**arguments)
+            assert y.dtype is hn.dtype is dtype
+    cast = {name: t.detach().to(dtype).requires_grad_() for name, t in given.items()}
+    expected = functional.rnn(**cast)
+    torch.testing.assert_close((y, hn), expected, rtol=0, atol=0)
+    got = gradients((y, hn), like(expected), given.values())
+    assert all(g.dtype is torch.float32 for g in got)
+    torch.testing.assert_close(
+        got, tuple(g.float() for g in gradients(expected, like(expected), cast.values())), rtol=0, atol=0
+    )
+
+
+def test_autocast_leaves_fp64_alone():
+    with torch.autocast("cpu", torch.bfloat16):
+        assert functional.rnn(**tensors(torch.float64))[0].dtype is torch.float64
+        with pytest.raises(ValueError, match="does not match weight dtype"):
+            functional.rnn(**(tensors() | dict(x=torch.randn(T, B, I).double())))
+
+
+# ---- good input --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_one_dtype_throughout(dtype):
+    given = tensors(dtype)
+    y, hn = functional.rnn(**given)
+    assert y.shape == (T, B, H) and hn.shape == (B, H) and y.dtype is hn.dtype is dtype
+    grads = gradients((y, hn), like((y, hn)), given.values())
+    assert all(g.dtype is dtype and g.shape == t.shape for g, t in zip(grads, given.values(), strict=True))
+
+
+def test_empty_batch():
+    y, hn = functional.rnn(**(tensors() | dict(x=torch.randn(T, 0, I), h0=torch.randn(0, H))))
+    assert y.shape == (T, 0, H) and hn.shape == (0, H)
+
+
+def test_defaults():
+    given = tensors()
+    x, w_ih, w_hh = given["x"], given["w_ih"], given["w_hh"]
+    y, hn = functional.rnn(x, w_ih, w_hh)
+    torch.testing.assert_close(
+        y[0], torch.tanh(x[0] @ w_ih.T), rtol=0, atol=4 * 2.0**-24
+    )  # 3 terms and a tanh, |y| < 1
+    assert torch.equal(hn, y[-1])
+    y, hn = functional.rnn(x, w_ih, w_hh, reverse=True, nonlinearity="relu")
+    torch.testing.assert_close(y[-1], torch.relu(x[-1] @ w_ih.T), rtol=0, atol=32 * 2.0**-24)  # |y| < 8
+    assert torch.equal(hn, y[0])
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_into_one_graph(dynamic):
+    torch._dynamo.reset()
+    compiled = torch.compile(functional.rnn, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+    given = tensors(torch.float64)
+    ours, theirs = compiled(**given), functional.rnn(**given)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(
+        gradients(ours, like(ours), given.values()), gradients(theirs, like(theirs), given.values())
+    )

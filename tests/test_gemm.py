@@ -1,0 +1,215 @@
+"""The GEMMs in the op's own precision: which code runs, what the kernel computes, what it compiles to."""
+
+import itertools
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from bench import resources
+from rnn_triton import gemm
+
+NAN = float("nan")
+PRECISIONS = ("tf32", "tf32x3", "ieee")
+# Error of one product in units of |a b|. tf32 drops 13 bits of both operands, 2^-10 each; tf32x3 leaves out
+# small*small (2^-22) and truncates the two small parts (2^-11 * 2^-10 each); ieee rounds nothing but sums.
+PER_PRODUCT = {"tf32": 2.0**-9, "tf32x3": 2.0**-20 + 2.0**-22, "ieee": 0.0}
+UNIT = 2.0**-24  # of an fp32 addition; tensor cores truncate where they add, which is 2 units
+
+
+def matrices(M, N, K, device, seed=0):
+    """a[M, K], b[K, N] inside larger NaN-filled ones: whatever is read beyond them shows."""
+    generator = torch.Generator().manual_seed(seed)
+    out = []
+    for rows, columns in ((M, K), (K, N)):
+        whole = torch.full((rows + 7, columns + 5), NAN)
+        whole[3 : rows + 3, 2 : columns + 2] = torch.randn(rows, columns, generator=generator)
+        out.append(whole.to(device)[3 : rows + 3, 2 : columns + 2])
+    return out
+
+
+def check(a, b, precision):
+    out = gemm.triton_matmul(a, b, precision)
+    exact, scale = a.double() @ b.double(), a.double().abs() @ b.double().abs()
+    bound = PER_PRODUCT[precision] + 2 * a.shape[1] * UNIT
+    assert out.shape == exact.shape and out.dtype == torch.float32
+    assert ((out.double() - exact).abs() <= bound * scale).all()
+    return ((out.double() - exact).abs() / scale).max()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(
+    "M, N, K", [(1, 1, 1), (33, 17, 31), (32, 64, 32), (129, 65, 40), (5, 3, 1100), (300, 1, 7)]
+)
+def test_values(M, N, K, precision, device):
+    a, b = matrices(M, N, K, device)
+    error = check(a, b, precision)
+    if precision == "tf32" and K == 1100:
+        assert error > 8 * PER_PRODUCT["tf32x3"], "computed more exactly than asked: slower, and hides a bug"
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_strides(precision, device):
+    a, b = matrices(40, 36, 70, device)
+    check(a.t().contiguous().t(), b, precision)
+    check(a, b.t().contiguous().t(), precision)
+    check(a[:, ::2], b[1::2, ::3], precision)
+    check(a[:1].expand(9, -1), b, precision)
+    check(a, b[:, :1].expand(-1, 50), precision)
+
+
+@pytest.mark.parametrize(
+    "shape_a, stride_a, stride_b, wide",
+    [
+        ((128, 40), (40, 1), (20, 1), False),
+        ((128, 40), (16_000_000, 1), (20, 1), False),
+        ((128, 40), (17_000_000, 1), (20, 1), True),
+        ((128, 40), (1, 70_000_000), (20, 1), True),
+        ((128, 40), (40, 1), (70_000_000, 1), True),
+        ((128, 40), (40, 1), (1, 115_000_000), True),
+    ],
+)
+def test_offsets_are_wide_where_a_tile_is(monkeypatch, shape_a, stride_a, stride_b, wide):
+    launches = []
+    kernel = {(1, 1): lambda *args, **options: launches.append(options)}
+    monkeypatch.setattr(gemm, "matmul_kernel", kernel)
+    a = torch.empty_strided(shape_a, stride_a, device="meta")
+    b = torch.empty_strided((40, 20), stride_b, device="meta")
+    gemm.triton_matmul(a, b, "ieee")
+    assert launches[0]["OFFSETS"] == (gemm.tl.int64 if wide else gemm.tl.int32)
+
+
+def test_wide_offsets(device):
+    a, b = matrices(1, 20, 45, device)
+    far = a.as_strided((1, 45), (2**31, 1), a.storage_offset())
+    assert gemm._reach(far, 32, 32) >= 2**31
+    check(far, b, "ieee")
+
+
+@pytest.mark.gpu
+def test_more_than_2_to_31_elements():
+    """12 GB: tiles that begin, and elements that lie in their tile, beyond what 32 bits can address."""
+    M = 2**23 + 5
+    a, b = torch.randn(M, 32, device="cuda"), torch.randn(32, 260, device="cuda")
+    out = gemm.triton_matmul(a, b, "ieee")
+    assert out.numel() > 2**31
+    torch.testing.assert_close(out[-70:].double(), a[-70:].double() @ b.double(), rtol=0, atol=1e-3)
+    spread = out.view(-1).as_strided((128, 40), (17_000_000, 1))
+    check(spread, torch.randn(40, 20, device="cuda"), "ieee")
+
+
+def test_split_k_is_deterministic_and_right(device):
+    a, b = matrices(20, 24, 5000, device)
+    assert gemm.tiling(20, 24, 5000, 132).splits == 9
+    first = gemm.triton_matmul(a, b, "tf32x3")
+    assert torch.equal(first, gemm.triton_matmul(a, b, "tf32x3"))
+    check(a, b, "tf32x3")
+    a[:, 4999] = NAN  # the last element of the last split is read
+    assert gemm.triton_matmul(a, b, "ieee").isnan().all()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_not_finite(precision, device):
+    a, b = torch.ones(4, 40, device=device), torch.ones(40, 3, device=device)
+    a[0, 7], a[1, 8], a[2, 9] = float("inf"), -float("inf"), NAN
+    out = gemm.triton_matmul(a, b, precision).tolist()
+    assert out[0] == [float("inf")] * 3 and out[1] == [-float("inf")] * 3 and out[3] == [40.0] * 3
+    assert all(value != value for value in out[2])
+
+
+# Tiling: pure
+
+
+def test_tiling_covers_k_once():
+    sizes = [1, 31, 64, 200, 1024, 3_000_000], [1, 33, 256], [1, 31, 32, 511, 4096, 1_000_003, 50_000_000]
+    for M, N, K, sms in itertools.product(*sizes, [1, 82, 132]):
+        t = gemm.tiling(M, N, K, sms)
+        assert t.split_k % gemm.BLOCK_K == 0
+        assert (t.splits - 1) * t.split_k < K <= t.splits * t.split_k  # all of K, and no empty split
+        tiles = -(-M // t.block_m) * -(-N // t.block_n)
+        assert t.splits == 1 or tiles * t.splits <= 2 * sms
+        assert t.splits == 1 or t.split_k >= gemm.MIN_SPLIT_K
+        assert t.splits <= 65535 and tiles < 2**31
+
+
+def test_tiling_fills_the_device():
+    assert gemm.tiling(256, 256, 1_000_000, 132).splits == 33  # 8 tiles: 264 programs for 132 SMs
+    assert gemm.tiling(1_000_000, 64, 256, 132).splits == 1
+
+
+# Which code runs
+
+
+@pytest.fixture
+def setting():
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    yield matmul
+    matmul.fp32_precision = before
+
+
+@pytest.mark.parametrize(
+    "current, kernel_runs_for", [("ieee", {"tf32"}), ("none", {"tf32"}), ("tf32", {"tf32x3", "ieee"})]
+)
+def test_torch_where_its_setting_serves(monkeypatch, setting, current, kernel_runs_for):
+    ran = []
+    monkeypatch.setattr(gemm, "triton_matmul", lambda a, b, precision: ran.append(precision))
+    setting.fp32_precision = current  # the newer switch alone: reading the older one raises now
+    with FakeTensorMode():
+        a, b = torch.empty(3, 4, device="cuda"), torch.empty(4, 5, device="cuda")
+        for precision in PRECISIONS:
+            gemm.matmul(a, b, precision)
+        for dtype in (torch.float16, torch.bfloat16, torch.float64):
+            assert gemm.matmul(a.to(dtype), b.to(dtype), None).dtype == dtype
+    assert set(ran) == kernel_runs_for and len(ran) == len(kernel_runs_for)
+    assert setting.fp32_precision == current
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_cpu_is_torchs(dtype):
+    a, b = torch.randn(6, 7).to(dtype), torch.randn(7, 5).to(dtype)
+    for precision in PRECISIONS if dtype == torch.float32 else (None,):
+        assert torch.equal(gemm.matmul(a, b, precision), torch.mm(a, b))
+
+
+def test_autocast_does_not_reach_in():
+    a, b = torch.randn(6, 7), torch.randn(7, 5)
+    expected = gemm.matmul(a, b, "ieee")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.mm(a, b).dtype == torch.bfloat16
+        assert torch.equal(gemm.matmul(a, b, "ieee"), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_gpu_follows_precision_not_settings(setting, precision):
+    a, b = matrices(64, 48, 3000, "cuda")
+    exact, scale = a.double() @ b.double(), a.double().abs() @ b.double().abs()
+    for current in ("ieee", "tf32"):
+        setting.fp32_precision = current
+        error = ((gemm.matmul(a, b, precision).double() - exact).abs() / scale).max()
+        assert error <= PER_PRODUCT[precision] + 2 * 3000 * UNIT
+
+
+# Compiled, without a GPU
+
+TILES = list(itertools.product(gemm.BLOCKS_M, gemm.BLOCKS_N))
+
+
+@pytest.mark.parametrize("layout", ["nn", "tn"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(
+    "capability, block_m, block_n",
+    [
+        pytest.param(capability, *tile, marks=() if tile == TILES[-1] else pytest.mark.long)
+        for capability in (80, 90, 100)
+        for tile in TILES
+    ],
+)
+def test_compiles_without_spills(capability, block_m, block_n, precision, layout):
+    kernel = gemm.compile_ahead(block_m, block_n, precision, capability, layout=layout)
+    (_, stack, _), listing = resources._cuobjdump(kernel.asm["cubin"])
+    opcodes = [instruction.opcode for instruction in resources.parse_sass(listing)]
+    assert not [opcode for opcode in opcodes if opcode.startswith(("STL", "LDL"))] and stack == 0
+    assert kernel.metadata.shared <= 99 * 1024  # what every device from sm_80 on has
+    assert ("tf32" in kernel.asm["ptx"]) == (precision != "ieee")

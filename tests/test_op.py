@@ -1,0 +1,661 @@
+"""op.py: values and gradients against the reference, and the ways torch has of calling or transforming an op.
+
+Everything here holds for CPU tensors whatever runs them: torch's own RNN, or the kernels by interpreter.
+"""
+
+import itertools
+
+import pytest
+import torch
+import torch.autograd.forward_ad as forward_ad
+from support.problems import gradients, like, over_present, problem
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+from rnn_triton import op, reference
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+# T, B, I, H
+SHAPES = [(1, 1, 1, 1), (1, 3, 5, 4), (3, 1, 5, 7), (4, 5, 7, 3), (3, 2, 17, 19), (2, 4, 16, 32)]
+kinds = pytest.mark.parametrize(
+    "nonlinearity, reverse", list(itertools.product(["tanh", "relu"], [False, True]))
+)
+
+EPS = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12}
+SUBNORMAL = {torch.float16: 2.0**-24}  # the spacing near zero, where it is not far below anything here
+
+
+def rnn(x, w_ih, w_hh, b_ih=None, b_hh=None, h0=None, nonlinearity="tanh", reverse=False):
+    precision = "ieee" if x.dtype is torch.float32 else None
+    return op.rnn(x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, reverse, precision)
+
+
+def assert_close(actual, expected, T=8):
+    """Within some EPS of the largest value for each of T dependent steps, times 2 to spare.
+
+    The errors of the steps add up. Each is that of rounding h, da and the result (3 EPS), and of accumulating
+    K <= 64 products (sqrt(K) EPS = 8 EPS), which happens in fp32 for bf16 and fp16 and does not count there.
+    """
+    for a, e in zip(actual, expected, strict=True):
+        per_step = {2: 3, 4: 3 + 8, 8: 3 + 8}[a.element_size()]
+        atol = (
+            2 * T * per_step * EPS[a.dtype] * e.abs().max().item() + SUBNORMAL.get(a.dtype, 0)
+            if e.numel()
+            else 0
+        )
+        torch.testing.assert_close(a, e.to(a.dtype), rtol=0, atol=atol)
+
+
+def in_fp64(tensors):
+    return [t if t is None else t.detach().double().requires_grad_(t.requires_grad) for t in tensors]
+
+
+def check(tensors, nonlinearity="tanh", reverse=False, given=(True, True)):
+    """y, hn and all gradients against the reference in fp64."""
+    exact = in_fp64(tensors)
+    ours = rnn(*tensors, nonlinearity, reverse)
+    theirs = reference.rnn(*exact, nonlinearity, reverse)
+    assert_close(ours, theirs)
+    cotangents = [c if wanted else None for c, wanted in zip(like(ours), given, strict=True)]
+    assert_close(gradients(ours, cotangents, tensors), gradients(theirs, in_fp64(cotangents), exact))
+
+
+# ---- values and gradients ----------------------------------------------------------------------------------
+
+
+@kinds
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_matches_reference(shape, dtype, nonlinearity, reverse):
+    check(problem(*shape, dtype=dtype), nonlinearity, reverse)
+
+
+@kinds
+@pytest.mark.parametrize("T", [1, 3])
+@pytest.mark.parametrize("h0", [False, True])
+@pytest.mark.parametrize("bias", [(False, False), (True, False), (False, True)])
+def test_without_some_arguments(T, h0, bias, nonlinearity, reverse):
+    check(problem(T, 3, 5, 7, bias=bias, h0=h0), nonlinearity, reverse)
+
+
+@pytest.mark.parametrize("given", [(True, False), (False, True)])
+@pytest.mark.parametrize("T", [1, 4])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_loss_of_y_or_hn_alone(given, T, reverse, monkeypatch):
+    seen = []
+    for where, name in ((op, "_cpu_backward"), (op.launch, "backward")):
+        original = getattr(where, name)
+        monkeypatch.setattr(where, name, lambda *a, run=original: seen.append(a[2:4]) or run(*a))
+    check(problem(T, 3, 5, 7), reverse=reverse, given=given)
+    assert [t is not None for t in seen[0]] == list(given)  # no tensor of zeros is made for the unused output
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_strided_and_expanded_inputs(reverse):
+    g = torch.Generator().manual_seed(0)
+
+    def randn(*shape):
+        return torch.randn(*shape, generator=g, dtype=torch.float64)
+
+    leaves = [
+        randn(3, 5, 8).requires_grad_(),  # batch first, and every second feature
+        randn(7, 6).requires_grad_(),
+        randn(6, 6).requires_grad_(),
+        randn(1).requires_grad_(),
+        randn(12).requires_grad_(),
+        randn(6).requires_grad_(),
+    ]
+    x, w_ih, w_hh, b_ih, b_hh, h0 = leaves
+    views = [x.transpose(0, 1)[..., ::2], w_ih.T[:, 2:6], w_hh.T, b_ih.expand(6), b_hh[::2], h0.expand(3, 6)]
+    assert not any(v.is_contiguous() for v in views)
+    ours, theirs = rnn(*views, reverse=reverse), reference.rnn(*views, reverse=reverse)
+    assert_close(ours, theirs)
+    for cotangents in (
+        (randn(3, 5, 6).transpose(0, 1), randn(6).expand(3, 6)),
+        (randn(1).expand(5, 3, 6), randn(6, 3).T),
+    ):
+        got = torch.autograd.grad(ours, leaves, cotangents, retain_graph=True)
+        assert_close(got, torch.autograd.grad(theirs, leaves, cotangents, retain_graph=True))
+
+
+@pytest.mark.parametrize("h0", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_empty_batch(h0, dtype):
+    tensors = problem(4, 0, 3, 5, h0=h0, dtype=dtype)
+    y, hn = rnn(*tensors)
+    assert y.shape == (4, 0, 5) and hn.shape == (0, 5) and y.dtype is hn.dtype is dtype
+    present = [t for t in tensors if t is not None]
+    for t, g in zip(present, gradients((y, hn), (y.detach(), hn.detach()), tensors), strict=True):
+        assert g.shape == t.shape and g.dtype is dtype and torch.equal(g, torch.zeros_like(t))
+
+
+def test_saturated_tanh():
+    tensors = problem(4, 3, 5, 7)
+    with torch.no_grad():
+        tensors[0].mul_(200)
+    y = rnn(*tensors)[0]
+    assert (y.abs() > 0.999).float().mean() > 0.9
+    check(tensors)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+def test_nan_and_inf_go_through_as_in_torch(bad, nonlinearity):
+    tensors = problem(4, 3, 5, 7)
+    with torch.no_grad():
+        tensors[0][1, 2, 3] = bad
+    ours, theirs = rnn(*tensors, nonlinearity), reference.rnn(*tensors, nonlinearity)
+    torch.testing.assert_close(ours, theirs, equal_nan=True)
+    cotangents = [torch.ones_like(t) for t in ours]
+    torch.testing.assert_close(
+        gradients(ours, cotangents, tensors), gradients(theirs, cotangents, tensors), equal_nan=True
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bit_bias_gradient_accumulates_in_fp32(dtype):
+    T, B = 2, 1500  # 3000 ones: a 16-bit sum stalls at 256 (bf16) or 2048 (fp16)
+    x, w_ih, w_hh, b_ih, _, _ = problem(T, B, 1, 1, bias=(True, False), h0=False, dtype=dtype)
+    x, w_ih, w_hh = torch.ones_like(x), torch.ones_like(w_ih), torch.zeros_like(w_hh)
+    y, _ = rnn(x, w_ih, w_hh, b_ih, nonlinearity="relu")
+    (db,) = torch.autograd.grad(y.sum(), b_ih)
+    assert db.item() == torch.tensor(float(T * B), dtype=dtype).item()
+
+
+def test_hn_has_memory_of_its_own():
+    for grad, reverse in itertools.product((False, True), repeat=2):
+        with torch.set_grad_enabled(grad):
+            y, hn = rnn(*problem(1, 2, 3, 4), reverse=reverse)
+        assert y.untyped_storage().data_ptr() != hn.untyped_storage().data_ptr()
+        assert y.is_contiguous() and hn.is_contiguous()
+
+
+def test_bitwise_repeatable():
+    tensors = problem(5, 3, 7, 9, dtype=torch.float32)
+
+    def run():
+        outputs = rnn(*tensors)
+        return *outputs, *gradients(outputs, like(outputs), tensors)
+
+    assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))
+
+
+# ---- what is saved and what is computed --------------------------------------------------------------------
+
+
+def test_saves_inputs_and_y_only():
+    tensors = problem(4, 3, 5, 7)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        y, _ = rnn(*tensors)
+    x, w_ih, w_hh, _, _, h0 = tensors
+    assert {t.data_ptr() for t in kept} <= {t.data_ptr() for t in (x, w_ih, w_hh, h0, y)}
+
+
+@pytest.mark.parametrize("T, h0", [(4, True), (4, False), (1, True), (1, False)])
+def test_frozen_arguments_cost_no_gemm(T, h0, monkeypatch):
+    products = []
+    original = op.gemm.matmul
+    monkeypatch.setattr(
+        op.gemm, "matmul", lambda a, b, p: products.append((a.shape, b.shape)) or original(a, b, p)
+    )
+    full = gradients(rnn(*(t := problem(T, 3, 5, 7, h0=h0))), [None, t[0].new_ones(3, 7)], t)
+    full = dict(zip([i for i, v in enumerate(t) if v is not None], full, strict=True))
+    cost = [1, 1, (T > 1) + h0, 0, 0, 1]  # products for x, w_ih, w_hh (two terms), b_ih, b_hh, h0
+    for count in range(1, len(full)):
+        for wanted in itertools.combinations(full, count):
+            tensors = [v if v is None else v.detach().requires_grad_(i in wanted) for i, v in enumerate(t)]
+            products.clear()
+            got = gradients(rnn(*tensors), [None, t[0].new_ones(3, 7)], tensors)
+            assert len(products) == sum(cost[i] for i in wanted)
+            assert all(torch.equal(g, full[i]) for g, i in zip(got, wanted, strict=True))
+
+
+def test_weight_gradient_does_not_copy_y(monkeypatch):
+    bases = []
+    original = op.gemm.matmul
+    monkeypatch.setattr(
+        op.gemm, "matmul", lambda a, b, p: bases.append(b.untyped_storage().data_ptr()) or original(a, b, p)
+    )
+    for reverse in (False, True):
+        x, w_ih, w_hh, *_ = problem(5, 3, 4, 7)
+        y, _ = rnn(x.detach(), w_ih.detach(), w_hh, reverse=reverse)
+        y.sum().backward()
+        assert bases == [y.untyped_storage().data_ptr()]
+        bases.clear()
+
+
+class Recorder(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls.append(func)
+        return func(*args, **kwargs or {})
+
+
+def global_state():
+    return (
+        torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads(),
+        torch.get_rng_state().sum().item(), torch.are_deterministic_algorithms_enabled(),
+        torch.backends.cudnn.rnn.fp32_precision,
+        torch.backends.cuda.matmul.fp32_precision, torch.get_float32_matmul_precision(),
+        torch.is_autocast_enabled("cpu"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_one_op_each_way_no_host_sync_no_state_change(dtype, reverse):
+    tensors = problem(4, 3, 5, 7, dtype=dtype)
+    before = global_state()
+    versions, values = [t._version for t in tensors], [t.detach().clone() for t in tensors]
+    with Recorder() as recorder:
+        y, hn = rnn(*tensors, reverse=reverse)
+        forward = list(recorder.calls)
+        torch.autograd.grad((y, hn), tensors, (torch.ones_like(y), torch.ones_like(hn)))
+    ours = [f for f in recorder.calls if f.namespace == "rnn_triton"]
+    # detach: of y, to save it
+    assert {str(f) for f in forward} == {"rnn_triton.rnn_forward.default", "aten.detach.default"}
+    assert ours == [torch.ops.rnn_triton.rnn_forward.default, torch.ops.rnn_triton.rnn_backward.default]
+    with Recorder() as inside:  # the launches themselves: the ops below the level that the first recorder saw
+        y, hn = op._run_forward(*(t.detach() for t in tensors), "tanh", reverse, None)
+        x, w_ih, w_hh, _, _, h0 = (t.detach() for t in tensors)
+        op._run_backward(x, w_ih, w_hh, h0, y, y, hn, "tanh", reverse, None, 31, None)
+    assert not {"_local_scalar_dense", "item", "nonzero"} & {f.overloadpacket.__name__ for f in inside.calls}
+    assert global_state() == before
+    assert [t._version for t in tensors] == versions
+    assert all(torch.equal(a, b) for a, b in zip(tensors, values))
+
+
+# ---- autograd ----------------------------------------------------------------------------------------------
+
+
+@kinds
+def test_gradcheck(nonlinearity, reverse):
+    function, tensors = over_present(lambda *t: rnn(*t, nonlinearity, reverse), problem(3, 2, 2, 3))
+    assert torch.autograd.gradcheck(function, tensors, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True)
+
+
+@pytest.mark.parametrize("h0", [False, True])
+def test_gradcheck_batched(h0):
+    function, tensors = over_present(rnn, problem(3, 2, 2, 3, h0=h0))
+    assert torch.autograd.gradcheck(
+        function, tensors, check_batched_grad=True, check_forward_ad=True, check_batched_forward_grad=True
+    )
+    assert torch.autograd.gradgradcheck(
+        function, tensors, fast_mode=True, check_fwd_over_rev=True, check_rev_over_rev=True
+    )
+
+
+def penalty(function, tensors, order):
+    """Gradients of a scalar that is itself made of derivatives of the given order."""
+    value = sum(o.pow(2).sum() for o in function(*tensors))
+    for _ in range(order):
+        grads = gradients([value], [torch.ones_like(value)], tensors, create_graph=True)
+        value = sum(g.pow(2).sum() for g in grads)
+    return gradients([value], [torch.ones_like(value)], tensors)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("frozen", [(), (1,), (0, 3, 4), (2, 5)])
+def test_derivatives_of_derivatives(order, frozen):
+    tensors = problem(3, 2, 4, 3)
+    for i in frozen:
+        tensors[i].requires_grad_(False)
+    # fp64 sums of squares of sums, a thousandfold the unit roundoff per order
+    torch.testing.assert_close(
+        penalty(rnn, tensors, order),
+        penalty(reference.rnn, tensors, order),
+        rtol=1e-12 * 1000**order,
+        atol=1e-12,
+    )
+
+
+@pytest.mark.parametrize("given", [(True, False), (False, True)])
+def test_double_backward_of_y_or_hn_alone(given):
+    tensors = problem(3, 2, 4, 3)
+
+    def twice(function):
+        outputs = function(*tensors)
+        cotangents = [o.detach() if g else None for o, g in zip(outputs, given)]
+        grads = gradients(outputs, cotangents, tensors, create_graph=True)
+        return gradients(grads, like(grads), tensors)
+
+    torch.testing.assert_close(twice(rnn), twice(reference.rnn), rtol=1e-9, atol=1e-12)
+
+
+def test_create_graph_gives_the_same_gradients():
+    tensors = problem(4, 3, 5, 7, dtype=torch.float32)
+    outputs = rnn(*tensors)
+    plain = gradients(outputs, like(outputs), tensors, retain_graph=True)
+    again = gradients(outputs, like(outputs), tensors, retain_graph=True)
+    graphed = gradients(outputs, like(outputs), tensors, create_graph=True)
+    for a, b, c in zip(plain, again, graphed, strict=True):
+        assert torch.equal(a, b) and torch.equal(a, c) and c.requires_grad
+
+
+def test_y_edited_in_place_is_an_error_not_a_wrong_gradient():
+    tensors = problem(4, 3, 5, 7)
+    y, hn = rnn(*tensors)
+    y += 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+    y, hn = rnn(*tensors)
+    hn += 1
+    torch.testing.assert_close(
+        gradients([y, hn], [None, torch.ones_like(hn)], tensors),
+        gradients(reference.rnn(*tensors), [None, torch.ones_like(hn)], tensors),
+    )
+
+
+def test_checkpoint_and_saved_tensor_hooks():
+    tensors = problem(4, 3, 5, 7)
+    expected = gradients(rnn(*tensors), like(rnn(*tensors)), tensors)
+    outputs = checkpoint(rnn, *tensors, use_reentrant=False)
+    assert all(map(torch.equal, gradients(outputs, like(outputs), tensors), expected))
+    with torch.autograd.graph.save_on_cpu():
+        outputs = rnn(*tensors)
+    assert all(map(torch.equal, gradients(outputs, like(outputs), tensors), expected))
+
+
+def test_modes_without_gradients():
+    tensors = problem(4, 3, 5, 7)
+    expected = rnn(*tensors)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            outputs = rnn(*tensors)
+        assert all(map(torch.equal, outputs, expected)) and not any(o.requires_grad for o in outputs)
+
+
+def test_backward_under_autocast_keeps_the_dtype():
+    tensors = problem(4, 3, 5, 7, dtype=torch.float32)
+    outputs = rnn(*tensors)
+    cotangents = like(outputs)
+    expected = gradients(outputs, cotangents, tensors, retain_graph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = torch.autograd.grad(outputs, tensors, cotangents)
+    assert all(map(torch.equal, got, expected))
+
+
+# ---- forward mode and torch.func ---------------------------------------------------------------------------
+
+
+def detached(tensors):
+    return [t if t is None else t.detach() for t in tensors]
+
+
+def same(transform, tensors=None, **tolerance):
+    """A transform of the op and of the reference."""
+    tensors = detached(problem(3, 2, 4, 5)) if tensors is None else tensors
+    torch.testing.assert_close(transform(rnn, *tensors), transform(reference.rnn, *tensors), **tolerance)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_dual_numbers(grad):
+    tensors = detached(problem(3, 2, 4, 5))
+    tangents = like(tensors)
+
+    def tangents_of(function):
+        with forward_ad.dual_level(), torch.set_grad_enabled(grad):
+            outputs = function(*map(forward_ad.make_dual, tensors, tangents))
+            return [forward_ad.unpack_dual(o).tangent for o in outputs]
+
+    torch.testing.assert_close(tangents_of(rnn), tangents_of(reference.rnn))
+
+
+def test_jvp_vjp_jacobians_and_hessian():
+    everything = tuple(range(6))
+    same(lambda f, *t: torch.func.jvp(f, tuple(t), tuple(like(t))))
+    same(lambda f, *t: torch.func.jacrev(f, argnums=everything)(*t))
+    same(lambda f, *t: torch.func.jacfwd(f, argnums=everything)(*t))
+    same(lambda f, *t: torch.func.jacrev(torch.func.jacfwd(lambda w: f(t[0], t[1], w)[0].sum()))(t[2]))
+    same(lambda f, *t: torch.func.hessian(lambda w: f(t[0], t[1], w)[0].pow(2).sum())(t[2]))
+
+
+def test_vjp_called_after_its_transform_has_ended():
+    tensors = detached(problem(3, 2, 4, 5))
+
+    def pulled(function):
+        outputs, pull_back = torch.func.vjp(function, *tensors)
+        first = pull_back(tuple(like(outputs)))
+        with torch.no_grad():
+            return first, pull_back(tuple(like(outputs)))
+
+    torch.testing.assert_close(pulled(rnn), pulled(reference.rnn))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_functional_call_of_gradients_and_penalties(reverse):
+    def twice(f, *t):
+        def loss(w):
+            inner = torch.func.grad(lambda w: f(t[0], t[1], w, *t[3:], "tanh", reverse)[1].pow(2).sum())
+            return inner(w).pow(2).sum()
+
+        return torch.func.grad(loss)(t[2])
+
+    same(twice)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Counts of the two runs."""
+    counts = dict(forward=0, backward=0)
+    for name, run in (("forward", "_cpu_forward"), ("backward", "_cpu_backward")):
+        for where, attribute in ((op, run), (op.launch, name)):
+            original = getattr(where, attribute)
+
+            def counted(*arguments, original=original, name=name):
+                counts[name] += 1
+                return original(*arguments)
+
+            monkeypatch.setattr(where, attribute, counted)
+    return counts
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("in_dims", [(0, None), (1, None), (None, 0), (2, 1)])
+def test_vmap_over_data_joins_the_batch(in_dims, reverse, calls):
+    x, w_ih, w_hh, b_ih, b_hh, h0 = detached(problem(3, 2, 4, 5))
+    if in_dims[0] is not None:
+        x = torch.stack(like([x] * 6), in_dims[0])
+    if in_dims[1] is not None:
+        h0 = torch.stack(like([h0] * 6), in_dims[1])
+
+    def mapped(function):
+        one = lambda x, h0: function(x, w_ih, w_hh, b_ih, b_hh, h0, "tanh", reverse)  # noqa: E731
+        return torch.vmap(one, in_dims=in_dims)(x, h0)
+
+    ours = mapped(rnn)
+    assert calls == dict(forward=1, backward=0)
+    torch.testing.assert_close(ours, mapped(reference.rnn))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("h0", [False, True])
+def test_per_sample_gradients_launch_once(reverse, h0, calls):
+    _, *weights, state = detached(problem(3, 2, 4, 5, h0=h0))
+    xs = torch.stack(like([torch.empty(3, 2, 4, dtype=torch.float64)] * 6), 1)
+
+    def per_sample(function):
+        def loss(x, *weights):
+            y, hn = function(x, *weights, state, "tanh", reverse)
+            return y.pow(2).sum() + hn.sum()
+
+        gradient = torch.func.grad(loss, argnums=(0, 1, 2, 3, 4))
+        return torch.vmap(gradient, in_dims=(1, None, None, None, None))(xs, *weights)
+
+    ours = per_sample(rnn)
+    assert calls == dict(forward=1, backward=1)
+    torch.testing.assert_close(ours, per_sample(reference.rnn))
+
+
+def test_vmap_over_weights(calls):
+    x, w_ih, *rest = detached(problem(3, 2, 4, 5))
+    stacks = [torch.stack(like([t] * 3), 1) for t in rest]  # an ensemble: w_hh, biases and h0 of its own each
+
+    def ensemble(function):
+        return torch.vmap(lambda *t: function(x, w_ih, *t), in_dims=1)(*stacks)
+
+    torch.testing.assert_close(ensemble(rnn), ensemble(reference.rnn))
+
+    def gradient(function):
+        one = torch.func.grad(lambda *t: function(x, w_ih, *t)[0].pow(2).sum(), argnums=(0, 1, 2, 3))
+        return torch.vmap(one, in_dims=1)(*stacks)
+
+    torch.testing.assert_close(gradient(rnn), gradient(reference.rnn))
+
+
+def test_nested_vmap():
+    x, *rest = detached(problem(3, 2, 4, 5))
+    xs = torch.stack([torch.stack(like([x] * 3, seed=s)) for s in range(4)])
+
+    def nested(function):
+        gradient = torch.func.grad(lambda x, *t: function(x, *t)[0].pow(2).sum(), argnums=(0, 1, 2, 3, 4, 5))
+        return torch.vmap(torch.vmap(gradient, in_dims=(0, *[None] * 5)), in_dims=(0, *[None] * 5))(xs, *rest)
+
+    torch.testing.assert_close(nested(rnn), nested(reference.rnn))
+
+
+def test_vmap_of_an_empty_batch():
+    x, *rest = detached(problem(3, 0, 4, 5))
+    y, hn = torch.vmap(lambda x: rnn(x, *rest))(torch.stack([x] * 6))
+    assert y.shape == (6, 3, 0, 5) and hn.shape == (6, 0, 5)
+
+
+# ---- torch.compile, export and their kin -------------------------------------------------------------------
+
+
+@pytest.fixture
+def fresh_dynamo():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("frozen", [(), (1, 3)])
+def test_compile_fullgraph(backend, frozen):
+    tensors = problem(4, 3, 5, 7)
+    for i in frozen:
+        tensors[i].requires_grad_(False)
+
+    def model(x, *rest):
+        y, hn = rnn(x * 2, *rest)
+        return y * 3, hn + 1
+
+    outputs = torch.compile(model, backend=backend, fullgraph=True)(*tensors)
+    expected = model(*tensors)
+    torch.testing.assert_close(outputs, expected)
+    for given in itertools.product((True, False), repeat=2):
+        if any(given):
+            cotangents = [c if g else None for c, g in zip(like(expected), given)]
+            torch.testing.assert_close(
+                gradients(outputs, cotangents, tensors, retain_graph=True),
+                gradients(expected, cotangents, tensors, retain_graph=True),
+            )
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_compile_with_dynamic_sizes_compiles_once():
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(rnn, backend=backend, fullgraph=True, dynamic=True)
+    for T, B in ((4, 3), (6, 2), (7, 5)):
+        tensors = problem(T, B, 5, 7)
+        torch.testing.assert_close(compiled(*tensors), rnn(*tensors))
+        gradients(compiled(*tensors), like(rnn(*tensors)), tensors)
+    assert len(graphs) == 1
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+@pytest.mark.parametrize("which", ["vmap", "vmap weights", "grad", "jvp"])
+def test_compile_of_transforms(which):
+    tensors = detached(problem(3, 2, 4, 5))
+    x, w_ih, w_hh, *rest = tensors
+    transform, arguments = {
+        "vmap": (lambda f: torch.vmap(lambda x: f(x, w_ih, w_hh, *rest)), [torch.stack(like([x] * 3))]),
+        "vmap weights": (
+            lambda f: torch.vmap(lambda w: f(x, w_ih, w, *rest)),
+            [torch.stack(like([w_hh] * 3))],
+        ),
+        "grad": (lambda f: torch.func.grad(lambda w: f(x, w_ih, w, *rest)[0].pow(2).sum()), [w_hh]),
+        "jvp": (
+            lambda f: lambda w, t: torch.func.jvp(lambda w: f(x, w_ih, w, *rest), (w,), (t,)),
+            [w_hh, *like([w_hh])],
+        ),
+    }[which]
+    compiled = torch.compile(transform(rnn), backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*arguments), transform(reference.rnn)(*arguments))
+
+
+class Layer(torch.nn.Module):
+    def __init__(self, tensors):
+        super().__init__()
+        for i, t in enumerate(tensors[1:5]):
+            self.register_parameter(f"p{i}", torch.nn.Parameter(t.detach().clone()))
+
+    def forward(self, x, h0):
+        return rnn(x, self.p0, self.p1, self.p2, self.p3, h0)
+
+
+def test_export_with_dynamic_sizes():
+    x, *_, h0 = tensors = detached(problem(4, 3, 5, 7))
+    layer = Layer(tensors)
+    T, B = torch.export.Dim("T"), torch.export.Dim("B")
+    program = torch.export.export(layer, (x, h0), dynamic_shapes=dict(x={0: T, 1: B}, h0={0: B}))
+    assert torch.ops.rnn_triton.rnn_forward.default in {n.target for n in program.graph.nodes}
+    x, *_, h0 = problem(6, 2, 5, 7)
+    outputs, expected = program.module()(x, h0), layer(x, h0)
+    torch.testing.assert_close(outputs, expected)
+
+    def penalty(outputs):  # in eager mode, through the registered autograd of the op
+        (dx,) = torch.autograd.grad(outputs[0].pow(2).sum(), x, create_graph=True)
+        return torch.autograd.grad(dx.pow(2).sum(), (x, h0))
+
+    torch.testing.assert_close(penalty(outputs), penalty(expected))
+
+
+def test_make_fx_records_the_op():
+    tensors = detached(problem(3, 2, 4, 5))
+    graph = torch.fx.experimental.proxy_tensor.make_fx(lambda *t: rnn(*t))(*tensors)
+    assert torch.ops.rnn_triton.rnn_forward.default in {n.target for n in graph.graph.nodes}
+    torch.testing.assert_close(graph(*tensors), rnn(*tensors))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_opcheck_forward(dtype, reverse, requires_grad):
+    precision = "ieee" if dtype is torch.float32 else None
+    for h0, bias in ((True, (True, True)), (False, (False, False))):
+        tensors = problem(3, 2, 4, 5, h0=h0, bias=bias, dtype=dtype)
+        tensors = tensors if requires_grad else detached(tensors)
+        torch.library.opcheck(
+            torch.ops.rnn_triton.rnn_forward.default, (*tensors, "tanh", reverse, precision)
+        )
+
+
+@pytest.mark.parametrize("needs", [0, 1, 2, 4, 8, 16, 31])
+@pytest.mark.parametrize("groups", [None, 2])
+@pytest.mark.parametrize("B", [4, 0])
+def test_opcheck_backward(needs, groups, B):
+    x, w_ih, w_hh, b_ih, b_hh, h0 = detached(problem(3, B, 4, 5))
+    y, hn = rnn(x, w_ih, w_hh, b_ih, b_hh, h0)
+    for dy, dhn, state in ((y, hn, h0), (y, None, None), (None, hn, h0)):
+        arguments = (x, w_ih, w_hh, state, y, dy, dhn, "tanh", False, None, needs, groups)
+        torch.library.opcheck(torch.ops.rnn_triton.rnn_backward.default, arguments)
+
+
+def test_meta_tensors():
+    tensors = [t.detach().to("meta").requires_grad_() for t in problem(3, 2, 4, 5)]
+    y, hn = rnn(*tensors)
+    assert y.shape == (3, 2, 5) and hn.shape == (2, 5) and y.device.type == "meta"
+    assert [g.shape for g in gradients((y, hn), (y, hn), tensors)] == [t.shape for t in tensors]

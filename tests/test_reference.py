@@ -1,0 +1,106 @@
+"""reference.py against torch.nn.RNN in fp64, and its backward and jvp against autograd."""
+
+import itertools
+
+import pytest
+import torch
+from support.problems import gradients, like, over_present, problem
+
+from rnn_triton import reference
+
+# fp64: 2^-53 a rounding, sqrt(I+H) * T < 30 of them deep, on values up to about 10, and a decade to spare
+TOLERANCE = dict(rtol=0, atol=10 * 30 * 10 * 2.0**-53)
+
+SHAPES = [(1, 1, 1, 1), (1, 3, 4, 5), (4, 1, 5, 7), (5, 3, 7, 4), (6, 2, 3, 17)]
+kinds = pytest.mark.parametrize(
+    "nonlinearity, reverse", list(itertools.product(["tanh", "relu"], [False, True]))
+)
+
+
+def of_nn(x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, reverse):
+    """The same from torch.nn.RNN; in reverse, from the second direction of a bidirectional one."""
+    H = w_hh.shape[0]
+    suffix = "_reverse" if reverse else ""
+    weights = dict(weight_ih=w_ih, weight_hh=w_hh)
+    weights |= {
+        name: x.new_zeros(H) if b is None else b for name, b in (("bias_ih", b_ih), ("bias_hh", b_hh))
+    }
+    module = torch.nn.RNN(x.shape[2], H, nonlinearity=nonlinearity, bidirectional=reverse, dtype=x.dtype)
+    h0 = x.new_zeros(x.shape[1], H) if h0 is None else h0
+    hx = torch.stack([torch.zeros_like(h0), h0]) if reverse else h0.unsqueeze(0)
+    weights = {f"{name}_l0{suffix}": t for name, t in weights.items()}
+    output, h_n = torch.func.functional_call(module, weights, (x, hx))
+    return output[..., -H:], h_n[-1]
+
+
+@kinds
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("bias, h0", [((True, True), True), ((False, False), False), ((True, False), True)])
+def test_rnn_and_its_autograd_match_torch(shape, nonlinearity, reverse, bias, h0):
+    tensors = problem(*shape, bias=bias, h0=h0)
+    ours = reference.rnn(*tensors, nonlinearity, reverse)
+    theirs = of_nn(*tensors, nonlinearity, reverse)
+    torch.testing.assert_close(ours, theirs, **TOLERANCE)
+    cotangents = like(ours)
+    torch.testing.assert_close(
+        gradients(ours, cotangents, tensors), gradients(theirs, cotangents, tensors), **TOLERANCE
+    )
+
+
+@kinds
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("given", [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize("h0", [False, True])
+def test_backward_is_the_gradient_of_rnn(shape, nonlinearity, reverse, given, h0):
+    tensors = problem(*shape, h0=h0)
+    x, w_ih, w_hh, _, _, h0 = tensors
+    outputs = reference.rnn(*tensors, nonlinearity, reverse)
+    cotangents = [c if wanted else None for c, wanted in zip(like(outputs), given, strict=True)]
+    dx, dw_ih, dw_hh, db, dh0 = reference.backward(
+        x, w_ih, w_hh, h0, outputs[0], *cotangents, nonlinearity, reverse
+    )
+    ours = (dx, dw_ih, dw_hh, db, db) + (() if h0 is None else (dh0,))
+    torch.testing.assert_close(ours, gradients(outputs, cotangents, tensors), **TOLERANCE)
+
+
+@kinds
+@pytest.mark.parametrize("h0", [False, True])
+def test_jvp_is_the_tangent_of_rnn(nonlinearity, reverse, h0):
+    tensors = [t if t is None else t.detach() for t in problem(5, 3, 7, 4, h0=h0)]
+    tangents = like(tensors)
+    x, w_ih, w_hh, _, _, h0 = tensors
+    function, present = over_present(lambda *t: reference.rnn(*t, nonlinearity, reverse), tensors)
+    y = function(*present)[0]
+    for alone in (None, *range(len(present))):  # all tangents, then each with the others None
+        given = [t if alone in (None, i) else None for i, t in enumerate(tangents)]
+        dense = tuple(torch.zeros_like(p) if t is None else t for p, t in zip(present, given))
+        torch.testing.assert_close(
+            reference.jvp(x, w_ih, w_hh, h0, y, given, nonlinearity, reverse),
+            torch.func.jvp(function, present, dense)[1],
+            **TOLERANCE,
+        )
+
+
+@kinds
+def test_gradcheck(nonlinearity, reverse):
+    assert torch.autograd.gradcheck(lambda *t: reference.rnn(*t, nonlinearity, reverse), problem(3, 2, 3, 4))
+
+
+@kinds
+def test_backward_is_differentiable(nonlinearity, reverse):
+    x, w_ih, w_hh, _, _, h0 = problem(3, 2, 3, 4)
+    outputs = reference.rnn(x, w_ih, w_hh, None, None, h0, nonlinearity, reverse)
+    # any y will do here, and one without zeros keeps finite differences off relu's kink
+    y, dy, dhn = (t.requires_grad_() for t in (like(outputs, seed=2)[0], *like(outputs)))
+    assert torch.autograd.gradcheck(
+        lambda *t: reference.backward(*t, nonlinearity, reverse), (x, w_ih, w_hh, h0, y, dy, dhn)
+    )
+
+
+def test_relu_at_zero_and_nan_as_torch():
+    a = torch.tensor([[[0.0]], [[float("nan")]], [[-1.0]], [[1.0]]], dtype=torch.float64, requires_grad=True)
+    expected = torch.autograd.grad(torch.relu(a).sum(), a)[0]
+    one, zero = a.new_ones(1, 1), a.new_zeros(1, 1)
+    y = torch.relu(a).detach()
+    dx = reference.backward(a, one, zero, None, y, torch.ones_like(y), None, "relu")[0]
+    assert torch.equal(dx, expected)
