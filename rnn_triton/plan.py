@@ -142,11 +142,16 @@ def plan(problem: Problem, device: Device) -> Plan:
         # At batch tiles above 8 other products fill the gaps of one chain.
         chains=2 if h_pad >= form.two_chains_from and block_b == 8 else 1,
         x_depth=x_depth,
-        stream_unroll=form.stream_unroll,
+        stream_unroll=1 if h_pad == 256 and _ragged(problem, form) else form.stream_unroll,
         # Loading ragged rows of 16-bit values takes a register each until they are packed: too many at H_PAD = 256.
         pad_w_hh=h_pad == 256 and problem.H % (h_pad // (8 * warps)) != 0,
         reason=f"W_hh ({weights // 1024} KB as padded to {h_pad} units) fits in the {held} of one CTA{where}",
     )
+
+
+def _ragged(problem: Problem, form: _Form) -> bool:
+    """Are rows of x and W_ih other than whole 16-byte vectors, so that fragments are loaded element by element?"""
+    return form.formulation != "fma" and problem.I * SIZES[problem.dtype] % 16 != 0
 
 
 def _w_ih_home(
@@ -155,8 +160,7 @@ def _w_ih_home(
     """(home of W_ih, how many steps ahead x is loaded)"""
     wide = int(h_pad == 256)
     # x takes registers in proportion to the batch tile, and twice as many where its rows are no 16-byte vectors.
-    ragged = form.formulation != "fma" and problem.I * size % 16 != 0
-    chunks = math.ceil(problem.I / chunk) * (block_b // 8) * (2 if ragged else 1)
+    chunks = math.ceil(problem.I / chunk) * (block_b // 8) * (2 if _ragged(problem, form) else 1)
     if chunks <= form.registers[wide]:
         return "registers", 2
     shared = h_pad * math.ceil(problem.I / chunk) * chunk * size + 4 * h_pad * block_b * size + 4096
