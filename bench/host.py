@@ -21,21 +21,14 @@ T, B, H = 2, 1, 16  # tiny: the one torch kernel left, the sum for db, must cost
 
 @contextmanager
 def nothing_runs() -> Iterator[None]:
-    """Every launch and GEMM returns torch.empty of its result's shape."""
+    """Everything but Triton's launcher and the GEMMs, whose results are torch.empty."""
     from rnn_triton import op
-
-    def forward(x: Any, w_ih: Any, w_hh: Any, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        return x.new_empty((x.shape[0], x.shape[1], w_hh.shape[0])), x.new_empty((x.shape[1], w_hh.shape[0]))
-
-    def backward(w_hh: Any, y: Any, *_: Any) -> torch.Tensor:
-        return torch.empty_like(y)
 
     def matmul(a: Any, b: Any, precision: Any) -> torch.Tensor:
         return a.new_empty((a.shape[0], b.shape[1]))
 
     with (
-        mock.patch.object(op.launch, "forward", forward),
-        mock.patch.object(op.launch, "backward", backward),
+        mock.patch.object(op.launch, "_launch", lambda *_: None),
         mock.patch.object(op.gemm, "matmul", matmul),
         mock.patch.object(op.interpreter, "active", lambda: True),  # CPU tensors take the kernels' way
     ):

@@ -151,28 +151,34 @@ def _run(
     site: _Site, tensors: tuple[Tensor | None, ...], scalars: tuple[int, ...], x_aligned: bool, u_aligned: bool
 ) -> None:
     out = tensors[_OUT]
-    assert out is not None
-    present = tuple(t is not None for t in tensors)
+    present = tuple([t is not None for t in tensors])
     pointers = [out if t is None else t for t in tensors]
     _, w_aligned, w_rec_aligned, _, s_aligned = site.rows_aligned
     bits = 0
     for t in pointers:
-        bits |= t.data_ptr()
+        bits |= t.data_ptr()  # type: ignore[union-attr]
     whole = bits % 16 == 0
     if not whole:  # somebody's view into a larger tensor; every vector is of at most 16 bytes
         w_aligned = w_rec_aligned = s_aligned = False
     variant = (present, x_aligned, w_aligned, w_rec_aligned, u_aligned, s_aligned)
+    # Triton compiles one kernel for aligned addresses and 32-bit scalars: that one is kept.
+    _launch(site, variant, pointers, scalars, whole and max(scalars) < 2**31)
+
+
+def _launch(
+    site: _Site, variant: tuple[Any, ...], pointers: list[Any], scalars: tuple[int, ...], ordinary: bool
+) -> None:
     if interpreter.active():
         with interpreter.accurate():
             recurrence[site.grid](*pointers, *scalars, **_constants(site.problem, site.plan, *variant))
         return
-    with _NO_CONTEXT if out.device.index == torch.cuda.current_device() else torch.cuda.device(out.device):
-        # Triton compiles one kernel for aligned addresses and 32-bit scalars: that one is kept.
-        ordinary = whole and max(scalars) < 2**31
+    device = pointers[_OUT].device
+    # Triton launches on the current device's current stream.
+    with _NO_CONTEXT if device.index == torch.cuda.current_device() else torch.cuda.device(device):
         known = site.launchers.get(variant) if ordinary else None
         if known is not None:
-            launcher, constants = known
-            launcher[site.grid](*pointers, *scalars, *constants)
+            kernel, constants = known
+            kernel[site.grid](*pointers, *scalars, *constants)
             return
         constexprs = _constants(site.problem, site.plan, *variant)
         kernel = recurrence[site.grid](*pointers, *scalars, **constexprs, **_options(site.plan))
