@@ -27,7 +27,7 @@ def rnn(
     reverse: bool = False,
     precision: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """An Elman layer: y[T,B,H], every h_t = f(x_t W_ih^T + b_ih + h_{t-1} W_hh^T + b_hh), and hn[B,H], the last.
+    """An Elman layer: every h_t = f(x_t W_ih^T + b_ih + h_{t-1} W_hh^T + b_hh) as y[T,B,H], and the last as hn[B,H].
 
     x[T,B,I], w_ih[H,I], w_hh[H,H], b_ih[H], b_hh[H], h0[B,H] (zeros if None), of any strides, all on one
     device and of one dtype: fp32, bf16, fp16 or fp64. f is tanh or relu. `reverse` runs from t = T-1 to 0, y

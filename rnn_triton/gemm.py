@@ -50,8 +50,8 @@ def matmul(a: torch.Tensor, b: torch.Tensor, precision: str | None) -> torch.Ten
     """a[M, K] @ b[K, N] of any strides and one dtype, accumulated in fp32 (fp64 in fp64), in that dtype.
 
     precision, for fp32: "tf32", "tf32x3" or "ieee"; None for other dtypes. By torch.mm where torch's current
-    setting serves (its fp32 serves tf32x3), else by the Triton kernel; no setting is changed. Bitwise the same
-    from run to run.
+    setting serves (its fp32 serves tf32x3), else by the Triton kernel; no setting is changed. Bitwise the
+    same from run to run.
     """
     if torch.is_autocast_enabled(a.device.type):  # it would round fp32 operands to 16 bits
         with torch.autocast(a.device.type, enabled=False):
@@ -86,7 +86,7 @@ def _reach(matrix: torch.Tensor, rows: int, columns: int) -> int:
 
 
 def compile_ahead(block_m: int, block_n: int, precision: str, capability: int, *, layout: str = "nn") -> Any:
-    """The kernel compiled for sm_<capability>, no GPU needed. layout: "nn" row-major, "tn" with a transposed."""
+    """The kernel compiled for sm_<capability>, without a GPU. layout: "nn" row-major, "tn" a transposed."""
     pointers = {"a_ptr": "*fp32", "b_ptr": "*fp32", "out_ptr": "*fp32"}
     constants: dict[str, Any] = {"PRECISION": precision, "OFFSETS": tl.int32}
     constants |= {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": BLOCK_K}

@@ -1,15 +1,16 @@
 """Triton's CPU interpreter (`TRITON_INTERPRET=1`), corrected until it computes what a GPU computes.
 
 The stock interpreter (3.6 to 3.9) keeps bfloat16 as uint16 and then adds, compares and multiplies those
-integers, rounds fp32 -> bf16 wrongly, ignores `input_precision`, knows neither libdevice nor inline assembly, and
-patches `triton.language` again on every call of a device function. While `accurate()` is open that is mended:
+integers, rounds fp32 -> bf16 wrongly, ignores `input_precision`, knows neither libdevice nor inline assembly,
+and patches `triton.language` again on every call of a device function. While `accurate()` is open that is
+mended:
 
 * bf16: operands widen to fp32, each result rounds to nearest even (NaN stays NaN, overflow gives inf).
 * dot, 16-bit operands: exact products, fp32 accumulation.
 * dot, "tf32": operands are TRUNCATED to 10 mantissa bits. The code Triton emits for sm_80, sm_90 and sm_100
-  contains no conversion, so the tensor core gets the fp32 bits and drops the low 13. Rounding to nearest would be
-  half the error, and right only for kernels that round explicitly (`cvt.rna.tf32.f32`, below): truncation leaves
-  what they rounded alone.
+  contains no conversion, so the tensor core gets the fp32 bits and drops the low 13. Rounding to nearest
+  would be half the error, and right only for kernels that round explicitly (`cvt.rna.tf32.f32`, below):
+  truncation leaves what they rounded alone.
 * dot, "tf32x3": three tf32 products of the big (rna) and small parts, non-finite cross terms dropped, as the
   compiler does it.
 * min/max drop NaN like `min.f32`/`max.f32` do (3.6 and 3.7 propagated it); `tl.fma` rounds once.
@@ -50,8 +51,9 @@ def active() -> bool:
 def register_asm(text: str, implementation: Callable[..., Any]) -> None:
     """Run `implementation` for `tl.inline_asm_elementwise` with this text (compared up to white space).
 
-    It gets one numpy array per operand, already broadcast (bf16 as the uint16 bits), and returns an array, or a
-    tuple of arrays for several results, of the results' width. It works element by element, whatever `pack` is.
+    It gets one numpy array per operand, already broadcast (bf16 as the uint16 bits), and returns an array, or
+    a tuple of arrays for several results, of the results' width. It works element by element, whatever `pack`
+    is.
     """
     _asm[" ".join(text.split())] = implementation
 
@@ -254,16 +256,9 @@ def _patch_reductions(patches: _Patches) -> None:
         value = input[0] if isinstance(input, tuple) else input
         if value.dtype != tl.bfloat16:
             return min_max(self, input, *args, **kwargs)
+        # values alone: tl.argmax and tl.argmin widen by themselves
         result = min_max(self, self.to_tensor(bf16_to_f32(value.handle.data), tl.float32), *args, **kwargs)
-        if not isinstance(result, tuple):
-            return narrowed(result)
-        return tuple(map(narrowed, result))
-
-    def narrowed(t: Any) -> Any:
-        """fp32 values back to bf16; indices stay"""
-        if t.dtype != tl.float32:
-            return t
-        return stock.ReduceOps.to_tensor(None, f32_to_bf16(t.handle.data).reshape(t.shape), tl.bfloat16)
+        return self.to_tensor(f32_to_bf16(result.handle.data).reshape(result.shape), tl.bfloat16)
 
     patches.set_attr(stock.ReduceOps, "sum", sum)
     patches.set_attr(stock.ReduceOps, "min_max", bf16_min_max)
@@ -273,11 +268,15 @@ def _libdevice() -> dict[str, Callable[[np.ndarray], np.ndarray]]:
     def each(fn: Callable[[float], float]) -> Callable[[np.ndarray], np.ndarray]:
         return lambda x: np.vectorize(fn, otypes=[x.dtype])(x)
 
-    same = "tanh sinh cosh exp exp2 expm1 log log2 log10 log1p sqrt sin cos tan floor ceil rint trunc isnan isinf"
-    functions: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-        name: getattr(np, name) for name in same.split()
+    same = "tanh sinh cosh sin cos tan exp exp2 expm1 log log2 log10 log1p sqrt floor ceil rint trunc"
+    functions: dict[str, Callable[[np.ndarray], np.ndarray]] = {n: getattr(np, n) for n in same.split()}
+    functions |= {
+        "isnan": np.isnan,
+        "isinf": np.isinf,
+        "abs": np.abs,
+        "fabs": np.abs,
+        "rsqrt": lambda x: np.reciprocal(np.sqrt(x)),
     }
-    functions |= {"abs": np.abs, "fabs": np.abs, "rsqrt": lambda x: np.reciprocal(np.sqrt(x))}
     functions |= {"erf": each(math.erf), "erfc": each(math.erfc)}
     functions |= {"fast_tanhf": lambda x: tf32_round(np.tanh(x)), "fast_expf": np.exp, "fast_logf": np.log}
     return functions
@@ -353,7 +352,7 @@ _depth = 0
 
 @contextlib.contextmanager
 def accurate() -> Iterator[None]:
-    """While open, interpreted kernels compute as on a GPU. Nested use is free; without TRITON_INTERPRET a no-op."""
+    """While open, interpreted kernels compute as on a GPU. Nested: free. Not interpreting: a no-op."""
     global _depth, _patches
     if not _ACTIVE or _depth:
         yield

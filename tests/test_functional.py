@@ -26,6 +26,11 @@ def test_exported():
     assert rnn_triton.rnn is functional.rnn
 
 
+@pytest.fixture
+def op_is_not_reached(monkeypatch):
+    monkeypatch.setattr(op, "rnn", None)
+
+
 # ---- bad input ---------------------------------------------------------------------------------------------
 
 
@@ -39,6 +44,7 @@ def test_exported():
         (torch.randn(T, B, I), torch.randn(1, B, H, device="meta")),
     ],
 )
+@pytest.mark.usefixtures("op_is_not_reached")
 def test_raises_what_torch_raises(x, hx):
     theirs = torch_error(*((x,) if hx is None else (x, hx)))
     with pytest.raises(Exception) as info:
@@ -69,6 +75,7 @@ DEVICE_MESSAGE = (
         (dict(w_hh=torch.randn(H)), ValueError, "w_hh must have shape [H, H] = [4, 4], got [4]"),
         (dict(b_ih=torch.randn(5)), ValueError, "b_ih must have shape [H] = [4], got [5]"),
         (dict(b_hh=torch.randn(1, H)), ValueError, "b_hh must have shape [H] = [4], got [1, 4]"),
+        (dict(x=torch.randn(0, B, I)), RuntimeError, "Expected sequence length to be larger than 0 in RNN"),
         (dict(h0=torch.randn(3, H)), RuntimeError, "Expected hidden size (2, 4), got [3, 4]"),
         (dict(h0=torch.randn(1, B, H)), RuntimeError, "Expected hidden size (2, 4), got [1, 2, 4]"),
         (dict(w_ih=torch.randn(0, I)), ValueError, "hidden_size must be greater than zero"),
@@ -98,6 +105,7 @@ DEVICE_MESSAGE = (
         ),
     ],
 )
+@pytest.mark.usefixtures("op_is_not_reached")
 def test_bad_arguments(changes, error, message):
     with pytest.raises(error) as info:
         functional.rnn(**(tensors() | changes))
@@ -105,6 +113,7 @@ def test_bad_arguments(changes, error, message):
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.complex64, torch.float8_e4m3fn, torch.bool])
+@pytest.mark.usefixtures("op_is_not_reached")
 def test_unsupported_dtype(dtype):
     given = {name: t.detach().to(dtype) for name, t in tensors().items()}
     with pytest.raises(

@@ -60,6 +60,22 @@ def check(tensors, nonlinearity="tanh", reverse=False, given=(True, True)):
     assert_close(gradients(ours, cotangents, tensors), gradients(theirs, in_fp64(cotangents), exact))
 
 
+@pytest.fixture
+def calls(monkeypatch):
+    """Counts of the two runs."""
+    counts = dict(forward=0, backward=0)
+    for name, run in (("forward", "_cpu_forward"), ("backward", "_cpu_backward")):
+        for where, attribute in ((op, run), (op.launch, name)):
+            original = getattr(where, attribute)
+
+            def counted(*arguments, original=original, name=name):
+                counts[name] += 1
+                return original(*arguments)
+
+            monkeypatch.setattr(where, attribute, counted)
+    return counts
+
+
 # ---- values and gradients ----------------------------------------------------------------------------------
 
 
@@ -120,13 +136,14 @@ def test_strided_and_expanded_inputs(reverse):
 
 @pytest.mark.parametrize("h0", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_empty_batch(h0, dtype):
+def test_empty_batch(h0, dtype, calls):
     tensors = problem(4, 0, 3, 5, h0=h0, dtype=dtype)
     y, hn = rnn(*tensors)
     assert y.shape == (4, 0, 5) and hn.shape == (0, 5) and y.dtype is hn.dtype is dtype
     present = [t for t in tensors if t is not None]
     for t, g in zip(present, gradients((y, hn), (y.detach(), hn.detach()), tensors), strict=True):
         assert g.shape == t.shape and g.dtype is dtype and torch.equal(g, torch.zeros_like(t))
+    assert calls == dict(forward=0, backward=0)
 
 
 def test_saturated_tanh():
@@ -160,6 +177,20 @@ def test_16_bit_bias_gradient_accumulates_in_fp32(dtype):
     y, _ = rnn(x, w_ih, w_hh, b_ih, nonlinearity="relu")
     (db,) = torch.autograd.grad(y.sum(), b_ih)
     assert db.item() == torch.tensor(float(T * B), dtype=dtype).item()
+
+
+@pytest.mark.parametrize("dtype, big", [(torch.bfloat16, 256), (torch.float16, 2048)])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_16_bit_dh_accumulates_in_fp32(dtype, big, reverse):
+    # dh = da W_hh + dy = (big + 1) - big, where big + 1 is not a number of this dtype
+    x = torch.ones(2, 1, 2, dtype=dtype, requires_grad=True)
+    y, _ = rnn(
+        x, torch.eye(2, dtype=dtype), torch.ones(2, 2, dtype=dtype), nonlinearity="relu", reverse=reverse
+    )
+    first, last = ([-big, -big], [big, 1])
+    dy = torch.tensor([[last], [first]] if reverse else [[first], [last]], dtype=dtype)
+    (dx,) = torch.autograd.grad(y, x, dy)
+    assert dx[-1 if reverse else 0].tolist() == [[1, 1]]
 
 
 def test_hn_has_memory_of_its_own():
@@ -370,6 +401,13 @@ def test_modes_without_gradients():
         assert all(map(torch.equal, outputs, expected)) and not any(o.requires_grad for o in outputs)
 
 
+def test_no_signature_is_inspected(monkeypatch):
+    monkeypatch.setattr(torch.autograd.function.inspect, "signature", None)  # 10 us a call, were it called
+    tensors = problem(4, 3, 5, 7)
+    outputs = rnn(*tensors)
+    gradients(outputs, like(outputs), tensors)
+
+
 def test_backward_under_autocast_keeps_the_dtype():
     tensors = problem(4, 3, 5, 7, dtype=torch.float32)
     outputs = rnn(*tensors)
@@ -427,6 +465,22 @@ def test_vjp_called_after_its_transform_has_ended():
     torch.testing.assert_close(pulled(rnn), pulled(reference.rnn))
 
 
+def test_no_grad_within_a_transform():
+    tensors = detached(problem(3, 2, 4, 5))
+
+    def gradient(function):
+        def loss(x):
+            with torch.no_grad():
+                constant = function(x, *tensors[1:])[0]
+            return (function(x, *tensors[1:])[0] * constant).sum()
+
+        return torch.func.grad(loss)(tensors[0]), torch.vmap(torch.func.grad(loss))(
+            torch.stack([tensors[0]] * 2)
+        )
+
+    torch.testing.assert_close(gradient(rnn), gradient(reference.rnn))
+
+
 @pytest.mark.parametrize("reverse", [False, True])
 def test_functional_call_of_gradients_and_penalties(reverse):
     def twice(f, *t):
@@ -437,22 +491,6 @@ def test_functional_call_of_gradients_and_penalties(reverse):
         return torch.func.grad(loss)(t[2])
 
     same(twice)
-
-
-@pytest.fixture
-def calls(monkeypatch):
-    """Counts of the two runs."""
-    counts = dict(forward=0, backward=0)
-    for name, run in (("forward", "_cpu_forward"), ("backward", "_cpu_backward")):
-        for where, attribute in ((op, run), (op.launch, name)):
-            original = getattr(where, attribute)
-
-            def counted(*arguments, original=original, name=name):
-                counts[name] += 1
-                return original(*arguments)
-
-            monkeypatch.setattr(where, attribute, counted)
-    return counts
 
 
 @pytest.mark.parametrize("reverse", [False, True])

@@ -1,8 +1,8 @@
-"""The worker: a pytest session that runs the tests its parent asks for, one at a time, and sends back reports.
+"""The worker: a pytest session that runs the tests its parent asks for, one at a time, and reports back.
 
-Started as `python worker_main.py FD PYTEST_ARGS...`, FD being one end of a multiprocessing pipe. It sends "ready"
-once collected, then answers each (node id, node id of a likely next or None) with a list of serialised reports, or
-with a str saying why there are none. None, or a closed pipe, ends it.
+Started as `python worker_main.py FD PYTEST_ARGS...`, FD being one end of a multiprocessing pipe. It sends
+"ready" once collected, then answers each (node id, node id of a likely next or None) with a list of
+serialised reports, or with a str saying why there are none. None, or a closed pipe, ends it.
 """
 
 import os
