@@ -463,11 +463,7 @@ def rnn(
             # autograd through torch.func's transforms; tangents would even come out as zeros
             return reference.rnn(x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, reverse)
         return _forward(x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, reverse, precision)
-    if not (
-        torch.is_grad_enabled()
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-    ):
+    if not torch.is_grad_enabled() and forward_ad._current_level < 0:
         with _below_autograd():
             return _forward(x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, reverse, precision)
     return Rnn.apply(x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, reverse, precision)

@@ -119,15 +119,20 @@ def plan(problem: Problem, device: Device) -> Plan:
     chunk = form.chunk
     if form.formulation == "fma":
         chunk = max(16, min(chunk, 1 << (problem.I - 1).bit_length()))
+    # Ragged rows of 16-bit values take a register an element until they are packed: too many at H_PAD = 256, so W_hh is
+    # padded in global memory first, and W_ih and a second accumulator give up their registers.
+    ragged_h = h_pad == 256 and problem.H % (h_pad // (8 * warps)) != 0
     home, x_depth = "none", 1
     if problem.direction == "forward":
-        home, x_depth = _w_ih_home(problem, form, h_pad, block_b, chunk, size, device)
+        home, x_depth = "stream", 1
+        if not ragged_h:
+            home, x_depth = _w_ih_home(problem, form, h_pad, block_b, chunk, size, device)
     held = "registers and shared memory" if form.formulation == "fma" else "registers"
     where = {
         "none": "",
         "registers": ", W_ih in registers",
         "shared": ", W_ih in shared memory",
-        "stream": f", W_ih streamed from L2 every step (I={problem.I} is too large for the chip)",
+        "stream": f", W_ih streamed from L2 every step (no room for I={problem.I} beside W_hh)",
     }[home]
     return Plan(
         regime="single_cta",
@@ -140,11 +145,10 @@ def plan(problem: Problem, device: Device) -> Plan:
         w_ih_home=home,
         chunk=chunk,
         # At batch tiles above 8 other products fill the gaps of one chain.
-        chains=2 if h_pad >= form.two_chains_from and block_b == 8 else 1,
+        chains=2 if h_pad >= form.two_chains_from and block_b == 8 and not (ragged_h and home == "stream") else 1,
         x_depth=x_depth,
         stream_unroll=1 if h_pad == 256 and _ragged(problem, form) else form.stream_unroll,
-        # Loading ragged rows of 16-bit values takes a register each until they are packed: too many at H_PAD = 256.
-        pad_w_hh=h_pad == 256 and problem.H % (h_pad // (8 * warps)) != 0,
+        pad_w_hh=ragged_h,
         reason=f"W_hh ({weights // 1024} KB as padded to {h_pad} units) fits in the {held} of one CTA{where}",
     )
 
