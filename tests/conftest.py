@@ -11,6 +11,8 @@ With TRITON_INTERPRET=1 in the environment only the interpreter tests run, in th
 
 import os
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tensors are tiny, and the workers are the parallelism
+
 import pytest
 from support import warmup, workers
 
@@ -85,8 +87,7 @@ def environment(name):
     """Of the worker for tests marked `name`."""
     settings = {**os.environ, IN_WORKER: name}
     if name == "interpret":
-        # no GPU in sight, and one thread each: the workers are the parallelism
-        settings |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+        settings |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}  # no GPU in sight
     return settings
 
 
