@@ -74,7 +74,7 @@ class _Form:
 # at 128, where one chain spills (and the halves do take barriers of their own).
 _FORMS = {
     "16-bit": _Form("mma16", "ieee", 256, 32, 32, (8, 2), (16, 12), 2),
-    "tf32": _Form("mma32", "tf32", 128, 16, 256, (8, 0), (16, 0), 2),
+    "tf32": _Form("mma32", "tf32", 128, 16, 256, (8, 0), (12, 0), 2),
     "tf32x3": _Form("mma32", "tf32x3", 128, 16, 256, (2, 0), (4, 0), 2),
     "ieee": _Form("fma", "ieee", 128, 64, 128, (0, 0), (2, 0), 1),
     "fp64": _Form("fma", "ieee", 64, 16, 128, (0, 0), (2, 0), 1),
@@ -127,6 +127,10 @@ def plan(problem: Problem, device: Device) -> Plan:
         home, x_depth = "stream", 1
         if not ragged_h:
             home, x_depth = _w_ih_home(problem, form, h_pad, block_b, chunk, size, device)
+    # At batch tiles above 8 other products fill the gaps of one chain.
+    two_chains = h_pad >= form.two_chains_from and block_b == 8 and not (ragged_h and home == "stream")
+    if problem.precision == "ieee" and problem.direction == "backward" and 32 <= problem.H != h_pad:
+        two_chains = True  # one spills where H is padded (relu, Triton 3.6)
     held = "registers and shared memory" if form.formulation == "fma" else "registers"
     where = {
         "none": "",
@@ -144,8 +148,7 @@ def plan(problem: Problem, device: Device) -> Plan:
         h_pad=h_pad,
         w_ih_home=home,
         chunk=chunk,
-        # At batch tiles above 8 other products fill the gaps of one chain.
-        chains=2 if h_pad >= form.two_chains_from and block_b == 8 and not (ragged_h and home == "stream") else 1,
+        chains=2 if two_chains else 1,
         x_depth=x_depth,
         stream_unroll=1 if h_pad == 256 and _ragged(problem, form) else form.stream_unroll,
         pad_w_hh=ragged_h,

@@ -17,7 +17,7 @@ from rnn_triton import hardware, launch, plan
 
 def barrier_limit(p):
     """Two at batch tiles <= 8.  The fma form's operands pass through shared memory: one more in its forward pass, two
-    for a second chain (H_PAD 128), two in the loop over streamed chunks."""
+    for a second chain, two in the loop over streamed chunks."""
     if p.formulation != "fma":
         return 2
     return 2 + (p.w_ih_home != "none") + 2 * (p.chains == 2) + 2 * (p.w_ih_home == "stream")

@@ -10,6 +10,8 @@ import numpy as np
 import triton
 import triton.language as tl
 
+from rnn_triton import interpreter
+
 from .coroutine import Coroutine
 from .errors import (
     ContractError,
@@ -22,8 +24,13 @@ from .errors import (
 from .memory import WORD, WeakMemory
 from .races import Detector
 
-_TRITON = os.path.dirname(triton.__file__) + os.sep
-_SELF = os.path.dirname(os.path.abspath(__file__)) + os.sep
+# code that is not the kernel's
+_MACHINERY = (
+    os.path.dirname(triton.__file__) + os.sep,
+    os.path.dirname(os.path.abspath(__file__)) + os.sep,
+    interpreter.__file__,
+    "<",
+)
 _ENTRY = "_cooperative_program"
 _PLAIN_READS = 200  # plain loads without a store of one's own: from then on looked at as a spin loop would be
 _LONG_RUN = 5000  # accesses without a switch
@@ -161,18 +168,14 @@ class Engine:
             self.fail(DeadlockError(self._stuck_text("deadlock: all wait for what nobody will write")))
         return [min(polling, key=lambda program: program.polls)]
 
-    def _pause(self, program):
-        program.coroutine.pause()
-
     def _frames(self):
         """Frames of the kernel and its helpers, innermost first."""
         frame, frames = sys._getframe(2), []
         while frame is not None and frame.f_code.co_name != _ENTRY:
-            file = frame.f_code.co_filename
-            if not file.startswith((_TRITON, _SELF, "<")) and file != np.__file__:
+            if not frame.f_code.co_filename.startswith(_MACHINERY):
                 frames.append(frame)
             frame = frame.f_back
-        return [f for f in frames if "rnn_triton" + os.sep + "interpreter" not in f.f_code.co_filename]
+        return frames
 
     def _before(self, program, addresses, item, sync, write):
         """A switch point, unless the access is plain; a poll that finds nothing new waits."""
@@ -182,7 +185,7 @@ class Engine:
         if not write and (sync or program.reads > _PLAIN_READS) and self._poll(program, addresses, item):
             return
         if sync or self.options.switch == "mem" or program.run_length > _LONG_RUN:
-            self._pause(program)
+            program.coroutine.pause()
 
     def _poll(self, program, addresses, item):
         frames = self._frames()
@@ -203,7 +206,7 @@ class Engine:
             self.idle += 1
             if self.idle > self.options.max_idle * len(self.programs):
                 self.fail(LivelockError(self._stuck_text(f"livelock: {self.idle} polls changed nothing")))
-            self._pause(program)
+            program.coroutine.pause()
             program.state, program.waits = "ready", None
         program.visits.pop(key, None)
         program.visits[key] = self.version, low, high

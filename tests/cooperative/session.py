@@ -65,8 +65,7 @@ class Session:
 
     def poison(self, tensor):
         """Fill with 0xFF bytes, which count as unwritten. Meant for floats: a computed -1 looks like it too."""
-        _integers(tensor).fill_(-1)
-        self._tensors.append((tensor, None))
+        self._tensors.append((_fill(tensor), None))
         return tensor
 
     def sentinel(self, tensor, word=0xFFFFFFFF, fill=True):
@@ -100,12 +99,10 @@ class Session:
         return marks
 
 
-def _integers(tensor):
-    return tensor.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
-
-
 def _fill(tensor):
-    _integers(tensor).fill_(-1)
+    """With poison; any strides."""
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    tensor.view(integers).fill_(-1)
     return tensor
 
 
@@ -159,7 +156,6 @@ class _Patches:
             "create_atomic_store",
             "create_atomic_poll",
             "create_barrier",
-            "create_inline_asm",
         ):
             if hasattr(builder, name):  # atomic loads, stores and polls are new in Triton 3.9
                 new = self._method(getattr(self, name), getattr(builder, name))
@@ -167,6 +163,8 @@ class _Patches:
         if hasattr(builder, "get_cache_policy"):  # 3.9 builds IR of it; a load wants the modifier itself
             new = lambda builder, cache_modifier, eviction_policy: cache_modifier  # noqa: E731
             stack.enter_context(mock.patch.object(builder, "get_cache_policy", new))
+        new = self._asm_method(builder.create_inline_asm)
+        stack.enter_context(mock.patch.object(builder, "create_inline_asm", new))
         launch = self.launch
         executor = self.stock.GridExecutor
         new = lambda executor, *args, **kwargs: launch(executor, args, kwargs)  # noqa: E731
@@ -178,7 +176,7 @@ class _Patches:
                 return stock(builder, *args, **kwargs)
             return ours(*args, **kwargs)
 
-        return functools.wraps(stock)(method) if ours != self.create_inline_asm else self._asm_method(stock)
+        return method
 
     # -- the launch ----------------------------------------------------------------------------------------------
 
