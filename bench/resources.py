@@ -218,6 +218,8 @@ def _sass_flow(code: Sequence[SassInstruction]) -> list[list[int]]:
             flow.append(targets[-1:] + (following if conditional else []))
         elif root in ("EXIT", "RET", "BRX", "JMX"):
             flow.append(following if instruction.predicated else [])
+        elif root == "CALL":  # ptxas also leaves loops by a call that never returns
+            flow.append(targets[-1:] + following)
         elif root == "BSSY":
             resume[instruction.text.split()[1].rstrip(",")] = targets[-1] if targets else i + 1
             flow.append(following)

@@ -269,7 +269,7 @@ BUGS = {
 }
 
 
-@pytest.mark.parametrize("protocol, bug", BUGS, ids="-".join)
+@pytest.mark.parametrize("protocol, bug", BUGS, ids=lambda v: v.replace(" ", "_"))
 def test_bug_is_found(protocol, bug):
     found = {
         mode: explore(lambda **o: recur(protocol, bug, **o), SCHEDULES, **options)
