@@ -2,7 +2,7 @@
 
 "approx"  tanh.approx.f32, one instruction, relative error about 2^-11: well below bf16's unit roundoff 2^-8
 "fast"    1 - 2 / (exp(2 z) + 1) with hardware exp2 and reciprocal, absolute error about 2e-7: fp16 and tf32
-"full"    relative error of about one fp32 unit roundoff for every z: fp32 in "tf32x3" and "ieee"
+"full"    relative error of a few fp32 unit roundoffs for every z: fp32 in "tf32x3" and "ieee"
 "double"  absolute error of about 2e-16: fp64
 
 None overflows: exp(2 z) = inf gives 1, exp(2 z) = 0 gives -1; NaN stays NaN.

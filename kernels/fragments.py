@@ -17,8 +17,9 @@ neighbouring rows and two neighbouring columns: m = (warp, l, i), hidden(m) = m.
 
 `tl.max_contiguous` is used as an order of dimensions, not as a fact: Triton's coalescing pass sorts dimensions by
 contiguity, and the hints make it assign lanes to (q, l), warps to w and registers to the rest, which is the fragment
-layout itself.  A wrong guess would cost a layout conversion (time), never a wrong value; tests/test_compile.py checks
-that none appears.
+layout itself.  Taken as facts the hints would be false; they cannot widen an access beyond the row, because Triton also
+wants the divisibility it has proved by itself.  A wrong guess costs a layout conversion, never a wrong value;
+tests/test_compile.py checks that none appears.
 """
 
 import triton
@@ -156,10 +157,10 @@ def load_stream(
         pair = (_axis(WARPS, 2, 6) * 8 + _axis(8, 1, 6)) * R + _axis(R, 5, 6)
         words = ptr.to(tl.pointer_type(tl.int32), bitcast=True)
         mask = (row < rows) & (pair < H // 2)
-        return _load_raw_state(words, row.to(tl.int64) * (stride_b * R) + pair, mask, True)
+        return _load_raw_state(words, row.to(tl.int64) * stride_b * R + pair, mask, True)
     else:
         mask = (row < rows) & (unit < H)
-        return _load_raw_state(ptr, row.to(tl.int64) * (stride_b * UNIT) + unit, mask, ALIGNED)
+        return _load_raw_state(ptr, row.to(tl.int64) * stride_b * UNIT + unit, mask, ALIGNED)
 
 
 @triton.jit
@@ -251,14 +252,15 @@ def load_input_weight(
     """operand A: columns k0.. of contiguous W_ih[H, I], rows in hidden order; tiles [WARPS, 16 R, 16] (fma: [H_PAD, CHUNK]).
 
     SHARED: a plain tile; used once inside the loop, Triton keeps it in shared memory."""
+    ROW: tl.constexpr = tl.int64 if H * I >= 2**31 else tl.int32
     if FORM == "fma":
-        m = tl.arange(0, H_PAD)[:, None]
+        m = tl.arange(0, H_PAD)[:, None].to(ROW)
         k = k0 + tl.arange(0, CHUNK)[None, :]
         return (tl.load(ptr + (m * I + k), mask=(m < H) & (k < I), other=0),)
     elif SHARED:
         R: tl.constexpr = H_PAD // (16 * WARPS)
         i = _axis(16 * R, 1, 3)
-        m = (8 * _axis(WARPS, 0, 3) + i % 8) * (2 * R) + i // 8
+        m = ((8 * _axis(WARPS, 0, 3) + i % 8) * (2 * R) + i // 8).to(ROW)
         j = _axis(16, 2, 3)
         if FORM == "mma16":
             k = k0 + 8 * ((j // 2) % 4) + 4 * (j // 8) + 2 * (j % 2)
@@ -271,7 +273,7 @@ def load_input_weight(
     else:
         R: tl.constexpr = H_PAD // (16 * WARPS)
         E: tl.constexpr = CHUNK // 4
-        m = (_axis(WARPS, 2, 5) * 8 + _axis(8, 1, 5)) * (2 * R) + _axis(2 * R, 3, 5)
+        m = ((_axis(WARPS, 2, 5) * 8 + _axis(8, 1, 5)) * (2 * R) + _axis(2 * R, 3, 5)).to(ROW)
         k = k0 + _axis(4, 0, 5) * E + _axis(E, 4, 5)
         p = ptr + (m * I + k)
         if ALIGNED:
@@ -308,13 +310,13 @@ def load_input(
         if FORM == "mma16" and ALIGNED:
             pair = k0 // 2 + _axis(4, 0, 5) * 4 + _axis(4, 4, 5)
             words = ptr.to(tl.pointer_type(tl.int32), bitcast=True)
-            p = words + (row.to(tl.int64) * (stride_b * (E // 2)) + pair + warp)
+            p = words + (row.to(tl.int64) * stride_b * (E // 2) + pair + warp)
             mask = (row < rows) & (pair < I // 2)
             return tl.load(tl.max_contiguous(p, [32, 16, 4, 2, 64]), mask=mask, other=0)
         else:
             k = k0 + _axis(4, 0, 5) * E + _axis(E, 4, 5)
             UNIT: tl.constexpr = E if ALIGNED else 1
-            p = ptr + (row.to(tl.int64) * (stride_b * UNIT) + k + warp)
+            p = ptr + (row.to(tl.int64) * stride_b * UNIT + k + warp)
             if ALIGNED:
                 p = tl.max_contiguous(p, [32, 16, 4, 2, 64])
             else:

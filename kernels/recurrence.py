@@ -21,7 +21,7 @@ Where registers are short (X_DEPTH 1) x_{t+1} is loaded at the top and projected
 CHAINS = 2 splits K in two independent accumulators (one starts from p, one from u): the mma latency (24 cycles on
 sm_90), not its rate, is what a step of a small batch tile waits for.  They are added with the cell's first operation.
 
-Cost of a step (sm_90, bf16, H = 128, BLOCK_B = 8): 2 barriers, 1 stmatrix, 4 ldmatrix, 4 dependent mma, the cell.
+Cost of a step (sm_90, bf16, H = 128, BLOCK_B = 8): 2 barriers, 2 stmatrix, 4 ldmatrix, 4 dependent mma, the cell.
 Global traffic inside the loop: x (and W_in where its home is "stream"), the streams, out.
 
 Nothing needs to be co-resident: programs do not talk to each other.  Numerics: products in the storage dtype (tf32 per
@@ -173,8 +173,8 @@ def recurrence(
     S_UNIT: tl.constexpr = 2 * R if S_ALIGNED else 1
     step_x = stride_x_t.to(tl.int64) * X_UNIT
     step_u = stride_u_t.to(tl.int64) * U_UNIT
-    x_ptr += row0.to(tl.int64) * (stride_x_b * X_UNIT)
-    u_ptr += row0.to(tl.int64) * (stride_u_b * U_UNIT)
+    x_ptr += row0.to(tl.int64) * stride_x_b * X_UNIT
+    u_ptr += row0.to(tl.int64) * stride_u_b * U_UNIT
     saved_ptr += start
     out_ptr += start
 
@@ -249,6 +249,8 @@ def recurrence(
             a += tl.dot(w_b, _operand(s_b, PRECISION), u, input_precision=PRECISION, out_dtype=ACC)
         else:
             a = tl.dot(w, _operand(s, PRECISION), p + u, input_precision=PRECISION, out_dtype=ACC)
+        if not FIRST_IS_STATE:
+            a = tl.where(step == 0, p + u, a)  # there is no state yet, and 0 * W_rec is NaN where W_rec is infinite
         s = CELL(a, saved, ACCURACY).to(DTYPE)
         if H != H_PAD:
             # an infinite input makes NaN of its products with padding, and NaN would spread in the next step

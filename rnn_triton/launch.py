@@ -48,17 +48,14 @@ def forward(
     T, B, I = x.shape
     H = w_hh.shape[0]
     site = _site("forward", B, I, H, x.dtype, precision, nonlinearity, x.device)
-    if I > 1 and x.stride(2) != 1:
-        x = x.contiguous()
-    w_ih, w_hh = w_ih.contiguous(), _w_rec(w_hh, site.plan)
-    b_ih = None if b_ih is None else b_ih.contiguous()
-    b_hh = None if b_hh is None else b_hh.contiguous()
-    h0 = None if h0 is None else h0.contiguous()
+    x, stride_t, stride_b = _strided(x, site.input_unit)
+    b_ih = None if b_ih is None else _whole(b_ih)
+    b_hh = None if b_hh is None else _whole(b_hh)
+    h0 = None if h0 is None else _whole(h0)
     y = _empty(x, T, B, H)
     hn = _empty(x, B, H)
-    stride_t, stride_b, x_aligned = _strides(x, site.input_unit)
-    tensors = (x, w_ih, w_hh, b_ih, b_hh, h0, None, None, y, hn)
-    _run(site, tensors, (T, B, int(reverse), stride_t, stride_b, 0, 0), x_aligned, False)
+    tensors = (x, _whole(w_ih), _w_rec(w_hh, site.plan), b_ih, b_hh, h0, None, None, y, hn)
+    _run(site, tensors, (T, B, int(reverse), stride_t, stride_b, 0, 0))
     return y, hn
 
 
@@ -76,16 +73,13 @@ def backward(
     dy or dhn may be None, not both; any strides."""
     T, B, H = y.shape
     site = _site("backward", B, 1, H, y.dtype, precision, nonlinearity, y.device)
-    y, w_hh = y.contiguous(), _w_rec(w_hh, site.plan)
-    dhn = None if dhn is None else dhn.contiguous()
-    stride_t, stride_b, u_aligned = 0, 0, False
+    stride_t = stride_b = 0
     if dy is not None:
-        if H > 1 and dy.stride(2) != 1:
-            dy = dy.contiguous()
-        stride_t, stride_b, u_aligned = _strides(dy, site.state_unit)
+        dy, stride_t, stride_b = _strided(dy, site.state_unit)
+    dhn = None if dhn is None else _whole(dhn)
     da = _empty(y, T, B, H)
-    tensors = (None, None, w_hh, None, None, dhn, dy, y, da, None)
-    _run(site, tensors, (T, B, int(not reverse), 0, 0, stride_t, stride_b), False, u_aligned)
+    tensors = (None, None, _w_rec(w_hh, site.plan), None, None, dhn, dy, _whole(y), da, None)
+    _run(site, tensors, (T, B, int(not reverse), 0, 0, stride_t, stride_b))
     return da
 
 
@@ -98,7 +92,7 @@ def compile_ahead(problem: Problem, p: Plan, device: Device) -> Any:
         present = tuple(name in ("x", "w_in", "w_rec", "bias0", "bias1", "first", "out", "last") for name in _TENSORS)
     else:
         present = tuple(name in ("w_rec", "first", "u", "saved", "out") for name in _TENSORS)
-    constants = _constants(problem, p, present, *_rows_aligned(problem, p))
+    constants = _constants(problem, p, present)
     names = recurrence.arg_names
     pointer = _POINTERS[problem.dtype]
     signature = {n: "constexpr" if n in constants else pointer if n.endswith("_ptr") else "i32" for n in names}
@@ -120,7 +114,8 @@ class _Site:
     """What is known of a call from its sizes and options alone, and the kernels compiled for it so far.
 
     Triton's own launch path binds 50 arguments and builds a cache key from them on every call, many times what the rest
-    costs.  A site keeps the compiled kernel's own launcher for each variant instead (what `kernel.warmup` is for)."""
+    costs.  A site keeps the compiled kernel's own launcher for each set of present tensors instead (what `kernel.warmup`
+    is for).  Nothing else can change between calls but the width of a stride: addresses are whole vectors always."""
 
     def __init__(self, problem: Problem, p: Plan) -> None:
         self.problem = problem
@@ -128,8 +123,7 @@ class _Site:
         self.grid = (math.ceil(problem.B / p.block_b), 1, 1)
         self.input_unit = _input_unit(problem, p)
         self.state_unit = _state_unit(p)
-        self.rows_aligned = _rows_aligned(problem, p)
-        self.launchers: dict[tuple[Any, ...], tuple[Any, tuple[Any, ...]]] = {}
+        self.launchers: dict[tuple[bool, ...], tuple[Any, tuple[Any, ...]]] = {}
 
 
 @functools.lru_cache(maxsize=1024)
@@ -147,43 +141,30 @@ def _site(
     return _Site(problem, plan(problem, hardware.of(device)))
 
 
-def _run(
-    site: _Site, tensors: tuple[Tensor | None, ...], scalars: tuple[int, ...], x_aligned: bool, u_aligned: bool
-) -> None:
+def _run(site: _Site, tensors: tuple[Tensor | None, ...], scalars: tuple[int, ...]) -> None:
     out = tensors[_OUT]
     present = tuple([t is not None for t in tensors])
-    pointers = [out if t is None else t for t in tensors]
-    _, w_aligned, w_rec_aligned, _, s_aligned = site.rows_aligned
-    bits = 0
-    for t in pointers:
-        bits |= t.data_ptr()  # type: ignore[union-attr]
-    whole = bits % 16 == 0
-    if not whole:  # somebody's view into a larger tensor; every vector is of at most 16 bytes
-        w_aligned = w_rec_aligned = s_aligned = False
-    variant = (present, x_aligned, w_aligned, w_rec_aligned, u_aligned, s_aligned)
-    # Triton compiles one kernel for aligned addresses and 32-bit scalars: that one is kept.
-    _launch(site, variant, pointers, scalars, whole and max(scalars) < 2**31)
+    _launch(site, present, [out if t is None else t for t in tensors], scalars)
 
 
-def _launch(
-    site: _Site, variant: tuple[Any, ...], pointers: list[Any], scalars: tuple[int, ...], ordinary: bool
-) -> None:
+def _launch(site: _Site, present: tuple[bool, ...], pointers: list[Any], scalars: tuple[int, ...]) -> None:
     if interpreter.active():
         with interpreter.accurate():
-            recurrence[site.grid](*pointers, *scalars, **_constants(site.problem, site.plan, *variant))
+            recurrence[site.grid](*pointers, *scalars, **_constants(site.problem, site.plan, present))
         return
     device = pointers[_OUT].device
     # Triton launches on the current device's current stream.
     with _NO_CONTEXT if device.index == torch.cuda.current_device() else torch.cuda.device(device):
-        known = site.launchers.get(variant) if ordinary else None
+        ordinary = max(scalars) < 2**31  # wider strides are arguments of another type, and of another kernel
+        known = site.launchers.get(present) if ordinary else None
         if known is not None:
             kernel, constants = known
             kernel[site.grid](*pointers, *scalars, *constants)
             return
-        constexprs = _constants(site.problem, site.plan, *variant)
+        constexprs = _constants(site.problem, site.plan, present)
         kernel = recurrence[site.grid](*pointers, *scalars, **constexprs, **_options(site.plan))
-        if ordinary:
-            site.launchers[variant] = kernel, tuple(constexprs.values())
+        if ordinary and kernel is not None:  # None: a hook of Triton's took the launch over
+            site.launchers[present] = kernel, tuple(constexprs.values())
 
 
 _NO_CONTEXT = contextlib.nullcontext()
@@ -193,25 +174,11 @@ def _options(p: Plan) -> dict[str, int]:
     return dict(num_warps=p.warps, num_stages=1)  # pipelined loads would be hoisted above the stores of a step
 
 
-def _rows_aligned(problem: Problem, p: Plan) -> tuple[bool, bool, bool, bool, bool]:
-    """(x, w_in, w_rec, u, everything else [.., H]): do rows divide into vectors, addresses and outer strides apart?"""
-    inputs = problem.I % _input_unit(problem, p) == 0
-    units = problem.H % _state_unit(p) == 0
-    return inputs, inputs, p.pad_w_hh or units, units, units
-
-
-def _constants(
-    problem: Problem,
-    p: Plan,
-    present: tuple[bool, ...],
-    x_aligned: bool,
-    w_aligned: bool,
-    w_rec_aligned: bool,
-    u_aligned: bool,
-    s_aligned: bool,
-) -> dict[str, Any]:
+def _constants(problem: Problem, p: Plan, present: tuple[bool, ...]) -> dict[str, Any]:
     """The constexpr parameters of the kernel, in its order"""
     forward = problem.direction == "forward"
+    inputs = problem.I % _input_unit(problem, p) == 0
+    units = problem.H % _state_unit(p) == 0
     has = dict(zip(_TENSORS, present, strict=True))
     return dict(
         I=problem.I,
@@ -226,12 +193,12 @@ def _constants(
         HAS_U=has["u"],
         HAS_SAVED=has["saved"],
         HAS_LAST=has["last"],
-        X_ALIGNED=x_aligned,
-        W_ALIGNED=w_aligned,
-        W_REC_ALIGNED=w_rec_aligned,
+        X_ALIGNED=inputs,
+        W_ALIGNED=inputs,
+        W_REC_ALIGNED=p.pad_w_hh or units,
         W_ROWS=p.h_pad if p.pad_w_hh else problem.H,
-        U_ALIGNED=u_aligned,
-        S_ALIGNED=s_aligned,
+        U_ALIGNED=units,
+        S_ALIGNED=units,
         DTYPE=_TRITON_DTYPES[problem.dtype],
         FORM=p.formulation,
         PRECISION=p.precision,
@@ -256,27 +223,36 @@ def _state_unit(p: Plan) -> int:
     return p.h_pad // (8 * p.warps)
 
 
+def _whole(t: Tensor) -> Tensor:
+    """t, contiguous and at an address that vectors of 16 bytes divide; copied where it is not."""
+    t = t.contiguous()
+    return t.clone() if t.data_ptr() % 16 else t
+
+
 def _w_rec(w_hh: Tensor, p: Plan) -> Tensor:
     """W_hh as the plan wants it in global memory"""
     if p.pad_w_hh:
         missing = p.h_pad - w_hh.shape[0]
-        return torch.nn.functional.pad(w_hh, (0, missing, 0, missing))
-    return w_hh.contiguous()
+        w_hh = torch.nn.functional.pad(w_hh, (0, missing, 0, missing))
+    return _whole(w_hh)
 
 
 def _empty(like: Tensor, *shape: int) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device=like.device)
 
 
-def _strides(t: Tensor, unit: int) -> tuple[int, int, bool]:
-    """Strides of the first two dimensions of t[T,B,N] in vectors of `unit` elements and True, or in elements and False
-    where they, the rows or the address are not whole vectors."""
+def _strided(t: Tensor, unit: int) -> tuple[Tensor, int, int]:
+    """t[T,B,N] and the strides of T and B as the kernel takes them: in vectors of `unit` elements where rows are whole
+    vectors, else in elements.  t is copied where its address or, rows being whole vectors, its strides are not."""
     T, B, N = t.shape
-    first, second, _ = t.stride()
+    first, second, inner = t.stride()
     if T == 1:
         first = 0  # the stride of a dimension of one is arbitrary and never used
     if B == 1:
         second = 0
-    if first % unit or second % unit or N % unit or t.data_ptr() % (unit * t.element_size()):
-        return first, second, False
-    return first // unit, second // unit, True
+    if N % unit:
+        unit = 1
+    whole = not (first % unit or second % unit or t.data_ptr() % 16)
+    if whole and (inner == 1 or N == 1):
+        return t, first // unit, second // unit
+    return t.clone(memory_format=torch.contiguous_format), B * N // unit, N // unit

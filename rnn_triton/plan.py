@@ -152,7 +152,7 @@ def plan(problem: Problem, device: Device) -> Plan:
         x_depth=x_depth,
         stream_unroll=1 if h_pad == 256 and _ragged(problem, form) else form.stream_unroll,
         pad_w_hh=ragged_h,
-        reason=f"W_hh ({weights // 1024} KB as padded to {h_pad} units) fits in the {held} of one CTA{where}",
+        reason=f"W_hh ({weights / 1024:.3g} KB as padded to {h_pad} units) fits in the {held} of one CTA{where}",
     )
 
 
@@ -200,6 +200,15 @@ def explain(
 
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {dtype}")
+    for name, size, least in (("T", T, 1), ("B", B, 0), ("I", I, 1), ("H", H, 1)):
+        if size < least:
+            raise ValueError(f"{name} must be at least {least}, got {size}")
+    if nonlinearity not in ("tanh", "relu"):
+        raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
+    if precision not in (None, "tf32", "tf32x3", "ieee"):
+        raise ValueError(f"precision must be None, 'tf32', 'tf32x3' or 'ieee', got {precision!r}")
+    if precision is not None and dtype is not torch.float32:
+        raise ValueError(f"precision must be None unless the dtype is torch.float32, got {precision!r} and {dtype}")
     if direction not in ("forward", "backward"):
         raise ValueError(f"direction must be 'forward' or 'backward', got {direction!r}")
     if dtype is torch.float32 and precision is None:
@@ -215,6 +224,8 @@ def explain(
             )
         device = hardware.of(device)
     problem = Problem(direction, B, I, H, DTYPES[dtype], precision, nonlinearity)
+    if B == 0:
+        return f"{direction} of {problem.dtype} T={T} B=0 I={I} H={H}: empty results, nothing is launched."
     name = f"{direction} of {problem.dtype}{f' ({precision})' if precision else ''} T={T} B={B} I={I} H={H}"
     try:
         p = plan(problem, device)
@@ -222,13 +233,28 @@ def explain(
         return f"{name} on {device.name}: no plan, {e}."
     ctas = math.ceil(B / p.block_b)
     return (
-        f"{name} on {device.name}: one launch of {ctas} CTA{'s' if ctas != 1 else ''} of {p.warps} warps for all {T} "
-        f"steps, each CTA {p.block_b} batch rows and all of W_hh ({p.formulation} products), because {p.reason}."
+        f"{name} on {device.name}: one launch of {_count(ctas, 'CTA')} of {_count(p.warps, 'warp')} for all {T} steps"
+        f"{' after a copy that pads W_hh' if p.pad_w_hh else ''}, each CTA {p.block_b} batch rows and all of W_hh "
+        f"({p.formulation} products), because {p.reason}."
     )
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"
 
 
 def _planned() -> Iterator[tuple[Problem, Device]]:
     """Problems that reach every kind of plan: the largest I of each home of W_ih, the smallest, and ragged shapes."""
+    small = hardware.RECORDS["sm_86"]  # 99 KB of shared memory, the least of all
+    for problem in (
+        Problem("forward", 8, 128, 128, "fp32", "ieee", "tanh"),
+        Problem("backward", 8, 128, 128, "fp32", "ieee", "tanh"),
+        Problem("forward", 8, 512, 128, "bf16", None, "tanh"),
+        Problem("forward", 8, 256, 256, "bf16", None, "tanh"),
+        Problem("forward", 8, 64, 128, "fp32", "tf32x3", "tanh"),
+        Problem("forward", 8, 1000, 64, "fp64", None, "tanh"),
+    ):
+        yield problem, small
     for capability in (90, 80, 100):
         device = hardware.RECORDS[f"sm_{capability}"]
         kinds = [("bf16", None), ("fp32", "tf32"), ("fp32", "tf32x3"), ("fp32", "ieee"), ("fp64", None)]
@@ -248,6 +274,9 @@ def _planned() -> Iterator[tuple[Problem, Device]]:
                             homes.add(plan(problem, device).w_ih_home)
                             yield problem, device
                     yield Problem("backward", B, h_pad, h_pad, dtype, precision, "tanh"), device
+                    if wide:  # padded, but in whole vectors
+                        yield Problem("forward", B, 64, h_pad - 4, dtype, precision, "tanh"), device
+                        yield Problem("backward", B, 64, h_pad - 4, dtype, precision, "tanh"), device
                     if h_pad >= 64:
                         yield Problem("forward", B, h_pad - 1, h_pad - 3, dtype, precision, "relu"), device
                         yield Problem("backward", B, h_pad - 1, h_pad - 3, dtype, precision, "relu"), device

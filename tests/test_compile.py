@@ -5,14 +5,15 @@ within the device, W_hh not read from global memory inside the time loop, at mos
 core forms.  A fixed subset runs by default, all of it with --long; the table is `python -m bench resources`.
 """
 
-import functools
+import importlib.util
+import pathlib
 
 import pytest
-import triton
-import triton.language as tl
+import torch
 
 from bench import resources
 from rnn_triton import hardware, launch, plan
+from rnn_triton.kernels.recurrence import recurrence
 
 
 def barrier_limit(p):
@@ -42,6 +43,54 @@ def in_subset(job):
             return widest and problem.B == 8
         return problem.H == (64 if problem.dtype == "fp64" else 128) and problem.dtype != "fp16"
     return problem.dtype == "bf16" and problem.H == 128 and problem.B == 8
+
+
+def test_constants_are_in_the_kernels_order():
+    """A kept launcher takes them by position."""
+    for job in plan.PLANNED[:20]:
+        p = plan.plan(*job)
+        names = list(launch._constants(job[0], p, (True,) * 10))
+        assert names == launch.recurrence.arg_names[-len(names) :]
+
+
+def test_a_kept_launcher_gets_what_triton_was_given(monkeypatch):
+    """The second call goes to the compiled kernel of the first, with every argument in its place."""
+    calls = []
+
+    class Kernel:  # stands for triton's CompiledKernel
+        def __getitem__(self, grid):
+            return lambda *arguments: calls.append(("kept", grid, arguments))
+
+    class Jit:
+        def __getitem__(self, grid):
+            def run(*arguments, num_warps, num_stages, **constexprs):
+                calls.append(("jit", grid, (*arguments, *constexprs.values())))
+                return Kernel()
+
+            return run
+
+    monkeypatch.setattr(launch, "recurrence", Jit())
+    monkeypatch.setattr(launch.torch.cuda, "current_device", lambda: None)  # a CPU tensor's index
+    launch._site.cache_clear()
+
+    def tensors(T, B):
+        shapes = ((T, B, 16), (32, 16), (32, 32), (32,), (32,), (B, 32))
+        return [torch.rand(shape, dtype=torch.bfloat16) for shape in shapes]
+
+    try:
+        for T, present in ((3, 6), (5, 6), (5, 5)):  # other T: the same kernel; no h0: another
+            given = tensors(T, 9)
+            arguments = given[:present] + [None] * (6 - present)
+            y, hn = launch.forward(*arguments, "tanh", False, None)
+            kind, grid, got = calls[-1]
+            assert grid == (2, 1, 1)
+            assert kind == ("jit" if (T, present) != (5, 6) else "kept")
+            absent = [y] * (6 - present) + [y, y, y, hn]
+            assert [t.data_ptr() for t in got[:10]] == [t.data_ptr() for t in given[:present] + absent]
+            assert got[10:17] == (T, 9, 0, 9 * 16 // 8, 16 // 8, 0, 0)
+            assert len(got) == len(recurrence.arg_names)
+    finally:
+        launch._site.cache_clear()
 
 
 def check(r, problem, p, device):
@@ -74,6 +123,7 @@ def test_x_arrives_in_16_byte_loads(I):
     assert r.global_loads == {16: I // 32}
     assert r.shuffles == 0
     assert r.mma == (128 + I) // 16
+    assert r.shared_loads <= 4  # s alone: W_hh and W_ih stay in registers
 
 
 def test_planned_reaches_every_kind_of_plan():
@@ -85,38 +135,26 @@ def test_planned_reaches_every_kind_of_plan():
         assert ("fma", "ieee", home) in plans
 
 
-@triton.jit
-def _step_products(w_ptr, s_ptr, out_ptr, T, N: tl.constexpr, B: tl.constexpr, RELOAD: tl.constexpr):
-    i = tl.arange(0, N)
-    b = tl.arange(0, B)
-    w = tl.load(w_ptr + i[:, None] * N + i[None, :])
-    s = tl.load(s_ptr + b[None, :] * N + i[:, None])
-    for t in range(T):
-        if RELOAD:
-            w = tl.load(w_ptr + t * N * N + i[:, None] * N + i[None, :])
-        s = tl.dot(w, s).to(s.dtype)
-        tl.store(out_ptr + t * N * B + b[None, :] * N + i[:, None], s)
-
-
-@functools.cache
-def _compiled(reload):
-    signature = {"w_ptr": "*bf16", "s_ptr": "*bf16", "out_ptr": "*bf16", "T": "i32"}
-    constants = {"N": 64, "B": 16, "RELOAD": reload}
-    names = _step_products.arg_names
-    source = triton.compiler.ASTSource(
-        fn=_step_products,
-        signature={n: signature.get(n, "constexpr") for n in names},
-        constexprs={(names.index(n),): v for n, v in constants.items()},
-        attrs={(i,): [["tt.divisibility", 16]] for i in range(3)},
-    )
-    target = triton.backends.compiler.GPUTarget("cuda", 90, 32)
-    return resources.analyze(triton.compile(source, target=target, options=dict(num_warps=4, num_stages=1)))
-
-
-def test_the_assertions_can_fail():
-    """A kernel that reads its weights every step is told from one that keeps them."""
-    assert "w_ptr" not in _compiled(False).global_load_arguments
-    assert "w_ptr" in _compiled(True).global_load_arguments
+def test_reloading_w_is_rejected(monkeypatch, tmp_path):
+    """The same engine with W_hh read again every step does not pass `check`."""
+    source = pathlib.Path(recurrence.fn.__code__.co_filename).read_text()
+    line = next(line for line in source.splitlines() if "load_recurrent(w_rec_ptr" in line)
+    halves = "    if CHAINS == 2:\n        w_a, w_b = halves_of_weight(w, H_PAD)\n"
+    loop = "    for step in range(T):\n"
+    assert source.count(line) == source.count(halves) == source.count(loop) == 1
+    again = "".join(f"    {text}\n" for text in (line + "\n" + halves).splitlines())
+    mutant = source.replace(loop, loop + again).replace("from .fragments", "from rnn_triton.kernels.fragments")
+    path = tmp_path / "mutant.py"
+    path.write_text(mutant)
+    spec = importlib.util.spec_from_file_location("mutant", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(launch, "recurrence", module.recurrence)
+    device = hardware.RECORDS["sm_90"]
+    problem = plan.Problem("forward", 8, 64, 64, "bf16", None, "tanh")
+    p = plan.plan(problem, device)
+    with pytest.raises(AssertionError, match="W_hh is read from global memory every step"):
+        check(resources.analyze(launch.compile_ahead(problem, p, device)), problem, p, device)
 
 
 def test_the_limits_can_fail(monkeypatch):

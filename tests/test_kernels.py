@@ -202,7 +202,7 @@ def test_saturation(kind, device):
     assert torch.equal(dx, torch.zeros_like(dx))
 
 
-@pytest.mark.parametrize("kind", ["bf16", "fp16", "tf32", "ieee", "fp64"])
+@pytest.mark.parametrize("kind", ["bf16", "fp16", "tf32", "tf32x3", "ieee", "fp64"])
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_nan_and_inf(kind, nonlinearity, bad, device):
@@ -224,6 +224,60 @@ def test_nan_and_inf(kind, nonlinearity, bad, device):
     dx_ours = torch.autograd.grad(y_ours.sum(), there[0])[0].cpu()
     dx_theirs = torch.autograd.grad(y_theirs.sum(), exact[0])[0]
     assert torch.equal(dx_ours.isnan(), dx_theirs.isnan())
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("T", [1, 2])
+def test_infinite_weight(kind, T, device):
+    """W_hh is first multiplied in the second backward step, as in torch: one step has finite gradients."""
+    _, precision = KINDS[kind]
+    tensors = inputs(kind, T, 3, 4, 18, h0=False)
+    tensors[2].data[5, 7] = float("inf")
+    tensors[2] = tensors[2].detach()
+    there = [None if t is None else t.detach().to(device).requires_grad_(t.requires_grad) for t in tensors]
+    exact = [None if t is None else t.detach().double().requires_grad_(t.requires_grad) for t in tensors]
+    y, _ = rnn_triton.rnn(*there, nonlinearity="relu", precision=precision)
+    y_exact, _ = reference.rnn(*exact, "relu")
+    dx, dx_exact = torch.autograd.grad(y.sum(), there[0])[0], torch.autograd.grad(y_exact.sum(), exact[0])[0]
+    assert torch.equal(dx[-1].cpu().isfinite(), dx_exact[-1].isfinite())
+    assert dx[-1].isfinite().all()
+
+
+@pytest.mark.parametrize("which", ["x", "dy"])
+def test_batch_stride_beyond_32_bits(which, device):
+    """Two sequences 2^31 elements apart; the memory between them is never touched."""
+    if device == "cuda" and torch.cuda.mem_get_info()[0] < 20 * 2**30:
+        pytest.fail("needs 20 GB of GPU memory")
+    T, B, N = 2, 2, 16
+    x, *weights = (None if t is None else t.detach().to(device) for t in inputs("ieee", T, B, N, N))
+    far = torch.empty(2**31 + T * N, device=device).as_strided((T, B, N), (N, 2**31, 1))
+    far.copy_(x)
+    if which == "x":
+        ours, expected = (rnn_triton.rnn(t, *weights, precision="ieee")[0] for t in (far, x))
+    else:
+        y = torch.rand(T, B, N, generator=torch.Generator().manual_seed(0)).to(device)
+        ours, expected = (launch.backward(weights[1], y, t, None, "tanh", False, "ieee") for t in (far, x))
+    assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize("kind", ["bf16", "ieee"])
+def test_misaligned_addresses(kind, device):
+    """Every tensor a view that starts in the middle of a 16-byte vector"""
+    dtype, precision = KINDS[kind]
+    tensors = inputs(kind, 3, 2, 16, 32)
+
+    def shifted(t):
+        return torch.cat([t.new_zeros(1), t.detach().flatten()]).to(device)[1:].view(t.shape)
+
+    there = [shifted(t).requires_grad_() for t in tensors]
+    assert all(t.data_ptr() % 16 for t in there)
+    exact = fp64(tensors)
+    y, _ = rnn_triton.rnn(*there, precision=precision)
+    y_exact, _ = reference.rnn(*exact)
+    c = shifted(like([y])[0].cpu())
+    assert_close([y], [y_exact.detach()], tolerance(kind, 3))
+    ours, theirs = torch.autograd.grad(y, there, c), torch.autograd.grad(y_exact, exact, c.cpu().double())
+    assert_close(ours, theirs, tolerance(kind, 6))
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -251,12 +305,9 @@ def test_many_steps():
     T, B, I, H = 70_000, 1, 8, 16
     tensors = [t.detach().cuda().requires_grad_() for t in inputs("ieee", T, B, I, H)]
     y, hn = rnn_triton.rnn(*tensors, precision="ieee")
-    y_torch = torch.nn.RNN(I, H).cuda()
-    with torch.no_grad():
-        for p, t in zip(y_torch.parameters(), tensors[1:5], strict=True):
-            p.copy_(t)
-        expected, _ = y_torch(tensors[0][:1000], tensors[5][None])
-    torch.testing.assert_close(y[:1000], expected, rtol=0, atol=1e-5)
+    x, *rest = fp64(tensors)
+    expected, _ = reference.rnn(x[:1000], *rest)
+    assert_close([y[:1000]], [expected.detach()], tolerance("ieee", 1000))
     assert torch.equal(y[-1], hn) and y.isfinite().all()
     assert all(g.isfinite().all() for g in torch.autograd.grad(y.sum(), tensors))
 
