@@ -35,14 +35,15 @@ def name(job):
 
 
 def in_subset(job):
-    """bf16 at its widest on sm_90; the largest H of every other kind; one shape on the other architectures."""
+    """The largest shapes of every kind on sm_90, bf16 in both widths and its ragged shapes; one on each other device."""
     problem, device = job
-    widest = problem.H in (128, 256)
-    if device.capability == 90:
-        if problem.dtype == "bf16":
-            return widest and problem.B == 8
-        return problem.H == (64 if problem.dtype == "fp64" else 128) and problem.dtype != "fp16"
-    return problem.dtype == "bf16" and problem.H == 128 and problem.B == 8
+    if problem.B != 8 or problem.dtype == "fp16":
+        return False
+    if device.capability != 90:
+        return problem.dtype == "bf16" and (problem.I, problem.H) in ((256, 128), (128, 128), (256, 256))
+    if problem.dtype == "bf16":
+        return problem.H in (125, 128, 253, 256) and problem.I != 8
+    return problem.H == (64 if problem.dtype == "fp64" else 128) and problem.I not in (8, 1000)
 
 
 def test_constants_are_in_the_kernels_order():
