@@ -16,9 +16,10 @@ import itertools
 import pytest
 import torch
 from support.problems import gradients, like, problem
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import rnn_triton
-from rnn_triton import hardware, launch, plan, reference
+from rnn_triton import hardware, launch, op, plan, reference
 
 KINDS = {
     "bf16": (torch.bfloat16, None),
@@ -285,6 +286,30 @@ def test_gradcheck(reverse, device):
     """First-order gradients by the fp64 kernels against finite differences"""
     tensors = [t.detach().to(device).requires_grad_() for t in inputs("fp64", 3, 2, 3, 4)]
     assert torch.autograd.gradcheck(lambda *a: rnn_triton.rnn(*a, reverse=reverse), tensors, fast_mode=True)
+
+
+class Recorder(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.name())
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("kind", ["bf16", "tf32", "fp64"])
+def test_a_forward_is_one_launch_and_no_gemm(kind, device, monkeypatch):
+    launches = []
+    original = launch._launch
+    monkeypatch.setattr(launch, "_launch", lambda *a: launches.append(a) or original(*a))
+    tensors = [t.detach().to(device) for t in inputs(kind, 3, 2, 16, 32)]
+    with Recorder() as recorder:
+        op._run_forward(*tensors, "tanh", False, KINDS[kind][1])
+    assert len(launches) == 1
+    assert "aten::empty.memory_format" in recorder.names  # the recorder sees what is inside
+    assert not [n for n in recorder.names if any(gemm in n for gemm in ("mm", "matmul", "linear", "dot", "conv"))]
+    assert "aten::_local_scalar_dense" not in recorder.names  # no host sync
 
 
 @kinds
