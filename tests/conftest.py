@@ -17,6 +17,7 @@ import pytest
 from support import warmup, workers
 
 MARKERS = {
+    "compiled": "compiles kernels ahead of time and looks at the machine code",
     "gpu": "needs a CUDA device; runs in a worker process that is restarted after a time-out",
     "interpret": "runs kernels in Triton's interpreter, in a worker process with TRITON_INTERPRET=1",
     "long": "deselected unless --long or -m long is given",

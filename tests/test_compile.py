@@ -15,6 +15,8 @@ from bench import resources
 from rnn_triton import hardware, launch, plan
 from rnn_triton.kernels.recurrence import recurrence
 
+pytestmark = pytest.mark.compiled
+
 
 def barrier_limit(p):
     """Two at batch tiles <= 8.  The fma form's operands pass through shared memory: one more in its forward pass, two
