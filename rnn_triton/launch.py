@@ -181,7 +181,7 @@ def _constants(problem: Problem, p: Plan, present: tuple[bool, ...]) -> dict[str
     units = problem.H % _state_unit(p) == 0
     has = dict(zip(_TENSORS, present, strict=True))
     return dict(
-        I=problem.I,
+        I=problem.I if forward else 1,  # not read without a projection: one kernel for every I
         H=problem.H,
         CELL=_CELLS[problem.nonlinearity, problem.direction],
         ACCURACY=p.accuracy,

@@ -169,7 +169,8 @@ def _w_ih_home(
     # x takes registers in proportion to the batch tile, and twice as many where its rows are no 16-byte vectors.
     chunks = math.ceil(problem.I / chunk) * (block_b // 8) * (2 if _ragged(problem, form) else 1)
     if chunks <= form.registers[wide]:
-        return "registers", 2
+        # ptxas aims at 128 registers for two CTAs on an SM and would spill for them: ragged fp32 looks one step ahead only
+        return "registers", 1 if form.formulation == "mma32" and _ragged(problem, form) else 2
     shared = h_pad * math.ceil(problem.I / chunk) * chunk * size + 4 * h_pad * block_b * size + 4096
     if form.formulation == "fma":
         shared += h_pad * h_pad * size
