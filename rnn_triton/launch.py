@@ -171,7 +171,10 @@ _NO_CONTEXT = contextlib.nullcontext()
 
 
 def _options(p: Plan) -> dict[str, int]:
-    return dict(num_warps=p.warps, num_stages=1)  # pipelined loads would be hoisted above the stores of a step
+    options = dict(num_warps=p.warps, num_stages=1)  # pipelined loads would be hoisted above the stores of a step
+    if p.formulation != "fma":  # there ptxas would hoist loads until it runs out
+        options["maxnreg"] = 255  # else ptxas spills a few registers to fit one more CTA on an SM
+    return options
 
 
 def _constants(problem: Problem, p: Plan, present: tuple[bool, ...]) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def test_a_kept_launcher_gets_what_triton_was_given(monkeypatch):
 
     class Jit:
         def __getitem__(self, grid):
-            def run(*arguments, num_warps, num_stages, **constexprs):
+            def run(*arguments, num_warps, num_stages, maxnreg, **constexprs):
                 calls.append(("jit", grid, (*arguments, *constexprs.values())))
                 return Kernel()
 
