@@ -1,12 +1,14 @@
 """What a compiled kernel uses, read from its machine code and PTX: nothing is run, no GPU is needed.
 
 The time loop is found in both views by control flow, not by text order: basic blocks, dominators, natural loops. It
-is the outermost loop with the most global stores (the state is stored once a step, so every time loop has one).
+is the outermost loop with the most global stores (the state is stored once a step, so every time loop has one), and
+where there are tensor core instructions, one that has them too: loops before and after it copy.
 
 ptxas unrolls short loops, often by four, and leaves a remainder loop behind. PTX still holds one step per trip, so
 the unroll factor is the ratio of global stores in the machine-code loop to those in the PTX loop: ptxas neither
 merges nor splits them. Counts of the machine-code loop are divided by it, and all `per step` numbers mean one step.
-An inner loop (a streamed W_ih, say) is counted once, not once per trip: `inner_loops` says how many there are.
+An inner loop (a streamed W_ih, say) is counted once, not once per trip: `inner_loops` says how many there are. A loop
+that polls for another CTA is not counted: a step that finds everything there does not enter it.
 """
 
 from __future__ import annotations
@@ -87,16 +89,18 @@ def from_code(
     machine = Graph(parse_sass(listing), _sass_flow)
     virtual = Graph(parse_ptx(ptx), _ptx_flow)
     body, inner = time_loop(machine, lambda i: i.opcode.startswith(("STG", "ST.")), f"the machine code of {name}")
-    steps, _ = time_loop(virtual, lambda i: i.opcode.startswith("st.global"), f"the PTX of {name}")
+    steps, _ = time_loop(virtual, _stores_globally, f"the PTX of {name}")
 
     stores = _count(body, "STG", "ST.")
-    stores_per_step = sum(i.opcode.startswith("st.global") for i in steps)
+    stores_per_step = sum(map(_stores_globally, steps))
     unroll, rest = divmod(stores, stores_per_step)
     if rest or not unroll:
         raise ValueError(
             f"{name}: {stores} global stores in the machine code's time loop against {stores_per_step} in the PTX's: "
             "the loop cannot be normalised to one step"
         )
+    waiting = {id(i) for loop in inner for i in loop if any(map(_polls, loop))}
+    body = [i for i in body if id(i) not in waiting]
 
     def per_step(*prefixes: str) -> float:
         return _ratio(_count(body, *prefixes), unroll)
@@ -115,7 +119,7 @@ def from_code(
         spill_loads=_count(machine.code, "LDL"),
         shared_bytes=dynamic_shared + max(0, static_shared - RESERVED_SHARED),
         unroll=unroll,
-        inner_loops=inner,
+        inner_loops=sum(not any(map(_polls, loop)) for loop in inner),
         instructions=_ratio(len(body), unroll),
         barriers=per_step("BAR."),
         global_loads=widths("LDG.", "LD.", "LDGSTS"),
@@ -302,15 +306,34 @@ class Graph(Generic[I_]):
         return [{i for block in body for i in self.blocks[block]} for body in bodies.values()]
 
 
-def time_loop(graph: Graph[I_], stores: Callable[[I_], bool], where: str) -> tuple[list[I_], int]:
-    """The instructions of the time loop in address order, and how many loops it contains."""
+def time_loop(graph: Graph[I_], stores: Callable[[I_], bool], where: str) -> tuple[list[I_], list[list[I_]]]:
+    """The instructions of the time loop in address order, and those of each loop inside it."""
     outermost = [loop for loop in graph.loops if not any(loop < other for other in graph.loops)]
-    ranked = sorted(
-        outermost, key=lambda loop: (sum(stores(graph.code[i]) for i in loop), len(loop)), reverse=True
-    )
+
+
+    def rank(loop: set[int]) -> tuple[bool, int, int]:
+        stored = sum(stores(graph.code[i]) for i in loop)
+        return stored > 0 and any(_multiplies(graph.code[i]) for i in loop), stored, len(loop)
+
+    ranked = sorted(outermost, key=rank, reverse=True)
     if not ranked or not any(stores(graph.code[i]) for i in ranked[0]):
         raise ValueError(f"{where} has no loop with a global store: no time loop")
-    return [graph.code[i] for i in sorted(ranked[0])], sum(loop < ranked[0] for loop in graph.loops)
+    inner = [[graph.code[i] for i in sorted(loop)] for loop in graph.loops if loop < ranked[0]]
+    return [graph.code[i] for i in sorted(ranked[0])], inner
+
+
+def _multiplies(instruction: Instruction) -> bool:
+    """On the tensor core, in machine code or PTX"""
+    return "MMA" in instruction.opcode or "mma." in instruction.opcode
+
+
+def _stores_globally(instruction: PtxInstruction) -> bool:
+    return instruction.opcode.startswith("st.") and ".global" in instruction.opcode
+
+
+def _polls(instruction: SassInstruction) -> bool:
+    """Reads what another CTA of the launch may just be writing, again and again (ld.relaxed.gpu, ld.acquire.gpu)"""
+    return instruction.opcode.startswith(("LDG", "LD.")) and "STRONG.GPU" in instruction.opcode
 
 
 # ---- where the addresses of PTX loads come from ---------------------------------------------------------------------

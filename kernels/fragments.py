@@ -44,6 +44,15 @@ def round_tf32(v):
     return tl.inline_asm_elementwise("cvt.rna.tf32.f32 $0, $1;", "=r,r", [v], dtype=tl.float32, is_pure=True, pack=1)
 
 
+@triton.jit
+def operand(v, PRECISION: tl.constexpr):
+    """what the tensor core reads: tf32 rounds to nearest here, the hardware alone would truncate"""
+    if PRECISION == "tf32":
+        return round_tf32(v)
+    else:
+        return v
+
+
 # ---------------------------------------------------------------------------------------------- state tiles
 
 

@@ -41,21 +41,12 @@ from .fragments import (
     load_recurrent,
     load_state,
     load_stream,
+    operand,
     projection_tile,
     projection_zeros,
-    round_tf32,
     store_state,
     stream_tile,
 )
-
-
-@triton.jit
-def _operand(v, PRECISION: tl.constexpr):
-    """what the tensor core reads: tf32 rounds to nearest here, the hardware alone would truncate"""
-    if PRECISION == "tf32":
-        return round_tf32(v)
-    else:
-        return v
 
 
 @triton.jit
@@ -63,7 +54,7 @@ def _products(acc, a, b, PRECISION: tl.constexpr, ACC: tl.constexpr):
     """acc + the products of two tuples of tiles"""
     for i in tl.static_range(len(a)):
         acc = tl.dot(
-            _operand(a[i], PRECISION), _operand(b[i], PRECISION), acc, input_precision=PRECISION, out_dtype=ACC
+            operand(a[i], PRECISION), operand(b[i], PRECISION), acc, input_precision=PRECISION, out_dtype=ACC
         )
     return acc
 
@@ -179,7 +170,7 @@ def recurrence(
     out_ptr += start
 
     # ---- on chip for the whole launch
-    w = _operand(load_recurrent(w_rec_ptr, W_ROWS, H_PAD, WARPS, FORM, TRANSPOSED, W_REC_ALIGNED), PRECISION)
+    w = operand(load_recurrent(w_rec_ptr, W_ROWS, H_PAD, WARPS, FORM, TRANSPOSED, W_REC_ALIGNED), PRECISION)
     if CHAINS == 2:
         w_a, w_b = halves_of_weight(w, H_PAD)
     w_in = ()
@@ -245,10 +236,10 @@ def recurrence(
                 p_next = _project(x_raw, w_in, H_PAD, BLOCK_B, WARPS, FORM, DTYPE, PRECISION, X_ALIGNED, ACC)
         # ---- critical path
         if CHAINS == 2:
-            a = tl.dot(w_a, _operand(s_a, PRECISION), p, input_precision=PRECISION, out_dtype=ACC)
-            a += tl.dot(w_b, _operand(s_b, PRECISION), u, input_precision=PRECISION, out_dtype=ACC)
+            a = tl.dot(w_a, operand(s_a, PRECISION), p, input_precision=PRECISION, out_dtype=ACC)
+            a += tl.dot(w_b, operand(s_b, PRECISION), u, input_precision=PRECISION, out_dtype=ACC)
         else:
-            a = tl.dot(w, _operand(s, PRECISION), p + u, input_precision=PRECISION, out_dtype=ACC)
+            a = tl.dot(w, operand(s, PRECISION), p + u, input_precision=PRECISION, out_dtype=ACC)
         if not FIRST_IS_STATE:
             a = tl.where(step == 0, p + u, a)  # there is no state yet, and 0 * W_rec is NaN where W_rec is infinite
         s = CELL(a, saved, ACCURACY).to(DTYPE)

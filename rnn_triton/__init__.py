@@ -1,9 +1,11 @@
 """Persistent recurrent networks for PyTorch, written in Triton."""
 
-from .errors import UnsupportedError
+from .errors import ExchangeError, UnsupportedError
+from .explain import explain
+from .faults import synchronize
 from .functional import rnn
 from .modules import RNN, SimpleRNN
-from .plan import explain
+from .plan import overriding
 
-__all__ = ["RNN", "SimpleRNN", "UnsupportedError", "explain", "rnn"]
+__all__ = ["RNN", "ExchangeError", "SimpleRNN", "UnsupportedError", "explain", "overriding", "rnn", "synchronize"]
 __version__ = "0.1.0"

@@ -63,6 +63,35 @@ def matmul(a: torch.Tensor, b: torch.Tensor, precision: str | None) -> torch.Ten
     return triton_matmul(a, b, precision)
 
 
+def project(
+    x: torch.Tensor,
+    w_ih: torch.Tensor,
+    b_ih: torch.Tensor | None,
+    b_hh: torch.Tensor | None,
+    precision: str | None,
+) -> torch.Tensor:
+    """u[T,B,H] = x[T,B,I] w_ih[H,I]^T + b_ih + b_hh, contiguous, in the dtype it was accumulated in: fp32, fp64 for fp64.
+
+    16-bit products are not rounded to 16 bits. x of any strides, copied where its T*B rows have no common one;
+    precision as in `matmul`.
+    """
+    if torch.is_autocast_enabled(x.device.type):
+        with torch.autocast(x.device.type, enabled=False):
+            return project(x, w_ih, b_ih, b_hh, precision)
+    T, B, I = x.shape
+    rows, columns = x.reshape(T * B, I), w_ih.t()
+    if x.element_size() > 2:
+        u = matmul(rows, columns, precision)
+    elif x.is_cuda:
+        u = torch.mm(rows, columns, out_dtype=torch.float32)
+    else:
+        u = torch.mm(rows.float(), columns.float())
+    biases = [b.to(u.dtype) for b in (b_ih, b_hh) if b is not None]
+    if biases:
+        u += sum(biases[1:], biases[0])  # the biases first: one pass over u
+    return u.view(T, B, -1)
+
+
 def triton_matmul(a: torch.Tensor, b: torch.Tensor, precision: str | None) -> torch.Tensor:
     """fp32 a[M, K] @ b[K, N] by the kernel, on CUDA tensors (in the interpreter: on CPU tensors)."""
     M, K = a.shape

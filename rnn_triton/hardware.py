@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -20,6 +20,7 @@ class Device:
     registers: int  # 32-bit, per CTA at most
     l2_bytes: int
     clock_ghz: float  # boost
+    cooperative: bool = True  # all programs of a launch can run at the same time
 
 
 # NVIDIA's data sheets and CUDA C++ Programming Guide, table "Technical Specifications per Compute Capability".
@@ -31,11 +32,13 @@ RECORDS: dict[str, Device] = {
     "sm_100": Device("B200", 100, 148, 227 * 1024, 65536, 126 * 2**20, 1.97),
 }
 
+_INTERPRETER = replace(RECORDS["sm_90"], cooperative=False)
+
 
 def of(device: torch.device) -> Device:
-    """The record of a torch device; what the interpreter runs on the CPU is planned for an H200."""
+    """The record of a torch device; what the interpreter runs on the CPU, program after program, is planned for an H200."""
     if device.type != "cuda":
-        return RECORDS["sm_90"]
+        return _INTERPRETER
     return _cuda(torch.cuda.current_device() if device.index is None else device.index)
 
 

@@ -121,6 +121,26 @@ register_asm("rcp.approx.ftz.f32 $0, $1;", lambda x: _flush(np.reciprocal(_flush
 register_asm("cvt.rna.tf32.f32 $0, $1;", lambda x: tf32_round(x))
 
 
+def _pair(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """uint16 bits -> int32 words"""
+    return (low.astype(np.uint32) | high.astype(np.uint32) << np.uint32(16)).view(np.int32)
+
+
+def _f32_to_fp16(x: np.ndarray) -> np.ndarray:
+    """float32 -> fp16 bits; NaN is canonical, as `cvt` makes it"""
+    return np.where(np.isnan(x), np.uint16(0x7FFF), x.astype(np.float16).view(np.uint16))
+
+
+def _f32_to_bf16_cvt(x: np.ndarray) -> np.ndarray:
+    return np.where(np.isnan(x), np.uint16(0x7FFF), f32_to_bf16(x))
+
+
+register_asm(
+    "cvt.rn.bf16x2.f32 $0, $2, $1;", lambda low, high: _pair(_f32_to_bf16_cvt(low), _f32_to_bf16_cvt(high))
+)
+register_asm("cvt.rn.f16x2.f32 $0, $2, $1;", lambda low, high: _pair(_f32_to_fp16(low), _f32_to_fp16(high)))
+
+
 # -- arithmetic of the interpreter's builder -----------------------------------------------------------------
 
 

@@ -1,251 +1,243 @@
-"""From a problem and a device to the kernel configuration that runs it: pure, total, no silent fallback.
+"""From a problem and a device to the plan that runs it: pure, total, deterministic.
 
-A plan, or an UnsupportedError that says what was needed and what there was.  The limits below are those of the register
-allocator: each is the largest size that tests/test_compile.py finds free of spills on every architecture and Triton
-version it compiles for.
+The choice is, in this order: what `overriding` asks for; what measured.json says for the problem; one CTA where it holds
+W_hh; the smallest practical time of the latency model (latency.py) over all plans that fit (candidates.py).  Every problem
+on a device of compute capability 8.0 or newer has a plan; UnsupportedError says which device is older.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from dataclasses import fields as fields_of
+from pathlib import Path
+from typing import Any
 
-import torch
-
-from . import hardware
+from . import hardware, latency
+from .candidates import _FORMS, _Form, candidates, kind
 from .errors import UnsupportedError
 from .hardware import Device
+from .plans import DTYPES, SIZES, Grid, PerStep, Plan, Problem, SingleCta
 
-DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}
-SIZES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp64": 8}
+__all__ = [
+    "DTYPES", "PLANNED", "PLANNED_OTHERWISE", "SIZES", "Plan", "Problem", "candidates", "overriding", "overrides", "plan",
+    "reject", "rejected", "_FORMS", "_Form",
+]  # fmt: skip
 
+CHOICES = {"regime"} | {f.name for regime in (SingleCta, Grid, PerStep) for f in fields_of(regime)} - {"reason"}
 
-@dataclass(frozen=True)
-class Problem:
-    """One pass of one layer in one direction; T does not matter to a plan."""
-
-    direction: str  # "forward", "backward"
-    B: int
-    I: int
-    H: int
-    dtype: str  # "bf16", "fp16", "fp32", "fp64"
-    precision: str | None  # "tf32", "tf32x3", "ieee" for fp32, else None
-    nonlinearity: str  # "tanh", "relu"
+_overrides: tuple[tuple[str, Any], ...] = ()
+_rejected: dict[tuple[Problem, Device], tuple[tuple[Plan, str], ...]] = {}
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A launch of kernels/recurrence.py; the fields are its constexpr parameters."""
-
-    regime: str
-    block_b: int  # batch rows of a CTA
-    warps: int
-    formulation: str  # kernels/fragments.py: "mma16", "mma32", "fma"
-    precision: str  # of tl.dot
-    accuracy: str  # kernels/activations.py
-    h_pad: int
-    w_ih_home: str  # "registers", "shared", "stream"; "none" in the backward pass, which has no projection
-    chunk: int  # inputs a tile of the projection
-    chains: int  # independent accumulators of the recurrent product
-    x_depth: int  # 2: x is loaded two steps ahead, 1: one
-    stream_unroll: int  # chunks in flight where W_ih streams
-    pad_w_hh: bool  # the launch pads W_hh to h_pad x h_pad in global memory first
-    reason: str
+# ---- the choice -----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Form:
-    """What one way of multiplying can hold in one CTA."""
+def _kept(decide: Callable[[Problem, Device], Plan]) -> Callable[[Problem, Device], Plan]:
+    """`decide`, once for each problem, device, override and list of rejected plans"""
 
-    formulation: str
-    precision: str
-    h_max: int  # H_PAD
-    chunk: int
-    two_chains_from: int  # smallest H_PAD with two accumulators
-    # Chunks of W_ih by home, for H_PAD <= 128 and for 256; beyond both, W_ih streams.
-    registers: tuple[int, int]
-    shared: tuple[int, int]
-    stream_unroll: int
+    @functools.lru_cache(maxsize=4096)
+    def cached(problem: Problem, device: Device, *_: Any) -> Plan:
+        return decide(problem, device)
 
+    @functools.wraps(decide)
+    def kept(problem: Problem, device: Device) -> Plan:
+        return cached(problem, device, _overrides, _rejected.get((problem, device)))
 
-# Two accumulators: mma16 from halves of K = 16 on, for latency; mma32 none, each half would take barriers of its own; fma
-# at 128, where one chain spills (and the halves do take barriers of their own).
-_FORMS = {
-    "16-bit": _Form("mma16", "ieee", 256, 32, 32, (8, 2), (16, 12), 2),
-    "tf32": _Form("mma32", "tf32", 128, 16, 256, (8, 0), (12, 0), 2),
-    "tf32x3": _Form("mma32", "tf32x3", 128, 16, 256, (2, 0), (4, 0), 2),
-    "ieee": _Form("fma", "ieee", 128, 64, 128, (0, 0), (2, 0), 1),
-    "fp64": _Form("fma", "ieee", 64, 16, 128, (0, 0), (2, 0), 1),
-}
+    return kept
 
 
-def _form(problem: Problem) -> _Form:
-    if problem.dtype in ("bf16", "fp16"):
-        return _FORMS["16-bit"]
-    return _FORMS["fp64" if problem.dtype == "fp64" else problem.precision or "ieee"]
-
-
-def _accuracy(problem: Problem) -> str:
-    if problem.dtype == "bf16":
-        return "approx"
-    if problem.dtype == "fp64":
-        return "double"
-    return "fast" if problem.dtype == "fp16" or problem.precision == "tf32" else "full"
-
-
-@functools.lru_cache(maxsize=4096)
+@_kept
 def plan(problem: Problem, device: Device) -> Plan:
-    """The configuration for this problem on this device.  UnsupportedError where W_hh does not fit on one CTA."""
-    form = _form(problem)
-    size = SIZES[problem.dtype]
-    what = problem.dtype if problem.precision is None else f"{problem.dtype} ({problem.precision})"
+    """The configuration for this problem on this device.
+
+    UnsupportedError: the device is older than Ampere, or everything failed to compile.  ValueError: an override that no
+    plan of the problem satisfies."""
     if device.capability < 80:
         raise UnsupportedError(
             f"{device.name} has compute capability {device.capability / 10:.1f}; the kernels need 8.0 (Ampere) or newer"
         )
-    h_pad = max(16, 1 << (problem.H - 1).bit_length())
-    weights = h_pad * h_pad * size
-    if h_pad > form.h_max:
-        raise UnsupportedError(
-            f"H={problem.H} in {what} needs {weights // 1024} KB of W_hh (padded to {h_pad} units) on one CTA; "
-            f"one CTA holds up to H={form.h_max} in {what}, and groups of CTAs are not available yet"
-        )
-    warps = min(8, h_pad // 16)  # 16 warps would leave 128 registers a thread, too few at H_PAD = 256
-    block_b = 8
-    if form.formulation == "mma16" and problem.B > 8 * device.sms and h_pad <= 128 and device.capability < 100:
-        block_b = 16  # tiles of 8 no longer fit on the chip at once (sm_100: a tile of 16 goes to tcgen05, 4 to 11 barriers)
-    chunk = form.chunk
-    if form.formulation == "fma":
-        chunk = max(16, min(chunk, 1 << (problem.I - 1).bit_length()))
-    # Ragged rows of 16-bit values take a register an element until they are packed: too many at H_PAD = 256, so W_hh is
-    # padded in global memory first, and W_ih and a second accumulator give up their registers.
-    ragged_h = h_pad == 256 and problem.H % (h_pad // (8 * warps)) != 0
-    home, x_depth = "none", 1
-    if problem.direction == "forward":
-        home, x_depth = "stream", 1
-        if not ragged_h:
-            home, x_depth = _w_ih_home(problem, form, h_pad, block_b, chunk, size, device)
-    # At batch tiles above 8 other products fill the gaps of one chain.
-    two_chains = h_pad >= form.two_chains_from and block_b == 8 and not (ragged_h and home == "stream")
-    if problem.precision == "ieee" and problem.direction == "backward" and 32 <= problem.H != h_pad:
-        two_chains = True  # one spills where H is padded (relu, Triton 3.6)
-    held = "registers and shared memory" if form.formulation == "fma" else "registers"
-    where = {
-        "none": "",
-        "registers": ", W_ih in registers",
-        "shared": ", W_ih in shared memory",
-        "stream": f", W_ih streamed from L2 every step (no room for I={problem.I} beside W_hh)",
-    }[home]
-    return Plan(
-        regime="single_cta",
-        block_b=block_b,
-        warps=warps,
-        formulation=form.formulation,
-        precision=form.precision,
-        accuracy=_accuracy(problem),
-        h_pad=h_pad,
-        w_ih_home=home,
-        chunk=chunk,
-        chains=2 if two_chains else 1,
-        x_depth=x_depth,
-        stream_unroll=1 if h_pad == 256 and _ragged(problem, form) else form.stream_unroll,
-        pad_w_hh=ragged_h,
-        reason=f"W_hh ({weights / 1024:.3g} KB as padded to {h_pad} units) fits in the {held} of one CTA{where}",
-    )
+    asked = dict(_overrides)
+    fitting = list(candidates(problem, device, asked))
+    found = [p for p in fitting if matches(p, asked)]
+    if not found:
+        raise ValueError(_no_choice(problem, device, asked, fitting))
+    failed = [p for p, _ in rejected(problem, device)]
+    found = [p for p in found if p not in failed]
+    if not found:
+        why = "; ".join(why for _, why in rejected(problem, device))
+        raise UnsupportedError(f"no plan for {problem} compiles on {device.name}: {why}")
+    found = _measured(problem, device, found) or found
+    # Rule until a GPU has measured it: one CTA, which exchanges nothing, wherever it holds W_hh.
+    found = [p for p in found if p.regime == "single_cta"] or found
+    return best(problem, device, found)
 
 
-def _ragged(problem: Problem, form: _Form) -> bool:
-    """Are rows of x and W_ih other than whole 16-byte vectors, so that fragments are loaded element by element?"""
-    return form.formulation != "fma" and problem.I * SIZES[problem.dtype] % 16 != 0
+# A GEMM before the launch is a launch more and T*B*H values in memory: it has to be worth them.
+_GEMM_ADVANTAGE = 1.05
 
 
-def _w_ih_home(
-    problem: Problem, form: _Form, h_pad: int, block_b: int, chunk: int, size: int, device: Device
-) -> tuple[str, int]:
-    """(home of W_ih, how many steps ahead x is loaded)"""
-    wide = int(h_pad == 256)
-    # x takes registers in proportion to the batch tile, and twice as many where its rows are no 16-byte vectors.
-    chunks = math.ceil(problem.I / chunk) * (block_b // 8) * (2 if _ragged(problem, form) else 1)
-    if chunks <= form.registers[wide]:
-        # ptxas aims at 128 registers for two CTAs on an SM and would spill for them: ragged fp32 looks one step ahead only
-        return "registers", 1 if form.formulation == "mma32" and _ragged(problem, form) else 2
-    shared = h_pad * math.ceil(problem.I / chunk) * chunk * size + 4 * h_pad * block_b * size + 4096
-    if form.formulation == "fma":
-        shared += h_pad * h_pad * size
-    if chunks <= form.shared[wide] and shared <= device.shared_bytes:
-        return "shared", 1
-    return "stream", 1
+def best(problem: Problem, device: Device, plans: Sequence[Plan]) -> Plan:
+    """The one of least practical time; of equals the one that takes fewer CTAs, then the first."""
+
+    def cost(p: Plan) -> tuple[float, int]:
+        us = latency.practical_us(problem, p, device)
+        if isinstance(p, Grid):
+            return us * (_GEMM_ADVANTAGE if p.w_ih_home == "gemm" else 1.0), p.groups * p.ctas
+        return us, 0
+
+    return min(plans, key=cost)
 
 
-def explain(
-    T: int,
-    B: int,
-    I: int,
-    H: int,
-    *,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str | Device | None = None,
-    nonlinearity: str = "tanh",
-    precision: str | None = None,
-    direction: str = "forward",
-) -> str:
-    """One sentence: which plan runs rnn(x[T,B,I], ...) of hidden size H, and why.
+# ---- overrides ------------------------------------------------------------------------------------------------------
 
-    `device`: a torch device, a hardware.Device record, or None for the current GPU (an H200 where there is none).
-    `precision` None means torch.backends.cudnn.rnn.fp32_precision, as in rnn_triton.rnn.
-    """
-    from . import interpreter
-    from .functional import _default_precision as default_precision
 
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {dtype}")
-    for name, size, least in (("T", T, 1), ("B", B, 0), ("I", I, 1), ("H", H, 1)):
-        if size < least:
-            raise ValueError(f"{name} must be at least {least}, got {size}")
-    if nonlinearity not in ("tanh", "relu"):
-        raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
-    if precision not in (None, "tf32", "tf32x3", "ieee"):
-        raise ValueError(f"precision must be None, 'tf32', 'tf32x3' or 'ieee', got {precision!r}")
-    if precision is not None and dtype is not torch.float32:
-        raise ValueError(f"precision must be None unless the dtype is torch.float32, got {precision!r} and {dtype}")
-    if direction not in ("forward", "backward"):
-        raise ValueError(f"direction must be 'forward' or 'backward', got {direction!r}")
-    if dtype is torch.float32 and precision is None:
-        precision = default_precision()
-    if not isinstance(device, Device):
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "meta"
-        device = torch.device(device)
-        if device.type == "cpu" and not interpreter.active():
-            return (
-                f"{direction} of {dtype} T={T} B={B} I={I} H={H} on CPU tensors: torch's own operators, step by step "
-                "(set TRITON_INTERPRET=1 before importing rnn_triton to run the kernels by interpreter)."
-            )
-        device = hardware.of(device)
-    problem = Problem(direction, B, I, H, DTYPES[dtype], precision, nonlinearity)
-    if B == 0:
-        return f"{direction} of {problem.dtype} T={T} B=0 I={I} H={H}: empty results, nothing is launched."
-    name = f"{direction} of {problem.dtype}{f' ({precision})' if precision else ''} T={T} B={B} I={I} H={H}"
+@contextlib.contextmanager
+def overriding(**choices: Any) -> Iterator[None]:
+    """While open, in the whole process, plans have these values: names of the fields of a plan, and `regime`.
+
+    `w_ih_home` is about forward passes: backward ones project nothing.  Nested ones add up.  ValueError: no such field,
+    here; no such plan, when one is asked for."""
+    global _overrides
+    unknown = sorted(set(choices) - CHOICES)
+    if unknown:
+        raise ValueError(f"a plan has no {', '.join(unknown)}; it has {', '.join(sorted(CHOICES))}")
+    before = _overrides
+    _overrides = tuple(sorted({**dict(before), **choices}.items()))
     try:
-        p = plan(problem, device)
-    except UnsupportedError as e:
-        return f"{name} on {device.name}: no plan, {e}."
-    ctas = math.ceil(B / p.block_b)
-    return (
-        f"{name} on {device.name}: one launch of {_count(ctas, 'CTA')} of {_count(p.warps, 'warp')} for all {T} steps"
-        f"{' after a copy that pads W_hh' if p.pad_w_hh else ''}, each CTA {p.block_b} batch rows and all of W_hh "
-        f"({p.formulation} products), because {p.reason}."
-    )
+        yield
+    finally:
+        _overrides = before
 
 
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}{'' if n == 1 else 's'}"
+def overrides() -> tuple[tuple[str, Any], ...]:
+    """The choices of the open `overriding`, hashable: what a cache of plans must have in its key."""
+    return _overrides
+
+
+def matches(p: Plan, choices: Mapping[str, Any]) -> bool:
+    for name, value in choices.items():
+        if name == "w_ih_home" and p.w_ih_home == "none":
+            continue
+        if getattr(p, name, None) != value:
+            return False
+    return True
+
+
+def _no_choice(problem: Problem, device: Device, asked: Mapping[str, Any], fitting: Sequence[Plan]) -> str:
+    wanted = ", ".join(f"{name}={value!r}" for name, value in asked.items())
+    there = []
+    for regime in dict.fromkeys(p.regime for p in fitting):
+        of = [p for p in fitting if p.regime == regime]
+        values = {name: sorted({str(getattr(p, name)) for p in of if hasattr(p, name)}) for name in asked}
+        there.append(f"{regime}: " + ", ".join(f"{name} {' | '.join(v)}" for name, v in values.items() if v))
+    return f"no plan of {problem} on {device.name} has {wanted}; there are {'; '.join(there)}"
+
+
+# ---- plans that failed ----------------------------------------------------------------------------------------------
+
+
+def reject(problem: Problem, device: Device, p: Plan, why: str) -> None:
+    """`p` did not compile: plan() gives the next one from now on."""
+    _rejected[problem, device] = (*rejected(problem, device), (p, why))
+
+
+def rejected(problem: Problem, device: Device) -> tuple[tuple[Plan, str], ...]:
+    """Plans that did not compile, and why"""
+    return _rejected.get((problem, device), ())
+
+
+# ---- measured choices -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The choices that were fastest where they were measured: a row of measured.json."""
+
+    device: str  # part of the device's name
+    direction: str
+    dtype: str
+    precision: str | None
+    H: int
+    B: tuple[int, int]  # first and last
+    choices: Mapping[str, Any]  # as of `overriding`
+
+    def covers(self, problem: Problem, device: Device) -> bool:
+        same = (self.direction, self.dtype, self.precision, self.H) == (
+            problem.direction, problem.dtype, problem.precision, problem.H,
+        )  # fmt: skip
+        return same and self.device in device.name and self.B[0] <= problem.B <= self.B[1]
+
+
+def read_measured(text: str) -> list[Measured]:
+    """The rows of a table; ValueError where one is not as it should be, or where two cover the same problem."""
+    names = {f.name for f in fields_of(Measured)}
+    rows: list[Measured] = []
+    for number, row in enumerate(json.loads(text)):
+        where = f"measured choices, row {number}"
+        if set(row) != names:
+            raise ValueError(f"{where}: expected {', '.join(sorted(names))}, got {', '.join(sorted(row))}")
+        for name, allowed in (
+            ("direction", ("forward", "backward")),
+            ("dtype", tuple(DTYPES.values())),
+            ("precision", (None,) if row["dtype"] != "fp32" else ("tf32", "tf32x3", "ieee")),
+        ):
+            if row[name] not in allowed:
+                raise ValueError(f"{where}: {name} must be one of {allowed}, got {row[name]!r}")
+        first, last = row["B"]
+        if not 1 <= first <= last or row["H"] < 1:
+            raise ValueError(f"{where}: H must be positive and B a range from 1, got {row['H']} and {row['B']}")
+        if not row["choices"] or set(row["choices"]) - CHOICES:
+            raise ValueError(f"{where}: choices must be among {', '.join(sorted(CHOICES))}, got {row['choices']}")
+        new = Measured(**{**row, "B": (first, last)})
+        for old in rows:
+            apart = new.B[1] < old.B[0] or old.B[1] < new.B[0]
+            if replace(new, B=old.B, choices={}) == replace(old, choices={}) and not apart:
+                raise ValueError(f"{where}: covers what another row covers: {row}")
+        rows.append(new)
+    return rows
+
+
+@functools.cache
+def _table() -> list[Measured]:
+    return read_measured((Path(__file__).parent / "measured.json").read_text(encoding="utf-8"))
+
+
+def _measured(problem: Problem, device: Device, plans: Sequence[Plan]) -> list[Plan]:
+    """Those of the plans that a measured row chooses; none where no row covers the problem or its choice is gone"""
+    for row in _table():
+        if row.covers(problem, device):
+            return [p for p in plans if matches(p, row.choices)]
+    return []
+
+
+# ---- what is compiled ahead of time ---------------------------------------------------------------------------------
+
+PLANNED: list[tuple[Problem, Device]]  # problems that reach every kind of plan
+PLANNED_OTHERWISE: list[
+    tuple[Problem, Device, dict[str, Any]]
+]  # and plans for overriding(**choices): what none chooses
+
+
+def __getattr__(name: str) -> Any:
+    planned: dict[str, Callable[[], Iterator[Any]]] = {"PLANNED": _planned, "PLANNED_OTHERWISE": _planned_otherwise}
+    if name in planned:  # a second's work: not at import
+        value = globals()[name] = list(planned[name]())
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _planned() -> Iterator[tuple[Problem, Device]]:
-    """Problems that reach every kind of plan: the largest I of each home of W_ih, the smallest, and ragged shapes."""
+    yield from _planned_single_cta()
+    yield from _planned_grid()
+
+
+def _planned_single_cta() -> Iterator[tuple[Problem, Device]]:
+    """The largest I of each home of W_ih, the smallest, and ragged shapes."""
     small = hardware.RECORDS["sm_86"]  # 99 KB of shared memory, the least of all
     for problem in (
         Problem("forward", 8, 128, 128, "fp32", "ieee", "tanh"),
@@ -262,7 +254,7 @@ def _planned() -> Iterator[tuple[Problem, Device]]:
         if capability == 90:
             kinds.append(("fp16", None))  # bf16's plans with another tanh
         for dtype, precision in kinds:
-            form = _form(Problem("forward", 8, 1, 16, dtype, precision, "tanh"))
+            form = _FORMS[kind(Problem("forward", 8, 1, 16, dtype, precision, "tanh"))]
             for h_pad in (16, 64, 128, 256):
                 if h_pad > form.h_max:
                     continue
@@ -283,4 +275,39 @@ def _planned() -> Iterator[tuple[Problem, Device]]:
                         yield Problem("backward", B, h_pad - 1, h_pad - 3, dtype, precision, "relu"), device
 
 
-PLANNED: list[tuple[Problem, Device]] = list(_planned())
+_GRID_SIZES = (320, 384, 512, 768, 1000, 1024, 1536, 1760, 2048, 2560, 3072, 4096)
+
+
+def _planned_grid() -> Iterator[tuple[Problem, Device]]:
+    """Sizes beyond one CTA wherever the planner keeps W_hh on chip, each different kernel once"""
+    seen = set()
+    for device in hardware.RECORDS.values():
+        kinds = [("bf16", None, _GRID_SIZES, (8, 64)), ("fp32", "tf32", (384, 1000, 1024, 2048), (8,))]
+        if device.capability == 90:
+            kinds.append(("fp16", None, (384, 1000, 1024, 4096), (8,)))
+            kinds.append(("fp32", "tf32x3", (384, 1000, 1024, 1536), (8,)))
+        for dtype, precision, sizes, batches in kinds:
+            for H, B in itertools.product(sizes, batches):
+                for direction, I in (("forward", H), ("forward", 64), ("backward", H)):
+                    problem = Problem(direction, B, I, H, dtype, precision, "tanh")
+                    p = plan(problem, device)
+                    if not isinstance(p, Grid):
+                        continue
+                    projected = p.w_ih_home not in ("gemm", "none")
+                    kernel = replace(problem, B=0, I=I if projected else 0), replace(p, groups=0, reason=""), device
+                    if kernel not in seen:
+                        seen.add(kernel)
+                        yield problem, device
+
+
+def _planned_otherwise() -> Iterator[tuple[Problem, Device, dict[str, Any]]]:
+    for device in hardware.RECORDS.values():
+        for direction, H, dtype, precision, choices in (
+            ("forward", 1024, "bf16", None, {"protocol": "counter"}),
+            ("backward", 1024, "bf16", None, {"protocol": "counter"}),
+            ("forward", 384, "fp32", "tf32", {"protocol": "counter"}),
+            ("forward", 1024, "bf16", None, {"regime": "grid", "w_ih_home": "shared"}),
+            ("forward", 1024, "bf16", None, {"regime": "grid", "w_ih_home": "stream"}),
+            ("forward", 384, "fp32", "tf32", {"regime": "grid", "w_ih_home": "stream"}),
+        ):
+            yield Problem(direction, 8, H, H, dtype, precision, "tanh"), device, choices

@@ -1,26 +1,33 @@
 """What the compiler made of the kernels, ahead of time and without a GPU.
 
-Every plan in plan.PLANNED is compiled for its device and taken apart (bench/resources.py): no spills, shared memory
-within the device, W_hh not read from global memory inside the time loop, at most two CTA barriers a step in the tensor
-core forms.  A fixed subset runs by default, all of it with --long; the table is `python -m bench resources`.
+Every plan in plan.PLANNED is compiled for its device and taken apart (bench/resources.py): no spills, registers and
+shared memory within the device, W_hh not read from global memory inside the time loop, at most two CTA barriers a step in
+the tensor core forms.  Where CTAs exchange data, also what kernels/exchange.py takes for granted: how wide loads and
+stores are, which addresses the assembly sees, a barrier before every release.  A fixed subset runs by default, all of it
+with --long; the table is `python -m bench resources`.
 """
 
 import importlib.util
 import pathlib
+import re
 
 import pytest
 import torch
 
 from bench import resources
-from rnn_triton import hardware, launch, plan
+from rnn_triton import grid, hardware, launch, plan, single_cta
 from rnn_triton.kernels.recurrence import recurrence
+from rnn_triton.plans import row_units
 
 pytestmark = pytest.mark.compiled
 
 
 def barrier_limit(p):
-    """Two at batch tiles <= 8.  The fma form's operands pass through shared memory: one more in its forward pass, two
-    for a second chain, two in the loop over streamed chunks."""
+    """Two at batch tiles <= 8: a grid's frees the reduction's buffer and fills it, the counter protocol waits and releases
+    behind two more, weights in shared memory are fetched behind one.  The fma form's operands pass through shared memory:
+    one more in its forward pass, two for a second chain, two in the loop over streamed chunks."""
+    if p.regime == "grid":
+        return 2 + 2 * (p.protocol == "counter") + (p.w_ih_home == "shared")
     if p.formulation != "fma":
         return 2
     return 2 + (p.w_ih_home != "none") + 2 * (p.chains == 2) + 2 * (p.w_ih_home == "stream")
@@ -39,6 +46,13 @@ def name(job):
 def in_subset(job):
     """The largest shapes of every kind on sm_90, bf16 in both widths and its ragged shapes; one on each other device."""
     problem, device = job
+    if problem.H > 256:
+        if device.capability != 90:
+            return problem.dtype == "bf16" and problem.B == 8 and problem.H == 512 and problem.I == 512
+        sizes = {"bf16": {8: (384, 1024, 2048, 4096), 64: (1760,)}, "fp32": {8: (1000, 2048)}}
+        if problem.precision == "tf32x3":
+            return problem.H == 384 and problem.I == 384
+        return problem.I != 64 and problem.H in sizes.get(problem.dtype, {}).get(problem.B, ())
     if problem.B != 8 or problem.dtype == "fp16":
         return False
     if device.capability != 90:
@@ -48,12 +62,14 @@ def in_subset(job):
     return problem.H == (64 if problem.dtype == "fp64" else 128) and problem.I not in (8, 1000)
 
 
-def test_constants_are_in_the_kernels_order():
+@pytest.mark.parametrize("regime", [single_cta, grid])
+def test_constants_are_in_the_kernels_order(regime):
     """A kept launcher takes them by position."""
-    for job in plan.PLANNED[:20]:
-        p = plan.plan(*job)
-        names = list(launch._constants(job[0], p, (True,) * 10))
-        assert names == launch.recurrence.arg_names[-len(names) :]
+    kernel = recurrence if regime is single_cta else grid.grid
+    jobs = [job for job in plan.PLANNED if plan.plan(*job).regime == regime.__name__.rpartition(".")[2]]
+    for problem, device in jobs[:20]:
+        names = list(regime.constants(problem, plan.plan(problem, device), (True,) * len(regime.TENSORS)))
+        assert names == kernel.arg_names[-len(names) :]
 
 
 def test_a_kept_launcher_gets_what_triton_was_given(monkeypatch):
@@ -72,8 +88,8 @@ def test_a_kept_launcher_gets_what_triton_was_given(monkeypatch):
 
             return run
 
-    monkeypatch.setattr(launch, "recurrence", Jit())
-    monkeypatch.setattr(launch.torch.cuda, "current_device", lambda: None)  # a CPU tensor's index
+    monkeypatch.setattr(single_cta, "recurrence", Jit())
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: None)  # a CPU tensor's index
     launch._site.cache_clear()
 
     def tensors(T, B):
@@ -96,15 +112,63 @@ def test_a_kept_launcher_gets_what_triton_was_given(monkeypatch):
         launch._site.cache_clear()
 
 
-def check(r, problem, p, device):
+def check(kernel, problem, p, device):
+    r = resources.analyze(kernel)
     assert (r.spill_stores, r.spill_loads) == (0, 0), "registers spill"
     assert r.shared_bytes <= device.shared_bytes
+    assert r.registers * 32 * r.warps <= device.registers
     assert "w_rec_ptr" not in r.global_load_arguments, "W_hh is read from global memory every step"
     read = {"x_ptr"} | ({"w_in_ptr"} if p.w_ih_home == "stream" else set())
     if problem.direction == "backward":
         read = {"u_ptr", "saved_ptr"}
+    if p.regime == "grid":
+        read |= {"out_ptr", "sync_ptr", "first_ptr"} | ({"u_ptr"} if p.w_ih_home == "gemm" else set())
+        check_exchange(kernel, r, problem, p)
     assert set(r.global_load_arguments) <= read
     assert r.barriers <= barrier_limit(p)
+
+
+def check_exchange(kernel, r, problem, p):
+    """What kernels/exchange.py takes for granted of the compiler"""
+    assert p.ctas * p.groups <= hardware.RECORDS[r.arch].sms
+    # publishing: the words of out, by stores of whole words, and around L1
+    ptx = kernel.asm["ptx"]
+    published = re.findall(r"st\.global\.cg\.(\S+)", ptx)
+    assert len(published) == (1 if p.formulation == "mma16" else 2)
+    assert all(re.fullmatch(r"(v[24]\.)?b32|b64|b128", width) for width in published), "narrower than a word"
+    assert all(width >= 4 for width in r.global_stores)
+    # gathering: 16 bytes a load, every chunk of the state once
+    chunks = -(-row_units(problem.H, problem.dtype) // (16 * p.warps * (2 if p.formulation == "mma16" else 1)))
+    chunks *= p.block_b // 8
+    kind = "volatile.global" if p.protocol == "sentinel" else "global.cg"
+    gathered = re.findall(rf"ld\.{kind}\.v4\.b32", ptx)
+    assert len(gathered) == chunks, "h is not read in 16-byte loads, once each"
+    assert r.shuffles == 0 and r.shared_stores <= 2 * p.block_b * p.units / 32, "h passes through a layout conversion"
+    if p.protocol == "sentinel":
+        check_verify_layout(kernel.asm["ttgir"], p)
+    else:
+        body = ptx[: ptx.index("gpu.release.add")]
+        last_barrier = body.rindex("bar.sync")
+        assert not re.search(r"st\.global", body[last_barrier:]), "a store between the barrier and the release"
+        assert last_barrier > body.rindex("st.global.cg"), "no CTA barrier between the stores and the release"
+        assert "ld.acquire.gpu" in ptx
+
+
+def check_verify_layout(ttgir, p):
+    """The four words that one thread's assembly takes for a 16-byte chunk are one: contiguous, and in one thread."""
+    layouts = dict(re.findall(r"^(#\w+) = #ttg\.blocked<\{(.*?)\}>", ttgir, re.M))
+    [line] = [text for text in ttgir.splitlines() if "elementwise_inline_asm" in text and "ld.relaxed.gpu.global.v4" in text]
+    shape = f"4x8x{p.warps}x{p.block_b // 8}x4"
+    used = set(re.findall(rf"tensor<{shape}xi(?:32|64), (#\w+)>", line))
+    assert len(used) == 1, "the operands of the assembly differ in layout"
+    layout = layouts[used.pop()]
+
+    def field(name):
+        return [int(n) for n in re.search(rf"{name} = \[(.*?)\]", layout)[1].split(",")]
+
+    assert field("sizePerThread") == [1, 1, 1, 1, 4]
+    assert field("order")[0] == 4
+    assert field("threadsPerWarp") == [4, 8, 1, 1, 1] and field("warpsPerCTA") == [1, 1, p.warps, 1, 1], "not operand B"
 
 
 JOBS = [pytest.param(job, marks=() if in_subset(job) else pytest.mark.long, id=name(job)) for job in plan.PLANNED]
@@ -114,7 +178,24 @@ JOBS = [pytest.param(job, marks=() if in_subset(job) else pytest.mark.long, id=n
 def test_plan(job):
     problem, device = job
     p = plan.plan(problem, device)
-    check(resources.analyze(launch.compile_ahead(problem, p, device)), problem, p, device)
+    check(launch.compile_ahead(problem, p, device), problem, p, device)
+
+
+OTHERWISE = [
+    pytest.param(
+        job, marks=() if job[1].capability == 90 else pytest.mark.long,
+        id=f"{job[0].direction}-sm{job[1].capability}-{job[0].dtype}-H{job[0].H}-" + "-".join(map(str, job[2].values())),
+    )
+    for job in plan.PLANNED_OTHERWISE
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("job", OTHERWISE)
+def test_plan_that_is_asked_for(job):
+    problem, device, choices = job
+    with plan.overriding(**choices):
+        p = plan.plan(problem, device)
+    check(launch.compile_ahead(problem, p, device), problem, p, device)
 
 
 @pytest.mark.parametrize("I", [32, 128])
@@ -152,12 +233,12 @@ def test_reloading_w_is_rejected(monkeypatch, tmp_path):
     spec = importlib.util.spec_from_file_location("mutant", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    monkeypatch.setattr(launch, "recurrence", module.recurrence)
+    monkeypatch.setattr(single_cta, "recurrence", module.recurrence)
     device = hardware.RECORDS["sm_90"]
     problem = plan.Problem("forward", 8, 64, 64, "bf16", None, "tanh")
     p = plan.plan(problem, device)
     with pytest.raises(AssertionError, match="W_hh is read from global memory every step"):
-        check(resources.analyze(launch.compile_ahead(problem, p, device)), problem, p, device)
+        check(launch.compile_ahead(problem, p, device), problem, p, device)
 
 
 def test_the_limits_can_fail(monkeypatch):
@@ -169,4 +250,4 @@ def test_the_limits_can_fail(monkeypatch):
     p = plan.plan.__wrapped__(problem, device)
     assert p.w_ih_home == "registers"
     with pytest.raises(AssertionError, match="spill"):
-        check(resources.analyze(launch.compile_ahead(problem, p, device)), problem, p, device)
+        check(launch.compile_ahead(problem, p, device), problem, p, device)

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench import resources
 from rnn_triton import gemm
@@ -189,6 +190,106 @@ def test_gpu_follows_precision_not_settings(setting, precision):
         setting.fp32_precision = current
         error = ((gemm.matmul(a, b, precision).double() - exact).abs() / scale).max()
         assert error <= PER_PRODUCT[precision] + 2 * 3000 * UNIT
+
+
+# The input projection
+
+KINDS = {
+    "bf16": (torch.bfloat16, None), "fp16": (torch.float16, None), "tf32": (torch.float32, "tf32"),
+    "ieee": (torch.float32, "ieee"), "fp64": (torch.float64, None),
+}  # fmt: skip
+
+
+def layer(kind, T, B, I, H, device="cpu"):
+    """x, w_ih, b_ih, b_hh"""
+    generator = torch.Generator().manual_seed(T + I)
+    shapes = (T, B, I), (H, I), (H,), (H,)
+    return [torch.randn(s, generator=generator, dtype=torch.float64).to(KINDS[kind][0]).to(device) for s in shapes]
+
+
+def check_projection(kind, x, w_ih, *biases):
+    u = gemm.project(x, w_ih, *biases, KINDS[kind][1])
+    exact, scale = x.double() @ w_ih.double().t(), x.double().abs() @ w_ih.double().abs().t()
+    for b in biases:
+        if b is not None:
+            exact, scale = exact + b.double(), scale + b.double().abs()
+    # products of 16-bit values are exact in fp32: rounding u itself to 16 bits would err by 2^-12 of it at least
+    unit = 2.0**-53 if kind == "fp64" else UNIT
+    bound = PER_PRODUCT.get(KINDS[kind][1], 0.0) + 2 * (x.shape[2] + 2) * unit
+    assert u.shape == exact.shape and u.is_contiguous()
+    assert u.dtype == (torch.float64 if kind == "fp64" else torch.float32)
+    assert ((u.double() - exact).abs() <= bound * scale).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("T, B, I, H", [(1, 1, 1, 1), (3, 5, 40, 17)])
+def test_projection(kind, T, B, I, H, device):
+    x, w_ih, b_ih, b_hh = layer(kind, T, B, I, H, device)
+    for biases in ((None, None), (b_ih, None), (None, b_hh), (b_ih, b_hh)):
+        check_projection(kind, x, w_ih, *biases)
+
+
+@pytest.mark.parametrize("kind", ["bf16", "tf32", "fp64"])
+def test_projection_of_any_strides(kind, device):
+    big, w_ih, b_ih, b_hh = layer(kind, 5, 4, 19, 6, device)
+    w_ih = w_ih[:, :9].t().contiguous().t()
+    for x in (
+        big[:, :, :9],
+        big[:, :, 1:10].transpose(0, 1),
+        big[:, :, 1:18:2],
+        big[:1, :, :9].expand(7, 4, 9),
+        big[:, :1, :1].expand(5, 3, 9),
+    ):
+        check_projection(kind, x, w_ih, b_ih, b_hh)
+
+
+def test_projection_changes_no_argument():
+    arguments = layer("fp64", 2, 3, 4, 5)
+    before = [t.clone() for t in arguments]
+    gemm.project(*arguments, None)
+    assert all(torch.equal(a, b) for a, b in zip(arguments, before, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["bf16", "ieee"])
+def test_autocast_does_not_reach_into_the_projection(kind):
+    x, w_ih, b_ih, b_hh = layer(kind, 2, 3, 70, 5)
+    expected = gemm.project(x, w_ih, b_ih, b_hh, KINDS[kind][1])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(gemm.project(x, w_ih, b_ih, b_hh, KINDS[kind][1]), expected)
+
+
+@pytest.mark.parametrize("kind", ["bf16", "fp16"])
+def test_projection_of_16_bits_accumulates_into_fp32(kind):
+    """On CUDA by one product of the 16-bit operands, with an output that was never 16 bits"""
+
+    class Recorder(TorchDispatchMode):
+        def __init__(self):
+            super().__init__()
+            self.names = []
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.names.append(func.name())
+            return func(*args, **kwargs or {})
+
+    with FakeTensorMode(), Recorder() as recorder:
+        x, w_ih = (torch.empty(s, dtype=KINDS[kind][0], device="cuda") for s in ((3, 4, 8), (16, 8)))
+        u = gemm.project(x, w_ih, None, None, None)
+    assert u.dtype == torch.float32 and u.shape == (3, 4, 16)
+    assert [name for name in recorder.names if "mm" in name] == ["aten::mm.dtype"]
+    assert "aten::_to_copy" not in recorder.names
+
+
+@pytest.mark.gpu
+def test_projection_is_captured_and_repeats():
+    x, w_ih, b_ih, b_hh = layer("bf16", 9, 4, 64, 48, "cuda")
+    expected = gemm.project(x, w_ih, b_ih, b_hh, None)
+    assert torch.equal(expected, gemm.project(x, w_ih, b_ih, b_hh, None))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        u = gemm.project(x, w_ih, b_ih, b_hh, None)
+    u.fill_(NAN)
+    graph.replay()
+    assert torch.equal(u, expected)
 
 
 # Compiled, without a GPU

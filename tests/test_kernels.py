@@ -19,7 +19,7 @@ from support.problems import gradients, like, problem
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import rnn_triton
-from rnn_triton import hardware, launch, op, plan, reference
+from rnn_triton import hardware, launch, launcher, op, plan, reference, single_cta
 
 KINDS = {
     "bf16": (torch.bfloat16, None),
@@ -131,7 +131,8 @@ def test_batch_tile_of_16(kind, device, monkeypatch):
     launch._site.cache_clear()
     try:
         for T, B, I, H in ((3, 37, 40, 24), (2, 16, 130, 64)):
-            assert launch._site("forward", B, I, H, KINDS[kind][0], None, "tanh", torch.device(device)).plan.block_b == 16
+            call = ("forward", B, I, H, KINDS[kind][0], None, "tanh", torch.device(device))
+            assert launch._site(call, ()).plan.block_b == 16
             check(inputs(kind, T, B, I, H), kind, device)
     finally:
         launch._site.cache_clear()
@@ -180,7 +181,7 @@ def test_every_element_is_written(kind, device, monkeypatch):
         made.append((t, n))
         return t[guard : guard + n].view(shape)
 
-    monkeypatch.setattr(launch, "_empty", lambda like, *shape: poisoned(*shape, like=like))
+    monkeypatch.setattr(single_cta, "empty", lambda like, *shape: poisoned(*shape, like=like))
     for T, B, I, H in ((2, 9, 5, 17), (3, 8, 8, 16)):
         check(inputs(kind, T, B, I, H), kind, device)
     assert len(made) == 2 * 3  # y, hn and da
@@ -301,8 +302,8 @@ class Recorder(TorchDispatchMode):
 @pytest.mark.parametrize("kind", ["bf16", "tf32", "fp64"])
 def test_a_forward_is_one_launch_and_no_gemm(kind, device, monkeypatch):
     launches = []
-    original = launch._launch
-    monkeypatch.setattr(launch, "_launch", lambda *a: launches.append(a) or original(*a))
+    original = launcher.Launcher.__call__
+    monkeypatch.setattr(launcher.Launcher, "__call__", lambda *a: launches.append(a) or original(*a))
     tensors = [t.detach().to(device) for t in inputs(kind, 3, 2, 16, 32)]
     with Recorder() as recorder:
         op._run_forward(*tensors, "tanh", False, KINDS[kind][1])

@@ -75,7 +75,7 @@ def built(tmp_path_factory):
 def test_wheel_holds_the_three_packages_and_nothing_else(built):
     wheel, _, _ = built
     modules = {f"{package}/{path.name}" for package, at in PACKAGES.items() for path in (ROOT / at).glob("*.py")}
-    assert {name for name in wheel if ".dist-info/" not in name} == modules | {"rnn_triton/py.typed"}
+    assert {name for name in wheel if ".dist-info/" not in name} == modules | {"rnn_triton/py.typed", "rnn_triton/measured.json"}
     assert any(name.endswith("/licenses/LICENSE") for name in wheel)
 
 

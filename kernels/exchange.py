@@ -1,0 +1,249 @@
+"""The only file in which programs (CTAs) of one launch talk to each other.
+
+A group of CTAs computes s_t[rows, H] together, each CTA its own hidden units, and every CTA needs all of s_{t-1}: an
+all-gather through L2 at every step.  The state is exchanged where it is a result anyway, in out[T, B, H]; its 32-bit
+word is the unit of the protocols, whatever the dtype.  Two protocols, PROTOCOL:
+
+"sentinel"  The data are the flag.  Before the launch `out` is filled with 0xFF bytes; no producer ever stores the word
+            0xFFFFFFFF (`published` sees to it: it is a NaN in every format, and another NaN takes its place); a
+            consumer reads its 16-byte chunks again until none of their words is 0xFFFFFFFF.  Invariant: a word is
+            written once per launch, by one 32-bit store, so a word that is not the sentinel is final.  No fence, no
+            atomic, no order between words is needed, and none is assumed.
+"counter"   Per batch tile a counter of finished slices.  A producer stores its slice, then, behind a CTA barrier, adds 1
+            with release semantics; a consumer's thread 0 acquires the counter until all CTAs of the group are through
+            with the step before, and a CTA barrier hands that on.  The barrier before the release is not optional:
+            Triton up to 3.8 emits none of its own, and the other threads' stores would not be covered.  Counters start
+            at -1, from the same fill.
+
+Co-residency: every spin waits for another CTA of the same launch, so all of them must run at once: the launch is
+cooperative, its grid at most what fits.  Every spin is bounded all the same.  Who has polled `limit` times stores the
+step it waits in into the group's error word; who sees that word set stops waiting.  What was waited for then still
+holds the sentinel, a NaN, and `grid` (grid.py) fills the rest of the group's outputs with NaN and reports the step.
+
+Cost on the critical path (sm_90, sentinel): one L2 store-to-load hand-over, one maximum a word and one branch.
+"""
+
+import triton
+import triton.language as tl
+
+SENTINEL = tl.constexpr(-1)
+NAN = tl.constexpr(0x7FFF7FFF)  # two bf16 or fp16 NaN, or one fp32 NaN; not the sentinel
+LINE = tl.constexpr(32)  # words between synchronisation words: a 128-byte line each
+POLLS_PER_LOOK = tl.constexpr(64)  # at the error word while spinning: a look costs as much as a poll
+
+
+# ---------------------------------------------------------------------------------------------- words
+
+
+@triton.constexpr_function
+def _maximum(words, name):
+    """PTX for the maximum of registers, as a balanced tree: (text, register, registers used)"""
+    text, used = "", 0
+    while len(words) > 1:
+        level = []
+        for k in range(0, len(words) - 1, 2):
+            text += f"max.u32 {name}{used}, {words[k]}, {words[k + 1]};\n"
+            level.append(f"{name}{used}")
+            used += 1
+        words = level + ([words[-1]] if len(words) % 2 else [])
+    return text, words[0], used
+
+
+@triton.constexpr_function
+def _verify_text(tiles, pack, apart):
+    """PTX of `verify`.  Operands, `pack` of each tile: results | addresses | skip | error address | step | limit | words.
+
+    Fast path: 4 maxima a chunk and a branch.  Slow path: what still holds a sentinel is read again, all in flight."""
+    chunks = tiles * pack // 4
+    n = 4 * chunks  # words of a thread; so many results and words
+    skip, error, step, limit = (f"${n + k * pack}" for k in range(1, 5))
+    result = [f"${i}" for i in range(n)]
+    word = [f"${n + 5 * pack + i}" for i in range(n)]
+    address = [f"${n + 4 * j}+{apart * tile}" for tile in range(tiles) for j in range(pack // 4)]
+
+    def check(label):
+        text, tops = "", []
+        for c in range(chunks):
+            four = result[4 * c : 4 * c + 4]
+            text += f"max.u32 c{c}, {four[0]}, {four[1]};\nmax.u32 d, {four[2]}, {four[3]};\nmax.u32 c{c}, c{c}, d;\n"
+            tops.append(f"c{c}")
+        tree, top, _ = _maximum(tops, "m")
+        return text + tree + f"setp.ne.u32 q, {top}, 0xFFFFFFFF;\n@q bra {label};\n"
+
+    text = f"{{\n.reg .pred q, p<{chunks}>;\n.reg .b32 d, n, t, c<{chunks}>, m<{max(chunks, 1)}>;\n"
+    text += "".join(f"mov.b32 {result[i]}, {word[i]};\n" for i in range(n))
+    text += check("DONE")
+    text += f"setp.ne.u32 q, {skip}, 0;\n@q bra DONE;\nmov.u32 n, 0;\nSPIN:\n"
+    text += "".join(f"setp.eq.u32 p{c}, c{c}, 0xFFFFFFFF;\n" for c in range(chunks))
+    for c in range(chunks):
+        four = ", ".join(result[4 * c : 4 * c + 4])
+        text += f"@p{c} ld.relaxed.gpu.global.v4.b32 {{{four}}}, [{address[c]}];\n"
+    text += check("DONE")
+    return text + _give_up(error, step, limit)
+
+
+@triton.constexpr_function
+def _give_up(error, step, limit):
+    """PTX behind a failed poll: spin again, unless the group has failed or the limit is reached."""
+    return f"""add.u32 n, n, 1;
+and.b32 t, n, {POLLS_PER_LOOK.value - 1};
+setp.ne.u32 q, t, 0;
+@q bra SPIN;
+ld.relaxed.gpu.global.u32 t, [{error}];
+setp.ne.u32 q, t, 0xFFFFFFFF;
+@q bra DONE;
+setp.lt.u32 q, n, {limit};
+@q bra SPIN;
+st.relaxed.gpu.global.u32 [{error}], {step};
+DONE:
+}}"""
+
+
+@triton.constexpr_function
+def _verify_constraints(tiles, pack):
+    n = tiles * pack
+    inputs = ["l"] * pack + ["r"] * pack + ["l"] * pack + ["r"] * (2 * pack) + ["r"] * n
+    return ",".join(["=&r"] * n + inputs + ["~{memory}"])
+
+
+@triton.constexpr_function
+def _int32s(n):
+    return tuple([tl.int32] * n)
+
+
+@triton.jit
+def verify(
+    addresses, words, skip, error_address, step, limit, TILES: tl.constexpr, PACK: tl.constexpr, APART: tl.constexpr
+):  # fmt: skip
+    """A tuple of TILES tiles [4, 8, warps, rows / 8, 4] of int32 words, as they were found: the words once none is the
+    sentinel, or as they are where `skip` is not 0.  addresses: int64, of the first tile's words; the others' lie APART
+    bytes further on each.
+
+    PACK words of a tile are one thread's; each four are one 16-byte chunk, read again by one instruction from the first
+    one's address.  The probe load's layout is the operands' layout and gives a thread these very chunks
+    (tests/test_compile.py looks)."""
+    return tl.inline_asm_elementwise(
+        _verify_text(TILES, PACK, APART), _verify_constraints(TILES, PACK),
+        (addresses, skip, error_address, step, limit) + words, dtype=_int32s(TILES), is_pure=False, pack=PACK,
+    )  # fmt: skip
+
+
+_WAIT = tl.constexpr(
+    """{
+.reg .pred q;
+.reg .b32 n, t;
+mov.u32 $0, 0;
+mov.u32 t, %tid.x;
+setp.ne.u32 q, t, 0;
+@q bra DONE;
+mov.u32 n, 0;
+SPIN:
+ld.acquire.gpu.global.u32 t, [$1];
+setp.ge.s32 q, t, $2;
+@q bra DONE;
+"""
+    + _give_up.fn("$3", "$4", "$5")
+)
+
+
+@triton.jit
+def wait(counter_ptr, target, error_ptr, step, limit):
+    """until the counter has reached `target`; what others released before they counted is then visible to the CTA"""
+    tl.inline_asm_elementwise(
+        _WAIT, "=&r,l,r,l,r,r,~{memory}",
+        [counter_ptr.to(tl.int64), target, error_ptr.to(tl.int64), step, limit],
+        dtype=tl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
+    tl.debug_barrier()
+
+
+@triton.jit
+def word_pointers(ptr, row_words, rows, BLOCK_B: tl.constexpr, WARPS: tl.constexpr):
+    """[4 q, 8 l, WARPS, BLOCK_B / 8 j, 4 i]: the address of word 16 w + 4 q + i of row 8 j + l, rows row_words apart, a
+    multiple of 4.  Rows beyond `rows` are the last one again: what they load is never stored.
+
+    The layout of mma operand B, by the order of the hints (fragments.py).  A hint sticks to the operation that makes the
+    pointer and is lost on its way out of a function, so every function that makes one gives it again."""
+    q = tl.arange(0, 4)[:, None, None, None, None]
+    l = tl.arange(0, 8)[None, :, None, None, None]
+    w = tl.arange(0, WARPS)[None, None, :, None, None]
+    j = tl.arange(0, BLOCK_B // 8)[None, None, None, :, None]
+    i = tl.arange(0, 4)[None, None, None, None, :]
+    p = ptr + (tl.minimum(8 * j + l, rows - 1) * row_words + (16 * w + 4 * q + i))
+    return tl.max_contiguous(p, [32, 16, 4, 2, 64])
+
+
+@triton.jit
+def load_words(pointers, start, enable, WORDS: tl.constexpr, MASKED: tl.constexpr, WARPS: tl.constexpr, MODE: tl.constexpr):
+    """The int32 words `start` further on than `word_pointers`: one K tile of operand B, straight in its layout.
+    MASKED: 0 beyond word WORDS of a row, or where not enable.
+
+    MODE: "plain"; "probe": may still be being written; "acquired": by other CTAs, before what was waited for."""
+    p = tl.max_contiguous(pointers + start, [32, 16, 4, 2, 64])
+    q = tl.arange(0, 4)[:, None, None, None, None]
+    w = tl.arange(0, WARPS)[None, None, :, None, None]
+    mask = (start // 4 + 4 * w + q < WORDS // 4) & enable
+    if MODE == "probe":
+        if MASKED:
+            return tl.load(p, mask=mask, other=0, volatile=True)
+        else:
+            return tl.load(p, volatile=True)
+    elif MODE == "acquired":
+        if MASKED:
+            return tl.load(p, mask=mask, other=0, cache_modifier=".cg")
+        else:
+            return tl.load(p, cache_modifier=".cg")
+    else:
+        if MASKED:
+            return tl.load(p, mask=mask, other=0)
+        else:
+            return tl.load(p)
+
+
+@triton.jit
+def gather(
+    ptr, rows, enable, skip, error_ptr, counter_ptr, target, step, limit, WORDS: tl.constexpr, ALWAYS: tl.constexpr,
+    BLOCK_B: tl.constexpr, WARPS: tl.constexpr, PROTOCOL: tl.constexpr,
+):  # fmt: skip
+    """All of s_{t-1} of a batch tile, as a tuple of word tiles (`load_words`), once every CTA of the group has published
+    its part; zeros where not enable (ALWAYS: it is).  ptr: int32 [rows, WORDS].  skip: not 0 where ptr is not exchanged
+    but given (h0), valid from the start."""
+    TILE: tl.constexpr = 16 * WARPS
+    TILES: tl.constexpr = (WORDS + TILE - 1) // TILE
+    if PROTOCOL == "counter":
+        wait(counter_ptr, target, error_ptr, step, limit)
+    if ALWAYS:
+        enable = True
+    pointers = word_pointers(ptr, WORDS, rows, BLOCK_B, WARPS)
+    words = ()
+    for k in tl.static_range(TILES):
+        v = load_words(
+            pointers, k * TILE, enable, WORDS, not ALWAYS or (k + 1) * TILE > WORDS, WARPS,
+            "probe" if PROTOCOL == "sentinel" else "acquired",
+        )  # fmt: skip
+        words = words + (v,)
+    if PROTOCOL == "sentinel":
+        words = verify(
+            pointers.to(tl.int64), words, skip, error_ptr.to(tl.int64), step, limit, TILES, BLOCK_B // 2, 4 * TILE
+        )
+    return words
+
+
+@triton.jit
+def published(words):
+    """int32 words as they may be stored: never the sentinel"""
+    return tl.minimum(words.to(tl.uint32, bitcast=True), 0xFFFFFFFE).to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def publish(ptrs, words, mask):
+    """Store words of a CTA's part of s_t.  .cg: a store goes to L2 and stays in no L1."""
+    tl.store(ptrs, published(words), mask=mask, cache_modifier=".cg")
+
+
+@triton.jit
+def arrive(counter_ptr, PROTOCOL: tl.constexpr):
+    """Let the group know that all of the CTA's words are stored."""
+    if PROTOCOL == "counter":
+        tl.debug_barrier()
+        tl.atomic_add(counter_ptr, 1, sem="release", scope="gpu")

@@ -1,0 +1,324 @@
+"""The engine over a group of CTAs: the recurrence of recurrence.py where W_rec does not fit on one of them.
+
+    a_t = W_rec s_{t-1} + W_in x_t + u_t          s_t = CELL(a_t, saved_t)          t in launch order
+
+A group of CTAS programs computes UNITS hidden units each; programs p CTAS .. (p + 1) CTAS - 1 are group p.  Batch tiles
+of BLOCK_B rows are dealt out to the groups: tile i to group i mod P.  A group takes all its tiles through a time step
+before the next step, so while one tile's state travels the others are computed, and any batch size runs in one launch.
+
+On chip for the whole launch: the CTA's rows of W_rec (SHARED_TILES K tiles in shared memory, the rest in registers), of
+W_in where its home is "registers" or "shared", the bias.  The state is exchanged through out (exchange.py): every CTA
+gathers all of s_{t-1} of a tile, each warp its part of K, straight into mma fragments.
+
+A step of a tile, in order:
+    acc = W_in x_t                                       in the shadow of the exchange; x_t was loaded a step ago
+    issue the loads of the next x, u, saved
+    CTA barrier                                          frees the reduction's buffer off the critical path
+    gather s_{t-1}                                       critical: until every CTA of the group has published it
+    acc += W_rec s_{t-1}; sum over warps                 critical: K / (16 WARPS CHAINS) dependent mma, shared memory
+    s_t = CELL(acc + bias + u_t, saved_t), rounded       critical: published to out[t]
+
+Invariants.  A word of out is stored once, and by one program: s_t of a unit and a row belongs to one CTA.  A tile's step
+t is computed by a CTA only after it has seen all of step t - 1 of that tile, so no CTA is ever more than a step ahead of
+another at one tile, which the counters rely on.  All rows are whole 16-byte vectors (ROW elements, H of them hidden
+units): the launch pads what is not, and units in the padding publish zeros, whatever their products are.
+
+A group that fails (exchange.py) leaves NaN from the failing step on, in all of its rows, and reports itself.
+
+Cost of a step (sm_90, bf16, H = 1024, UNITS = 16, BLOCK_B = 8): gather 16 KB from L2 a CTA, 16 dependent mma less the
+chains, 2 barriers; the hand-over through L2 is most of it.  Global traffic inside the loop: x, u, saved, the state, and
+W_in where its home is "stream".
+"""
+
+import triton
+import triton.language as tl
+
+from .exchange import LINE, NAN, SENTINEL, arrive, gather, load_words, publish, word_pointers
+from .fragments import operand
+from .slices import (
+    load_own,
+    load_weight,
+    operand_tiles,
+    own_tile,
+    own_units,
+    own_words,
+    round_to_words,
+    sum_over_warps,
+)
+
+
+@triton.jit
+def _products(acc_a, acc_b, a, b, first: tl.constexpr, PRECISION: tl.constexpr, CHAINS: tl.constexpr):
+    """Products of two tuples of tiles, added to one accumulator or to two in turn, beginning with number `first`"""
+    for i in tl.static_range(len(a)):
+        if CHAINS == 2 and (first + i) % 2 == 1:
+            acc_b = tl.dot(a[i], operand(b[i], PRECISION), acc_b, input_precision=PRECISION)
+        else:
+            acc_a = tl.dot(a[i], operand(b[i], PRECISION), acc_a, input_precision=PRECISION)
+    return acc_a, acc_b
+
+
+@triton.jit
+def _weights(
+    ptr, row0, TILES: tl.constexpr, SHARED_TILES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    UNITS: tl.constexpr, WARPS: tl.constexpr, FORM: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """K tiles of a CTA's rows of contiguous [ROWS, COLUMNS], the first SHARED_TILES for shared memory"""
+    K: tl.constexpr = 16 * WARPS * (2 if FORM == "mma16" else 1)
+    tiles = ()
+    for k in tl.static_range(TILES):
+        w = load_weight(ptr, row0, k * K, ROWS, COLUMNS, UNITS, WARPS, FORM, k < SHARED_TILES)
+        rounded = ()
+        for i in tl.static_range(len(w)):
+            rounded = rounded + (operand(w[i], PRECISION),)
+        tiles = tiles + (rounded,)
+    return tiles
+
+
+@triton.jit
+def _load_inputs(
+    ptr, row_words, rows, TILES: tl.constexpr, WORDS: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.constexpr
+):  # fmt: skip
+    TILE: tl.constexpr = 16 * WARPS
+    pointers = word_pointers(ptr, row_words, rows, BLOCK_B, WARPS)
+    x = ()
+    for k in tl.static_range(TILES):
+        x = x + (load_words(pointers, k * TILE, True, WORDS, (k + 1) * TILE > WORDS, WARPS, "plain"),)
+    return x
+
+
+@triton.jit
+def _project_streamed(
+    acc, w_in_ptr, x_words, row_x, rows, unit0, start, ROW: tl.constexpr, I: tl.constexpr, X_WORDS: tl.constexpr,
+    UNITS: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.constexpr, DTYPE: tl.constexpr, FORM: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One K tile of W_in x_t, from word `start` of x on, W_in read from global memory"""
+    E: tl.constexpr = 2 if FORM == "mma16" else 1
+    w = load_weight(w_in_ptr, unit0, start * E, ROW, I, UNITS, WARPS, FORM, False)
+    pointers = word_pointers(x_words, row_x, rows, BLOCK_B, WARPS)
+    v = load_words(pointers, start, True, X_WORDS, X_WORDS % (16 * WARPS) != 0, WARPS, "plain")
+    x = operand_tiles(v, DTYPE, BLOCK_B, WARPS, FORM)
+    for i in tl.static_range(E):
+        acc = tl.dot(operand(w[i], PRECISION), operand(x[i], PRECISION), acc, input_precision=PRECISION)
+    return acc
+
+
+@triton.jit
+def _abandon(
+    out_ptr, last_ptr, failed, T, B, t_first, dt, group, groups, own_tiles, unit0,
+    UNITS: tl.constexpr, BLOCK_B: tl.constexpr, WORDS: tl.constexpr, E: tl.constexpr, HAS_LAST: tl.constexpr,
+):  # fmt: skip
+    """NaN in all of the CTA's outputs from step `failed` on"""
+    nan = tl.full((BLOCK_B, UNITS // 2), NAN, tl.int32)
+    step_words = B.to(tl.int64) * WORDS
+    for k in range(failed * own_tiles, T * own_tiles):
+        tile = group + k % own_tiles * groups
+        row0 = (tile * BLOCK_B).to(tl.int64)
+        t = t_first + dt * (k // own_tiles)
+        for i in tl.static_range(2 // E):
+            offsets, mask = own_words(unit0, B - tile * BLOCK_B, i, WORDS, UNITS, BLOCK_B, E)
+            tl.store(out_ptr + (t * step_words + row0 * WORDS) + offsets, nan, mask=mask)
+            if HAS_LAST:
+                tl.store(last_ptr + row0 * WORDS + offsets, nan, mask=mask)
+
+
+@triton.jit(do_not_specialize=["T", "B", "reverse", "launch", "limit"])
+def grid(
+    x_ptr,  # [T, B, I], strides (stride_x_t, stride_x_b, 1), both in 16-byte vectors; where W_IN_HOME is "none": unused
+    w_in_ptr,  # [ROW, I] contiguous
+    w_rec_ptr,  # [ROW, ROW] contiguous: W_hh, backward its transpose
+    bias0_ptr,  # [ROW] where HAS_BIAS0
+    bias1_ptr,  # [ROW] where HAS_BIAS1
+    first_ptr,  # [B, ROW] contiguous where HAS_FIRST: forward s before the first step (h0), backward p of it (dhn)
+    u_ptr,  # [T, B, ROW] stream where HAS_U, strides (stride_u_t, stride_u_b, 1), both even; fp32 where WIDE_U
+    saved_ptr,  # [T, B, ROW] contiguous stream where HAS_SAVED
+    out_ptr,  # int32 words of [T, B, ROW] contiguous: s_t; filled with 0xFF bytes
+    last_ptr,  # int32 words of [B, ROW] contiguous where HAS_LAST: s of the last step
+    sync_ptr,  # int32 [P + batch tiles, 32], filled with 0xFF bytes: error words of the groups, counters of the tiles
+    report_ptr,  # int64 [1] in memory of the host: what failed (rnn_triton/faults.py), not written otherwise
+    T,
+    B,
+    reverse,  # 1: time runs from T - 1 down to 0
+    stride_x_t,
+    stride_x_b,
+    stride_u_t,
+    stride_u_b,
+    launch,  # what the report calls this launch
+    limit,  # polls before a group gives up
+    I: tl.constexpr,
+    H: tl.constexpr,
+    ROW: tl.constexpr,
+    CELL: tl.constexpr,
+    ACCURACY: tl.constexpr,
+    FIRST_IS_STATE: tl.constexpr,
+    HAS_BIAS0: tl.constexpr,
+    HAS_BIAS1: tl.constexpr,
+    HAS_FIRST: tl.constexpr,
+    HAS_U: tl.constexpr,
+    HAS_SAVED: tl.constexpr,
+    HAS_LAST: tl.constexpr,
+    WIDE_U: tl.constexpr,  # u has the accumulator's dtype
+    DTYPE: tl.constexpr,
+    FORM: tl.constexpr,  # "mma16", "mma32"
+    PRECISION: tl.constexpr,  # of tl.dot
+    W_IN_HOME: tl.constexpr,  # "registers", "shared", "stream", "none"
+    CTAS: tl.constexpr,
+    UNITS: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    WARPS: tl.constexpr,
+    SHARED_TILES: tl.constexpr,
+    CHAINS: tl.constexpr,
+    PROTOCOL: tl.constexpr,
+):
+    E: tl.constexpr = 2 if FORM == "mma16" else 1  # elements a word
+    WIDE: tl.constexpr = FORM == "mma32"
+    TILE: tl.constexpr = 16 * WARPS  # words
+    WORDS: tl.constexpr = ROW // E
+    X_WORDS: tl.constexpr = I // E
+    X_TILES: tl.constexpr = (X_WORDS + TILE - 1) // TILE if W_IN_HOME != "none" else 0
+    ON_CHIP: tl.constexpr = W_IN_HOME == "registers" or W_IN_HOME == "shared"
+    group = tl.program_id(0) // CTAS
+    unit0 = tl.program_id(0) % CTAS * UNITS
+    groups = tl.num_programs(0) // CTAS
+    tiles = (B + BLOCK_B - 1) // BLOCK_B
+    own_tiles = (tiles - group + groups - 1) // groups
+    error_ptr = sync_ptr + group * LINE
+    counters = sync_ptr + groups * LINE
+    t_first = reverse * (T - 1)
+    dt = 1 - 2 * reverse
+    zero = (T < 0).to(tl.float32)  # that the compiler cannot see: a known one would merge the chains
+    x_words = x_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
+    step_x = stride_x_t.to(tl.int64) * 4
+    row_x = stride_x_b.to(tl.int64) * 4
+    step_u = stride_u_t.to(tl.int64) * 2
+    row_u = stride_u_b.to(tl.int64) * 2
+    step_s = B.to(tl.int64) * ROW
+    step_words = B.to(tl.int64) * WORDS
+
+    # ---- on chip for the whole launch
+    w_rec = _weights(
+        w_rec_ptr, unit0, (WORDS + TILE - 1) // TILE, SHARED_TILES, ROW, ROW, UNITS, WARPS, FORM, PRECISION
+    )
+    w_in = ()
+    if ON_CHIP:
+        w_in = _weights(
+            w_in_ptr, unit0, X_TILES, X_TILES if W_IN_HOME == "shared" else 0, ROW, I, UNITS, WARPS, FORM, PRECISION
+        )
+    unit = own_units(unit0, UNITS, E)
+    bias = tl.zeros((1, UNITS // 2, 2), tl.float32)
+    if HAS_BIAS0:
+        bias += tl.load(bias0_ptr + unit, mask=unit < ROW, other=0).to(tl.float32)
+    if HAS_BIAS1:
+        bias += tl.load(bias1_ptr + unit, mask=unit < ROW, other=0).to(tl.float32)
+
+    # ---- what the first step has prefetched
+    rows = B - group * BLOCK_B
+    row0 = (group * BLOCK_B).to(tl.int64)
+    x_raw = ()
+    if ON_CHIP:
+        x_t = x_words + t_first * step_x + row0 * row_x
+        x_raw = _load_inputs(x_t, row_x, rows, X_TILES, X_WORDS, BLOCK_B, WARPS)
+    u_raw = ()
+    saved_raw = ()
+    if HAS_U:
+        u_t = u_ptr + t_first * step_u + row0 * row_u
+        u_raw = load_own(u_t, row_u, rows, True, unit0, ROW, UNITS, BLOCK_B, E, WIDE or WIDE_U)
+    if HAS_SAVED:
+        saved_t = saved_ptr + t_first * step_s + row0 * ROW
+        saved_raw = load_own(saved_t, ROW, rows, True, unit0, ROW, UNITS, BLOCK_B, E, WIDE)
+
+    step = 0
+    own = 0  # which of the group's tiles
+    for _ in range(T * own_tiles):
+        t = t_first + dt * step
+        tile = group + own * groups
+        rows = B - tile * BLOCK_B
+        row0 = (tile * BLOCK_B).to(tl.int64)
+        # the next tile, or the first one of the next step; after the last of all, one that is there and not used
+        own_1 = tl.where(own + 1 == own_tiles, 0, own + 1)
+        step_1 = tl.minimum(tl.where(own_1 == 0, step + 1, step), T - 1)
+        t_1 = t_first + dt * step_1
+        tile_1 = group + own_1 * groups
+        rows_1 = B - tile_1 * BLOCK_B
+        row0_1 = (tile_1 * BLOCK_B).to(tl.int64)
+
+        # ---- in the shadow of the exchange
+        acc_a = tl.zeros((WARPS, UNITS, BLOCK_B), tl.float32) + zero
+        acc_b = tl.zeros((WARPS, UNITS, BLOCK_B), tl.float32) + zero
+        if ON_CHIP:
+            for k in tl.static_range(X_TILES):
+                x = operand_tiles(x_raw[k], DTYPE, BLOCK_B, WARPS, FORM)
+                acc_a, acc_b = _products(acc_a, acc_b, w_in[k], x, k * E, PRECISION, CHAINS)
+            x_t = x_words + t_1 * step_x + row0_1 * row_x
+            x_raw = _load_inputs(x_t, row_x, rows_1, X_TILES, X_WORDS, BLOCK_B, WARPS)
+        if W_IN_HOME == "stream":
+            for start in range(0, X_WORDS + zero.to(tl.int32), TILE):  # + zero: else ptxas unrolls it all and spills
+                acc_a = _project_streamed(
+                    acc_a, w_in_ptr, x_words + t * step_x + row0 * row_x, row_x, rows, unit0, start, ROW, I, X_WORDS,
+                    UNITS, BLOCK_B, WARPS, DTYPE, FORM, PRECISION,
+                )  # fmt: skip
+        u = bias
+        saved = 0.0
+        if HAS_U:
+            u = own_tile(u_raw, DTYPE, WIDE or WIDE_U) + bias
+            u_t = u_ptr + t_1 * step_u + row0_1 * row_u
+            u_raw = load_own(u_t, row_u, rows_1, True, unit0, ROW, UNITS, BLOCK_B, E, WIDE or WIDE_U)
+        if HAS_SAVED:
+            saved = own_tile(saved_raw, DTYPE, WIDE)
+            saved_t = saved_ptr + t_1 * step_s + row0_1 * ROW
+            saved_raw = load_own(saved_t, ROW, rows_1, True, unit0, ROW, UNITS, BLOCK_B, E, WIDE)
+        if HAS_FIRST and not FIRST_IS_STATE:
+            dhn = load_own(first_ptr + row0 * ROW, ROW, rows, step == 0, unit0, ROW, UNITS, BLOCK_B, E, WIDE)
+            u += own_tile(dhn, DTYPE, WIDE)
+        tl.debug_barrier()
+
+        # ---- critical path
+        before = out_ptr + ((t - dt) * step_words + row0 * WORDS)
+        given = 0
+        if HAS_FIRST and FIRST_IS_STATE:
+            first_words = first_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
+            before = tl.where(step > 0, before, first_words + row0 * WORDS)
+            given = (step == 0).to(tl.int32)
+        words = gather(
+            before, rows, step > 0, given, error_ptr, counters + tile * LINE, CTAS * step - 1, step, limit, WORDS,
+            HAS_FIRST and FIRST_IS_STATE, BLOCK_B, WARPS, PROTOCOL,
+        )  # fmt: skip
+        for k in tl.static_range(len(w_rec)):
+            s = operand_tiles(words[k], DTYPE, BLOCK_B, WARPS, FORM)
+            acc_a, acc_b = _products(acc_a, acc_b, w_rec[k], s, k * E, PRECISION, CHAINS)
+        if CHAINS == 2:
+            acc_a += acc_b
+        a = sum_over_warps(acc_a, UNITS, BLOCK_B, WARPS, E)
+        if not FIRST_IS_STATE:
+            a = tl.where(step == 0, 0.0, a)  # there is no state yet, and 0 * W_rec is NaN where W_rec is infinite
+        s_t = CELL(a + u, saved, ACCURACY)
+        if H != CTAS * UNITS:
+            # an infinite state makes NaN of its products with padding, and NaN would spread in the next step
+            s_t = tl.where(unit < H, s_t, 0.0)
+        out_words = round_to_words(s_t, DTYPE)
+        out_t = out_ptr + (t * step_words + row0 * WORDS)
+        for i in tl.static_range(len(out_words)):
+            offsets, mask = own_words(unit0, rows, i, WORDS, UNITS, BLOCK_B, E)
+            publish(out_t + offsets, out_words[i], mask)
+        arrive(counters + tile * LINE, PROTOCOL)
+        own = own_1
+        step = tl.where(own_1 == 0, step + 1, step)
+
+    if HAS_LAST:
+        tl.debug_barrier()
+        for k in range(own_tiles):
+            tile = group + k * groups
+            at = (tile * BLOCK_B).to(tl.int64) * WORDS
+            for i in tl.static_range(2 // E):
+                offsets, mask = own_words(unit0, B - tile * BLOCK_B, i, WORDS, UNITS, BLOCK_B, E)
+                s_last = tl.load(out_ptr + ((t_first + dt * (T - 1)) * step_words + at) + offsets, mask=mask)
+                tl.store(last_ptr + at + offsets, s_last, mask=mask)
+
+    failed = tl.load(error_ptr, volatile=True)
+    if failed != SENTINEL:
+        _abandon(
+            out_ptr, last_ptr, failed, T, B, t_first, dt, group, groups, own_tiles, unit0, UNITS, BLOCK_B, WORDS, E,
+            HAS_LAST,
+        )  # fmt: skip
+        tl.store(report_ptr, (launch.to(tl.int64) << 44) | (group.to(tl.int64) << 32) | failed)

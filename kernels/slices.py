@@ -1,0 +1,193 @@
+"""One CTA's slice of the recurrence in a group: `units` rows of the weights, K split over the warps.
+
+Products are batched, one batch entry a warp: [WARPS, units, 16] x [WARPS, 16, BLOCK_B], each warp its own part of K, so
+that a warp loads its share of the state straight from global memory into mma operand B, without shared memory.
+
+A K tile is 16 32-bit words a warp: words 16 w + 4 q + i of the tile belong to warp w, thread q of a quad, one 16-byte
+load.  16-bit: i = 2 h + g is the word's place, e the element in it, and the tile is two products of K = 16, h = 0 and 1,
+with logical k = 8 g + 2 q + e: a word is one register of the fragment as it is.  fp32: one product, i = 2 j + g, logical
+k = 8 j + 4 g + q.  Weights and state agree on the order; nothing else knows of it.
+
+State tiles are [BLOCK_B, UNITS / 2, 2], the two of the last dimension in one thread: neighbouring hidden units where they
+share a word (16-bit, E = 2 elements a word), else (fp32, E = 1) units UNITS / 2 apart, each half contiguous in memory.
+"""
+
+import triton
+import triton.language as tl
+
+from .fragments import words_to_halves
+
+
+@triton.jit
+def load_weight(
+    ptr, row0, start, ROWS: tl.constexpr, COLUMNS: tl.constexpr, UNITS: tl.constexpr,
+    WARPS: tl.constexpr, FORM: tl.constexpr, SHARED: tl.constexpr,
+):  # fmt: skip
+    """operand A: rows row0.. and one K tile, columns start.., of contiguous [ROWS, COLUMNS]; a tuple of [WARPS, UNITS, 16].
+
+    SHARED: plain tiles; used once inside the loop, Triton keeps them in shared memory."""
+    E: tl.constexpr = 2 if FORM == "mma16" else 1  # elements a word
+    if SHARED:
+        m = row0 + tl.arange(0, UNITS)[None, :, None]
+        k = tl.arange(0, 16)[None, None, :]
+        w = tl.arange(0, WARPS)[:, None, None]
+        tiles = ()
+        for h in tl.static_range(E):
+            if FORM == "mma16":
+                column = start + 32 * w + 8 * ((k // 2) % 4) + 4 * h + 2 * (k // 8) + k % 2
+            else:
+                column = start + 16 * w + 4 * (k % 4) + 2 * (k // 8) + (k // 4) % 2
+            p = ptr + (m.to(tl.int64) * COLUMNS + column)
+            tiles = tiles + (tl.load(p, mask=(m < ROWS) & (column < COLUMNS), other=0),)
+        return tiles
+    else:
+        q = tl.arange(0, 4)[:, None, None, None, None]
+        l = tl.arange(0, 8)[None, :, None, None, None]
+        w = tl.arange(0, WARPS)[None, None, :, None, None]
+        c = tl.arange(0, UNITS // 8)[None, None, None, :, None]
+        i = tl.arange(0, 4 * E)[None, None, None, None, :]
+        m = row0 + 8 * c + l
+        vector = start // (4 * E) + 4 * w + q
+        p = ptr + (m.to(tl.int64) * COLUMNS + (vector * (4 * E) + i))
+        mask = (m < ROWS) & (vector < COLUMNS // (4 * E)) & (i >= 0)
+        v = tl.load(tl.max_contiguous(p, [32, 16, 4, 2, 64]), mask=mask, other=0)
+        if FORM == "mma16":
+            v = tl.reshape(v, (4, 8, WARPS, UNITS // 8, 2, 2, 2))  # q l w c h g e
+            first, second = tl.split(tl.permute(v, (2, 3, 1, 5, 0, 6, 4)))
+            return (tl.reshape(first, (WARPS, UNITS, 16)), tl.reshape(second, (WARPS, UNITS, 16)))
+        else:
+            v = tl.reshape(v, (4, 8, WARPS, UNITS // 8, 2, 2))  # q l w c j g
+            return (tl.reshape(tl.permute(v, (2, 3, 1, 4, 5, 0)), (WARPS, UNITS, 16)),)
+
+
+@triton.constexpr_function
+def _twice(dtype):
+    return (dtype, dtype)
+
+
+@triton.jit
+def chunk_halves(words, DTYPE: tl.constexpr):
+    """int32 words [.., 4] -> the 16-bit elements of words 0 and 1, and of words 2 and 3, [.., 4] each.
+
+    Not an instruction: two neighbours of a tile's last dimension share a register, which is the word already.  Shifts
+    and masks in their place would cost a byte permute a register on the critical path."""
+    return tl.inline_asm_elementwise(
+        "mov.b32 $0, $4; mov.b32 $1, $5; mov.b32 $2, $6; mov.b32 $3, $7;", "=r,=r,=r,=r,r,r,r,r", [words],
+        dtype=_twice(DTYPE), is_pure=True, pack=4,
+    )  # fmt: skip
+
+
+@triton.jit
+def operand_tiles(words, DTYPE: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.constexpr, FORM: tl.constexpr):
+    """words of a K tile [4, 8, WARPS, BLOCK_B / 8, 4] -> operand B, a tuple of [WARPS, 16, BLOCK_B]"""
+    J: tl.constexpr = BLOCK_B // 8
+    if FORM == "mma16":
+        first, second = chunk_halves(words, DTYPE)
+        first = tl.permute(tl.reshape(first, (4, 8, WARPS, J, 2, 2)), (2, 4, 0, 5, 3, 1))  # q l w j g e -> w g q e j l
+        second = tl.permute(tl.reshape(second, (4, 8, WARPS, J, 2, 2)), (2, 4, 0, 5, 3, 1))
+        return (tl.reshape(first, (WARPS, 16, BLOCK_B)), tl.reshape(second, (WARPS, 16, BLOCK_B)))
+    else:
+        v = tl.reshape(words.to(DTYPE, bitcast=True), (4, 8, WARPS, J, 2, 2))  # q l w j k g -> w k g q j l
+        return (tl.reshape(tl.permute(v, (2, 4, 5, 0, 3, 1)), (WARPS, 16, BLOCK_B)),)
+
+
+@triton.jit
+def sum_over_warps(acc, UNITS: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.constexpr, E: tl.constexpr):
+    """[WARPS, UNITS, BLOCK_B] -> a state tile, by one pass through shared memory (tl.sum takes 3 to 5 barriers)"""
+    if E == 1:
+        acc = tl.permute(tl.reshape(acc, (WARPS, 2, UNITS // 2, BLOCK_B)), (0, 2, 1, 3))
+    if WARPS == 4:
+        a = tl.permute(tl.reshape(acc, (2, 2, UNITS // 2, 2, BLOCK_B)), (4, 2, 3, 0, 1))
+    elif WARPS == 8:
+        a = tl.permute(tl.reshape(acc, (2, 2, 2, UNITS // 2, 2, BLOCK_B)), (5, 3, 4, 0, 1, 2))
+    else:
+        a = tl.permute(tl.reshape(acc, (2, 2, 2, 2, UNITS // 2, 2, BLOCK_B)), (6, 4, 5, 0, 1, 2, 3))
+        x, y = tl.split(a)
+        a = x + y
+    if WARPS >= 8:
+        x, y = tl.split(a)
+        a = x + y
+    x, y = tl.split(a)
+    a = x + y
+    x, y = tl.split(a)
+    return x + y
+
+
+# ---------------------------------------------------------------------------------------------- the CTA's own units
+
+
+@triton.jit
+def own_units(unit0, UNITS: tl.constexpr, E: tl.constexpr):
+    """[1, UNITS / 2, 2]: the hidden units of a state tile"""
+    pair = tl.arange(0, UNITS // 2)[None, :, None]
+    two = tl.arange(0, 2)[None, None, :]
+    return unit0 + (2 * pair + two if E == 2 else pair + UNITS // 2 * two)
+
+
+@triton.jit
+def load_own(
+    ptr, stride_b, rows, enable, unit0, UNITS_ALL: tl.constexpr, UNITS: tl.constexpr, BLOCK_B: tl.constexpr,
+    E: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """ptr[row * stride_b + unit] of the CTA's units, 0 beyond rows x UNITS_ALL or where not enable: a tuple of one tile
+    [BLOCK_B, UNITS / 2] of int32 words of two 16-bit elements, or, WIDE, of two tiles of fp32 elements.
+
+    stride_b in elements (int64, even).  As words: 16-bit values must not cross the loop's back edge (fragments.py).  As
+    two tiles: one of pairs would be loaded in a layout of its own and converted."""
+    row = tl.arange(0, BLOCK_B)[:, None]
+    i = tl.arange(0, UNITS // 2)[None, :]
+    if WIDE:
+        unit = unit0 + (2 * i if E == 2 else i)
+        APART: tl.constexpr = 1 if E == 2 else UNITS // 2
+        p = ptr + (row * stride_b + unit)
+        low = tl.load(p, mask=(row < rows) & (unit < UNITS_ALL) & enable, other=0)
+        high = tl.load(p + APART, mask=(row < rows) & (unit + APART < UNITS_ALL) & enable, other=0)
+        return (low, high)
+    else:
+        pair = unit0 // 2 + i
+        words = ptr.to(tl.pointer_type(tl.int32), bitcast=True)
+        mask = (row < rows) & (pair < UNITS_ALL // 2) & enable
+        return (tl.load(words + (row * (stride_b // 2) + pair), mask=mask, other=0),)
+
+
+@triton.jit
+def own_tile(raw, DTYPE: tl.constexpr, WIDE: tl.constexpr):
+    """raw of `load_own` -> state tile, fp32"""
+    if WIDE:
+        return tl.join(raw[0].to(tl.float32), raw[1].to(tl.float32))
+    else:
+        low, high = words_to_halves(raw[0], DTYPE)
+        return tl.join(low.to(tl.float32), high.to(tl.float32))
+
+
+@triton.jit
+def round_to_words(v, DTYPE: tl.constexpr):
+    """State tile, fp32 -> int32 words as they lie in memory, 2 / E tiles [BLOCK_B, UNITS / 2].
+
+    The conversion makes 0x7FFF of every NaN, and words by construction: no store is narrower."""
+    low, high = tl.split(v)
+    if DTYPE == tl.bfloat16:
+        return (
+            tl.inline_asm_elementwise(
+                "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,f,f", [low, high], dtype=tl.int32, is_pure=True, pack=1
+            ),
+        )
+    elif DTYPE == tl.float16:
+        return (
+            tl.inline_asm_elementwise(
+                "cvt.rn.f16x2.f32 $0, $2, $1;", "=r,f,f", [low, high], dtype=tl.int32, is_pure=True, pack=1
+            ),
+        )
+    else:
+        return (low.to(tl.int32, bitcast=True), high.to(tl.int32, bitcast=True))
+
+
+@triton.jit
+def own_words(
+    unit0, rows, number: tl.constexpr, WORDS: tl.constexpr, UNITS: tl.constexpr, BLOCK_B: tl.constexpr,
+    E: tl.constexpr,
+):  # fmt: skip
+    """(offsets, mask) in int32 [rows, WORDS] of tile `number` of `round_to_words`"""
+    row = tl.arange(0, BLOCK_B)[:, None]
+    word = unit0 // E + UNITS // 2 * number + tl.arange(0, UNITS // 2)[None, :]
+    return row * WORDS + word, (row < rows) & (word < WORDS)

@@ -1,0 +1,106 @@
+"""One time step as a plain launch: for weights that no group of CTAs can hold on chip.
+
+    s_t = CELL(u_t + W_rec s_{t-1}, saved_t)
+
+Forward:   W_rec = W_hh,   s = h, u = x W_ih^T + b_ih + b_hh, projected before by a GEMM.
+Backward:  W_rec = W_hh^T, s = da, u_t = dy_t, saved_t = y_t; dhn is added to u at the first step, which has no product.
+
+One program computes a tile of BLOCK_H hidden units by BLOCK_B batch rows in an accumulator that starts from u, in a
+loop over K pipelined by Triton (the launch option num_stages).  Hidden units are the rows of the product: a small batch
+then wastes no rows of the tensor core's instructions, the narrowest of which have 16 rows and 8 columns.
+
+Rows of H elements are stored as ROW, H rounded up to whole 16-byte vectors: copies of single elements from global memory
+cannot be pipelined.  Padding of W_rec and of the first state holds zeros, that of every state after it is set to zero
+here (an infinite state makes NaN of its products with padding), so that products over it are exact zeros.
+
+Invariant: a launch reads s_{t-1} and writes s_t, never the same memory; programs do not talk to each other, and the
+stream orders the launches.  Nothing is kept on chip from one step to the next.
+
+Cost of a step: a launch, and from L2 W_rec once for each batch tile and s_{t-1} once for each tile of hidden units
+(W_rec comes from DRAM where it is larger than L2).  Programs of the same rows of W_rec run next to each other.
+
+Numerics: as kernels/recurrence.py, products in the storage dtype (fp32 per PRECISION) with fp32 accumulation (fp64:
+fp64), the state rounded to the storage dtype each step.
+"""
+
+import triton
+import triton.language as tl
+
+from .fragments import operand
+
+GROUP: tl.constexpr = tl.constexpr(8)  # batch tiles that follow each other over the same rows of W_rec
+
+
+@triton.jit(do_not_specialize=["t", "t_state", "K", "B", "stride_u_t", "stride_u_b"])
+def step(
+    u_ptr,  # [T, B, ROW] where HAS_U, strides (stride_u_t, stride_u_b, 1) counted in vectors of U_UNIT elements
+    w_rec_ptr,  # W_hh[ROW, ROW] contiguous; W_rec is its transpose where TRANSPOSED
+    state_ptr,  # [.., B, ROW] contiguous: s_{t-1} is number t_state
+    first_ptr,  # [B, ROW] contiguous where HAS_FIRST: added to u where K is 0
+    saved_ptr,  # [T, B, ROW] contiguous where HAS_SAVED
+    out_ptr,  # [T, B, ROW] contiguous: s_t is number t
+    t,
+    t_state,
+    K,  # ROW, or 0 where there is no state before this step
+    B,
+    stride_u_t,
+    stride_u_b,
+    H: tl.constexpr,
+    ROW: tl.constexpr,
+    CELL: tl.constexpr,
+    ACCURACY: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    HAS_U: tl.constexpr,
+    HAS_FIRST: tl.constexpr,
+    HAS_SAVED: tl.constexpr,
+    U_UNIT: tl.constexpr,
+    DTYPE: tl.constexpr,
+    PRECISION: tl.constexpr,  # of tl.dot: "tf32", "tf32x3", "ieee"
+    BLOCK_B: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    ACC: tl.constexpr = tl.float64 if DTYPE == tl.float64 else tl.float32
+    STRIDE_H: tl.constexpr = 1 if TRANSPOSED else ROW  # of W_rec[h, k]
+    STRIDE_K: tl.constexpr = ROW if TRANSPOSED else 1
+    TILES_H: tl.constexpr = (ROW + BLOCK_H - 1) // BLOCK_H
+    group = tl.program_id(0) // (GROUP * TILES_H)
+    member = tl.program_id(0) % (GROUP * TILES_H)
+    size = tl.minimum(tl.cdiv(B, BLOCK_B) - group * GROUP, GROUP)
+    row0 = (group * GROUP + member % size).to(tl.int64) * BLOCK_B
+    unit0 = (member // size) * BLOCK_H
+
+    units = tl.arange(0, BLOCK_H)[:, None]
+    rows = tl.arange(0, BLOCK_B)[None, :]
+    ks = tl.arange(0, BLOCK_K)
+    is_unit = unit0 + units < ROW
+    is_row = rows < B - row0
+    mask = is_unit & is_row
+    # 64 bits for where a tile begins, 32 for the offsets in it
+    step_out = tl.cast(B, tl.int64) * ROW
+    tile = row0 * ROW + unit0
+    offsets = rows * ROW + units
+
+    # issued first, so that they land while the pipeline fills
+    acc = tl.zeros((BLOCK_H, BLOCK_B), ACC)
+    if HAS_U:
+        u_tile = u_ptr + (t.to(tl.int64) * stride_u_t + row0 * stride_u_b) * U_UNIT + unit0
+        acc += tl.load(u_tile + (rows.to(tl.int64) * stride_u_b * U_UNIT + units), mask=mask, other=0).to(ACC)
+    if HAS_FIRST:
+        acc += tl.load(first_ptr + tile + offsets, mask=mask & (K == 0), other=0).to(ACC)
+    saved = 0.0
+    if HAS_SAVED:
+        saved = tl.load(saved_ptr + t * step_out + tile + offsets, mask=mask, other=0).to(ACC)
+
+    w_tile = w_rec_ptr + unit0.to(tl.int64) * STRIDE_H + (units * STRIDE_H + ks[None, :] * STRIDE_K)
+    s_tile = state_ptr + t_state * step_out + row0 * ROW + (rows * ROW + ks[:, None])
+    for k in range(0, K, BLOCK_K):
+        w = tl.load(w_tile, mask=is_unit & (k + ks < ROW)[None, :], other=0)
+        s = tl.load(s_tile, mask=(k + ks < ROW)[:, None] & is_row, other=0)
+        acc = tl.dot(operand(w, PRECISION), operand(s, PRECISION), acc, input_precision=PRECISION, out_dtype=ACC)
+        w_tile += BLOCK_K * STRIDE_K
+        s_tile += BLOCK_K
+    new = CELL(acc, saved, ACCURACY).to(DTYPE)
+    if ROW != H:
+        new = tl.where(unit0 + units < H, new, 0.0)
+    tl.store(out_ptr + t * step_out + tile + offsets, new, mask=mask)

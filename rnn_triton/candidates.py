@@ -1,0 +1,329 @@
+"""Every way to run a problem on a device: the plans of each regime whose resources fit, best or not.
+
+The limits are those of the register allocator.  For one CTA each is the largest size that tests/test_compile.py finds free
+of spills on every architecture and Triton version it compiles for; for the grid, a sum of what a thread holds, checked the
+same way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .hardware import Device
+from .plans import SIZES, Grid, PerStep, Plan, Problem, SingleCta, row_units
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What one way of multiplying can hold in one CTA."""
+
+    formulation: str
+    precision: str
+    h_max: int  # H_PAD
+    chunk: int
+    two_chains_from: int  # smallest H_PAD with two accumulators
+    # Chunks of W_ih by home, for H_PAD <= 128 and for 256; beyond both, W_ih streams.
+    registers: tuple[int, int]
+    shared: tuple[int, int]
+    stream_unroll: int
+
+
+# Two accumulators: mma16 from halves of K = 16 on, for latency; mma32 none, each half would take barriers of its own; fma
+# at 128, where one chain spills (and the halves do take barriers of their own).
+_FORMS = {
+    "16-bit": _Form("mma16", "ieee", 256, 32, 32, (8, 2), (16, 12), 2),
+    "tf32": _Form("mma32", "tf32", 128, 16, 256, (8, 0), (12, 0), 2),
+    "tf32x3": _Form("mma32", "tf32x3", 128, 16, 256, (2, 0), (4, 0), 2),
+    "ieee": _Form("fma", "ieee", 128, 64, 128, (0, 0), (2, 0), 1),
+    "fp64": _Form("fma", "ieee", 64, 16, 128, (0, 0), (2, 0), 1),
+}
+
+
+@dataclass(frozen=True)
+class _Room:
+    """What a thread of the grid kernel holds besides its part of the weights, the state and x, in registers."""
+
+    base: int  # addresses, bias, loop state, at 8 batch rows
+    rows: int  # more for every further 8 rows
+    weight: int  # 32-bit words that one of the weights becomes on chip: tf32x3 keeps two halves
+    staged: int  # K tiles of weights in flight from shared memory
+    warps16: int = 14  # more at 16 warps, whose reduction is a level deeper
+    from_shared: int = 8  # more where W_ih comes from shared memory
+
+
+# What ptxas is seen to need beside weights and state.
+_ROOM = {
+    "16-bit": _Room(base=50, rows=16, weight=1, staged=0),
+    "tf32": _Room(base=58, rows=16, weight=1, staged=1),
+    "tf32x3": _Room(base=84, rows=16, weight=2, staged=4),
+}
+_REGISTERS = {4: 255, 8: 255, 16: 127}  # of a thread, by warps: a CTA has 65,536
+_UNITS = (16, 32, 64)
+_BLOCK_B = (8, 16)
+_PROTOCOLS = ("sentinel", "counter")
+_TWO_CHAINS_FROM = 4  # K tiles
+_SHARED_EXTRA = 1024  # bytes beside the weights and the buffer of the reduction
+
+# Tiles of the kernel that is launched for every step: block_k by element size, and what may be asked for.
+_STEP_BLOCK_K = {2: 64, 4: 32, 8: 16}
+_STEP_VALUES = {
+    "block_b": (16, 32, 64),
+    "block_h": (32, 64),
+    "block_k": (16, 32, 64),
+    "warps": (4, 8),
+    "stages": (1, 2, 3, 4),
+}
+
+
+def kind(problem: Problem) -> str:
+    """The key of _FORMS: "16-bit", "tf32", "tf32x3", "ieee", "fp64"."""
+    if problem.dtype in ("bf16", "fp16"):
+        return "16-bit"
+    return "fp64" if problem.dtype == "fp64" else problem.precision or "ieee"
+
+
+def what(problem: Problem) -> str:
+    """dtype and precision, in words"""
+    return problem.dtype if problem.precision is None else f"{problem.dtype} ({problem.precision})"
+
+
+def candidates(problem: Problem, device: Device, asked: Mapping[str, Any] | None = None) -> Iterator[Plan]:
+    """The plans that fit.  `asked`: values of fields that are derived otherwise ("groups", "chains", "w_hh_shared", tiles of
+    the step kernel), and regime="grid" on a device that does not run all programs of a launch at once."""
+    asked = asked or {}
+    yield from single_cta(problem, device)
+    grids = list(grid(problem, device, asked))
+    yield from grids
+    yield from per_step(problem, device, bool(grids), asked)
+
+
+def _accuracy(problem: Problem) -> str:
+    if problem.dtype == "bf16":
+        return "approx"
+    if problem.dtype == "fp64":
+        return "double"
+    return "fast" if problem.dtype == "fp16" or problem.precision == "tf32" else "full"
+
+
+# ---- one CTA --------------------------------------------------------------------------------------------------------
+
+
+def single_cta(problem: Problem, device: Device) -> Iterator[SingleCta]:
+    """The configuration for one CTA, if W_hh fits on it"""
+    form = _FORMS[kind(problem)]
+    size = SIZES[problem.dtype]
+    h_pad = max(16, 1 << (problem.H - 1).bit_length())
+    weights = h_pad * h_pad * size
+    if h_pad > form.h_max:
+        return
+    warps = min(8, h_pad // 16)  # 16 warps would leave 128 registers a thread, too few at H_PAD = 256
+    block_b = 8
+    if form.formulation == "mma16" and problem.B > 8 * device.sms and h_pad <= 128 and device.capability < 100:
+        block_b = (
+            16  # tiles of 8 no longer fit on the chip at once (sm_100: a tile of 16 goes to tcgen05, 4 to 11 barriers)
+        )
+    chunk = form.chunk
+    if form.formulation == "fma":
+        chunk = max(16, min(chunk, 1 << (problem.I - 1).bit_length()))
+    # Ragged rows of 16-bit values take a register an element until they are packed: too many at H_PAD = 256, so W_hh is
+    # padded in global memory first, and W_ih and a second accumulator give up their registers.
+    ragged_h = h_pad == 256 and problem.H % (h_pad // (8 * warps)) != 0
+    home, x_depth = "none", 1
+    if problem.direction == "forward":
+        home, x_depth = "stream", 1
+        if not ragged_h:
+            home, x_depth = _w_ih_home(problem, form, h_pad, block_b, chunk, size, device)
+    # At batch tiles above 8 other products fill the gaps of one chain.
+    two_chains = h_pad >= form.two_chains_from and block_b == 8 and not (ragged_h and home == "stream")
+    if problem.precision == "ieee" and problem.direction == "backward" and 32 <= problem.H != h_pad:
+        two_chains = True  # one spills where H is padded (relu, Triton 3.6)
+    held = "registers and shared memory" if form.formulation == "fma" else "registers"
+    where = {
+        "none": "",
+        "registers": ", W_ih in registers",
+        "shared": ", W_ih in shared memory",
+        "stream": f", W_ih streamed from L2 every step (no room for I={problem.I} beside W_hh)",
+    }[home]
+    yield SingleCta(
+        block_b=block_b,
+        warps=warps,
+        formulation=form.formulation,
+        precision=form.precision,
+        accuracy=_accuracy(problem),
+        h_pad=h_pad,
+        w_ih_home=home,
+        chunk=chunk,
+        chains=2 if two_chains else 1,
+        x_depth=x_depth,
+        stream_unroll=1 if h_pad == 256 and _ragged(problem, form) else form.stream_unroll,
+        pad_w_hh=ragged_h,
+        reason=f"W_hh ({weights / 1024:.3g} KB as padded to {h_pad} units) fits in the {held} of one CTA{where}",
+    )
+
+
+def _ragged(problem: Problem, form: _Form) -> bool:
+    """Are rows of x and W_ih other than whole 16-byte vectors, so that fragments are loaded element by element?"""
+    return form.formulation != "fma" and problem.I * SIZES[problem.dtype] % 16 != 0
+
+
+def _w_ih_home(
+    problem: Problem, form: _Form, h_pad: int, block_b: int, chunk: int, size: int, device: Device
+) -> tuple[str, int]:
+    """(home of W_ih, how many steps ahead x is loaded)"""
+    wide = int(h_pad == 256)
+    # x takes registers in proportion to the batch tile, and twice as many where its rows are no 16-byte vectors.
+    chunks = math.ceil(problem.I / chunk) * (block_b // 8) * (2 if _ragged(problem, form) else 1)
+    if chunks <= form.registers[wide]:
+        # ptxas aims at 128 registers for two CTAs on an SM and would spill for them: ragged fp32 looks one step ahead only
+        return "registers", 1 if form.formulation == "mma32" and _ragged(problem, form) else 2
+    shared = h_pad * math.ceil(problem.I / chunk) * chunk * size + 4 * h_pad * block_b * size + 4096
+    if form.formulation == "fma":
+        shared += h_pad * h_pad * size
+    if chunks <= form.shared[wide] and shared <= device.shared_bytes:
+        return "shared", 1
+    return "stream", 1
+
+
+# ---- a group of CTAs ------------------------------------------------------------------------------------------------
+
+
+def k_tiles(columns: int, warps: int, dtype: str) -> int:
+    """K tiles of the grid kernel (16 32-bit words a warp) that `columns` columns take"""
+    words = row_units(columns, dtype) * SIZES[dtype] // 4
+    return math.ceil(words / (16 * warps))
+
+
+def tile_bytes(units: int, warps: int) -> int:
+    """Of one K tile of a CTA's weights"""
+    return units * 16 * warps * 4
+
+
+def grid_registers(problem: Problem, plan: Grid) -> int:
+    """Of a thread, estimated: its parts of the weights in registers, of the state and of x, and the rest"""
+    room = _ROOM[kind(problem)]
+    state = k_tiles(problem.H, plan.warps, problem.dtype)
+    held, x = state - plan.w_hh_shared, 0
+    if plan.w_ih_home in ("registers", "shared"):
+        x = k_tiles(problem.I, plan.warps, problem.dtype)
+        held += x * (plan.w_ih_home == "registers")
+    elif plan.w_ih_home == "stream":
+        held, x = held + 1, 1  # the tiles in flight
+    rest = room.base + room.rows * (plan.block_b // 8 - 1)
+    rest += room.staged * plan.units // 2 * (plan.w_hh_shared > 0 or plan.w_ih_home == "shared")
+    rest += room.warps16 * (plan.warps == 16) + room.from_shared * (plan.w_ih_home == "shared")
+    accumulators = plan.chains * plan.units * plan.block_b // 32
+    return held * plan.units // 2 * room.weight + (state + x) * plan.block_b // 2 + accumulators + rest
+
+
+def grid_shared_bytes(problem: Problem, plan: Grid) -> int:
+    """Of a CTA, estimated: its weights there and the buffer of the reduction over warps"""
+    tiles = plan.w_hh_shared
+    if plan.w_ih_home == "shared":
+        tiles += k_tiles(problem.I, plan.warps, problem.dtype)
+    reduction = 4 * plan.warps * plan.units * plan.block_b
+    weight = _ROOM[kind(problem)].weight
+    return (tiles * tile_bytes(plan.units, plan.warps) + reduction) * weight + _SHARED_EXTRA
+
+
+def fits(problem: Problem, plan: Grid, device: Device) -> bool:
+    return (
+        plan.groups * plan.ctas <= device.sms
+        and grid_registers(problem, plan) <= _REGISTERS[plan.warps]
+        and grid_shared_bytes(problem, plan) <= device.shared_bytes
+    )
+
+
+def grid(problem: Problem, device: Device, asked: Mapping[str, Any]) -> Iterator[Grid]:
+    """W_hh's rows over the CTAs of a group, the batch over groups"""
+    if kind(problem) not in _ROOM or not (device.cooperative or asked.get("regime") == "grid"):
+        return
+    form = _FORMS[kind(problem)]
+    homes = ("registers", "shared", "stream", "gemm") if problem.direction == "forward" else ("none",)
+    for units in _UNITS:
+        ctas = math.ceil(row_units(problem.H, problem.dtype) / units)
+        most = device.sms // ctas
+        if not most:
+            continue
+        for block_b in _BLOCK_B:
+            tiles = math.ceil(problem.B / block_b)
+            groups = math.ceil(tiles / math.ceil(tiles / min(tiles, most)))  # as even as the fewest rounds allow
+            groups = asked.get("groups", groups)
+            if not 1 <= groups <= min(tiles, most):
+                continue
+            for warps in _REGISTERS:
+                state = k_tiles(problem.H, warps, problem.dtype)
+                chains = asked.get("chains", 2 if state >= _TWO_CHAINS_FROM else 1)
+                for home in homes:
+                    plan = Grid(
+                        block_b=block_b, warps=warps, formulation=form.formulation, precision=form.precision,
+                        accuracy=_accuracy(problem), units=units, ctas=ctas, groups=groups, w_hh_shared=0,
+                        w_ih_home=home, protocol="", chains=chains, reason="",
+                    )  # fmt: skip
+                    found = _share(problem, plan, device, state, asked.get("w_hh_shared"))
+                    if found is not None:
+                        for protocol in _PROTOCOLS:
+                            yield _replaced(found, protocol=protocol)
+
+
+def _share(problem: Problem, plan: Grid, device: Device, state: int, asked: int | None) -> Grid | None:
+    """The plan with `asked` K tiles of W_hh in shared memory, or with as few as it takes; None where it does not fit"""
+    room = _REGISTERS[plan.warps]
+    if asked is None:
+        enough = (n for n in range(state + 1) if grid_registers(problem, _replaced(plan, w_hh_shared=n)) <= room)
+        asked = next(enough, None)
+        if asked is None or (asked and plan.w_ih_home == "registers"):
+            return None  # W_ih out of the registers first: its reading hides behind the exchange, W_hh's does not
+    if not 0 <= asked <= state:
+        return None
+    size = state * tile_bytes(plan.units, plan.warps) / 1024
+    shared = asked * tile_bytes(plan.units, plan.warps) / 1024
+    held = "registers" if not asked else "shared memory" if asked == state else f"registers, {shared:.3g} KB shared"
+    where = {
+        "none": "",
+        "registers": ", W_ih in registers",
+        "shared": ", W_ih in shared memory",
+        "stream": ", W_ih streamed from L2 every step",
+        "gemm": ", x projected by a GEMM before the launch",
+    }[plan.w_ih_home]
+    reason = f"{size:.3g} KB of W_hh a CTA stay on chip ({held}){where}"
+    plan = _replaced(plan, w_hh_shared=asked, reason=reason)
+    return plan if fits(problem, plan, device) else None
+
+
+def _replaced(plan: Grid, **changes: Any) -> Grid:
+    # dataclasses.replace takes several times as long, and there are hundreds of candidates
+    return Grid(**{**plan.__dict__, **changes})
+
+
+# ---- a launch a step ------------------------------------------------------------------------------------------------
+
+
+def per_step(problem: Problem, device: Device, on_chip: bool, asked: Mapping[str, Any]) -> Iterator[PerStep]:
+    """The plan that always exists.  `on_chip`: a grid would hold W_hh, too."""
+    form = _FORMS[kind(problem)]
+    size = SIZES[problem.dtype]
+    weights = f"W_hh ({math.ceil(problem.H**2 * size / 1024)} KB)"
+    rows = _STEP_VALUES["block_b"]
+    block_b = min(b for b in rows if b >= min(problem.B, rows[-1]))
+    fills = math.ceil(problem.B / block_b) * math.ceil(problem.H / 64) >= device.sms
+    tiles = dict(block_b=block_b, block_h=64 if fills else 32, block_k=_STEP_BLOCK_K[size], warps=4, stages=3)
+    tiles |= {name: asked[name] for name, values in _STEP_VALUES.items() if asked.get(name) in values}
+    if on_chip:
+        reason = f"reading {weights} again every step is estimated to cost less than exchanging h between CTAs"
+    elif kind(problem) not in _ROOM:
+        reason = f"{weights} is beyond one CTA, and groups of CTAs run bf16, fp16, tf32 and tf32x3"
+    elif not device.cooperative:
+        reason = f"{weights} is beyond one CTA, and CTAs do not run at the same time here"
+    else:
+        reason = f"{weights} does not fit on the chip beside h"
+    yield PerStep(
+        **tiles,
+        formulation="tiles",
+        precision=form.precision,
+        accuracy=_accuracy(problem),
+        w_ih_home="gemm" if problem.direction == "forward" else "none",
+        reason=reason,
+    )

@@ -1,0 +1,177 @@
+"""Which plan runs a problem, and why, in words; and what torch would have run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+
+from . import hardware, latency
+from .candidates import candidates
+from .errors import UnsupportedError
+from .hardware import Device
+from .plan import best, plan, rejected
+from .plans import DTYPES, Grid, PerStep, Plan, Problem, SingleCta
+
+
+def explain(
+    T: int,
+    B: int,
+    I: int,
+    H: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | Device | None = None,
+    nonlinearity: str = "tanh",
+    precision: str | None = None,
+    direction: str = "forward",
+) -> str:
+    """In words, a line each: the plan that runs rnn(x[T,B,I], ...) of hidden size H, and why; the time of a step of the best
+    plan of every regime, estimated; plans that failed to compile; what cuDNN would have run.
+
+    `device`: a torch device, a hardware.Device record, or None for the current GPU (an H200 where there is none).
+    `precision` None means torch.backends.cudnn.rnn.fp32_precision, as in rnn_triton.rnn.
+    """
+    from . import interpreter
+    from .functional import _default_precision as default_precision
+
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {dtype}")
+    for name, size, least in (("T", T, 1), ("B", B, 0), ("I", I, 1), ("H", H, 1)):
+        if size < least:
+            raise ValueError(f"{name} must be at least {least}, got {size}")
+    if nonlinearity not in ("tanh", "relu"):
+        raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
+    if precision not in (None, "tf32", "tf32x3", "ieee"):
+        raise ValueError(f"precision must be None, 'tf32', 'tf32x3' or 'ieee', got {precision!r}")
+    if precision is not None and dtype is not torch.float32:
+        raise ValueError(f"precision must be None unless the dtype is torch.float32, got {precision!r} and {dtype}")
+    if direction not in ("forward", "backward"):
+        raise ValueError(f"direction must be 'forward' or 'backward', got {direction!r}")
+    if dtype is torch.float32 and precision is None:
+        precision = default_precision()
+    if not isinstance(device, Device):
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "meta"
+        device = torch.device(device)
+        if device.type == "cpu" and not interpreter.active():
+            return (
+                f"{direction} of {dtype} T={T} B={B} I={I} H={H} on CPU tensors: torch's own operators, step by step "
+                "(set TRITON_INTERPRET=1 before importing rnn_triton to run the kernels by interpreter)."
+            )
+        device = hardware.of(device)
+    problem = Problem(direction, B, I, H, DTYPES[dtype], precision, nonlinearity)
+    if B == 0:
+        return f"{direction} of {problem.dtype} T={T} B=0 I={I} H={H}: empty results, nothing is launched."
+    what = f"{direction} of {problem.dtype}{f' ({precision})' if precision else ''} T={T} B={B} I={I} H={H}"
+    try:
+        p = plan(problem, device)
+    except UnsupportedError as e:
+        return f"{what} on {device.name}: no plan, {e}."
+    lines = [f"{what} on {device.name}: {_ran(problem, p, T)}, because {p.reason}.", _estimates(problem, p, device)]
+    lines += [f"rejected: {_name(other)}, for it did not compile: {why}" for other, why in rejected(problem, device)]
+    algorithm = cudnn_algorithm(problem)
+    lines.append(f"torch.nn.RNN: cuDNN's {algorithm.name}, because {algorithm.rule}.")
+    return "\n".join(lines)
+
+
+def _ran(problem: Problem, p: Plan, T: int) -> str:
+    warps = _count(p.warps, "warp")
+    if isinstance(p, SingleCta):
+        return (
+            f"one launch of {_count(math.ceil(problem.B / p.block_b), 'CTA')} of {warps} for all {T} steps"
+            f"{' after a copy that pads W_hh' if p.pad_w_hh else ''}, each CTA {p.block_b} batch rows and all of W_hh "
+            f"({p.formulation} products)"
+        )
+    if isinstance(p, Grid):
+        rounds = math.ceil(math.ceil(problem.B / p.block_b) / p.groups)
+        return (
+            f"one launch of {_count(p.groups * p.ctas, 'CTA')} of {warps} for all {T} steps, "
+            f"{_count(p.groups, 'group')} of {p.ctas} that exchange h by the {p.protocol} protocol, each CTA {p.units} "
+            f"hidden units and {_count(rounds, 'tile')} of {p.block_b} batch rows ({p.formulation} products)"
+        )
+    tiles = math.ceil(problem.B / p.block_b) * math.ceil(problem.H / p.block_h)
+    return (
+        f"{'a GEMM for x, then ' if p.w_ih_home == 'gemm' else ''}{_count(T, 'launch', 'launches')}, one a step, of "
+        f"{_count(tiles, 'CTA')} of {warps}, each {p.block_h} hidden units and {p.block_b} batch rows"
+    )
+
+
+def _estimates(problem: Problem, chosen: Plan, device: Device) -> str:
+    """The best plan of every regime that has one, by the latency model"""
+    found = list(candidates(problem, device))
+    parts = []
+    for regime in latency.REGIMES:
+        plans = [chosen] if regime == chosen.regime else [p for p in found if p.regime == regime]
+        if not plans:
+            parts.append(f"{regime} none that fits")
+            continue
+        estimate = latency.step(problem, best(problem, device, plans), device)
+        parts.append(
+            f"{regime} {estimate.practical_us:.2f} (mostly {estimate.bound})"
+            f"{', chosen' if regime == chosen.regime else ''}"
+        )
+    return f"us per step, estimates: {'; '.join(parts)}; floor {latency.floor_us(problem, device):.2f}."
+
+
+def _name(p: Plan) -> str:
+    if isinstance(p, Grid):
+        return (
+            f"grid of {p.groups} x {p.ctas} CTAs, {p.units} units, {p.warps} warps, {p.block_b} rows, "
+            f"{p.w_hh_shared} K tiles of W_hh shared, W_ih {p.w_ih_home}, {p.protocol}"
+        )
+    if isinstance(p, PerStep):
+        return f"per_step of {p.block_h} units, {p.block_b} rows, {p.warps} warps, {p.stages} stages"
+    return f"single_cta of {p.h_pad} units, {p.block_b} rows, {p.warps} warps, W_ih {p.w_ih_home}"
+
+
+def _count(n: int, one: str, many: str | None = None) -> str:
+    return f"{n} {one if n == 1 else many or one + 's'}"
+
+
+# ---- torch.nn.RNN on CUDA -------------------------------------------------------------------------------------------
+
+
+class Algorithm(NamedTuple):
+    """What PyTorch asks of cuDNN"""
+
+    name: str  # of cudnnRNNAlgo_t, less its prefix
+    rule: str  # that decided
+
+
+def cudnn_algorithm(
+    problem: Problem, *, layers: int = 1, bidirectional: bool = False, packed: bool = False
+) -> Algorithm:
+    """The algorithm PyTorch picks for this pass of torch.nn.RNN; `problem.I` is the input size in the backward pass, too.
+
+    The rules are those of ATen's RNN.cpp, in its order; forward and backward are decided separately."""
+    if packed:
+        return Algorithm("STANDARD", "the input is packed")
+    if problem.dtype != "fp64":
+        small = 384 if problem.direction == "forward" else 256
+        if problem.H <= small:
+            return Algorithm("PERSIST_STATIC_SMALL_H", f"H <= {small} in the {problem.direction} pass")
+    against = next(_against_persist_static(problem, layers, bidirectional), None)
+    if against is None:
+        return Algorithm("PERSIST_STATIC", "the layer is one in fp16, of sizes that cuDNN holds on chip")
+    return Algorithm("STANDARD", f"PERSIST_STATIC {against}")
+
+
+def _against_persist_static(problem: Problem, layers: int, bidirectional: bool) -> Iterator[str]:
+    if problem.dtype != "fp16":
+        yield f"is for fp16, not {problem.dtype}"
+    if layers != 1:
+        yield f"is for one layer, not {layers}"
+    if bidirectional:
+        yield "is for one direction"
+    if problem.H > 1024:
+        yield f"is for H <= 1024, not {problem.H}"
+    for name, size, unit in (("H", problem.H, 128), ("I", problem.I, 128), ("B", problem.B, 8)):
+        if size % unit:
+            yield f"is for {name} a multiple of {unit}, not {size}"
+    if problem.B > 128:
+        yield f"is for B <= 128, not {problem.B}"
+    if problem.B >= 96 and problem.H >= 896:
+        yield f"is for B < 96 or H < 896, not B={problem.B} with H={problem.H}"

@@ -1,0 +1,176 @@
+"""Launches of kernels/grid.py: W_hh over a group of CTAs."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from . import faults, gemm
+from .hardware import Device
+from .kernels.exchange import LINE
+from .kernels.grid import grid
+from .launcher import CELLS, POINTERS, TRITON_DTYPES, Launcher, compiled_ahead, strided, whole
+from .plans import Grid, Problem, row_units
+
+# The pointer parameters of the kernel, in order; an absent tensor is never read.
+TENSORS = ("x", "w_in", "w_rec", "bias0", "bias1", "first", "u", "saved", "out", "last", "sync", "report")
+_LINE = int(LINE.value)
+
+# Polls before a group gives up.  A poll takes at least the 0.3 us of an access to L2, so this is more than a second:
+# far beyond any step, and far below a watchdog's patience.
+SPIN_LIMIT = 1 << 22
+
+
+class Site:
+    """What is known of a call from its problem and plan alone."""
+
+    def __init__(self, problem: Problem, plan: Grid) -> None:
+        self.problem = problem
+        self.plan = plan
+        self.row = row_units(problem.H, problem.dtype)
+        self.padding = self.row - problem.H
+        self.input_padding = row_units(problem.I, problem.dtype) - problem.I
+        self.vector = row_units(1, problem.dtype)  # elements of 16 bytes
+        # per time step a word each; error words of the groups, counters of the tiles
+        self.sync_words = _LINE * (plan.groups + math.ceil(problem.B / plan.block_b))
+        p = problem
+        name = f"{p.direction} of {p.dtype} B={p.B} I={p.I} H={p.H} over {plan.groups} groups of {plan.ctas} CTAs"
+        self.id = faults.register(name)
+        programs = (plan.groups * plan.ctas, 1, 1)
+        self.launch = Launcher(grid, programs, functools.partial(constants, problem, plan), options(plan))
+
+    def forward(
+        self,
+        x: Tensor,
+        w_ih: Tensor,
+        w_hh: Tensor,
+        b_ih: Tensor | None,
+        b_hh: Tensor | None,
+        h0: Tensor | None,
+        reverse: bool,
+    ) -> tuple[Tensor, Tensor]:
+        T, B, _ = x.shape
+        out, sync = self._out(x, T, B)
+        hn = torch.empty((B, out.shape[2]), dtype=torch.int32, device=x.device)
+        w_rec = self._rows(w_hh, self.padding)
+        first = None if h0 is None else self._rows(h0, 0)
+        if self.plan.w_ih_home == "gemm":
+            u = gemm.project(x, w_ih, b_ih, b_hh, self.problem.precision)
+            u, stride_t, stride_b = strided(pad(u, (0, self.padding)) if self.padding else u, 2)
+            given: tuple[Tensor | None, ...] = (None, None, w_rec, None, None, first, u)
+            strides = (0, 0, stride_t, stride_b)
+        else:
+            if self.input_padding:
+                x = pad(x, (0, self.input_padding))
+            if self.input_padding or self.padding:
+                w_ih = pad(w_ih, (0, self.input_padding, 0, self.padding))
+            if self.padding:
+                b_ih, b_hh = (None if b is None else pad(b, (0, self.padding)) for b in (b_ih, b_hh))
+            x, stride_t, stride_b = strided(x, self.vector)
+            bias = [None if b is None else whole(b) for b in (b_ih, b_hh)]
+            given = (x, whole(w_ih), w_rec, *bias, first, None)
+            strides = (stride_t, stride_b, 0, 0)
+        self._run((*given, None, out, hn), out, sync, (T, B, int(reverse), *strides))
+        return self._units(out, w_hh.dtype), self._units(hn, w_hh.dtype)
+
+    def backward(
+        self, w_hh: Tensor, y: Tensor, dy: Tensor | None, dhn: Tensor | None, reverse: bool
+    ) -> Tensor:
+        T, B, _ = y.shape
+        out, sync = self._out(y, T, B)
+        stride_t = stride_b = 0
+        if dy is not None:
+            dy, stride_t, stride_b = strided(pad(dy, (0, self.padding)) if self.padding else dy, 2)
+        first = None if dhn is None else self._rows(dhn, 0)
+        w_rec = self._rows(w_hh.t(), self.padding)
+        tensors = (None, None, w_rec, None, None, first, dy, self._rows(y, 0), out, None)
+        self._run(tensors, out, sync, (T, B, int(not reverse), 0, 0, stride_t, stride_b))
+        return self._units(out, y.dtype)
+
+    def _out(self, like: Tensor, T: int, B: int) -> tuple[Tensor, Tensor]:
+        """The words of [T, B, row], and behind them the synchronisation words: one allocation, one fill"""
+        words = self.row * like.element_size() // 4
+        n = T * B * words
+        buffer = torch.empty(n + self.sync_words, dtype=torch.int32, device=like.device).fill_(-1)
+        return buffer[:n].view(T, B, words), buffer[n:]
+
+    def _rows(self, t: Tensor, padding: int) -> Tensor:
+        """t[.., H], contiguous, as rows of whole vectors; `padding` rows of zeros below"""
+        return whole(pad(t, (0, self.padding, 0, padding)) if self.padding else t)
+
+    def _units(self, words: Tensor, dtype: torch.dtype) -> Tensor:
+        """words -> [.., H] contiguous"""
+        t = words.view(dtype)
+        return t[..., : self.problem.H].contiguous() if self.padding else t
+
+    def _run(
+        self, tensors: tuple[Tensor | None, ...], out: Tensor, sync: Tensor, scalars: tuple[int, ...]
+    ) -> None:
+        faults.check(out.device)
+        self.launch((*tensors, sync, faults.word(out.device)), out, (*scalars, self.id, SPIN_LIMIT))
+        faults.after_launch(out.device)
+
+
+def compile_ahead(problem: Problem, plan: Grid, device: Device) -> Any:
+    forward = problem.direction == "forward"
+    absent: tuple[str, ...]
+    if not forward:
+        absent = ("x", "w_in", "bias0", "bias1", "last")
+    elif plan.w_ih_home == "gemm":
+        absent = ("x", "w_in", "bias0", "bias1", "saved")
+    else:
+        absent = ("u", "saved")
+    present = tuple(name not in absent for name in TENSORS)
+    pointers = {"out_ptr": "*i32", "last_ptr": "*i32", "sync_ptr": "*i32", "report_ptr": "*i64"}
+    if plan.w_ih_home == "gemm":
+        pointers["u_ptr"] = "*fp32"
+    of = POINTERS[problem.dtype]
+    return compiled_ahead(
+        grid, constants(problem, plan, present), lambda n: pointers.get(n, of) if n.endswith("_ptr") else "i32",
+        options(plan), device.capability,
+    )  # fmt: skip
+
+
+def options(p: Grid) -> dict[str, Any]:
+    # num_stages: pipelined loads would be hoisted above the wait
+    return dict(
+        num_warps=p.warps, num_stages=1, maxnreg=255 if p.warps <= 8 else 128, launch_cooperative_grid=True
+    )
+
+
+def constants(problem: Problem, p: Grid, present: tuple[bool, ...]) -> dict[str, Any]:
+    """The constexpr parameters of the kernel, in its order"""
+    forward = problem.direction == "forward"
+    has = dict(zip(TENSORS, present, strict=True))
+    projected = p.w_ih_home in ("gemm", "none")
+    return dict(
+        I=1 if projected else row_units(problem.I, problem.dtype),
+        H=problem.H,
+        ROW=row_units(problem.H, problem.dtype),
+        CELL=CELLS[problem.nonlinearity, problem.direction],
+        ACCURACY=p.accuracy,
+        FIRST_IS_STATE=forward,
+        HAS_BIAS0=has["bias0"],
+        HAS_BIAS1=has["bias1"],
+        HAS_FIRST=has["first"],
+        HAS_U=has["u"],
+        HAS_SAVED=has["saved"],
+        HAS_LAST=has["last"],
+        WIDE_U=forward,
+        DTYPE=TRITON_DTYPES[problem.dtype],
+        FORM=p.formulation,
+        PRECISION=p.precision,
+        W_IN_HOME="none" if projected else p.w_ih_home,
+        CTAS=p.ctas,
+        UNITS=p.units,
+        BLOCK_B=p.block_b,
+        WARPS=p.warps,
+        SHARED_TILES=p.w_hh_shared,
+        CHAINS=p.chains,
+        PROTOCOL=p.protocol,
+    )

@@ -1,0 +1,70 @@
+"""What Triton's interpreter runs in place of the kernels' inline assembly that is about more than one element.
+
+The one-element texts are registered in interpreter.py.  Imported where kernels are launched; empty on a GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import interpreter
+from .kernels import exchange, slices
+
+if interpreter.active():
+    import numpy as np
+    import triton.language as tl
+    from triton.runtime.interpreter import TensorHandle
+
+    _SENTINEL = np.uint32(0xFFFFFFFF)
+
+    def _scalar(value: Any) -> int:
+        value = getattr(value, "value", value)  # constexpr
+        return int(value.handle.data.item()) if isinstance(value, tl.tensor) else int(value)
+
+    def _tensor(data: np.ndarray, dtype: Any) -> Any:
+        return tl.tensor(TensorHandle(data, dtype), tl.block_type(dtype, list(data.shape)))
+
+    def _pointer(address: Any) -> Any:
+        return address.to(tl.pointer_type(tl.int32), bitcast=True)
+
+
+def register(exchange: Any, slices: Any) -> None:
+    """The implementations for the helpers of these modules; nothing where kernels are not interpreted."""
+    if not interpreter.active():
+        return
+
+    @interpreter.interpreter_impl(exchange.verify)
+    def verify(
+        addresses: Any, words: tuple, skip: Any, error_address: Any, step: Any, limit: Any, TILES: Any, PACK: Any,
+        APART: Any,
+    ) -> tuple:  # fmt: skip
+        a = addresses.handle.data.astype(np.int64)
+        if (a[..., 0] % 16).any() or (np.diff(a, axis=-1) != 4).any():  # the assembly takes it for granted
+            raise ValueError("exchange.verify: the last dimension is not an aligned 16-byte chunk")
+        values = list(words)
+        polls = 0
+        while not _scalar(skip):
+            missing = [(v.handle.data.view(np.uint32) == _SENTINEL).any(-1, keepdims=True) for v in values]
+            if not any(m.any() for m in missing):
+                break
+            for k, m in enumerate(missing):
+                if m.any():
+                    mask = _tensor(np.broadcast_to(m, values[k].handle.data.shape).copy(), tl.int1)
+                    values[k] = tl.load(_pointer(addresses + k * _scalar(APART)), mask=mask, other=values[k], volatile=True)
+            polls += 1
+            if polls % exchange.POLLS_PER_LOOK.value == 0:
+                if _scalar(tl.load(_pointer(error_address), volatile=True)) != -1:
+                    break
+                if polls >= _scalar(limit):
+                    tl.atomic_xchg(_pointer(error_address), step, sem="relaxed", scope="gpu")
+                    break
+        return tuple(values)
+
+    @interpreter.interpreter_impl(slices.chunk_halves)
+    def chunk_halves(words: Any, DTYPE: Any) -> tuple:
+        dtype = getattr(DTYPE, "value", DTYPE)
+        bits = np.ascontiguousarray(words.handle.data).view(np.uint16)  # [.., 8]
+        bits = bits if dtype == tl.bfloat16 else bits.view(np.float16)
+        return _tensor(bits[..., :4].copy(), dtype), _tensor(bits[..., 4:].copy(), dtype)
+
+
+register(exchange, slices)

@@ -1,0 +1,365 @@
+"""Latency model: the time of one step, estimated from sourced constants. Nothing here is measured.
+
+Two numbers, in microseconds per step, launch cost excluded:
+
+    floor      the step's dependent chain at its smallest published latencies, or the busiest throughput limit of the
+               chip, whichever is larger: perfect overlap, the best conceivable tiling, the best of the three regimes
+               (one CTA; CTAs that hand h over through L2; a launch a step). Nothing built that way runs faster.
+    practical  a planning number for one plan: the chain with the overheads named below, plus every throughput term at
+               `efficiency` of its peak, for the plan's tiles and the CTAs that run side by side.
+
+One function per regime turns (Problem, Plan, Device, Constants) into a practical step; REGIMES names them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .candidates import k_tiles, tile_bytes
+from .hardware import Device
+from .plans import SIZES, Grid, PerStep, Plan, Problem, SingleCta, row_units
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Peak rates of one architecture, per SM and cycle unless said otherwise."""
+
+    mma: float  # FLOP, dense 16-bit operands, fp32 accumulation
+    mma_sync: float  # FLOP, the same by mma.sync, which is what the grid kernel's products compile to
+    fma: float  # FLOP, fp32 FFMA
+    fp64: float  # FLOP, the faster of DFMA and DMMA
+    dram: float  # bytes per microsecond, whole chip
+
+
+# NVIDIA's data sheets and white papers: peak / SMs / boost clock; DRAM is the data sheet's bandwidth. mma.sync reaches the
+# peak before Hopper; there 494.4 TFLOP/s on 114 SMs at 1.755 GHz (arXiv 2402.13499 table VII), sm_100 as sm_90 (estimate).
+RATES = {
+    80: Rates(mma=2048, mma_sync=2048, fma=128, fp64=128, dram=2.039e6),  # A100 80 GB: 312 TFLOP/s, 108 SMs, 1.41 GHz
+    86: Rates(mma=512, mma_sync=512, fma=256, fp64=4, dram=0.936e6),  # RTX 3090: 71 TFLOP/s, 82 SMs, 1.695 GHz
+    89: Rates(mma=512, mma_sync=512, fma=256, fp64=4, dram=1.008e6),  # RTX 4090: 165 TFLOP/s, 128 SMs, 2.52 GHz
+    90: Rates(mma=4096, mma_sync=2471, fma=256, fp64=256, dram=4.8e6),  # H200: 990 TFLOP/s; arXiv 2402.13499 table VIII
+    100: Rates(mma=8192, mma_sync=2471, fma=256, fp64=128, dram=8.0e6),  # B200: 2250 TFLOP/s, 148 SMs, 1.85 GHz
+}
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What the model takes from elsewhere, for every architecture unless Rates says otherwise: cycles of an SM ("_cycles"),
+    microseconds ("_us"), rates per cycle. One object, so that constants fitted to records can stand in for all of them."""
+
+    mufu: float = 16.0  # results per SM: 4 per scheduler (CUDA programming guide, throughput table)
+    shared: float = 128.0  # bytes per SM: 32 banks of 4 bytes
+    issue: float = 4.0  # instructions of a warp per SM: one per scheduler
+    l2_port: float = 64.0  # bytes into one SM
+    l2: float = 5120.0  # bytes out of L2, whole chip: A100 white paper; 38 a SM with all SMs reading
+    l2_read: float = (
+        3134.0  # the same as reached by plain reads: 5.5 TB/s of an H100 PCIe at 1.755 GHz (Chips and Cheese)
+    )
+
+    # The dependent chain of a step, each the smallest published for Hopper: MMA result, bias and activation and
+    # rounding, then the hand-over of h to the next step's operand.
+    mma_cycles: float = 24  # mma.sync m16n8k16, arXiv 2402.13499 table VII
+    tanh_cycles: float = 40  # ex2, rcp and three dependent FMAs
+    relu_cycles: float = 8  # one FMNMX and the conversion
+    hand_over_cycles: float = 20 + 38 + 30  # st.shared, bar.sync of 8 warps, ld.shared
+    shuffle_cycles: float = 23  # one warp that holds all of W_hh hands over by shuffle
+    warp_weights: float = 192 * 32 * 4  # bytes of W_hh one warp can keep in registers
+
+    # One CTA to another through L2, (floor, practical).
+    # Floor of the sentinel: a CAS ping-pong, 161 ns a hand-over on an H100 PCIe (Chips and Cheese 2023), 158 on a GH200
+    # (arXiv 2408.11556). Practical: an estimate; the last of many lines, the far L2 partition, the period of the polls.
+    sentinel_us: tuple[float, float] = (0.161, 0.35)
+    # Floor of the counter: fence and arrival 0.26, poll 0.16, load 0.13, an estimate. Practical: 1.18 to 1.22 us an
+    # iteration with about 130 CTAs on an H200 (RRZE-HPC/gpu-benches, gpu-small-kernels/h200_pt.txt).
+    counter_us: tuple[float, float] = (0.55, 1.18)
+    # What of it another tile's work cannot hide, for a CTA does its tiles in order: a load of what is there already (L2
+    # hit, 260 cycles, arXiv 2501.12084 table IV); with a counter also the fence and the poll.
+    sentinel_busy_us: float = 0.13
+    counter_busy_us: float = 0.55
+
+    local_us: float = 0.20  # practical chain inside a CTA of 8 warps: layout conversions, a second barrier. An estimate
+    warp_cycles: float = 6  # more for every further warp that both barriers wait for, an estimate
+    efficiency: float = 0.75  # of each peak rate, practical
+    weight_registers: float = 0.75  # of the register file, for weights
+    threads_per_sm: int = 2048
+
+    # Instructions a warp issues in a step of a tile, fitted to compiled kernels (sm_90, 16-bit): a base, more for every
+    # hidden unit and row of the CTA, more for every K tile and 8 rows, one for every mma.
+    instructions: float = 112
+    instructions_unit_row: float = 0.08
+    instructions_tile: float = 9
+
+    # Kernel launches.
+    node_us: float = 1.31  # from one small kernel to the next, GPU side (RRZE-HPC/gpu-benches, h200_graph.txt)
+    host_us: float = 6.0  # a launch of a kept Triton kernel from Python, an estimate
+    k_loop_cycles: float = 100  # an iteration of a pipelined K loop that waits for its loads, an estimate
+    cooperative_us: float = 4.0  # more than a plain launch, an estimate
+    fill: float = 0.8  # of the DRAM rate, for a fill, an estimate
+
+
+CONSTANTS = Constants()
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Microseconds per step; `parts` add up to nothing in particular: each is one limit of the practical number."""
+
+    floor_us: float
+    practical_us: float
+    parts: dict[str, float]
+
+    @property
+    def bound(self) -> str:
+        return max(self.parts, key=lambda part: self.parts[part])
+
+
+def rates(device: Device) -> Rates:
+    """Of the device's architecture, or of the newest one that is older."""
+    known = [capability for capability in RATES if capability <= device.capability]
+    return RATES[max(known)] if known else RATES[min(RATES)]
+
+
+def step(problem: Problem, plan: Plan, device: Device, constants: Constants = CONSTANTS) -> Estimate:
+    """Floor of the problem and practical time of this plan, per step of all its launches together."""
+    practical, parts = REGIMES[plan.regime](problem, plan, device, constants)
+    return Estimate(floor_us(problem, device, constants), practical, parts)
+
+
+def practical_us(problem: Problem, plan: Plan, device: Device, constants: Constants = CONSTANTS) -> float:
+    return REGIMES[plan.regime](problem, plan, device, constants)[0]
+
+
+def launch_us(problem: Problem, plan: Plan, device: Device, T: int, constants: Constants = CONSTANTS) -> float:
+    """What T steps cost besides: the launch itself, the fill of what a grid exchanges, the loading of the weights."""
+    c, dram = constants, rates(device).dram
+    size = SIZES[problem.dtype]
+    if plan.regime == "per_step":
+        return c.host_us * (plan.w_ih_home == "gemm")
+    resident = problem.H * (problem.H + (problem.I if plan.w_ih_home in ("registers", "shared") else 0)) * size
+    loading = resident / dram + c.node_us
+    if plan.regime == "single_cta":
+        return c.host_us + loading
+    filled = T * problem.B * row_units(problem.H, problem.dtype) * size
+    gemm = c.host_us if plan.w_ih_home == "gemm" else 0.0
+    return 2 * c.host_us + c.cooperative_us + gemm + filled / (c.fill * dram) + loading
+
+
+# ---- floor ----------------------------------------------------------------------------------------------------------
+
+
+def floor_us(problem: Problem, device: Device, constants: Constants = CONSTANTS) -> float:
+    """No plan of the three regimes runs a step of this problem faster."""
+    regimes = (_floor_single_cta, _floor_grid, _floor_per_step)
+    return max(min(floor(problem, device, constants) for floor in regimes), _traffic(problem) / rates(device).dram)
+
+
+def _floor_single_cta(problem: Problem, device: Device, c: Constants) -> float:
+    weights = problem.H * problem.H * SIZES[problem.dtype]
+    if weights > 4 * device.registers + device.shared_bytes:
+        return math.inf
+    rows = 8 * math.ceil(math.ceil(problem.B / 8) / device.sms)  # 8 is the smallest batch tile of an MMA
+    chain = _chain(problem, c) + (c.shuffle_cycles if weights <= c.warp_weights else c.hand_over_cycles)
+    throughput = max(*_cycles(problem, rows, 0, device, c).values(), _shared_out(problem, device))
+    return max(chain, throughput) * 1e-3 / device.clock_ghz
+
+
+def _floor_grid(problem: Problem, device: Device, c: Constants) -> float:
+    """The chain, and whichever is largest of what must pass every group's CTAs; groups of as few CTAs as hold W_hh."""
+    size = SIZES[problem.dtype]
+    ctas = max(1, math.ceil(problem.H**2 * size / (4 * device.registers + device.shared_bytes)))
+    if ctas > device.sms:
+        return math.inf
+    gathered = problem.B * problem.H * size  # by every CTA of a group, all groups together
+    rows = max(1.0, problem.B * ctas / device.sms)  # of a group
+    throughput = (
+        rows * problem.H * size / c.l2_port,
+        ctas * gathered / c.l2,
+        _shared_out(problem, device),
+        problem.B * problem.H * _activations(problem) / c.mufu / device.sms,
+    )
+    cycles = _chain(problem, c) + c.hand_over_cycles + max(throughput)
+    return c.sentinel_us[0] + cycles * 1e-3 / device.clock_ghz
+
+
+def _floor_per_step(problem: Problem, device: Device, c: Constants) -> float:
+    cycle = 1e-3 / device.clock_ghz
+    weights = problem.H**2 * SIZES[problem.dtype]
+    reading = weights / c.l2 * cycle
+    if weights > device.l2_bytes:
+        reading = max(reading, (weights - device.l2_bytes) / rates(device).dram)
+    return c.node_us + max(reading, _shared_out(problem, device) * cycle)
+
+
+def _chain(problem: Problem, c: Constants) -> float:
+    """Cycles from the last operand of a product to a rounded state"""
+    return c.mma_cycles + (c.tanh_cycles if _activations(problem) else c.relu_cycles)
+
+
+def _shared_out(problem: Problem, device: Device) -> float:
+    """Cycles of all products of a step where every SM takes the same share"""
+    return 2.0 * problem.B * problem.H * (problem.H + _inputs(problem)) / _flop_rate(problem, device) / device.sms
+
+
+# ---- practical ------------------------------------------------------------------------------------------------------
+
+
+def _single_cta(problem: Problem, plan: SingleCta, device: Device, c: Constants) -> tuple[float, dict[str, float]]:
+    """One CTA holds all of W_hh for its batch tile; CTAs that do not fit side by side run in waves."""
+    cycle = 1e-3 / device.clock_ghz
+    weights = problem.H * (problem.H + _inputs(problem)) * SIZES[problem.dtype]
+    capacity = 4 * device.registers * c.weight_registers + device.shared_bytes
+    resident = max(1, min(c.threads_per_sm // (32 * plan.warps), int(capacity // weights)))
+    per_sm = math.ceil(math.ceil(problem.B / plan.block_b) / device.sms)
+    waves = math.ceil(per_sm / resident)
+    parts = {"chain": waves * c.local_us}
+    rows = per_sm * 8 * math.ceil(plan.block_b / 8)
+    for name, cycles in _cycles(problem, rows, _inputs(problem), device, c).items():
+        parts[name] = cycles * cycle / c.efficiency
+    on_chip = sum(parts.values())
+    parts["DRAM"] = _traffic(problem) / rates(device).dram / c.efficiency
+    return max(on_chip, parts["DRAM"]), parts
+
+
+def _grid(problem: Problem, plan: Grid, device: Device, c: Constants) -> tuple[float, dict[str, float]]:
+    """Each CTA takes its M batch tiles through a step one after the other. Either a tile waits for its own state of the
+    step before, hand-over and all, or there are tiles enough for the hand-over to pass meanwhile."""
+    cycle = 1e-3 / device.clock_ghz
+    size = SIZES[problem.dtype]
+    rounds = math.ceil(math.ceil(problem.B / plan.block_b) / plan.groups)
+    tiles = k_tiles(problem.H, plan.warps, problem.dtype)
+    depth = 64 * plan.warps // size  # columns of a K tile
+    rate = _flop_rate(problem, device, sync=True)
+    l2 = min(c.l2_port, c.l2 / (plan.groups * plan.ctas))
+    tile = tile_bytes(plan.units, plan.warps)
+    fragments = plan.units // 16 * plan.block_b // 8  # of the result, in each warp
+    products = 2  # of a K tile: K = 32 in halves of 16, or 16 in halves of 8
+
+    def us(cycles: float) -> float:
+        return cycles * cycle / c.efficiency
+
+    work = {
+        "L2": us(plan.block_b * row_units(problem.H, problem.dtype) * size / l2),
+        "MMA": us(2.0 * plan.units * tiles * depth * plan.block_b / rate),
+        "shared": us((plan.w_hh_shared * tile + 8.0 * plan.warps * plan.units * plan.block_b) / c.shared),
+        "MUFU": us(plan.units * plan.block_b * _activations(problem) / c.mufu),
+    }
+    # dependent products beyond the first, in cycles that no other warp's work fills
+    dependent = max(0, products * tiles // plan.chains - 1)
+    local = c.local_us + (c.mma_cycles * dependent + c.warp_cycles * (plan.warps - 8)) * cycle
+    sentinel = plan.protocol == "sentinel"
+    exchange = (c.sentinel_us if sentinel else c.counter_us)[1]
+    busy = c.sentinel_busy_us if sentinel else c.counter_busy_us
+
+    # x is loaded a step ahead, so its bytes only take up the port to L2; its products and W_ih take the CTA's time
+    projection = ahead = 0.0
+    if plan.w_ih_home in ("registers", "shared", "stream"):
+        x_tiles = k_tiles(problem.I, plan.warps, problem.dtype)
+        row = row_units(problem.I, problem.dtype) * size
+        ahead = us(plan.block_b * row / l2)
+        projection = us(2.0 * plan.units * x_tiles * depth * plan.block_b / rate)
+        if plan.w_ih_home == "shared":
+            projection += us(x_tiles * tile / c.shared)
+        if plan.w_ih_home == "stream":  # a loop over tiles of W_ih and x, each a round trip to L2
+            projection += us(plan.units * row / l2) + ahead + x_tiles * c.sentinel_busy_us
+
+    instructions = (
+        c.instructions
+        + c.instructions_unit_row * plan.units * plan.block_b
+        + tiles * (c.instructions_tile * plan.block_b / 8 + products * fragments)
+    )
+    issue = us(plan.warps * instructions / c.issue)
+    own = local + sum(work.values())
+    chain = own + max(exchange, projection + busy)
+    throughput = rounds * max(own + projection + busy, issue, work["L2"] + ahead)
+    dram = _traffic(problem) / rates(device).dram / c.efficiency
+    gemm = _projection_us(problem, device, c) if plan.w_ih_home == "gemm" else 0.0
+    parts = {name: rounds * value for name, value in work.items()}
+    parts |= {"local": rounds * local, "issue": rounds * issue, "DRAM": dram, "projection": gemm or rounds * projection}
+    parts["exchange"] = exchange if chain >= throughput else rounds * busy
+    return max(chain, throughput, dram) + gemm, parts
+
+
+def _per_step(problem: Problem, plan: PerStep, device: Device, c: Constants) -> tuple[float, dict[str, float]]:
+    """A launch a step: the host issues it, W_hh is read, the tiles of h_t are computed in waves over the SMs."""
+    cycle = 1e-3 / device.clock_ghz
+    weights = problem.H**2 * SIZES[problem.dtype]
+    tiles = math.ceil(problem.B / plan.block_b) * math.ceil(problem.H / plan.block_h)
+    waves = math.ceil(tiles / device.sms)
+    depth = math.ceil(problem.H / plan.block_k)
+    columns = depth * plan.block_k
+    read = weights * math.ceil(problem.B / plan.block_b) / c.l2_read * cycle
+    if weights > device.l2_bytes:
+        read = max(read, weights / rates(device).dram)
+    flop = 2.0 * waves * plan.block_b * plan.block_h * columns
+    parts = {
+        "host": c.host_us,
+        "W_hh": read / c.efficiency,
+        "MMA": flop / _flop_rate(problem, device, sync=True) * cycle / c.efficiency,
+        "K loop": c.k_loop_cycles * depth * cycle,
+    }
+    kernel = c.node_us + max(parts["W_hh"], parts["MMA"], parts["K loop"])
+    on_gpu = max(kernel, _traffic(problem) / rates(device).dram / c.efficiency)
+    parts["launch"] = c.node_us
+    parts["projection"] = _projection_us(problem, device, c) if plan.w_ih_home == "gemm" else 0.0
+    return max(c.host_us, on_gpu) + parts["projection"], parts
+
+
+REGIMES: dict[str, Callable[[Problem, Any, Device, Constants], tuple[float, dict[str, float]]]] = {
+    "single_cta": _single_cta,
+    "grid": _grid,
+    "per_step": _per_step,
+}
+
+
+def gemm_us(problem: Problem, device: Device, flop: float, moved: float) -> float:
+    """A GEMM at the peak rate of the whole chip, or its bytes moved, whichever takes longer"""
+    peak = device.sms * device.clock_ghz * 1e3 * _flop_rate(problem, device)  # FLOP per microsecond
+    return max(flop / peak, moved / rates(device).dram)
+
+
+def _projection_us(problem: Problem, device: Device, c: Constants) -> float:
+    """Per step of x W_ih^T over all T*B rows before the recurrence, and of reading its result again there"""
+    wide = 4 if SIZES[problem.dtype] < 8 else 8
+    moved = problem.B * (problem.I * SIZES[problem.dtype] + 2 * problem.H * wide)
+    return gemm_us(problem, device, 2.0 * problem.B * problem.H * problem.I, moved) / c.efficiency
+
+
+def _inputs(problem: Problem) -> int:
+    """Columns of the input projection: the backward pass has none."""
+    return problem.I if problem.direction == "forward" else 0
+
+
+def _activations(problem: Problem) -> bool:
+    """Does a step evaluate tanh?  Its derivative comes from y."""
+    return problem.direction == "forward" and problem.nonlinearity == "tanh"
+
+
+def _flop_rate(problem: Problem, device: Device, sync: bool = False) -> float:
+    """Useful FLOP per cycle and SM in the problem's dtype and precision."""
+    rate = rates(device)
+    if problem.dtype == "fp64":
+        return rate.fp64
+    mma = rate.mma_sync if sync else rate.mma
+    if problem.dtype == "fp32":
+        # TF32 runs at half the 16-bit rate; tf32x3 takes three products
+        return {"tf32": mma / 2, "tf32x3": mma / 6}.get(problem.precision or "ieee", rate.fma)
+    return mma
+
+
+def _cycles(problem: Problem, rows: int, inputs: int, device: Device, c: Constants) -> dict[str, float]:
+    """Cycles each unit of an SM is busy in a step over `rows` batch rows, `inputs` columns of W_ih projected too."""
+    size = SIZES[problem.dtype]
+    return {
+        "MMA": 2.0 * problem.H * (problem.H + inputs) * rows / _flop_rate(problem, device),
+        "MUFU": problem.H * rows * _activations(problem) / c.mufu,
+        "shared": 2.0 * rows * problem.H * size / c.shared,  # h written and read once
+    }
+
+
+def _traffic(problem: Problem) -> float:
+    """Bytes a step must move through DRAM: x and y forward; dy, y and da backward."""
+    values = problem.I + problem.H if problem.direction == "forward" else 3 * problem.H
+    return problem.B * values * SIZES[problem.dtype]

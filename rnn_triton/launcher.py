@@ -1,0 +1,114 @@
+"""What every launch has in common: kernels kept ready, and tensors made fit for 16-byte accesses."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from . import interpreted as _  # noqa: F401  (registers what it implements)
+from . import interpreter
+from .kernels import cells
+
+TRITON_DTYPES = {"bf16": tl.bfloat16, "fp16": tl.float16, "fp32": tl.float32, "fp64": tl.float64}
+POINTERS = {"bf16": "*bf16", "fp16": "*fp16", "fp32": "*fp32", "fp64": "*fp64"}
+CELLS = {
+    ("tanh", "forward"): cells.elman_tanh_forward,
+    ("tanh", "backward"): cells.elman_tanh_backward,
+    ("relu", "forward"): cells.elman_relu_forward,
+    ("relu", "backward"): cells.elman_relu_backward,
+}
+
+_NO_CONTEXT = contextlib.nullcontext()
+
+
+class Launcher:
+    """A kernel, its grid and its options, called with tensors (None: absent) and integers.
+
+    Triton's own launch path binds some 50 arguments and builds a cache key from them on every call, many times what the
+    rest costs.  This keeps the compiled kernel's own launcher for each set of present tensors instead (what
+    `kernel.warmup` is for).  Nothing else may change between calls but the width of an integer: addresses are whole
+    vectors always."""
+
+    def __init__(
+        self,
+        kernel: Any,
+        grid: tuple[int, int, int],
+        constants: Callable[[tuple[bool, ...]], dict[str, Any]],
+        options: dict[str, Any],
+    ) -> None:
+        """`constants`: from which tensors are present to the constexpr parameters, in the kernel's order."""
+        self.kernel = kernel
+        self.grid = grid
+        self.constants = constants
+        self.options = options
+        self.kept: dict[tuple[bool, ...], tuple[Any, tuple[Any, ...]]] = {}
+
+    def __call__(self, tensors: tuple[Tensor | None, ...], out: Tensor, scalars: tuple[int, ...]) -> None:
+        """`out`'s address stands for that of absent tensors, which the kernel never reads; its device is the launch's."""
+        present = tuple([t is not None for t in tensors])
+        pointers = [out if t is None else t for t in tensors]
+        if interpreter.active():
+            with interpreter.accurate():
+                self.kernel[self.grid](*pointers, *scalars, **self.constants(present))
+            return
+        # Triton launches on the current device's current stream.
+        with _NO_CONTEXT if out.device.index == torch.cuda.current_device() else torch.cuda.device(out.device):
+            ordinary = max(scalars) < 2**31  # wider strides are arguments of another type, and of another kernel
+            known = self.kept.get(present) if ordinary else None
+            if known is not None:
+                kernel, constants = known
+                kernel[self.grid](*pointers, *scalars, *constants)
+                return
+            constexprs = self.constants(present)
+            kernel = self.kernel[self.grid](*pointers, *scalars, **constexprs, **self.options)
+            if ordinary and kernel is not None:  # None: a hook of Triton's took the launch over
+                self.kept[present] = kernel, tuple(constexprs.values())
+
+
+def compiled_ahead(
+    kernel: Any, constants: dict[str, Any], signature: Callable[[str], str], options: dict[str, Any], capability: int
+) -> Any:
+    """The kernel compiled for sm_<capability>, which need not be here; `signature`: of a parameter that is no constant."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    names = kernel.arg_names
+    source = triton.compiler.ASTSource(
+        fn=kernel,
+        signature={n: "constexpr" if n in constants else signature(n) for n in names},
+        constexprs={(names.index(n),): v for n, v in constants.items()},
+        attrs={(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if n.endswith("_ptr")},
+    )
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def whole(t: Tensor) -> Tensor:
+    """t, contiguous and at an address that vectors of 16 bytes divide; copied where it is not."""
+    t = t.contiguous()
+    return t.clone() if t.data_ptr() % 16 else t
+
+
+def empty(like: Tensor, *shape: int) -> Tensor:
+    return torch.empty(shape, dtype=like.dtype, device=like.device)
+
+
+def strided(t: Tensor, unit: int) -> tuple[Tensor, int, int]:
+    """t[T,B,N] and the strides of T and B as kernels take them: in vectors of `unit` elements where rows are whole
+    vectors, else in elements.  t is copied where its address or, rows being whole vectors, its strides are not."""
+    T, B, N = t.shape
+    first, second, inner = t.stride()
+    if T == 1:
+        first = 0  # the stride of a dimension of one is arbitrary and never used
+    if B == 1:
+        second = 0
+    if N % unit:
+        unit = 1
+    fits = not (first % unit or second % unit or t.data_ptr() % 16)
+    if fits and (inner == 1 or N == 1):
+        return t, first // unit, second // unit
+    return t.clone(memory_format=torch.contiguous_format), B * N // unit, N // unit

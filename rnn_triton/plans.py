@@ -1,0 +1,98 @@
+"""What the planner decides about: problems, and the plans that run them.  Data only."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import torch
+
+DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}
+SIZES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp64": 8}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One pass of one layer in one direction; T does not matter to a plan."""
+
+    direction: str  # "forward", "backward"
+    B: int
+    I: int
+    H: int
+    dtype: str  # "bf16", "fp16", "fp32", "fp64"
+    precision: str | None  # "tf32", "tf32x3", "ieee" for fp32, else None
+    nonlinearity: str  # "tanh", "relu"
+
+
+@dataclass(frozen=True)
+class SingleCta:
+    """A launch of kernels/recurrence.py: one CTA holds all of W_hh for its batch rows."""
+
+    regime: ClassVar[str] = "single_cta"
+
+    block_b: int  # batch rows of a CTA
+    warps: int
+    formulation: str  # kernels/fragments.py: "mma16", "mma32", "fma"
+    precision: str  # of tl.dot
+    accuracy: str  # kernels/activations.py
+    h_pad: int
+    w_ih_home: str  # "registers", "shared", "stream"; "none" in the backward pass, which has no projection
+    chunk: int  # inputs a tile of the projection
+    chains: int  # independent accumulators of the recurrent product
+    x_depth: int  # 2: x is loaded two steps ahead, 1: one
+    stream_unroll: int  # chunks in flight where W_ih streams
+    pad_w_hh: bool  # the launch pads W_hh to h_pad x h_pad in global memory first
+    reason: str
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A cooperative launch of kernels/grid.py: `groups` groups of `ctas` CTAs, each CTA `units` rows of W_hh."""
+
+    regime: ClassVar[str] = "grid"
+
+    block_b: int  # batch rows of a tile
+    warps: int  # each takes a part of K
+    formulation: str  # kernels/fragments.py: "mma16", "mma32"
+    precision: str  # of tl.dot
+    accuracy: str  # kernels/activations.py
+    units: int  # hidden units a CTA computes
+    ctas: int  # of a group
+    groups: int  # of batch tiles; tile i belongs to group i % groups
+    w_hh_shared: int  # K tiles of W_hh in shared memory, the rest in registers
+    w_ih_home: str  # "registers", "shared", "stream", "gemm" (projected before the launch), "none" (backward)
+    protocol: str  # "sentinel", "counter"
+    chains: int  # independent accumulators
+    reason: str
+
+
+@dataclass(frozen=True)
+class PerStep:
+    """A launch of kernels/step.py for every time step, x projected before by a GEMM: W_hh is read again every step."""
+
+    regime: ClassVar[str] = "per_step"
+
+    block_b: int  # rows and
+    block_h: int  # columns of a program's tile of h_t
+    block_k: int
+    warps: int
+    stages: int
+    formulation: str  # "tiles": Triton's own layouts
+    precision: str  # of tl.dot
+    accuracy: str  # kernels/activations.py
+    w_ih_home: str  # "gemm", "none" (backward)
+    reason: str
+
+
+Plan = SingleCta | Grid | PerStep
+
+
+def fields(plan: Plan) -> dict[str, Any]:
+    """The plan as a record's JSON object."""
+    return {"regime": plan.regime, **asdict(plan)}
+
+
+def row_units(H: int, dtype: str) -> int:
+    """H rounded up to whole 16-byte vectors: the row length, in elements, of what a group exchanges."""
+    vector = 16 // SIZES[dtype]
+    return -(-H // vector) * vector

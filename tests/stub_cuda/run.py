@@ -1,0 +1,134 @@
+"""`python run.py CASES`: carries out launches against the stub libcuda and prints, as JSON, what reached the driver.
+
+CASES is a JSON list.  A case with "H" is a problem given to rnn_triton.launch:
+    direction, dtype, T, B, I, H    and, where wanted, precision, override {field: value} and sms, the number of SMs that
+                                    the planner is told of (the stub has 132)
+A case with "grid" launches a kernel of no use in so many programs:  grid and, where wanted, cooperative, num_ctas.
+
+An answer is {"plan": the plan's fields or null, "calls": one for each of CALLS calls with the same tensors}, a call
+    {"jit": passes through Triton's own launch path, "error": text or null, "tensors": {name: address},
+     "driver": the stub's records, "compiled": {function: what the compiler asked for}},
+with the tensors given, the results and the error word of faults.py.
+"""
+
+import contextlib
+import dataclasses
+import json
+import sys
+
+import stub
+import torch
+import triton
+import triton.language as tl
+from triton.compiler import CompiledKernel
+from triton.runtime.jit import JITFunction
+
+from rnn_triton import faults, hardware, launch, plan, plans
+
+CALLS = 2
+
+
+@triton.jit
+def useless(ptr, value, EXTRA: tl.constexpr):
+    tl.store(ptr + tl.program_id(0), value + EXTRA)
+
+
+class Observed:
+    """What Triton does above the driver: passes through its launch path, and what it compiled."""
+
+    def __init__(self):
+        self.jit = 0
+        self.compiled = {}
+        run, load = JITFunction.run, CompiledKernel._init_handles
+
+        def counted(function, *arguments, **options):
+            self.jit += 1
+            return run(function, *arguments, **options)
+
+        def loaded(kernel):
+            load(kernel)
+            m = kernel.metadata
+            self.compiled[kernel.function] = {
+                "kernel": kernel.src.fn.__name__,
+                "shared": m.shared,
+                "num_warps": m.num_warps,
+                "cooperative": m.launch_cooperative_grid,
+                "registers": kernel.n_regs,
+            }
+
+        JITFunction.run, CompiledKernel._init_handles = counted, loaded
+
+
+def calls(function, given, log, observed):
+    """`function` returns {name: tensor} of its results."""
+    answers = []
+    for _ in range(CALLS):
+        before, results, error = observed.jit, {}, None
+        try:
+            results = function()
+        except Exception as e:
+            error = f"{type(e).__name__}: {e}"
+        records = log.read()
+        functions = {record.get("function") for record in records}
+        tensors = {**given, **results, "word": faults.word(torch.device("cpu"))}
+        answers.append(
+            {
+                "jit": observed.jit - before,
+                "error": error,
+                "tensors": {name: t.data_ptr() for name, t in tensors.items()},
+                "driver": records,
+                "compiled": {f: what for f, what in observed.compiled.items() if f in functions},
+            }
+        )
+    return answers
+
+
+def problem(case, log, observed):
+    dtype = {name: dtype for dtype, name in plans.DTYPES.items()}[case["dtype"]]
+    T, B, I, H = (case[name] for name in "TBIH")
+    precision = case.get("precision")
+
+    def tensor(*shape):
+        return torch.zeros(shape, dtype=dtype)
+
+    record = dataclasses.replace(hardware.RECORDS["sm_90"], sms=case.get("sms", 132))
+    hardware.of = lambda device: record  # CPU tensors pass for CUDA ones
+    if case["direction"] == "forward":
+        shapes = dict(x=(T, B, I), w_ih=(H, I), w_hh=(H, H), b_ih=(H,), b_hh=(H,), h0=(B, H))
+        given = {name: tensor(*shape) for name, shape in shapes.items()}
+
+        def function():
+            y, hn = launch.forward(*given.values(), "tanh", False, precision)
+            return {"y": y, "hn": hn}
+    else:
+        given = {"w_hh": tensor(H, H), "y": tensor(T, B, H), "dy": tensor(T, B, H), "dhn": tensor(B, H)}
+
+        def function():
+            return {"da": launch.backward(*given.values(), "tanh", False, precision)}
+
+    with plan.overriding(**case["override"]) if case.get("override") else contextlib.nullcontext():
+        inputs = I if case["direction"] == "forward" else 1
+        p = plan.plan(plan.Problem(case["direction"], B, inputs, H, case["dtype"], precision, "tanh"), record)
+        return {"plan": plans.fields(p), "calls": calls(function, given, log, observed)}
+
+
+def kernel(case, log, observed):
+    given = {"ptr": torch.zeros(max(case["grid"], 1), dtype=torch.int32)}
+    options = {"launch_cooperative_grid": True} if case.get("cooperative") else {}
+
+    def function():
+        useless[(case["grid"],)](given["ptr"], 70_000, EXTRA=1, num_ctas=case.get("num_ctas", 1), **options)
+        return {}
+
+    return {"plan": None, "calls": calls(function, given, log, observed)}
+
+
+def main():
+    stub.install()
+    log, observed = stub.Log(), Observed()
+    answers = [(problem if "H" in case else kernel)(case, log, observed) for case in json.loads(sys.argv[1])]
+    print(json.dumps({"triton": triton.__version__, "answers": answers}))
+
+
+if __name__ == "__main__":
+    main()

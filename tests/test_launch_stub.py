@@ -1,0 +1,208 @@
+"""What reaches the CUDA driver: the real launch path, Triton's and ours, on a stub libcuda (tests/stub_cuda).
+
+Grid, threads, shared memory, the cooperative flag and every parameter of a launch are compared with the plan, for the
+first call of a kernel, which Triton launches, and for the second, which goes to the kept kernel.  The stub process runs
+all cases at once; kernels do not run in it.
+"""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from stub_cuda import stub
+
+pytestmark = pytest.mark.compiled
+
+TOO_LARGE = "RuntimeError: Triton Error [CUDA]: too many blocks in cooperative launch"
+
+FORWARD = dict(direction="forward", dtype="bf16", T=3)
+BACKWARD = dict(direction="backward", dtype="bf16", T=3)
+
+# Problems by name, which begins with the regime that their plan must have.
+PROBLEMS = {
+    "single_cta-forward": dict(FORWARD, B=9, I=16, H=32),
+    "single_cta-backward": dict(BACKWARD, B=9, I=16, H=32),
+    "single_cta-shared": dict(FORWARD, B=8, I=512, H=128),  # W_ih in shared memory: above the 48 KB that are free
+    "grid-forward": dict(FORWARD, B=16, I=32, H=512, override=dict(regime="grid", units=16, groups=2)),
+    "grid-backward": dict(BACKWARD, B=16, I=32, H=512, override=dict(regime="grid", groups=2, protocol="counter")),
+    "per_step-forward": dict(FORWARD, B=8, I=32, H=320, override=dict(regime="per_step")),
+}
+
+# A plan for a GPU twice the size of the stub's: more CTAs than it can run at once.
+BEYOND = {"grid-beyond": dict(FORWARD, B=40, I=32, H=512, override=dict(regime="grid", units=16, groups=5), sms=264)}
+
+# Launches of a kernel of no use: what the stub does with them.
+KERNELS = {
+    "plain": dict(grid=4000),
+    "cooperative": dict(grid=132, cooperative=True),
+    "cooperative-beyond-the-chip": dict(grid=133, cooperative=True),
+    "cooperative-after-that": dict(grid=132, cooperative=True),
+    "cluster": dict(grid=4, num_ctas=2),
+}
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    directory = stub.build(tmp_path_factory.mktemp("stub_cuda"))
+    cases = BEYOND | PROBLEMS | KERNELS  # what fails comes first: the launches after it work
+    run = subprocess.run(
+        [sys.executable, str(Path(stub.__file__).with_name("run.py")), json.dumps(list(cases.values()))],
+        env=stub.environment(directory, directory / "log.jsonl"), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    return dict(zip(cases, json.loads(run.stdout.splitlines()[-1])["answers"], strict=True))
+
+
+def launches(call):
+    return [record for record in call["driver"] if record["call"] == "cuLaunchKernelEx"]
+
+
+def named(call, launch):
+    """The launch's parameters with addresses replaced by their tensors' names"""
+    names = {address: name for name, address in call["tensors"].items()}
+    return [names.get(value, value) for value in launch["parameters"]]
+
+
+def single_cta(problem, plan):
+    return [dict(kernel="recurrence", grid=[math.ceil(problem["B"] / plan["block_b"]), 1, 1], cooperative=False)]
+
+
+def grid(problem, plan):
+    assert plan["groups"] * plan["ctas"] <= 132
+    return [dict(kernel="grid", grid=[plan["groups"] * plan["ctas"], 1, 1], cooperative=True)]
+
+
+def per_step(problem, plan):
+    tiles = math.ceil(problem["B"] / plan["block_b"]) * math.ceil(problem["H"] / plan["block_h"])
+    return [dict(kernel="step", grid=[tiles, 1, 1], cooperative=False)] * problem["T"]
+
+
+# From a problem and its plan to the launches of one call.
+EXPECTED = {"single_cta": single_cta, "grid": grid, "per_step": per_step}
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_every_call_launches_what_the_plan_says(answers, name):
+    answer = answers[name]
+    assert answer["plan"]["regime"] == name.split("-")[0]
+    for call in answer["calls"]:
+        assert call["error"] is None
+        expected = EXPECTED[answer["plan"]["regime"]](PROBLEMS[name], answer["plan"])
+        for got, want in zip(launches(call), expected, strict=True):
+            compiled = answer["calls"][0]["compiled"][str(got["function"])]
+            assert compiled["kernel"] == want["kernel"]
+            assert got["grid"] == want["grid"]
+            assert got["cooperative"] == compiled["cooperative"] == want["cooperative"]
+            assert got["block"] == [32 * answer["plan"]["warps"], 1, 1]
+            assert compiled["num_warps"] == answer["plan"]["warps"]
+            assert got["shared_bytes"] == compiled["shared"]
+            assert 16 <= compiled["registers"] <= 255  # the stub reads them from the machine code
+            assert got["cluster"] == [1, 1, 1]
+            assert got["stream"] == 0
+            assert got["result"] == 0
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_the_kept_kernel_gets_what_triton_gave_it(answers, name):
+    first, second = answers[name]["calls"]
+    assert first["jit"] > 0
+    assert second["jit"] == 0
+    assert [record["call"] for record in second["driver"]] == ["cuLaunchKernelEx"] * len(launches(first))
+    for one, two in zip(launches(first), launches(second), strict=True):
+        assert {**one, "parameters": None} == {**two, "parameters": None}
+        assert ours(named(first, one)) == ours(named(second, two))
+
+
+def ours(parameters):
+    """without the addresses of what a call allocates for itself"""
+    return ["address" if isinstance(value, int) and value >= 2**32 else value for value in parameters]
+
+
+def test_the_parameters_of_the_single_cta_kernel(answers):
+    """In the kernel's order; out stands for what is absent; behind them Triton's two scratch buffers, unused."""
+    for call in answers["single_cta-forward"]["calls"]:
+        (launch,) = launches(call)
+        tensors = ["x", "w_ih", "w_hh", "b_ih", "b_hh", "h0", "y", "y", "y", "hn"]
+        assert named(call, launch) == [*tensors, 3, 9, 0, 9 * 16 // 8, 16 // 8, 0, 0, 0, 0]
+    for call in answers["single_cta-backward"]["calls"]:
+        (launch,) = launches(call)
+        tensors = ["da", "da", "w_hh", "da", "da", "dhn", "dy", "y", "da", "da"]
+        unit = 2 * 32 // 16 // answers["single_cta-backward"]["plan"]["warps"]
+        assert named(call, launch) == [*tensors, 3, 9, 1, 0, 0, 9 * 32 // unit, 32 // unit, 0, 0]
+
+
+def test_the_parameters_of_the_grid_kernel(answers):
+    """The same, and the synchronisation words (behind y), the error word, the launch's id and its limit of polls"""
+    answer = answers["grid-forward"]
+    for call in answer["calls"]:
+        (launch,) = launches(call)
+        got = named(call, launch)
+        sync, identity, limit = got.pop(10), got.pop(-4), got.pop(-3)
+        assert sync == call["tensors"]["y"] + 3 * 16 * 512 * 2
+        assert 0 < identity < 2**19
+        assert limit >= 2**20
+        tensors = ["x", "w_ih", "w_hh", "b_ih", "b_hh", "h0", "y", "y", "y", "hn", "word"]
+        assert got == [*tensors, 3, 16, 0, 16 * 32 // 8, 32 // 8, 0, 0, 0, 0]
+
+
+def test_a_plan_beyond_the_chip_raises(answers):
+    """at every call, by the driver's own check: it cannot hang"""
+    answer = answers["grid-beyond"]
+    ctas = answer["plan"]["groups"] * answer["plan"]["ctas"]
+    assert ctas > 132
+    for call in answer["calls"]:
+        (launch,) = launches(call)
+        assert (launch["grid"], launch["cooperative"], launch["result"]) == ([ctas, 1, 1], True, 720)
+        assert call["error"] == TOO_LARGE
+
+
+def test_shared_memory_beyond_48_kb_is_asked_for(answers):
+    call = answers["single_cta-shared"]["calls"][0]
+    (launch,) = launches(call)
+    assert launch["shared_bytes"] > 48 * 1024
+    asked = [r["value"] for r in call["driver"] if r["call"] == "cuFuncSetAttribute" and r["attribute"] == 8]
+    assert asked == [227 * 1024]
+
+
+def test_a_plain_launch_is_not_cooperative(answers):
+    for call in answers["plain"]["calls"]:
+        (launch,) = launches(call)
+        assert (launch["grid"], launch["cooperative"], launch["result"]) == ([4000, 1, 1], False, 0)
+        assert launch["parameters"][:2] == [call["tensors"]["ptr"], 70_000]
+        assert call["error"] is None
+
+
+@pytest.mark.parametrize("name", ["cooperative", "cooperative-after-that"])
+def test_a_cooperative_launch_says_so(answers, name):
+    for call in answers[name]["calls"]:
+        (launch,) = launches(call)
+        assert (launch["grid"], launch["cooperative"], launch["result"]) == ([132, 1, 1], True, 0)
+        assert call["error"] is None
+
+
+def test_a_cooperative_launch_beyond_the_chip_raises(answers):
+    for call in answers["cooperative-beyond-the-chip"]["calls"]:
+        (launch,) = launches(call)
+        assert (launch["grid"], launch["cooperative"], launch["result"]) == ([133, 1, 1], True, 720)
+        assert call["error"] == TOO_LARGE
+
+
+def test_clusters_arrive(answers):
+    (launch,) = launches(answers["cluster"]["calls"][0])
+    assert (launch["grid"], launch["cluster"]) == ([8, 1, 1], [2, 1, 1])
+
+
+def test_without_a_c_compiler_it_says_so(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    with pytest.raises(RuntimeError, match="no C compiler.*install gcc or clang, or name one in CC"):
+        stub.build(tmp_path)
+
+
+def test_a_compiler_that_fails_is_shown(monkeypatch, tmp_path):
+    monkeypatch.setenv("CC", "false")
+    with pytest.raises(RuntimeError, match="^false .*libcuda.c .* failed"):
+        stub.build(tmp_path)
