@@ -123,7 +123,11 @@ def _abandon(
                 tl.store(last_ptr + row0 * WORDS + offsets, nan, mask=mask)
 
 
-@triton.jit(do_not_specialize=["T", "B", "reverse", "launch", "limit"])
+@triton.jit(
+    do_not_specialize=[
+        "T", "B", "reverse", "stride_x_t", "stride_x_b", "stride_u_t", "stride_u_b", "launch", "limit",
+    ]
+)  # fmt: skip
 def grid(
     x_ptr,  # [T, B, I], strides (stride_x_t, stride_x_b, 1), both in 16-byte vectors; where W_IN_HOME is "none": unused
     w_in_ptr,  # [ROW, I] contiguous

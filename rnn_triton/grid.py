@@ -106,12 +106,12 @@ class Site:
     def _units(self, words: Tensor, dtype: torch.dtype) -> Tensor:
         """words -> [.., H] contiguous"""
         t = words.view(dtype)
-        return t[..., : self.problem.H].contiguous() if self.padding else t
+        # detach: torch marks t as a view of the words, and autograd would then refuse in-place changes to it
+        return t[..., : self.problem.H].contiguous() if self.padding else t.detach()
 
     def _run(
         self, tensors: tuple[Tensor | None, ...], out: Tensor, sync: Tensor, scalars: tuple[int, ...]
     ) -> None:
-        faults.check(out.device)
         self.launch((*tensors, sync, faults.word(out.device)), out, (*scalars, self.id, SPIN_LIMIT))
         faults.after_launch(out.device)
 

@@ -36,9 +36,12 @@ _INTERPRETER = replace(RECORDS["sm_90"], cooperative=False)
 
 
 def of(device: torch.device) -> Device:
-    """The record of a torch device; what the interpreter runs on the CPU, program after program, is planned for an H200."""
-    if device.type != "cuda":
+    """The record of a torch device: for the CPU, whose programs the interpreter runs one after another, and where there is
+    no device to ask, an H200's."""
+    if device.type == "cpu":
         return _INTERPRETER
+    if device.type != "cuda":
+        return RECORDS["sm_90"]
     return _cuda(torch.cuda.current_device() if device.index is None else device.index)
 
 

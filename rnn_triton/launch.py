@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 from triton.runtime.errors import OutOfResources, PTXASError
 
-from . import grid, hardware, per_step, single_cta
+from . import faults, grid, hardware, per_step, single_cta
 from .hardware import Device
 from .plan import Plan, Problem, overrides, plan, reject
 from .plans import DTYPES
@@ -62,6 +62,7 @@ def compile_ahead(problem: Problem, p: Plan, device: Device) -> Any:
 
 
 def _run(call: tuple[Any, ...], pass_: str, *arguments: Any) -> Any:
+    faults.check(call[-1])
     while True:
         site = _site(call, overrides())
         try:

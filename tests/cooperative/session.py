@@ -185,6 +185,9 @@ class _Patches:
             hook(*args, **kwargs)
         bound = inspect.getcallargs(executor.fn, *args, **kwargs)
         named = [pair for name, value in bound.items() for pair in _named(name, value)]
+        options = self.session.options
+        declared = {*options.poisoned, *options.channels, *options.rings}
+        named.sort(key=lambda pair: pair[0] not in declared)  # of names of the same memory, reports use the first
         if any(tensor.device.type != "cpu" for _, tensor in named):
             raise NotModelledError("a tensor that is not on the CPU")
         converted = {
@@ -208,7 +211,6 @@ class _Patches:
                     f"channel '{region.name}' is not pre-filled: {int(fresh.sum())} of {region.n} words do not hold "
                     f"the sentinel, first {first}: consumers would take old data for new"
                 )
-        options = self.session.options
         rng = np.random.default_rng(options.seed)
         self.engine = engine = Engine(options, builder, functions, memory_map, self.session.problems, rng)
         try:

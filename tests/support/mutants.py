@@ -1,0 +1,215 @@
+"""The kernels' own source with a change in it, as modules of their own; and changes that tests must notice.
+
+A change names the text it replaces.  Where the source moves on, NoLongerAppliesError says so; the change moves along.
+"""
+
+import contextlib
+import importlib.util
+import itertools
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import rnn_triton.grid
+from rnn_triton import interpreted, kernels
+
+from .grids import Case
+
+SOURCE = Path(kernels.__file__).parent
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True)
+class Change:
+    """`old`, which must be in `file` of kernels/, or rnn_triton/grid.py, exactly once, becomes `new`."""
+
+    file: str
+    old: str
+    new: str
+
+
+class NoLongerAppliesError(Exception):
+    """The source has changed: the text to replace is not there, or not once."""
+
+
+def changed(source, change):
+    found = source.count(change.old)
+    if found != 1:
+        raise NoLongerAppliesError(f"{change.file}: found {found} times, expected once:\n{change.old}")
+    return source.replace(change.old, change.new)
+
+
+@contextlib.contextmanager
+def patched(*changes):
+    """Namespace of modules made of the changed source: exchange, slices, grid, and host, rnn_triton/grid.py with that
+    kernel.  What everybody else imports is as it was.
+
+    In a temporary folder: Triton reads a kernel's source from its file."""
+    number = next(_numbers)
+    name, host_name = f"kernels_with_changes_{number}", f"rnn_triton.grid_with_changes_{number}"
+    with tempfile.TemporaryDirectory() as folder:
+        package, host = Path(folder, name), Path(folder, "host.py")
+        shutil.copytree(SOURCE, package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(rnn_triton.grid.__file__, host)
+        for change in changes:
+            path = host if change.file == "rnn_triton/grid.py" else package / change.file
+            path.write_text(changed(path.read_text(), change))
+        sys.path.insert(0, folder)
+        try:
+            modules = {m: importlib.import_module(f"{name}.{m}") for m in ("exchange", "slices", "grid")}
+            interpreted.register(modules["exchange"], modules["slices"])
+            spec = importlib.util.spec_from_file_location(host_name, host)
+            modules["host"] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(modules["host"])
+            modules["host"].grid = modules["grid"].grid
+            yield SimpleNamespace(**modules)
+        finally:
+            sys.path.remove(folder)
+            for module in [m for m in sys.modules if m == name or m.startswith(name + ".")]:
+                del sys.modules[module]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A defect, where it shows, and the modes of test_mutants.py that must each notice it."""
+
+    name: str
+    changes: tuple[Change, ...]
+    direction: str
+    case: Case
+    killed_by: tuple[str, ...]
+    data: str = "plain"
+
+
+def _mutant(name, file, old, new, direction, case, *killed_by, data="plain"):
+    return Mutant(name, (Change(file, old, new),), direction, case, killed_by, data)
+
+
+# Two CTAs, two tiles of unequal size taking turns; two groups of as many; two K tiles; rows with padding.
+_SENTINEL = Case(3, 11, 8, 24)
+_COUNTER = _SENTINEL.having(protocol="counter")
+_GROUPS = Case(2, 27, 8, 24, groups=2, protocol="counter")
+_WIDE = Case(3, 3, 8, 72, kind="tf32", units=64)
+_RAGGED = Case(3, 3, 8, 21, kind="tf32", nonlinearity="relu", first=False, bias=(False, False))
+_STUCK = Case(5, 29, 8, 24, groups=2)
+_STUCK_COUNTER = Case(5, 29, 8, 21, groups=2, protocol="counter", nonlinearity="relu")
+
+_WAIT_BARRIER = "        dtype=tl.int32, is_pure=False, pack=1,\n    )  # fmt: skip\n"
+_PUBLISH = '    tl.store(ptrs, published(words), mask=mask, cache_modifier=".cg")\n'
+_COUNT = '        tl.debug_barrier()\n        tl.atomic_add(counter_ptr, 1, sem="release", scope="gpu")\n'
+
+MUTANTS = (
+    # ---- the counter protocol
+    _mutant("wait removed", "exchange.py", "        wait(counter_ptr, target, error_ptr, step, limit)\n",
+            "        pass\n", "forward", _COUNTER, "numbers", "detector", "weak"),
+    _mutant("waits for the step before", "grid.py", "CTAS * step - 1, step", "CTAS * (step - 1) - 1, step",
+            "backward", _COUNTER, "numbers", "detector", "weak"),
+    _mutant("waits for one CTA too few", "grid.py", "CTAS * step - 1, step", "CTAS * step - 2, step",
+            "forward", _COUNTER, "numbers", "detector", "weak"),
+    _mutant("waits for one CTA too many", "grid.py", "CTAS * step - 1, step", "CTAS * step, step",
+            "backward", _COUNTER, "deadlock"),
+    _mutant("no CTA barrier before the release", "exchange.py", _COUNT,
+            _COUNT.replace("        tl.debug_barrier()\n", ""), "forward", _COUNTER, "detector", "weak"),
+    _mutant("relaxed in place of release", "exchange.py", 'sem="release"', 'sem="relaxed"',
+            "backward", _COUNTER, "detector", "weak"),
+    _mutant("release among the CTA's threads only", "exchange.py", 'sem="release", scope="gpu"',
+            'sem="release", scope="cta"', "forward", _COUNTER, "detector", "weak"),
+    _mutant("relaxed in place of acquire", "exchange.py", "ld.acquire.gpu", "ld.relaxed.gpu",
+            "forward", _COUNTER, "detector"),
+    _mutant("acquire among the CTA's threads only", "exchange.py", "ld.acquire.gpu", "ld.acquire.cta",
+            "backward", _COUNTER, "detector"),
+    _mutant("no CTA barrier behind the wait", "exchange.py", _WAIT_BARRIER + "    tl.debug_barrier()\n", _WAIT_BARRIER,
+            "forward", _COUNTER, "detector"),
+    _mutant("waits at the group's first counter", "grid.py", "error_ptr, counters + tile * LINE",
+            "error_ptr, counters + group * LINE", "forward", _COUNTER, "numbers", "detector"),
+    _mutant("counts at another group's counter", "grid.py", "arrive(counters + tile * LINE",
+            "arrive(counters + (tile ^ 1) * LINE", "backward", _GROUPS, "numbers", "detector"),
+    Mutant("counts before it stores", (
+               Change("grid.py", "        arrive(counters + tile * LINE, PROTOCOL)\n", ""),
+               Change("grid.py", "        out_words = round",
+                      "        arrive(counters + tile * LINE, PROTOCOL)\n        out_words = round"),
+           ), "forward", _COUNTER, ("detector", "weak")),
+    _mutant("counters start at 0", "rnn_triton/grid.py", ".fill_(-1)", ".fill_(0)",
+            "forward", _COUNTER, "numbers", "detector"),
+    # ---- the sentinel protocol
+    _mutant("what is read again is not used", "exchange.py", "words = verify(", "unused = verify(",
+            "forward", _SENTINEL, "numbers"),
+    _mutant("the look is always skipped", "exchange.py", "words, skip, error_ptr", "words, 1, error_ptr",
+            "backward", _SENTINEL, "numbers"),
+    _mutant("the sentinel is published", "exchange.py",
+            "tl.minimum(words.to(tl.uint32, bitcast=True), 0xFFFFFFFE).to(tl.int32, bitcast=True)", "words",
+            "backward", _WIDE, "contract", data="sentinels"),
+    _mutant("published half a word at a time", "exchange.py", _PUBLISH, (
+            "    halves = ptrs.to(tl.pointer_type(tl.int16), bitcast=True)\n"
+            "    tl.store(halves, published(words).to(tl.int16), mask=mask)\n"
+            "    tl.store(halves + 1, (published(words) >> 16).to(tl.int16), mask=mask)\n"),
+            "forward", _SENTINEL, "contract"),
+    _mutant("no fill before the launch", "rnn_triton/grid.py", ".fill_(-1)", ".fill_(0)",
+            "forward", _SENTINEL, "contract"),
+    _mutant("reads another chunk again", "exchange.py", "pointers.to(tl.int64), words, skip",
+            "pointers.to(tl.int64) ^ 16, words, skip", "forward", _SENTINEL, "numbers"),
+    _mutant("reads again in another K tile", "exchange.py", "BLOCK_B // 2, 4 * TILE", "BLOCK_B // 2, 2 * TILE",
+            "backward", _WIDE, "numbers"),
+    _mutant("h0 is looked at", "grid.py", "given = (step == 0).to(tl.int32)", "given = 0",
+            "forward", _WIDE, "deadlock", data="sentinels"),
+    _mutant("padding is not published", "grid.py", "out_words[i], mask)",
+            "out_words[i], mask & (tl.min(unit, 2) < H))", "forward", Case(3, 3, 8, 21), "deadlock"),
+    # ---- what is exchanged
+    _mutant("gathers the next tile", "grid.py", "before = out_ptr + ((t - dt) * step_words + row0 * WORDS)",
+            "before = out_ptr + ((t - dt) * step_words + row0_1 * WORDS)",
+            "forward", _SENTINEL.having(B=16), "numbers"),
+    _mutant("publishes to the next tile", "grid.py", "out_t = out_ptr + (t * step_words + row0 * WORDS)",
+            "out_t = out_ptr + (t * step_words + row0_1 * WORDS)", "backward", _COUNTER, "numbers", "detector"),
+    _mutant("gathers from the wrong end of time", "grid.py", "((t - dt) * step_words", "((t + dt) * step_words",
+            "forward", _SENTINEL, "deadlock"),
+    _mutant("loads this step's x again", "grid.py", "x_t = x_words + t_1 * step_x", "x_t = x_words + t * step_x",
+            "forward", _SENTINEL, "numbers"),
+    _mutant("loads this tile's dy again", "grid.py", "u_t = u_ptr + t_1 * step_u + row0_1 * row_u",
+            "u_t = u_ptr + t_1 * step_u + row0 * row_u", "backward", _SENTINEL, "numbers"),
+    _mutant("a product in the first backward step", "grid.py", "a = tl.where(step == 0, 0.0, a)", "a = a + 0.0",
+            "backward", _SENTINEL.having(T=1), "numbers", data="infinite weight"),
+    _mutant("no product in the second backward step", "grid.py", "a = tl.where(step == 0, 0.0, a)",
+            "a = tl.where(step <= 1, 0.0, a)", "backward", _COUNTER, "numbers"),
+    _mutant("padding is not zero", "grid.py", "if H != CTAS * UNITS:", "if False:",
+            "forward", _RAGGED, "numbers", data="infinite x"),
+    _mutant("reads beyond a row's words", "exchange.py", "(start // 4 + 4 * w + q < WORDS // 4) & enable",
+            "(w + q >= 0) & enable", "backward", _SENTINEL, "deadlock"),
+    # ---- a stuck group
+    _mutant("the error word is a counter", "grid.py", "error_ptr = sync_ptr + group * LINE",
+            "error_ptr = sync_ptr + (group + 1) * LINE", "forward", _STUCK_COUNTER, "stuck"),
+    _mutant("another group is reported", "grid.py", "(group.to(tl.int64) << 32)", "(groups.to(tl.int64) << 32)",
+            "backward", _STUCK, "stuck"),
+    _mutant("the failing step is kept", "grid.py", "range(failed * own_tiles, T", "range((failed + 1) * own_tiles, T",
+            "backward", _STUCK_COUNTER, "stuck"),
+    _mutant("nobody looks for a failure", "grid.py", "failed = tl.load(error_ptr, volatile=True)",
+            "failed = 0 * tl.load(error_ptr, volatile=True) + SENTINEL", "backward", _STUCK, "stuck"),
+    _mutant("another launch is reported", "grid.py", "tl.store(report_ptr, (launch", "tl.store(report_ptr, 0 * (launch",
+            "forward", _STUCK, "stuck"),
+    _mutant("one group's outputs only", "grid.py", "k % own_tiles * groups", "k % own_tiles",
+            "forward", _STUCK_COUNTER, "stuck"),
+    _mutant("the limit of the wait is ignored", "exchange.py", "setp.lt.u32 q, n, {limit};", "setp.ge.u32 q, n, 0;",
+            "backward", _STUCK_COUNTER, "stuck"),
+)  # fmt: skip
+
+# The text of exchange.verify, which the interpreter does not run: executed by itself (test_mutants.py).
+TEXT_MUTANTS = {
+    "one chunk is not looked at": ('tops.append(f"c{c}")', 'tops += [f"c{c}"] if c or chunks == 1 else []'),
+    "one word of a chunk is not looked at": ("max.u32 d, {four[2]}, {four[3]};", "max.u32 d, {four[2]}, {four[2]};"),
+    "never content": ('text += check("DONE")\n    return', 'text += check("SPIN")\n    return'),
+    "reads the first chunk's address": ("[{address[c]}]", "[{address[0]}]"),
+    "tiles lie further apart": ("+{apart * tile}", "+{apart * (tile + 1)}"),
+    "reads what is there, not what is missing": ("setp.eq.u32 p{c}", "setp.ne.u32 p{c}"),
+    "takes the words in another order": ("{result[i]}, {word[i]}", "{result[i]}, {word[i ^ 1]}"),
+    "given data are looked at": ("setp.ne.u32 q, {skip}, 0;", "setp.ne.u32 q, 0, 0;"),
+    "a load that a cache may answer": ("ld.relaxed.gpu.global.v4.b32", "ld.global.v4.b32"),
+    "the limit is ignored": ("setp.lt.u32 q, n, {limit};", "setp.ge.u32 q, n, 0;"),
+    "half the limit": ("setp.lt.u32 q, n, {limit};", "setp.lt.u32 q, t, {limit};"),
+    "nobody is told": ("st.relaxed.gpu.global.u32 [{error}], {step};\n", ""),
+    "others' failure is not seen": (
+        "setp.ne.u32 q, t, 0xFFFFFFFF;\n@q bra DONE;\nsetp.lt", "setp.ne.u32 q, 0, 0;\n@q bra DONE;\nsetp.lt",
+    ),
+    "the error word is not looked at": ("@q bra SPIN;\nld.relaxed", "@q bra SPIN;\n@!q bra SPIN;\nld.relaxed"),
+}  # fmt: skip

@@ -1,0 +1,68 @@
+"""A launch in which a program leaves early, by a change of the kernel's source, and what must come of it.
+
+The last program of group 1 leaves after two steps.  The rest of its group completes step 2, the last for which it has
+all the states, and waits in step 3.
+"""
+
+import torch
+
+from rnn_triton import faults, plans
+from rnn_triton.errors import ExchangeError
+
+from .grids import Case, assert_close
+from .mutants import Change
+
+DEAD = Change(
+    "grid.py",
+    "for _ in range(T * own_tiles):",
+    "for _ in range(tl.where(tl.program_id(0) == 2 * CTAS - 1, 2, T) * own_tiles):",
+)
+STEP = 3
+TILES = 4  # of 8 rows, dealt to two groups: 1 and 3 are lost
+
+CASES = [
+    ("forward", Case(5, 29, 8, 24, groups=2)),
+    ("forward", Case(5, 29, 8, 21, groups=2, kind="tf32", protocol="counter", nonlinearity="relu", reverse=True)),
+    ("backward", Case(5, 29, 8, 21, groups=2, protocol="counter", nonlinearity="relu")),
+    ("backward", Case(5, 29, 8, 24, groups=2, kind="fp16", nonlinearity="relu", reverse=True)),
+]
+
+
+def check(case, direction, kernels, limit=64, device="cpu"):
+    """Run, and assert that it ends; that the host hears of launch, group and step; that the group's outputs are NaN
+    from that step on, also where relu makes zeros of NaN; that the rest is right.  kernels: `patched` with DEAD."""
+    kernels.host.SPIN_LIMIT = limit
+    tensors = case.inputs(direction)
+    # what the dead program leaves unwritten is read: no detector
+    mode = dict(schedule="random", seed=5, races="off", max_idle=20 * limit)
+    results = case.run(direction, tensors, device, module=kernels.host, mode=mode)
+    try:
+        faults.synchronize(device)
+    except ExchangeError as error:
+        text = str(error)
+    else:
+        raise AssertionError("nothing was reported")
+    name = plans.DTYPES[case.dtype]
+    for expected in (f"{direction} of {name} ", f"B={case.B} ", f"H={case.H} ", "group 1 ", f"time step {STEP} "):
+        assert expected in text, text
+    check_results(case, direction, tensors, [r.cpu() for r in results])
+
+
+def check_results(case, direction, tensors, results):
+    backwards = (direction == "backward") != case.reverse
+    order = list(range(case.T))[:: -1 if backwards else 1]
+    lost = torch.zeros(case.T, case.B, dtype=torch.bool)
+    for t in order[STEP:]:
+        for tile in range(1, TILES, 2):
+            lost[t, 8 * tile : 8 * tile + 8] = True
+    expected = case.expected(direction, tensors)
+    assert results[0][lost].isnan().all()
+    if direction == "forward":
+        hn_lost = lost[order[-1]]
+        assert results[1][hn_lost].isnan().all()
+        assert_close([results[1][~hn_lost]], [expected[1][~hn_lost]], case.tolerance)
+    # the dead program's own units are there up to its last step
+    dead = torch.zeros(case.H, dtype=torch.bool)
+    dead[(-(-case.H // case.units) - 1) * case.units :] = True
+    right = ~lost[..., None] & ~(dead & lost.any(0)[:, None])
+    assert_close([results[0][right]], [expected[0][right]], case.tolerance)
