@@ -162,7 +162,7 @@ def grid(
     HAS_U: tl.constexpr,
     HAS_SAVED: tl.constexpr,
     HAS_LAST: tl.constexpr,
-    WIDE_U: tl.constexpr,  # u has the accumulator's dtype
+    WIDE_U: tl.constexpr,  # u is fp32 whatever DTYPE is
     DTYPE: tl.constexpr,
     FORM: tl.constexpr,  # "mma16", "mma32"
     PRECISION: tl.constexpr,  # of tl.dot
@@ -176,7 +176,6 @@ def grid(
     PROTOCOL: tl.constexpr,
 ):
     E: tl.constexpr = 2 if FORM == "mma16" else 1  # elements a word
-    WIDE: tl.constexpr = FORM == "mma32"
     TILE: tl.constexpr = 16 * WARPS  # words
     WORDS: tl.constexpr = ROW // E
     X_WORDS: tl.constexpr = I // E
@@ -227,10 +226,10 @@ def grid(
     saved_raw = ()
     if HAS_U:
         u_t = u_ptr + t_first * step_u + row0 * row_u
-        u_raw = load_own(u_t, row_u, rows, True, unit0, ROW, UNITS, BLOCK_B, E, WIDE or WIDE_U)
+        u_raw = load_own(u_t, row_u, rows, True, unit0, ROW, UNITS, BLOCK_B, E, WIDE_U)
     if HAS_SAVED:
         saved_t = saved_ptr + t_first * step_s + row0 * ROW
-        saved_raw = load_own(saved_t, ROW, rows, True, unit0, ROW, UNITS, BLOCK_B, E, WIDE)
+        saved_raw = load_own(saved_t, ROW, rows, True, unit0, ROW, UNITS, BLOCK_B, E, False)
 
     step = 0
     own = 0  # which of the group's tiles
@@ -265,16 +264,16 @@ def grid(
         u = bias
         saved = 0.0
         if HAS_U:
-            u = own_tile(u_raw, DTYPE, WIDE or WIDE_U) + bias
+            u = own_tile(u_raw, DTYPE, E, WIDE_U) + bias
             u_t = u_ptr + t_1 * step_u + row0_1 * row_u
-            u_raw = load_own(u_t, row_u, rows_1, True, unit0, ROW, UNITS, BLOCK_B, E, WIDE or WIDE_U)
+            u_raw = load_own(u_t, row_u, rows_1, True, unit0, ROW, UNITS, BLOCK_B, E, WIDE_U)
         if HAS_SAVED:
-            saved = own_tile(saved_raw, DTYPE, WIDE)
+            saved = own_tile(saved_raw, DTYPE, E, False)
             saved_t = saved_ptr + t_1 * step_s + row0_1 * ROW
-            saved_raw = load_own(saved_t, ROW, rows_1, True, unit0, ROW, UNITS, BLOCK_B, E, WIDE)
+            saved_raw = load_own(saved_t, ROW, rows_1, True, unit0, ROW, UNITS, BLOCK_B, E, False)
         if HAS_FIRST and not FIRST_IS_STATE:
-            dhn = load_own(first_ptr + row0 * ROW, ROW, rows, step == 0, unit0, ROW, UNITS, BLOCK_B, E, WIDE)
-            u += own_tile(dhn, DTYPE, WIDE)
+            dhn = load_own(first_ptr + row0 * ROW, ROW, rows, step == 0, unit0, ROW, UNITS, BLOCK_B, E, False)
+            u += own_tile(dhn, DTYPE, E, False)
         tl.debug_barrier()
 
         # ---- critical path

@@ -129,32 +129,35 @@ def load_own(
     ptr, stride_b, rows, enable, unit0, UNITS_ALL: tl.constexpr, UNITS: tl.constexpr, BLOCK_B: tl.constexpr,
     E: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """ptr[row * stride_b + unit] of the CTA's units, 0 beyond rows x UNITS_ALL or where not enable: a tuple of one tile
-    [BLOCK_B, UNITS / 2] of int32 words of two 16-bit elements, or, WIDE, of two tiles of fp32 elements.
+    """ptr[row * stride_b + unit] of the CTA's units, 0 beyond rows x UNITS_ALL or where not enable, as tiles [BLOCK_B,
+    UNITS / 2]: one of int32 words of two 16-bit elements or, WIDE, of int64 words of two fp32 elements; E = 1: two of fp32.
 
-    stride_b in elements (int64, even).  As words: 16-bit values must not cross the loop's back edge (fragments.py).  As
-    two tiles: one of pairs would be loaded in a layout of its own and converted."""
+    stride_b in elements (int64, even).  As words: 16-bit values must not cross the loop's back edge (fragments.py), and a
+    tile of pairs, or of every other element, would be loaded in a layout of its own and converted."""
     row = tl.arange(0, BLOCK_B)[:, None]
     i = tl.arange(0, UNITS // 2)[None, :]
-    if WIDE:
-        unit = unit0 + (2 * i if E == 2 else i)
-        APART: tl.constexpr = 1 if E == 2 else UNITS // 2
+    if E == 1:
+        unit = unit0 + i
         p = ptr + (row * stride_b + unit)
         low = tl.load(p, mask=(row < rows) & (unit < UNITS_ALL) & enable, other=0)
-        high = tl.load(p + APART, mask=(row < rows) & (unit + APART < UNITS_ALL) & enable, other=0)
+        high = tl.load(p + UNITS // 2, mask=(row < rows) & (unit + UNITS // 2 < UNITS_ALL) & enable, other=0)
         return (low, high)
     else:
         pair = unit0 // 2 + i
-        words = ptr.to(tl.pointer_type(tl.int32), bitcast=True)
+        words = ptr.to(tl.pointer_type(tl.int64 if WIDE else tl.int32), bitcast=True)
         mask = (row < rows) & (pair < UNITS_ALL // 2) & enable
         return (tl.load(words + (row * (stride_b // 2) + pair), mask=mask, other=0),)
 
 
 @triton.jit
-def own_tile(raw, DTYPE: tl.constexpr, WIDE: tl.constexpr):
+def own_tile(raw, DTYPE: tl.constexpr, E: tl.constexpr, WIDE: tl.constexpr):
     """raw of `load_own` -> state tile, fp32"""
-    if WIDE:
-        return tl.join(raw[0].to(tl.float32), raw[1].to(tl.float32))
+    if E == 1:
+        return tl.join(raw[0], raw[1])
+    elif WIDE:
+        low = (raw[0] & 0xFFFFFFFF).to(tl.int32)
+        high = (raw[0] >> 32).to(tl.int32)
+        return tl.join(low.to(tl.float32, bitcast=True), high.to(tl.float32, bitcast=True))
     else:
         low, high = words_to_halves(raw[0], DTYPE)
         return tl.join(low.to(tl.float32), high.to(tl.float32))

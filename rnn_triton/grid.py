@@ -126,7 +126,8 @@ def compile_ahead(problem: Problem, plan: Grid, device: Device) -> Any:
     else:
         absent = ("u", "saved")
     present = tuple(name not in absent for name in TENSORS)
-    pointers = {"out_ptr": "*i32", "last_ptr": "*i32", "sync_ptr": "*i32", "report_ptr": "*i64"}
+    # absent tensors are stood for by out
+    pointers = {f"{name}_ptr": "*i32" for name in (*absent, "out", "last", "sync")} | {"report_ptr": "*i64"}
     if plan.w_ih_home == "gemm":
         pointers["u_ptr"] = "*fp32"
     of = POINTERS[problem.dtype]
