@@ -9,7 +9,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from . import cases, environment, jobs, report
+from .first_run import first_run
 from .providers import PROVIDERS
 from .records import rows
 
@@ -34,9 +37,14 @@ def parser() -> argparse.ArgumentParser:
     def add(name: str, help: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=help, description=help)
 
-    add_check = add("check", "y, hn and all gradients against fp64, on the GPU or by Triton's interpreter")
-    _cases(add_check, "check")
-    _common(add_check)
+    add_check = add(
+        "check",
+        "on a GPU the first thing to run: protocols, equivalence, speed, constants, faults and graphs, within a budget; "
+        "without one, or for a suite or cases: y, hn and all gradients against fp64",
+    )
+    _cases(add_check, None)
+    _common(add_check, budget=True)
+    add_check.add_argument("--dry", action="store_true", help="all of it without a GPU: tiny, by Triton's interpreter")
     add_run = add("run", "time cases on the GPU against torch.nn.RNN on cuDNN")
     _cases(add_run, "quick")
     _common(add_run, budget=True)
@@ -68,7 +76,7 @@ def _common(to: argparse.ArgumentParser, budget: bool = False) -> None:
         to.add_argument("--budget", type=seconds, default=argparse.SUPPRESS, help="time to use, such as 8m (default)")
 
 
-def _cases(to: argparse.ArgumentParser, suite: str) -> None:
+def _cases(to: argparse.ArgumentParser, suite: str | None) -> None:
     to.add_argument("--suite", default=suite, help=", ".join(cases.SUITES))
     to.add_argument("--case", help="case names, separated by commas, in place of a suite")
 
@@ -100,7 +108,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _command(given: argparse.Namespace, out: Path, deadline: float) -> list[str]:
     if given.command == "check":
-        table, failures = jobs.run_check(_chosen(given), out)
+        some = given.suite or given.case
+        if given.dry and some:
+            raise ValueError("--dry has cases of its own: leave out --suite and --case")
+        if given.dry or (torch.cuda.is_available() and not some):
+            table, failures = first_run(out, deadline - time.monotonic(), given.dry)
+        else:
+            given.suite = given.suite or "check"
+            table, failures = jobs.run_check(_chosen(given), out)
     elif given.command == "run":
         passes = cases.choose(given.passes, cases.PASSES, "pass")
         providers = cases.choose(given.providers, tuple(PROVIDERS), "provider")

@@ -63,6 +63,18 @@ CHECK_SHAPES = (
     (16, 3, 5, 16), (32, 2, 4, 20), (13, 5, 4, 7), (64, 1, 3, 64),
 )  # fmt: skip
 
+# Beyond one CTA: what the first run times besides, by (H, B, T, dtype), and the model's table, by shape.
+LARGE_SHAPES = (
+    (384, 16, 512), (512, 16, 512), (1024, 16, 512), (1024, 64, 512), (1536, 32, 256), (2048, 16, 256), (4096, 16, 256),
+)  # fmt: skip
+FIRST_SHAPES = (
+    (1024, 16, 512, "bf16"), (1024, 16, 512, "fp32"), (1024, 16, 512, "fp16"), (384, 16, 512, "bf16"),
+    (2048, 16, 256, "bf16"), (512, 16, 512, "bf16"), (128, 16, 1024, "bf16"), (4096, 16, 256, "bf16"),
+    (1024, 64, 512, "bf16"), (512, 16, 512, "fp32"), (512, 8, 512, "fp16"), (256, 16, 1024, "bf16"),
+    (1536, 32, 256, "bf16"), (64, 16, 1024, "fp32"), (1760, 16, 50, "fp16"), (1024, 1, 512, "bf16"),
+    (2048, 16, 256, "fp32"), (3072, 32, 128, "bf16"),
+)  # fmt: skip
+
 SUITES: dict[str, tuple[Case, ...]] = {
     # shapes outermost: when the time runs out, the shapes that came first are complete for every dtype
     "quick": tuple(case(*shape, dtype) for shape in QUICK_SHAPES for dtype in DTYPES),

@@ -14,15 +14,17 @@ from typing import Any
 import torch
 
 from . import cases, check, digits, environment, figures, host, model, report, resources
+from .compiling import Call, compile_calls, in_parallel
 from .progress import Progress
 from .providers import PROVIDERS
 from .records import Row, Writer, read, rows
-from .run import compile_cases, in_parallel, model_estimate, run
+from .run import model_estimate, run
 from .worker import Worker, WorkerError
 
 PACKAGE = __package__ or "bench"
 RESULTS = Path(__file__).resolve().parent / "results"
 CHECK_TIMEOUT = 120.0  # seconds a case
+FEW_H = 1024  # what `make bench` compiles of the plans over a group of CTAs
 AFTER_TIMING = 60.0  # seconds of a budget kept for training, host cost, figures
 
 
@@ -51,13 +53,16 @@ def check_case(case: cases.Case) -> dict[str, Any]:
     from rnn_triton import interpreter
 
     device = environment.best_device()
+    plan = PROVIDERS["rnn_triton"].plan(case, device)
     verdict = check.gate(case, PROVIDERS["rnn_triton"], device)
     if device.type == "cuda":
         implementation = f"Triton kernels on {torch.cuda.get_device_name(device)}"
     else:
         implementation = "Triton kernels by the interpreter" if interpreter.active() else "torch on the CPU"
     status = "ok" if verdict.ok else "wrong"
-    return {"status": status, "message": verdict.message, "errors": verdict.errors, "implementation": implementation}
+    return {
+        "status": status, "message": verdict.message, "errors": verdict.errors, "implementation": implementation, "plan": plan,
+    }  # fmt: skip
 
 
 def run_check(chosen: Sequence[cases.Case], out: Path) -> tuple[str, list[str]]:
@@ -73,9 +78,9 @@ def run_check(chosen: Sequence[cases.Case], out: Path) -> tuple[str, list[str]]:
                     found = worker.call(case, CHECK_TIMEOUT)
                 except WorkerError as error:
                     found = {"status": error.status, "message": str(error), "errors": {}, "implementation": "none"}
-                writer.write(
-                    "check", case=case.name, shape=dataclasses.asdict(case), provider="rnn_triton", **found
-                )
+                    found |= {"plan": None}
+                shape = dataclasses.asdict(case)
+                writer.write("check", case=case.name, shape=shape, provider="rnn_triton", choices={}, **found)
                 progress.step(failed=found["status"] != "ok")
     return _check_table(out)
 
@@ -106,6 +111,7 @@ def _check_table(out: Path) -> tuple[str, list[str]]:
 
 def compiled(item: tuple[Any, Any]) -> dict[str, Any]:
     """The fields of one resources record of a planned (Problem, Device)."""
+    from rnn_triton import plans
     from rnn_triton.launch import compile_ahead
     from rnn_triton.plan import plan
 
@@ -113,7 +119,7 @@ def compiled(item: tuple[Any, Any]) -> dict[str, Any]:
     chosen = plan(problem, device)
     estimate = model.step(problem, chosen, device)
     out = {
-        "problem": dataclasses.asdict(problem), "plan": dataclasses.asdict(chosen), "resources": {}, "status": "ok",
+        "problem": dataclasses.asdict(problem), "plan": plans.fields(chosen), "resources": {}, "status": "ok",
         "message": "", "floor_us_per_step": estimate.floor_us, "practical_us_per_step": estimate.practical_us,
     }  # fmt: skip
     try:
@@ -123,8 +129,11 @@ def compiled(item: tuple[Any, Any]) -> dict[str, Any]:
     return out
 
 
-def distinct_plans(arch: str) -> list[tuple[Any, Any]]:
-    """One planned (Problem, Device) for each different plan of an architecture and direction; fp16's are bf16's."""
+def distinct_plans(arch: str, few: bool = False) -> list[tuple[Any, Any]]:
+    """One planned (Problem, Device) for each different kernel of an architecture; fp16's are bf16's.
+
+    `few`: of plans over a group of CTAs, whose kernels are different for every size, one for each direction and sort of
+    product, of H = FEW_H."""
     from rnn_triton.plan import PLANNED, plan
 
     architectures = sorted({f"sm_{device.capability}" for _, device in PLANNED})
@@ -133,14 +142,22 @@ def distinct_plans(arch: str) -> list[tuple[Any, Any]]:
     chosen: dict[Any, tuple[Any, Any]] = {}
     for problem, device in PLANNED:
         if f"sm_{device.capability}" == arch:
-            key = problem.direction, dataclasses.replace(plan(problem, device), reason="", accuracy="")
+            found: Any = plan(problem, device)
+            key: tuple[Any, ...] = (problem.direction, dataclasses.replace(found, reason="", accuracy=""))
+            if found.regime == "grid":
+                if few and problem.H != FEW_H:
+                    continue
+                key = problem.direction, dataclasses.replace(found, reason="", accuracy="", groups=0), problem.H
+                key += (problem.I if found.w_ih_home not in ("gemm", "none") else 0,)
+                if few:
+                    key = problem.direction, found.formulation, found.precision
             chosen.setdefault(key, (problem, device))
     return list(chosen.values())
 
 
-def run_resources(arch: str, out: Path) -> tuple[str, list[str]]:
-    """(table, failures) of every plan's kernel on an architecture, compiled here; needs no GPU."""
-    items = distinct_plans(arch)
+def run_resources(arch: str, out: Path, few: bool = False) -> tuple[str, list[str]]:
+    """(table, failures) of every plan's kernel on an architecture, compiled here; needs no GPU. `few`: distinct_plans."""
+    items = distinct_plans(arch, few)
     found, failures = {}, []
     with Writer(out / "resources.jsonl", environment.new_run(), environment.describe(torch.device("cpu"))) as writer:
         for i, fields in in_parallel(compiled, items, f"compiling for {arch}"):
@@ -159,9 +176,9 @@ def run_resources(arch: str, out: Path) -> tuple[str, list[str]]:
 
 
 def model_table(device: Any) -> str:
-    """Floor and practical us/step of the quick suite on a device, by the latency model."""
+    """Floor and practical us/step of the quick suite, and of sizes beyond one CTA, on a device, by the latency model."""
     body = []
-    for shape in cases.QUICK_SHAPES:
+    for shape in (*cases.QUICK_SHAPES, *cases.LARGE_SHAPES):
         line = ["H {} B {} T {}".format(*shape)]
         for dtype in cases.DTYPES:
             for pass_ in cases.PASSES:
@@ -191,7 +208,7 @@ def run_timing(
     from rnn_triton import hardware
 
     device = hardware.of(environment.best_device())
-    compile_cases(chosen, device)
+    compile_calls(Call(case) for case in chosen)
     with Writer(out / "timing.jsonl", environment.new_run(), environment.describe(environment.best_device())) as writer:
         found, left = run(
             chosen, passes, writer, deadline, providers=providers, estimate=model_estimate(device)
@@ -253,7 +270,7 @@ def quick(out: Path, budget: float) -> list[str]:
     else:
         from rnn_triton import hardware
 
-        table, failed = run_resources("sm_90", out)
+        table, failed = run_resources("sm_90", out, few=True)
         show(table)
         failures += failed
         show(model_table(hardware.RECORDS["sm_90"]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, Protocol
 
 import torch
@@ -107,12 +106,12 @@ class Ours:
         return ModuleSession(module, inputs)
 
     def plan(self, case: Case, device: torch.device) -> dict[str, Any] | None:
-        from rnn_triton import hardware
+        from rnn_triton import hardware, plans
         from rnn_triton.plan import plan
 
         from .model import problems
 
-        return {p.direction: dataclasses.asdict(plan(p, hardware.of(device))) for p in problems(case)}
+        return {p.direction: plans.fields(plan(p, hardware.of(device))) for p in problems(case)}
 
 
 class TorchRNN:

@@ -35,10 +35,27 @@ KINDS: dict[str, dict[str, tuple[type, ...]]] = {
         "peak_bytes": (int, _NONE), "errors": (dict,), "plan": (dict, _NONE), "kernels": (list,),
         "floor_us_per_step": (*_NUMBER, _NONE), "practical_us_per_step": (*_NUMBER, _NONE),  # estimates
     },
-    # one (case, provider) against the fp64 reference
+    # one (case, provider) against the fp64 reference; choices: what rnn_triton.overriding was given
     "check": {
         "case": (str,), "shape": (dict,), "provider": (str,), "implementation": (str,), "status": (str,),
-        "message": (str,), "errors": (dict,),
+        "message": (str,), "errors": (dict,), "choices": (dict,), "plan": (dict, _NONE),
+    },
+    # one recurrence alone, without GEMMs after it
+    "exchange": {
+        "case": (str,), "shape": (dict,), "direction": (str,), "choices": (dict,), "plan": (dict, _NONE),
+        "status": (str,), "message": (str,), "errors": (dict,),
+        "device_us": (list,), "short_T": (int, _NONE), "short_us": (list,),  # raw samples per call, as of a timing
+        "practical_us_per_step": (*_NUMBER, _NONE),  # an estimate
+    },
+    # one constant of the latency model, measured
+    "constant": {
+        "name": (str,), "unit": (str,), "case": (str,), "choices": (dict,), "plan": (dict, _NONE), "status": (str,),
+        "message": (str,), "value": (*_NUMBER, _NONE), "model": (*_NUMBER, _NONE),
+        "x": (list,), "us": (list,),  # where it was measured, and the median microseconds there
+    },
+    # one property of launches that is there or not
+    "behaviour": {
+        "name": (str,), "case": (str,), "choices": (dict,), "status": (str,), "message": (str,), "seconds": _NUMBER,
     },
     # one compiled plan
     "resources": {
@@ -51,6 +68,9 @@ KINDS: dict[str, dict[str, tuple[type, ...]]] = {
         "seconds": _NUMBER,
     },
 }  # fmt: skip
+
+# Fields added within this schema version, and what a record without them means.
+ADDED: dict[str, dict[str, Any]] = {"check": {"choices": {}, "plan": None}}
 
 
 @dataclass(frozen=True)
@@ -132,6 +152,8 @@ def read(paths: Iterable[Path]) -> tuple[list[dict[str, Any]], list[Problem]]:
                     continue
                 try:
                     record = json.loads(raw.decode("utf-8"))
+                    if isinstance(record, dict):
+                        record = {**ADDED.get(str(record.get("kind")), {}), **record}
                     validate(record)
                 except ValueError as error:  # JSON and UTF-8 errors are ValueErrors too
                     problems.append(Problem(str(path), number, str(error)))

@@ -98,7 +98,7 @@ def resource_rows(records: Iterable[dict[str, Any]]) -> list[tuple[str, ...]]:
         problem, plan, found = record["problem"], record["plan"], record["resources"]
         dtype = problem["dtype"] + (f" {problem['precision']}" if problem["precision"] else "")
         head = (problem["direction"], str(problem["H"]), str(problem["I"]), str(problem["B"]), dtype)
-        shape = f"{plan.get('warps', '?')} warps, {plan.get('block_b', '?')} rows"
+        shape = f"{plan.get('regime', '')} {plan.get('warps', '?')} warps, {plan.get('block_b', '?')} rows"
         if record["status"] != "ok":
             out.append((*head, shape, f"{record['status']}: {record['message']}", *["-"] * 9))
             continue

@@ -1,14 +1,10 @@
-"""Runs cases: compiles ahead in parallel, gates, times, and writes a record as soon as each is known."""
+"""Runs cases: gates, times, and writes a record as soon as each is known."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -24,9 +20,10 @@ CASE_TIMEOUT = 120.0  # seconds, every provider and pass of one case, a first CU
 SAMPLE_SECONDS = 0.25  # of measuring per (case, pass, kind of time), all providers together
 
 
-def measure(job: Job) -> list[dict[str, Any]]:
-    """The fields of one timing record per (provider, pass) of a case; runs in the worker, needs a GPU."""
-    device = torch.device("cuda")
+def measure(job: Job, device: torch.device = torch.device("cuda"), clock: Any = timing) -> list[dict[str, Any]]:
+    """The fields of one timing record per (provider, pass) of a case; runs in the worker.
+
+    `clock`: timing.py, or what has its functions."""
     case, short = job.case, max(1, job.case.T // 4)
     inputs = tensors(case, device)
     truth = check.reference(case, inputs)
@@ -34,11 +31,11 @@ def measure(job: Job) -> list[dict[str, Any]]:
     sessions, short_sessions = {}, {}
     for name in job.providers:
         provider = PROVIDERS[name]
-        fields = [_blank(case, pass_, name) for pass_ in job.passes]
+        fields = [blank(case, pass_, name) for pass_ in job.passes]
         for record in fields:
             records[name, record["pass"]] = record
         if reason := provider.missing(device):
-            _fail(fields, "unsupported", reason)
+            fail(fields, "unsupported", reason)
             continue
         try:
             sessions[name] = provider.session(case, inputs)
@@ -47,40 +44,41 @@ def measure(job: Job) -> list[dict[str, Any]]:
             verdict = check.compare(case, sessions[name].train(), truth)
         except RuntimeError as error:  # NotImplementedError, of which UnsupportedError is one, is a RuntimeError
             unsupported = isinstance(error, NotImplementedError)
-            _fail(fields, "unsupported" if unsupported else "error", str(error))
+            fail(fields, "unsupported" if unsupported else "error", str(error))
             sessions.pop(name, None)
             continue
         for record in fields:
             record |= {"plan": plan, "errors": verdict.errors}
             if not verdict.ok:
                 record |= {"status": "wrong", "message": verdict.message}
-    flush = timing.Flush(device)
+    flush = clock.Flush(device)
     for pass_ in job.passes:
         method = "forward" if pass_ == "fwd" else "train"
         calls = {name: getattr(session, method) for name, session in sessions.items()}
         short_calls = {name: getattr(short_sessions[name], method) for name in sessions}
-        samples = timing.device_us(calls, flush, SAMPLE_SECONDS)
-        short_samples = timing.device_us(short_calls, flush, SAMPLE_SECONDS / 2)
-        wall = timing.wall_us(calls)
+        samples = clock.device_us(calls, flush, SAMPLE_SECONDS)
+        short_samples = clock.device_us(short_calls, flush, SAMPLE_SECONDS / 2)
+        wall = clock.wall_us(calls)
         for name, call in calls.items():
             record = records[name, pass_]
             record |= {
                 "device_us": samples[name], "short_T": short, "short_us": short_samples[name], "wall_us": wall[name],
-                "peak_bytes": timing.peak_bytes(call), "kernels": timing.kernels(call),
+                "peak_bytes": clock.peak_bytes(call), "kernels": clock.kernels(call),
             }  # fmt: skip
         graphs = {}
         for name, call in calls.items():
             try:
-                graphs[name] = timing.capture(call).replay
+                graphs[name] = clock.capture(call).replay
             except RuntimeError as error:
                 records[name, pass_]["message"] += f" graph capture failed: {error}"
-        for name, times in timing.device_us(graphs, flush, SAMPLE_SECONDS).items():
+        for name, times in clock.device_us(graphs, flush, SAMPLE_SECONDS).items():
             records[name, pass_]["graph_us"] = times
-    torch.cuda.synchronize()  # raises where a failure above broke the context: the worker is then replaced
+    clock.synchronize()  # raises where a failure above broke the context: the worker is then replaced
     return list(records.values())
 
 
-def _blank(case: Case, pass_: str, provider: str) -> dict[str, Any]:
+def blank(case: Case, pass_: str, provider: str) -> dict[str, Any]:
+    """The fields of a timing record with nothing measured"""
     return {
         "case": case.name, "shape": dataclasses.asdict(case), "pass": pass_, "provider": provider,
         "status": "ok", "message": "", "device_us": [], "graph_us": [], "wall_us": [], "short_T": None,
@@ -89,7 +87,7 @@ def _blank(case: Case, pass_: str, provider: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _fail(records: Iterable[dict[str, Any]], status: str, message: str) -> None:
+def fail(records: Iterable[dict[str, Any]], status: str, message: str) -> None:
     for record in records:
         record |= {"status": status, "message": message}
 
@@ -121,8 +119,8 @@ def run(
             try:
                 found = worker.call(Job(case, tuple(passes), tuple(providers)), min(timeout, deadline - began))
             except WorkerError as error:
-                found = [_blank(case, pass_, name) for name in providers for pass_ in passes]
-                _fail(found, error.status, str(error))
+                found = [blank(case, pass_, name) for name in providers for pass_ in passes]
+                fail(found, error.status, str(error))
             for fields in found:
                 floor, practical = estimate(case, fields["pass"])
                 fields |= {"floor_us_per_step": floor, "practical_us_per_step": practical}
@@ -144,38 +142,3 @@ def model_estimate(device: Any) -> Callable[[Case, str], tuple[float | None, flo
         return found.floor_us, found.practical_us
 
     return estimate
-
-
-def in_parallel(function: Callable[[Any], Any], arguments: Sequence[Any], title: str) -> Iterator[tuple[int, Any]]:
-    """(index, function(argument)) as each is done, in fresh processes, one a core; an exception in place of a result."""
-    if not arguments:
-        return
-    processes = min(len(arguments), os.cpu_count() or 1)
-    with (
-        ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool,
-        Progress(title, len(arguments)) as progress,
-    ):
-        progress.now(f"{processes} processes")
-        futures = {pool.submit(function, argument): i for i, argument in enumerate(arguments)}
-        for future in as_completed(futures):
-            error = future.exception()
-            yield futures[future], future.result() if error is None else error
-            progress.step(failed=error is not None)
-            progress.now(f"{processes} processes")
-
-
-def compile_problem(item: tuple[Any, Any]) -> None:
-    """Compile the plan of a (Problem, Device), if it has one, into Triton's cache."""
-    from rnn_triton.launch import compile_ahead
-    from rnn_triton.plan import plan
-
-    problem, device = item
-    with contextlib.suppress(NotImplementedError):
-        compile_ahead(problem, plan(problem, device), device)
-
-
-def compile_cases(cases: Iterable[Case], device: Any) -> None:
-    """Fill Triton's cache for the cases' kernels, in parallel. A failure shows again when its case runs."""
-    problems = {problem: None for case in cases for problem in model.problems(case)}
-    for _ in in_parallel(compile_problem, [(problem, device) for problem in problems], "compiling"):
-        pass

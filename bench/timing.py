@@ -86,6 +86,11 @@ def capture(call: Callable[[], object]) -> torch.cuda.CUDAGraph:
     return graph
 
 
+def synchronize() -> None:
+    """Wait for the GPU; raises what an earlier launch has broken."""
+    torch.cuda.synchronize()
+
+
 def peak_bytes(call: Callable[[], object]) -> int:
     """Most memory allocated during a call beyond what was allocated before it, its results included."""
     torch.cuda.synchronize()

@@ -6,7 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -26,10 +26,17 @@ class Worker:
     illegal access, and a call that hangs must not outlive its time.
     """
 
-    def __init__(self, function: Callable[[Any], Any]):
+    def __init__(self, function: Callable[[Any], Any], environment: Mapping[str, str] | None = None):
+        """`environment`: variables that are set in the process from its start."""
         self.function = function
+        self.environment = environment or {}
         self._process: Any = None
         self._connection: Connection | None = None
+
+    @property
+    def is_warm(self) -> bool:
+        """Is there a process already?"""
+        return self._connection is not None
 
     def call(self, argument: Any, timeout: float) -> Any:
         """function(argument), or WorkerError; `timeout` in seconds includes the start of the process."""
@@ -54,7 +61,13 @@ class Worker:
             context = multiprocessing.get_context("spawn")
             self._connection, theirs = context.Pipe()
             self._process = context.Process(target=_serve, args=(self.function, theirs), daemon=True)
-            self._process.start()
+            before = dict(os.environ)
+            os.environ.update(self.environment)
+            try:
+                self._process.start()
+            finally:
+                os.environ.clear()
+                os.environ.update(before)
             theirs.close()
         return self._connection
 
@@ -78,6 +91,12 @@ class Worker:
         self.stop()
 
 
+def in_words(error: BaseException) -> str:
+    """An exception and where it came from"""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({os.path.basename(last.filename)}:{last.lineno})"
+
+
 def _serve(function: Callable[[Any], Any], connection: Connection) -> None:
     with contextlib.suppress(EOFError, KeyboardInterrupt, BrokenPipeError):
         while True:
@@ -85,7 +104,5 @@ def _serve(function: Callable[[Any], Any], connection: Connection) -> None:
             try:
                 reply = (True, function(argument))
             except Exception as error:
-                last = traceback.extract_tb(error.__traceback__)[-1]
-                where = f"{os.path.basename(last.filename)}:{last.lineno}"
-                reply = (False, f"{type(error).__name__}: {error} ({where})")
+                reply = (False, in_words(error))
             connection.send(reply)

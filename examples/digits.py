@@ -106,7 +106,7 @@ def run(
     """
     net = build(implementation, seed).to(device)
     if implementation == "rnn_triton":
-        ran = rnn_triton.explain(8, BATCH, 8, HIDDEN, device=device)
+        ran = rnn_triton.explain(8, BATCH, 8, HIDDEN, device=device).splitlines()[0]
     else:
         ran = f"torch.nn.RNN of torch {torch.__version__} on {device}"
     x, digit = (t.to(device) for t in load())

@@ -16,9 +16,13 @@ word is the unit of the protocols, whatever the dtype.  Two protocols, PROTOCOL:
             at -1, from the same fill.
 
 Co-residency: every spin waits for another CTA of the same launch, so all of them must run at once: the launch is
-cooperative, its grid at most what fits.  Every spin is bounded all the same.  Who has polled `limit` times stores the
-step it waits in into the group's error word; who sees that word set stops waiting.  What was waited for then still
-holds the sentinel, a NaN, and `grid` (grid.py) fills the rest of the group's outputs with NaN and reports the step.
+cooperative, its grid at most what fits.  Every spin is bounded all the same.  Who has polled `limit` times lowers the
+group's error word, from the largest unsigned number, to the step it waits in; who sees that word lowered stops waiting,
+and waits no more.  What was waited for then still holds the sentinel, a NaN, and `grid` (grid.py) fills the rest of the
+group's outputs with NaN and reports the step.
+
+Of the two protocols PTX's memory model covers the counter alone: in the other, stores (weak, `.cg`) race with relaxed
+loads.  Both are single accesses of L2 in machine code (STG, LDG .STRONG.GPU), and words do not tear.
 
 Cost on the critical path (sm_90, sentinel): one L2 store-to-load hand-over, one maximum a word and one branch.
 """
@@ -28,7 +32,7 @@ import triton.language as tl
 
 SENTINEL = tl.constexpr(-1)
 NAN = tl.constexpr(0x7FFF7FFF)  # two bf16 or fp16 NaN, or one fp32 NaN; not the sentinel
-LINE = tl.constexpr(32)  # words between synchronisation words: a 128-byte line each
+LINE = tl.constexpr(32)  # words between synchronisation words: 128 bytes, no two on a line
 POLLS_PER_LOOK = tl.constexpr(64)  # at the error word while spinning: a look costs as much as a poll
 
 
@@ -94,7 +98,7 @@ setp.ne.u32 q, t, 0xFFFFFFFF;
 @q bra DONE;
 setp.lt.u32 q, n, {limit};
 @q bra SPIN;
-st.relaxed.gpu.global.u32 [{error}], {step};
+red.relaxed.gpu.global.min.u32 [{error}], {step};
 DONE:
 }}"""
 
@@ -202,16 +206,16 @@ def load_words(pointers, start, enable, WORDS: tl.constexpr, MASKED: tl.constexp
 
 @triton.jit
 def gather(
-    ptr, rows, enable, skip, error_ptr, counter_ptr, target, step, limit, WORDS: tl.constexpr, ALWAYS: tl.constexpr,
+    ptr, rows, enable, given, failed, error_ptr, counter_ptr, target, step, limit, WORDS: tl.constexpr, ALWAYS: tl.constexpr,
     BLOCK_B: tl.constexpr, WARPS: tl.constexpr, PROTOCOL: tl.constexpr,
 ):  # fmt: skip
     """All of s_{t-1} of a batch tile, as a tuple of word tiles (`load_words`), once every CTA of the group has published
-    its part; zeros where not enable (ALWAYS: it is).  ptr: int32 [rows, WORDS].  skip: not 0 where ptr is not exchanged
-    but given (h0), valid from the start."""
+    its part; zeros where not enable (ALWAYS: it is).  ptr: int32 [rows, WORDS].  given: ptr is not exchanged but given
+    (h0), valid from the start.  failed: the group has given up, wait for nothing."""
     TILE: tl.constexpr = 16 * WARPS
     TILES: tl.constexpr = (WORDS + TILE - 1) // TILE
     if PROTOCOL == "counter":
-        wait(counter_ptr, target, error_ptr, step, limit)
+        wait(counter_ptr, tl.where(failed, SENTINEL, target), error_ptr, step, limit)
     if ALWAYS:
         enable = True
     pointers = word_pointers(ptr, WORDS, rows, BLOCK_B, WARPS)
@@ -224,7 +228,7 @@ def gather(
         words = words + (v,)
     if PROTOCOL == "sentinel":
         words = verify(
-            pointers.to(tl.int64), words, skip, error_ptr.to(tl.int64), step, limit, TILES, BLOCK_B // 2, 4 * TILE
+            pointers.to(tl.int64), words, (given | failed).to(tl.int32), error_ptr.to(tl.int64), step, limit, TILES, BLOCK_B // 2, 4 * TILE
         )
     return words
 

@@ -23,7 +23,8 @@ t is computed by a CTA only after it has seen all of step t - 1 of that tile, so
 another at one tile, which the counters rely on.  All rows are whole 16-byte vectors (ROW elements, H of them hidden
 units): the launch pads what is not, and units in the padding publish zeros, whatever their products are.
 
-A group that fails (exchange.py) leaves NaN from the failing step on, in all of its rows, and reports itself.
+A group that fails (exchange.py) leaves NaN from the failing step on and reports itself; a CTA that was through before
+keeps what it has, which is right.
 
 Cost of a step (sm_90, bf16, H = 1024, UNITS = 16, BLOCK_B = 8): gather 16 KB from L2 a CTA, 16 dependent mma less the
 chains, 2 barriers; the hand-over through L2 is most of it.  Global traffic inside the loop: x, u, saved, the state, and
@@ -106,13 +107,13 @@ def _project_streamed(
 
 @triton.jit
 def _abandon(
-    out_ptr, last_ptr, failed, T, B, t_first, dt, group, groups, own_tiles, unit0,
+    out_ptr, last_ptr, at, T, B, t_first, dt, group, groups, own_tiles, unit0,
     UNITS: tl.constexpr, BLOCK_B: tl.constexpr, WORDS: tl.constexpr, E: tl.constexpr, HAS_LAST: tl.constexpr,
 ):  # fmt: skip
-    """NaN in all of the CTA's outputs from step `failed` on"""
+    """NaN in all of the CTA's outputs from step `at` on"""
     nan = tl.full((BLOCK_B, UNITS // 2), NAN, tl.int32)
     step_words = B.to(tl.int64) * WORDS
-    for k in range(failed * own_tiles, T * own_tiles):
+    for k in range(at * own_tiles, T * own_tiles):
         tile = group + k % own_tiles * groups
         row0 = (tile * BLOCK_B).to(tl.int64)
         t = t_first + dt * (k // own_tiles)
@@ -231,6 +232,7 @@ def grid(
         saved_t = saved_ptr + t_first * step_s + row0 * ROW
         saved_raw = load_own(saved_t, ROW, rows, True, unit0, ROW, UNITS, BLOCK_B, E, False)
 
+    error = tl.load(error_ptr, volatile=True)
     step = 0
     own = 0  # which of the group's tiles
     for _ in range(T * own_tiles):
@@ -274,17 +276,19 @@ def grid(
         if HAS_FIRST and not FIRST_IS_STATE:
             dhn = load_own(first_ptr + row0 * ROW, ROW, rows, step == 0, unit0, ROW, UNITS, BLOCK_B, E, False)
             u += own_tile(dhn, DTYPE, E, False)
+        failed = error != SENTINEL
+        error = tl.load(error_ptr, volatile=True)  # for the next step, which need not wait for it
         tl.debug_barrier()
 
         # ---- critical path
         before = out_ptr + ((t - dt) * step_words + row0 * WORDS)
-        given = 0
+        given = step < 0
         if HAS_FIRST and FIRST_IS_STATE:
             first_words = first_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
             before = tl.where(step > 0, before, first_words + row0 * WORDS)
-            given = (step == 0).to(tl.int32)
+            given = step == 0
         words = gather(
-            before, rows, step > 0, given, error_ptr, counters + tile * LINE, CTAS * step - 1, step, limit, WORDS,
+            before, rows, step > 0, given, failed, error_ptr, counters + tile * LINE, CTAS * step - 1, step, limit, WORDS,
             HAS_FIRST and FIRST_IS_STATE, BLOCK_B, WARPS, PROTOCOL,
         )  # fmt: skip
         for k in tl.static_range(len(w_rec)):
@@ -318,10 +322,11 @@ def grid(
                 s_last = tl.load(out_ptr + ((t_first + dt * (T - 1)) * step_words + at) + offsets, mask=mask)
                 tl.store(last_ptr + at + offsets, s_last, mask=mask)
 
-    failed = tl.load(error_ptr, volatile=True)
-    if failed != SENTINEL:
+    tl.debug_barrier()  # what is abandoned has been stored
+    at = tl.load(error_ptr, volatile=True)
+    if at != SENTINEL:
         _abandon(
-            out_ptr, last_ptr, failed, T, B, t_first, dt, group, groups, own_tiles, unit0, UNITS, BLOCK_B, WORDS, E,
+            out_ptr, last_ptr, at, T, B, t_first, dt, group, groups, own_tiles, unit0, UNITS, BLOCK_B, WORDS, E,
             HAS_LAST,
         )  # fmt: skip
-        tl.store(report_ptr, (launch.to(tl.int64) << 44) | (group.to(tl.int64) << 32) | failed)
+        tl.store(report_ptr, (launch.to(tl.int64) << 44) | (group.to(tl.int64) << 32) | at)

@@ -85,11 +85,6 @@ def kind(problem: Problem) -> str:
     return "fp64" if problem.dtype == "fp64" else problem.precision or "ieee"
 
 
-def what(problem: Problem) -> str:
-    """dtype and precision, in words"""
-    return problem.dtype if problem.precision is None else f"{problem.dtype} ({problem.precision})"
-
-
 def candidates(problem: Problem, device: Device, asked: Mapping[str, Any] | None = None) -> Iterator[Plan]:
     """The plans that fit.  `asked`: values of fields that are derived otherwise ("groups", "chains", "w_hh_shared", tiles of
     the step kernel), and regime="grid" on a device that does not run all programs of a launch at once."""
@@ -256,6 +251,8 @@ def grid(problem: Problem, device: Device, asked: Mapping[str, Any]) -> Iterator
             for warps in _REGISTERS:
                 state = k_tiles(problem.H, warps, problem.dtype)
                 chains = asked.get("chains", 2 if state >= _TWO_CHAINS_FROM else 1)
+                if chains not in (1, 2):
+                    return
                 for home in homes:
                     plan = Grid(
                         block_b=block_b, warps=warps, formulation=form.formulation, precision=form.precision,

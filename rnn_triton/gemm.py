@@ -59,8 +59,13 @@ def matmul(a: torch.Tensor, b: torch.Tensor, precision: str | None) -> torch.Ten
     # the setting that cuBLAS calls consult; the older allow_tf32 raises when both kinds of switches were used
     torch_tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
     if a.dtype != torch.float32 or not a.is_cuda or torch_tf32 == (precision == "tf32"):
-        return torch.mm(a, b)
+        return torch.mm(a, b) if _accumulates_wide(a) else torch.mm(a.float(), b.float()).to(a.dtype)
     return triton_matmul(a, b, precision)
+
+
+def _accumulates_wide(a: torch.Tensor) -> bool:
+    """Does torch.mm of such matrices accumulate in fp32? In fp16 a setting makes cuBLAS accumulate in fp16."""
+    return not (a.is_cuda and a.dtype == torch.float16 and torch.backends.cuda.matmul.allow_fp16_accumulation)
 
 
 def project(
@@ -82,7 +87,7 @@ def project(
     rows, columns = x.reshape(T * B, I), w_ih.t()
     if x.element_size() > 2:
         u = matmul(rows, columns, precision)
-    elif x.is_cuda:
+    elif x.is_cuda and _accumulates_wide(x):
         u = torch.mm(rows, columns, out_dtype=torch.float32)
     else:
         u = torch.mm(rows.float(), columns.float())

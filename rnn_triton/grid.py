@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from . import faults, gemm
+from . import faults, gemm, interpreter
 from .hardware import Device
 from .kernels.exchange import LINE
 from .kernels.grid import grid
@@ -24,6 +24,8 @@ _LINE = int(LINE.value)
 # Polls before a group gives up.  A poll takes at least the 0.3 us of an access to L2, so this is more than a second:
 # far beyond any step, and far below a watchdog's patience.
 SPIN_LIMIT = 1 << 22
+# Triton's interpreter runs one program after another: a plan that is forced on it waits in vain, and slowly.
+INTERPRETED_LIMIT = 1 << 10
 
 
 class Site:
@@ -36,7 +38,7 @@ class Site:
         self.padding = self.row - problem.H
         self.input_padding = row_units(problem.I, problem.dtype) - problem.I
         self.vector = row_units(1, problem.dtype)  # elements of 16 bytes
-        # per time step a word each; error words of the groups, counters of the tiles
+        # error words of the groups, counters of the tiles
         self.sync_words = _LINE * (plan.groups + math.ceil(problem.B / plan.block_b))
         p = problem
         name = f"{p.direction} of {p.dtype} B={p.B} I={p.I} H={p.H} over {plan.groups} groups of {plan.ctas} CTAs"
@@ -93,11 +95,13 @@ class Site:
         return self._units(out, y.dtype)
 
     def _out(self, like: Tensor, T: int, B: int) -> tuple[Tensor, Tensor]:
-        """The words of [T, B, row], and behind them the synchronisation words: one allocation, one fill"""
+        """The words of [T, B, row], and behind them, on lines of their own, the synchronisation words: one allocation and
+        one fill, so that they are together in a CUDA graph, too"""
         words = self.row * like.element_size() // 4
         n = T * B * words
-        buffer = torch.empty(n + self.sync_words, dtype=torch.int32, device=like.device).fill_(-1)
-        return buffer[:n].view(T, B, words), buffer[n:]
+        at = -(-n // _LINE) * _LINE
+        buffer = torch.empty(at + self.sync_words, dtype=torch.int32, device=like.device).fill_(-1)
+        return buffer[:n].view(T, B, words), buffer[at:]
 
     def _rows(self, t: Tensor, padding: int) -> Tensor:
         """t[.., H], contiguous, as rows of whole vectors; `padding` rows of zeros below"""
@@ -106,13 +110,16 @@ class Site:
     def _units(self, words: Tensor, dtype: torch.dtype) -> Tensor:
         """words -> [.., H] contiguous"""
         t = words.view(dtype)
+        if self.padding:
+            t = t[..., : self.problem.H].clone(memory_format=torch.contiguous_format)
         # detach: torch marks t as a view of the words, and autograd would then refuse in-place changes to it
-        return t[..., : self.problem.H].contiguous() if self.padding else t.detach()
+        return t.detach()
 
     def _run(
         self, tensors: tuple[Tensor | None, ...], out: Tensor, sync: Tensor, scalars: tuple[int, ...]
     ) -> None:
-        self.launch((*tensors, sync, faults.word(out.device)), out, (*scalars, self.id, SPIN_LIMIT))
+        limit = min(SPIN_LIMIT, INTERPRETED_LIMIT) if interpreter.active() else SPIN_LIMIT
+        self.launch((*tensors, sync, faults.word(out.device)), out, (*scalars, self.id, limit))
         faults.after_launch(out.device)
 
 

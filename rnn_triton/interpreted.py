@@ -55,7 +55,8 @@ def register(exchange: Any, slices: Any) -> None:
                 if _scalar(tl.load(_pointer(error_address), volatile=True)) != -1:
                     break
                 if polls >= _scalar(limit):
-                    tl.atomic_xchg(_pointer(error_address), step, sem="relaxed", scope="gpu")
+                    words_of = _pointer(error_address).to(tl.pointer_type(tl.uint32), bitcast=True)
+                    tl.atomic_min(words_of, step.to(tl.uint32, bitcast=True), sem="relaxed", scope="gpu")
                     break
         return tuple(values)
 

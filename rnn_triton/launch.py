@@ -11,11 +11,12 @@ import functools
 from typing import Any
 
 from torch import Tensor
-from triton.runtime.errors import OutOfResources, PTXASError
 
 from . import faults, grid, hardware, per_step, single_cta
+from .errors import UnsupportedError
 from .hardware import Device
-from .plan import Plan, Problem, overrides, plan, reject
+from .launcher import DoesNotCompile
+from .plan import Choices, Plan, Problem, overrides, plan, reject
 from .plans import DTYPES
 
 _REGIMES: dict[str, Any] = {"single_cta": single_cta, "grid": grid, "per_step": per_step}
@@ -63,19 +64,24 @@ def compile_ahead(problem: Problem, p: Plan, device: Device) -> Any:
 
 def _run(call: tuple[Any, ...], pass_: str, *arguments: Any) -> Any:
     faults.check(call[-1])
+    failure = None
     while True:
-        site = _site(call, overrides())
+        try:
+            site = _site(call, overrides())
+        except UnsupportedError as error:
+            raise error from failure
         try:
             return getattr(site, pass_)(*arguments)
-        except (OutOfResources, PTXASError) as error:  # while compiling: nothing was launched
+        except DoesNotCompile as error:
+            failure = error
             reject(site.problem, hardware.of(call[-1]), site.plan, str(error))
             _site.cache_clear()
 
 
 @functools.lru_cache(maxsize=1024)
-def _site(call: tuple[Any, ...], chosen: Any) -> Any:
+def _site(call: tuple[Any, ...], chosen: Choices) -> Any:
     """The site of a call (direction, B, I, H, dtype, precision, nonlinearity, device) under the overrides `chosen`."""
     direction, B, I, H, dtype, precision, nonlinearity, device = call
     problem = Problem(direction, B, I, H, DTYPES[dtype], precision, nonlinearity)
-    p = plan(problem, hardware.of(device))
+    p = plan(problem, hardware.of(device), chosen)
     return _REGIMES[p.regime].Site(problem, p)

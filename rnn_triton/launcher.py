@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import triton.language as tl
 from torch import Tensor
+from triton.runtime.errors import OutOfResources, PTXASError
 
 from . import interpreted as _  # noqa: F401  (registers what it implements)
 from . import interpreter
@@ -22,6 +23,12 @@ CELLS = {
     ("relu", "forward"): cells.elman_relu_forward,
     ("relu", "backward"): cells.elman_relu_backward,
 }
+
+
+
+class DoesNotCompile(Exception):
+    """Registers or shared memory do not suffice for a kernel; nothing was launched."""
+
 
 _NO_CONTEXT = contextlib.nullcontext()
 
@@ -65,7 +72,10 @@ class Launcher:
                 kernel[self.grid](*pointers, *scalars, *constants)
                 return
             constexprs = self.constants(present)
-            kernel = self.kernel[self.grid](*pointers, *scalars, **constexprs, **self.options)
+            try:
+                kernel = self.kernel[self.grid](*pointers, *scalars, **constexprs, **self.options)
+            except (OutOfResources, PTXASError) as error:
+                raise DoesNotCompile(" ".join(str(error).split())[:200]) from error
             if ordinary and kernel is not None:  # None: a hook of Triton's took the launch over
                 self.kept[present] = kernel, tuple(constexprs.values())
 

@@ -82,8 +82,10 @@ class Site:
         return whole(pad(w_hh, (0, self.padding, 0, self.padding)) if self.padding else w_hh)
 
     def _units(self, t: Tensor) -> Tensor:
-        """t[.., ROW] -> [.., H], contiguous"""
-        return t[..., : self.problem.H].contiguous()
+        """t[.., ROW] -> [.., H], contiguous, no view"""
+        if self.padding:
+            return t[..., : self.problem.H].clone(memory_format=torch.contiguous_format).detach()
+        return t
 
     def _run(
         self, tensors: tuple[Tensor | None, ...], out: Tensor, first_k: int, descending: bool, strides: list[int]

@@ -11,6 +11,8 @@ import contextlib
 import functools
 import itertools
 import json
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from dataclasses import fields as fields_of
@@ -30,46 +32,43 @@ __all__ = [
 
 CHOICES = {"regime"} | {f.name for regime in (SingleCta, Grid, PerStep) for f in fields_of(regime)} - {"reason"}
 
-_overrides: tuple[tuple[str, Any], ...] = ()
-_rejected: dict[tuple[Problem, Device], tuple[tuple[Plan, str], ...]] = {}
+Choices = tuple[tuple[str, Any], ...]
+Failures = tuple[tuple[Plan, str], ...]
+
+_lock = threading.Lock()
+_open: list[dict[str, Any]] = []  # of every `overriding` that is open, in order
+_overrides: Choices = ()  # all of them together
+_rejected: dict[tuple[Problem, Device], Failures] = {}
+_TRIES = 4  # plans of a regime that may fail to compile before the regime is given up
 
 
 # ---- the choice -----------------------------------------------------------------------------------------------------
 
 
-def _kept(decide: Callable[[Problem, Device], Plan]) -> Callable[[Problem, Device], Plan]:
-    """`decide`, once for each problem, device, override and list of rejected plans"""
-
-    @functools.lru_cache(maxsize=4096)
-    def cached(problem: Problem, device: Device, *_: Any) -> Plan:
-        return decide(problem, device)
-
-    @functools.wraps(decide)
-    def kept(problem: Problem, device: Device) -> Plan:
-        return cached(problem, device, _overrides, _rejected.get((problem, device)))
-
-    return kept
-
-
-@_kept
-def plan(problem: Problem, device: Device) -> Plan:
-    """The configuration for this problem on this device.
+def plan(problem: Problem, device: Device, chosen: Choices | None = None) -> Plan:
+    """The configuration for this problem on this device, under the overrides `chosen`, by default those that are open.
 
     UnsupportedError: the device is older than Ampere, or everything failed to compile.  ValueError: an override that no
     plan of the problem satisfies."""
+    return _decide(problem, device, _overrides if chosen is None else chosen, rejected(problem, device))
+
+
+@functools.lru_cache(maxsize=4096)
+def _decide(problem: Problem, device: Device, chosen: Choices, failed: Failures) -> Plan:
     if device.capability < 80:
         raise UnsupportedError(
             f"{device.name} has compute capability {device.capability / 10:.1f}; the kernels need 8.0 (Ampere) or newer"
         )
-    asked = dict(_overrides)
+    asked = dict(chosen)
     fitting = list(candidates(problem, device, asked))
     found = [p for p in fitting if matches(p, asked)]
     if not found:
         raise ValueError(_no_choice(problem, device, asked, fitting))
-    failed = [p for p, _ in rejected(problem, device)]
-    found = [p for p in found if p not in failed]
+    kernels = {_kernel(p) for p, _ in failed}
+    tried = Counter(p.regime for p, _ in failed)
+    found = [p for p in found if _kernel(p) not in kernels and tried[p.regime] < _TRIES]
     if not found:
-        why = "; ".join(why for _, why in rejected(problem, device))
+        why = "; ".join(dict.fromkeys(why for _, why in (failed[0], failed[-1])))
         raise UnsupportedError(f"no plan for {problem} compiles on {device.name}: {why}")
     found = _measured(problem, device, found) or found
     # Rule until a GPU has measured it: one CTA, which exchanges nothing, wherever it holds W_hh.
@@ -79,6 +78,9 @@ def plan(problem: Problem, device: Device) -> Plan:
 
 # A GEMM before the launch is a launch more and T*B*H values in memory: it has to be worth them.
 _GEMM_ADVANTAGE = 1.05
+# What a launch per step is estimated to cost is mostly the host's time for it, the least certain constant of the model;
+# until it is measured the host must not decide a near tie against keeping W_hh on chip.
+_PER_STEP_ADVANTAGE = 1.2
 
 
 def best(problem: Problem, device: Device, plans: Sequence[Plan]) -> Plan:
@@ -88,7 +90,7 @@ def best(problem: Problem, device: Device, plans: Sequence[Plan]) -> Plan:
         us = latency.practical_us(problem, p, device)
         if isinstance(p, Grid):
             return us * (_GEMM_ADVANTAGE if p.w_ih_home == "gemm" else 1.0), p.groups * p.ctas
-        return us, 0
+        return us * (_PER_STEP_ADVANTAGE if isinstance(p, PerStep) else 1.0), 0
 
     return min(plans, key=cost)
 
@@ -102,19 +104,29 @@ def overriding(**choices: Any) -> Iterator[None]:
 
     `w_ih_home` is about forward passes: backward ones project nothing.  Nested ones add up.  ValueError: no such field,
     here; no such plan, when one is asked for."""
-    global _overrides
     unknown = sorted(set(choices) - CHOICES)
     if unknown:
         raise ValueError(f"a plan has no {', '.join(unknown)}; it has {', '.join(sorted(CHOICES))}")
-    before = _overrides
-    _overrides = tuple(sorted({**dict(before), **choices}.items()))
+    for name, value in choices.items():
+        if not isinstance(value, str | int):
+            raise ValueError(f"{name} must be a string or a number, got {value!r}")
+    with _lock:
+        _open.append(choices)
+        _combine()
     try:
         yield
     finally:
-        _overrides = before
+        with _lock:
+            del _open[next(i for i, other in enumerate(_open) if other is choices)]  # threads may close in any order
+            _combine()
 
 
-def overrides() -> tuple[tuple[str, Any], ...]:
+def _combine() -> None:
+    global _overrides
+    _overrides = tuple(sorted({name: value for choices in _open for name, value in choices.items()}.items()))
+
+
+def overrides() -> Choices:
     """The choices of the open `overriding`, hashable: what a cache of plans must have in its key."""
     return _overrides
 
@@ -142,13 +154,24 @@ def _no_choice(problem: Problem, device: Device, asked: Mapping[str, Any], fitti
 
 
 def reject(problem: Problem, device: Device, p: Plan, why: str) -> None:
-    """`p` did not compile: plan() gives the next one from now on."""
-    _rejected[problem, device] = (*rejected(problem, device), (p, why))
+    """The kernel of `p` did not compile: plan() gives the next one from now on."""
+    with _lock:
+        _rejected[_compiled_for(problem), device] = (*rejected(problem, device), (p, why))
 
 
-def rejected(problem: Problem, device: Device) -> tuple[tuple[Plan, str], ...]:
+def rejected(problem: Problem, device: Device) -> Failures:
     """Plans that did not compile, and why"""
-    return _rejected.get((problem, device), ())
+    return _rejected.get((_compiled_for(problem), device), ())
+
+
+def _compiled_for(problem: Problem) -> Problem:
+    """The problem as far as kernels depend on it: not on the batch, and backward not on I"""
+    return replace(problem, B=1, I=1 if problem.direction == "backward" else problem.I)
+
+
+def _kernel(p: Plan) -> Plan:
+    """The plan as far as its kernel depends on it"""
+    return replace(p, groups=1, reason="") if isinstance(p, Grid) else replace(p, reason="")
 
 
 # ---- measured choices -----------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ class Site:
     """What is known of a call from its problem and plan alone."""
 
     def __init__(self, problem: Problem, plan: SingleCta) -> None:
+        self.problem = problem
         self.plan = plan
         self.input_unit = _input_unit(problem, plan)
         self.state_unit = _state_unit(plan)

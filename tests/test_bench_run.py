@@ -7,9 +7,11 @@ import torch
 from support import bench_stubs
 from support.bench_records import ENVIRONMENT
 
-from bench import cases, check, digits, host, providers, records, run
+from bench import cases, check, compiling, digits, host, jobs, providers, records, run
 from bench.__main__ import main, seconds
 from bench.worker import Worker, WorkerError
+from rnn_triton.hardware import RECORDS
+from rnn_triton.plan import plan
 
 CPU = torch.device("cpu")
 
@@ -147,6 +149,12 @@ def test_a_worker_survives_what_its_calls_do():
         assert answer == "alive" and second != first
 
 
+def test_a_worker_has_its_environment_from_the_start():
+    with Worker(bench_stubs.environment, {"RNN_TRITON_BENCH": "1"}) as worker:
+        assert not worker.is_warm and worker.call("RNN_TRITON_BENCH", 60) == "1" and worker.is_warm
+    assert bench_stubs.environment("RNN_TRITON_BENCH") is None
+
+
 def test_a_hang_and_a_crash_cost_their_case_alone(tmp_path):
     chosen = [cases.case(H, 1, 8, "bf16") for H in (1, 2, 3, 4)]
     with records.Writer(tmp_path / "t.jsonl", "run-1", ENVIRONMENT) as writer:
@@ -171,8 +179,35 @@ def test_the_budget_leaves_cases_out_and_says_which(tmp_path):
 
 
 def test_failures_in_parallel_take_the_place_of_results():
-    found = dict(run.in_parallel(bench_stubs.misbehave, ["a", "raise"], "testing"))
+    found = dict(compiling.in_parallel(bench_stubs.misbehave, ["a", "raise"], "testing"))
     assert found[0][1] == "a" and isinstance(found[1], RuntimeError)
+
+
+# ---- plans ----------------------------------------------------------------------------------------------------------
+
+
+def test_distinct_plans_tell_grid_kernels_apart():
+    """A grid kernel is another for every H, and for every I where it projects x; its number of groups is none of it."""
+    found = jobs.distinct_plans("sm_90")
+    grids = [(problem, plan(problem, device)) for problem, device in found]
+    grids = [(problem, p) for problem, p in grids if p.regime == "grid"]
+    sizes = {(problem.direction, problem.H) for problem, _ in grids}
+    assert sizes >= {("forward", 384), ("backward", 384), ("forward", 1000), ("forward", 4096)}
+    assert {problem.I for problem, p in grids if problem.H == 1024 and p.w_ih_home == "registers"} >= {64, 1024}
+    few = jobs.distinct_plans("sm_90", few=True)
+    of = [(problem.direction, problem.precision) for problem, device in few if plan(problem, device).regime == "grid"]
+    assert len(of) == len(set(of)) == 6 and len(found) - len(grids) == len(few) - len(of)
+
+
+def test_records_name_the_regime_of_a_plan():
+    listed = [cases.parse(name) for name in ("h64-b8-t4-bf16", "h5000-b8-t4-bf16")]
+    found = [providers.PROVIDERS["rnn_triton"].plan(case, CPU) for case in listed]
+    assert [(f["forward"]["regime"], f["backward"]["regime"]) for f in found] == [("single_cta",) * 2, ("per_step",) * 2]
+
+
+def test_the_models_table_goes_beyond_one_cta():
+    table = jobs.model_table(RECORDS["sm_90"])
+    assert "H 128 B 16" in table and "H 1024 B 64" in table and "H 4096 B 16" in table and "no plan" not in table
 
 
 # ---- the rest -------------------------------------------------------------------------------------------------------

@@ -247,7 +247,7 @@ def test_the_limits_can_fail(monkeypatch):
     form = plan._FORMS["16-bit"]
     monkeypatch.setitem(plan._FORMS, "16-bit", plan._Form(**{**vars(form), "registers": (8, 8)}))
     problem = plan.Problem("forward", 8, 256, 256, "bf16", None, "tanh")
-    p = plan.plan.__wrapped__(problem, device)
+    p = plan._decide.__wrapped__(problem, device, (), ())
     assert p.w_ih_home == "registers"
     with pytest.raises(AssertionError, match="spill"):
         check(launch.compile_ahead(problem, p, device), problem, p, device)

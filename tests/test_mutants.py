@@ -169,6 +169,10 @@ class Script:
         assert sem == "relaxed" and scope == "gpu"
         self.stores.append((int(addresses[0]), int(values[0])))
 
+    def atomic(self, name, addresses, values, lanes, operation, sem, scope, alone):
+        assert name == "red.min"
+        self.store(addresses, values[0], lanes, sem, scope, "", alone)
+
 
 class Thread(ptx.Machine):
     """of an invocation that ends"""

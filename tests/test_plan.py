@@ -168,7 +168,7 @@ def test_of_equally_fast_plans_the_one_of_fewer_ctas_is_chosen(monkeypatch):
 def test_plans_are_deterministic_and_cached():
     of = problem(1000, 24)
     assert plan(of, H200) is plan(dataclasses.replace(of), H200)
-    assert plan.__wrapped__(of, H200) == plan(of, H200)
+    assert planner._decide.__wrapped__(of, H200, (), ()) == plan(of, H200)
     assert fields(plan(of, H200))["regime"] == "grid"
 
 
@@ -321,7 +321,7 @@ def measured(monkeypatch):
 
 
 def decide(of, device=H200):
-    return plan.__wrapped__(of, device)  # past the cache
+    return planner._decide.__wrapped__(of, device, planner.overrides(), ())  # past the cache
 
 
 def test_the_committed_table_is_valid():
@@ -534,3 +534,33 @@ FIT = dict(H=1024, B=64, I=256, dtype="fp16")  # meets every condition of PERSIS
 def test_cudnn_algorithm(changes, options, name, rule):
     found = cudnn_algorithm(problem(**{**FIT, **changes}), **options)
     assert found.name == name and rule in found.rule
+
+
+def test_overrides_may_close_in_any_order():
+    """two threads' blocks overlap"""
+    first, second = planner.overriding(units=16), planner.overriding(warps=4)
+    first.__enter__()
+    second.__enter__()
+    assert planner.overrides() == (("units", 16), ("warps", 4))
+    first.__exit__(None, None, None)
+    assert planner.overrides() == (("warps", 4),)
+    second.__exit__(None, None, None)
+    assert planner.overrides() == ()
+
+
+def test_an_override_is_a_string_or_a_number():
+    with pytest.raises(ValueError, match=r"^units must be a string or a number, got \[16\]"):
+        with planner.overriding(units=[16]):
+            pass
+
+
+def test_a_rejected_kernel_is_rejected_for_every_batch():
+    planner._rejected.clear()
+    try:
+        of = Problem("backward", 8, 1, 1024, "bf16", None, "tanh")
+        first = plan(of, H200)
+        planner.reject(of, H200, first, "no")
+        other = dataclasses.replace(of, B=16, I=5)
+        assert planner._kernel(first) not in [planner._kernel(plan(p, H200)) for p in (of, other)]
+    finally:
+        planner._rejected.clear()

@@ -43,6 +43,7 @@ _ATOMIC = {
     "xor": lambda old, a: old ^ a[0],
     "cas": lambda old, a: a[1] if old == a[0] else old,
 }
+_IDEMPOTENT = ("min", "max", "and", "or")  # it does not matter how many threads execute it
 _NO_EFFECT = ("nanosleep", "prefetch")
 
 
@@ -167,12 +168,12 @@ class Machine:
         scope = next((f for f in fields if f in ("cta", "cluster", "gpu", "sys")), "gpu")
         lanes = np.ones(self.lanes, bool) if mask is None else mask
         if name in ("red", "atom"):
-            if not self.guarded:
+            kind = next(f for f in fields if f in _ATOMIC)
+            if not self.guarded and kind not in _IDEMPOTENT:
                 raise ContractError(
                     f"inline assembly '{name}.{'.'.join(fields)}' without a test of %tid: every thread that holds a "
                     "copy of the element executes it (of a scalar: all of the CTA)"
                 )
-            kind = next(f for f in fields if f in _ATOMIC)
             where, *arguments = operands[name == "atom" :]
             values = [self.value(o, dtype) for o in arguments]
             how = (_ATOMIC[kind], sem or "relaxed", scope, alone)

@@ -2,6 +2,7 @@
 
 import os
 import time
+from dataclasses import dataclass
 
 from support.bench_records import timing
 
@@ -24,3 +25,40 @@ def measure(job):
         raise RuntimeError("planted")
     records = [timing(job.case, pass_, name, 1.0) for name in job.providers for pass_ in job.passes]
     return [{k: v for k, v in r.items() if k not in ("schema", "kind", "run", "environment")} for r in records]
+
+
+@dataclass(frozen=True)
+class Item:
+    """Stands in for an item of bench/probes.py: `does` says what comes of it."""
+
+    name: str
+    section: str
+    does: str = "ok"
+    timeout: float = 30.0
+    judges: bool = True
+    kind: str = "behaviour"
+
+    def blank(self):
+        fields = {"name": self.name, "case": "h1-b1-t1-bf16", "choices": {}, "status": "ok", "message": "", "seconds": 0.0}
+        return [fields]
+
+    def calls(self):
+        return []
+
+
+def perform(order):
+    """Stands in for probes.perform."""
+    item, _ = order
+    misbehave(item.does)
+    (fields,) = item.blank()
+    wrong = item.does == "wrong"
+    return [fields | {"status": "wrong" if wrong else "ok", "message": "planted" if wrong else str(os.getpid())}]
+
+
+def slow(call):
+    time.sleep(3)
+    raise RuntimeError("no such luck")
+
+
+def environment(name):
+    return os.environ.get(name)

@@ -1,0 +1,130 @@
+"""Fills Triton's cache before anything is measured: kernels compiled in parallel, by the calls that will launch them.
+
+Triton's cache knows a kernel by its arguments' types and alignments.  A kernel compiled ahead of time from a signature is
+another entry than the one a launch looks for, so each call is made as it will be, up to the launch itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, TimeoutError, as_completed
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from typing import Any
+from unittest import mock
+
+import torch
+
+from .cases import Case
+from .progress import Progress
+from .providers import PROVIDERS, tensors
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of rnn_triton.RNN: forward only ("fwd") or with its backward ("train"), under `choices` of a plan."""
+
+    case: Case
+    pass_: str = "train"
+    choices: tuple[tuple[str, Any], ...] = ()
+
+
+MOST_STEPS = 16  # of a call that compiles: more launch the same kernels again
+
+
+@contextlib.contextmanager
+def first_launches_compile() -> Iterator[None]:
+    """A launch that comes by Triton's own path, as the first one of every kernel does, compiles and loads the kernel, and is
+    not made.  Loading tells what does not fit the device, so that the planner's next choice is compiled as well."""
+    from triton.runtime.jit import JITFunction
+
+    run = JITFunction.run
+
+    def compile_only(function: Any, *arguments: Any, **options: Any) -> Any:
+        kernel = run(function, *arguments, **{**options, "warmup": True})
+        kernel[(1, 1, 1)]  # loads it
+        return kernel
+
+    with mock.patch.object(JITFunction, "run", compile_only):
+        yield
+
+
+def compile_call(call: Call) -> None:
+    """Compile what the call launches, for the GPU at hand; nothing where no plan has the choices."""
+    import rnn_triton
+
+    torch.set_num_threads(1)  # there is a process on every core
+    session = PROVIDERS["rnn_triton"].session(call.case, tensors(call.case, torch.device("cuda")))
+    # ValueError: no such plan, NotImplementedError: no plan at all; both show again when the case runs
+    with contextlib.suppress(ValueError, NotImplementedError):
+        with first_launches_compile(), rnn_triton.overriding(**dict(call.choices)):
+            session.forward() if call.pass_ == "fwd" else session.train()
+
+
+def compile_ahead(call: Call) -> None:
+    """Compile the kernels of the call's plans for an H200, which need not be here; no launch finds them."""
+    import rnn_triton
+    from rnn_triton import hardware, launch
+    from rnn_triton.plan import plan
+
+    from .model import problems
+
+    device = hardware.RECORDS["sm_90"]
+    with rnn_triton.overriding(**dict(call.choices)):
+        for problem in problems(call.case)[: 1 if call.pass_ == "fwd" else 2]:
+            launch.compile_ahead(problem, plan(problem, device), device)
+
+
+def compile_calls(
+    calls: Iterable[Call], seconds: float | None = None, function: Callable[[Call], None] = compile_call
+) -> tuple[dict[Call, str], int]:
+    """(failures, how many were cut off): each different call compiled, in parallel, in order, for `seconds` at most."""
+    distinct = list(dict.fromkeys(replace(call, case=call.case.at(min(call.case.T, MOST_STEPS))) for call in calls))
+    failures = {}
+    done = 0
+    for i, answer in in_parallel(function, distinct, "compiling", seconds):
+        done += 1
+        if isinstance(answer, BaseException):
+            failures[distinct[i]] = f"{type(answer).__name__}: {answer}"
+    return failures, len(distinct) - done
+
+
+def choices_of(**choices: Any) -> tuple[tuple[str, Any], ...]:
+    """As the `choices` of a Call: hashable"""
+    return tuple(sorted(choices.items()))
+
+
+def named(name: str, choices: Mapping[str, Any] | tuple[tuple[str, Any], ...]) -> str:
+    """A case's name with its choices; the regime of one that chooses more goes without saying"""
+    told = {k: v for k, v in dict(choices).items() if k != "regime" or len(dict(choices)) == 1}
+    return " ".join([name, *(f"{k}={v}" for k, v in told.items())])
+
+
+def in_parallel(
+    function: Callable[[Any], Any], arguments: Sequence[Any], title: str, seconds: float | None = None
+) -> Iterator[tuple[int, Any]]:
+    """(index, function(argument)) as each is done, in fresh processes, one a core; an exception in place of a result.
+
+    After `seconds` no more are begun, and those left are not in the answers."""
+    if not arguments:
+        return
+    deadline = None if seconds is None else time.monotonic() + seconds
+    processes = min(len(arguments), os.cpu_count() or 1)
+    with (
+        ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool,
+        Progress(title, len(arguments)) as progress,
+    ):
+        progress.now(f"{processes} processes")
+        futures = {pool.submit(function, argument): i for i, argument in enumerate(arguments)}
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        try:
+            for future in as_completed(futures, left):
+                error = future.exception()
+                yield futures[future], future.result() if error is None else error
+                progress.step(failed=error is not None)
+                progress.now(f"{processes} processes")
+        except TimeoutError:
+            pool.shutdown(cancel_futures=True)

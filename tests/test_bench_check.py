@@ -1,0 +1,436 @@
+"""`bench check`: the dry run, what a failing item costs, the budget, the items themselves, what a number is made of."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import pytest
+import torch
+from stub_cuda import stub
+from support import bench_stubs
+from support.bench_records import ENVIRONMENT
+
+from bench import cases, check, compiling, dry, first_run, model, probes, providers, records
+from bench.__main__ import main
+from rnn_triton import grid, hardware, latency, overriding, plans
+from rnn_triton.plan import plan
+
+H200 = hardware.RECORDS["sm_90"]
+TINY = cases.case(24, 3, 3, "bf16", 8)
+SENTINEL = probes.grid(protocol="sentinel", warps=4)
+
+
+# ---- the command ----------------------------------------------------------------------------------------------------
+
+
+def test_the_dry_run_does_every_sort_of_item_and_passes(tmp_path, capsys):
+    began = time.monotonic()
+    assert main(["check", "--dry", "--out", str(tmp_path)]) == 0
+    assert time.monotonic() - began < 60  # 14 s alone on two slow cores
+    found, problems = records.read([tmp_path / first_run.FILE])
+    assert problems == [] and {r["kind"] for r in found} == {"exchange", "check", "timing", "constant", "behaviour"}
+    assert {r["environment"]["device"] for r in found} == {"none (dry run)"}
+    status = {(r["kind"], r.get("name", r["case"]), r["status"]) for r in found if r["status"] != "ok"}
+    assert {s for _, _, s in status} == {"unsupported"}
+    assert {name for _, name, _ in status} == {"node_us", "over_subscription_raises", "graph_replays_bitwise"}
+    ran = {r["plan"]["forward"]["regime"] for r in found if r["kind"] == "check"}
+    assert ran == {"single_cta", "grid", "per_step"}
+    text = capsys.readouterr().out
+    assert all(f"\n{title}:\n" in text for title in first_run.SECTIONS.values())
+    assert "dry run" in text and "needs a GPU" in text and "not run" not in text
+
+
+def test_the_sorts_of_items_are_the_same_dry_or_not():
+    sorts = [{(type(i), getattr(i, "of", None), getattr(i, "by", None)) for i in f()} for f in (first_run.items, first_run.dry_items)]
+    assert sorts[0] == sorts[1]
+
+
+def test_dry_has_cases_of_its_own(capsys):
+    assert main(["check", "--dry", "--suite", "check"]) == 2
+    assert "leave out --suite" in capsys.readouterr().err
+
+
+def test_without_the_cooperative_interpreter_grids_are_planned_only(tmp_path):
+    place = probes.Place(torch.device("cpu"), dry, True)
+    with mock.patch.object(dry, "has_cooperative_interpreter", lambda: False):
+        with pytest.raises(probes.NotHere, match="tests/cooperative"), place.choosing(SENTINEL):
+            pass
+        with place.choosing(()):
+            pass
+        table, failures, _ = done(tmp_path, bench_stubs.Item("a", "faults"), is_dry=True)
+    assert "planned and compiled only (tests/cooperative is not here)" in table and failures == []
+
+
+# ---- what a failure costs -------------------------------------------------------------------------------------------
+
+
+def done(tmp_path, *items, budget=600.0, **how):
+    how.setdefault("function", bench_stubs.perform)
+    table, failures = first_run.first_run(tmp_path, budget, todo=items, **how)
+    found, problems = records.read([tmp_path / first_run.FILE])
+    assert problems == []
+    return table, failures, found
+
+
+def test_an_item_that_fails_costs_itself_alone(tmp_path):
+    Item = bench_stubs.Item
+    with mock.patch.object(first_run, "START", 10.0):
+        table, failures, found = done(
+            tmp_path,
+            Item("a", "faults"), Item("b", "faults", "hang", timeout=-8.0), Item("c", "faults"), Item("d", "faults", "crash"),
+            Item("e", "faults", "wrong"), Item("f", "faults", "raise", judges=False), Item("g", "graphs"),
+        )  # fmt: skip
+    assert [r["status"] for r in found] == ["ok", "timeout", "ok", "error", "wrong", "error", "ok"]
+    assert len({r["message"] for r in found if r["status"] == "ok"}) == 3  # processes: after the hang, after the raise
+    assert [f.split(": ")[1] for f in failures] == ["b", "d", "e"]  # what does not judge is no failure
+    assert "exit code 17" in failures[1] and "planted" in failures[2]
+
+
+def test_the_budget_leaves_items_out_and_says_which(tmp_path):
+    now = iter(range(0, 10000, 10))  # every look at the clock is ten seconds later
+    items = [bench_stubs.Item(f"{section} {i}", section) for section in ("equivalence", "graphs") for i in range(6)]
+    table, failures, found = done(tmp_path, *items, budget=90.0, clock=lambda: next(now))
+    told = table.partition("not run, for the time was up: ")[2].splitlines()[0]
+    ran = [r["name"] for r in found]
+    assert failures == [] and [i.name for i in items if i.name not in ran] == [t.split(": ")[1] for t in told.split(", ")]
+    # a section ends at its share, and the next one has its own time
+    assert 0 < sum("equivalence" in name for name in ran) < 6 and 0 < sum("graphs" in name for name in ran) < 6
+
+
+def test_a_kernel_that_does_not_compile_is_a_failure(tmp_path):
+    call = compiling.Call(TINY)
+    with mock.patch.object(first_run, "compile_calls", lambda *_: ({call: "RuntimeError: ptxas"}, 0)):
+        _, failures, _ = done(tmp_path, bench_stubs.Item("a", "faults"))
+    assert failures == ["compiling h24-i8-b3-t3-bf16 {}: RuntimeError: ptxas"]
+
+
+def test_compiling_ends_in_time_and_says_what_it_left():
+    calls = [compiling.Call(cases.case(H, 1, 2, "bf16")) for H in (1, 2, 3, 4, 5, 6)]
+    began = time.monotonic()
+    failures, cut = compiling.compile_calls(calls, 4.0, bench_stubs.slow)
+    # nothing was begun after the 4 s, and what was begun by then is done
+    assert cut >= 2 and time.monotonic() - began < 40
+    assert len(failures) + cut == len(calls) and all("no such luck" in message for message in failures.values())
+
+
+# ---- the items ------------------------------------------------------------------------------------------------------
+
+
+def test_items_cover_what_they_should():
+    found = first_run.items()
+    sections = [item.section for item in found]
+    assert list(dict.fromkeys(sections)) == list(first_run.SECTIONS) and sections == sorted(
+        sections, key=list(first_run.SECTIONS).index
+    )
+    names = [(item.section, item.name) for item in found]
+    assert len(set(names)) == len(names)
+    grids = [i for i in found if i.section == "equivalence" and dict(i.choices).get("regime") == "grid"]
+    assert {i.case.H for i in grids} >= {320, 384, 512, 1000, 1024, 1760, 2048, 4096}
+    assert {(i.case.dtype, dict(i.choices)["protocol"]) for i in grids} == {
+        (dtype, protocol) for dtype in cases.DTYPES for protocol in ("sentinel", "counter")
+    }
+    assert any(i.case.B % 2 for i in grids) and any(i.case.nonlinearity == "relu" for i in grids)
+    assert {i.case for i in found if i.section == "equivalence"} >= set(cases.suite("check"))
+    timed = {i.case for i in found if i.section == "speed"}
+    assert len(timed) >= 15 and {min(c.H for c in timed), max(c.H for c in timed)} == {64, 4096}
+    assert all(cases.parse(i.case.name) == i.case for i in found)
+
+
+@pytest.mark.parametrize("item", first_run.items(), ids=lambda i: i.name)
+def test_every_item_has_its_plan_on_an_h200(item):
+    with overriding(**dict(item.choices)):
+        found = [plan(problem, H200) for problem in model.problems(item.case)]
+    assert {p.regime for p in found} >= {dict(item.choices).get("regime", found[0].regime)}
+
+
+def test_several_tiles_share_a_group_where_they_should():
+    of = {i.name: i for i in first_run.items()}["h1024-b200-t6-bf16 protocol=sentinel"]
+    with overriding(**dict(of.choices)):
+        p = plan(model.problems(of.case)[0], H200)
+    assert math.ceil(of.case.B / p.block_b) > p.groups > 1
+
+
+# ---- what a status and a number are made of -------------------------------------------------------------------------
+
+
+class Fails(probes.Item):
+    kind = section = "behaviour"
+
+    def measure(self, place, found):
+        from rnn_triton import ExchangeError
+
+        errors = {"w": RuntimeError("broken"), "x": probes.Wrong("bad"), "y": probes.NotHere("no"), "z": ExchangeError("stuck")}
+        if self.choices[0][0] in errors:
+            raise errors[self.choices[0][0]]
+
+
+@pytest.mark.parametrize("what, status", [("x", "wrong"), ("y", "unsupported"), ("w", "error"), ("none", "ok")])
+def test_what_is_raised_becomes_a_status(what, status):
+    (found,) = probes.perform((Fails(TINY, ((what, 1),)), True))
+    assert found["status"] == status
+
+
+def test_a_stuck_launch_is_the_fault_of_its_own_item():
+    import rnn_triton
+
+    def stuck(device):
+        raise rnn_triton.ExchangeError("group 0 got stuck")
+
+    with mock.patch.object(rnn_triton, "synchronize", stuck):
+        (found,) = probes.perform((Fails(TINY, (("x", 1),)), True))
+    assert found["status"] == "error" and found["message"] == "group 0 got stuck bad"
+
+
+def test_a_broken_context_ends_the_worker():
+    import rnn_triton
+
+    def broken(device):
+        raise RuntimeError("an illegal memory access was encountered")
+
+    with mock.patch.object(rnn_triton, "synchronize", broken), pytest.raises(RuntimeError, match="bad: an illegal"):
+        probes.perform((Fails(TINY, (("x", 1),)), True))
+
+
+class Clock:
+    """Says how long the cases that stand in for calls take."""
+
+    def __init__(self, us):
+        self.us = us
+
+    def Flush(self, device):
+        return None
+
+    def device_us(self, calls, flush, budget_s):
+        return {name: [self.us(case)] * 3 for name, case in calls.items()}
+
+    def wall_us(self, calls):
+        return self.device_us(calls, None, 0)
+
+    def capture(self, call):
+        return SimpleNamespace(replay=call)
+
+
+def measured(item, us):
+    place = probes.Place(torch.device("cpu"), Clock(us), False)
+    (fields,) = item.blank()
+    with mock.patch.object(probes, "recurrence", lambda case, *_: case):
+        item.measure(place, [fields])
+    records.validate({"schema": 1, "kind": item.kind, "run": "r", "environment": ENVIRONMENT, **fields})
+    return fields
+
+
+@pytest.mark.parametrize("by", ["device", "wall", "graph"])
+def test_a_constant_is_the_slope_less_the_rest_of_the_models_step(by):
+    case, choices = cases.case(512, 8, 1, "bf16", 8), probes.grid(protocol="sentinel", groups=1)
+    item = probes.Slope(case, choices, constant="sentinel_us", steps=(100, 500), by=by)
+    found = measured(item, lambda case: 40 + 0.9 * case.T)
+    with overriding(**dict(choices)):
+        problem = model.problems(case)[0]
+        p = plan(problem, hardware.of(torch.device("cpu")))
+    practical = latency.practical_us(problem, p, H200)
+    assert found["value"] == pytest.approx(0.9 - practical + latency.CONSTANTS.sentinel_us[1])
+    assert found["model"] == latency.CONSTANTS.sentinel_us[1] and found["us"] == pytest.approx([130, 490])
+    assert found["plan"] == plans.fields(p)
+    # what the model predicts gives the model's constant back
+    again = measured(item, lambda case: 7 + practical * case.T)
+    assert again["value"] == pytest.approx(latency.CONSTANTS.sentinel_us[1])
+
+
+def test_gathered_bytes_are_the_slope_over_tiles():
+    case = cases.case(2048, 8, 64, "bf16", 8)
+    item = probes.Gather(case, probes.grid(protocol="sentinel", groups=1, block_b=8), constant="L2 gather")
+    found = measured(item, lambda case: 30 + case.T * (0.5 + 0.4 * case.B / 8))
+    assert found["value"] == pytest.approx(8 * 2048 * 2 / 0.4 / (H200.clock_ghz * 1e3))
+    assert found["us"] == pytest.approx([0.5 + 0.4 * n for n in item.tiles])
+
+
+def test_launches_and_rates():
+    item = probes.Launch(TINY, SENTINEL, constant="launch of a grid")
+    found = measured(item, lambda case: 20.0 if case.T == 1 else math.nan)
+    assert found["value"] == 20 and found["model"] > latency.CONSTANTS.cooperative_us
+    found = measured(probes.Rate(TINY, constant="fill", size=1000), lambda call: 2.0)
+    assert found["value"] == pytest.approx(4000 / 2.0 * 1e-6)
+    found = measured(probes.Rate(TINY, constant="GEMM", size=16), lambda call: 2.0)
+    assert found["value"] == pytest.approx(2 * 16**3 / 2.0 * 1e-6)
+
+
+def test_rows_of_the_table():
+    exchange = probes.Exchange(TINY, SENTINEL).blank()[0] | {
+        "plan": {"protocol": "sentinel", "groups": 2, "ctas": 16}, "practical_us_per_step": 0.5,
+        "device_us": [10.0 + 0.7 * 3] * 3, "short_T": 1, "short_us": [10.7] * 3,
+    }  # fmt: skip
+    (row,) = first_run.exchange_rows([exchange])
+    assert row[1:] == ("forward", "sentinel", "2 x 16", "700", "500", "ok")
+    (row,) = first_run.exchange_rows([probes.Exchange(TINY, SENTINEL).blank()[0] | {"status": "timeout", "message": "a\nb"}])
+    assert row[3:] == ("-", "-", "-", "TIMEOUT: a")
+    constant = probes.Slope(TINY, constant="local_us").blank()[0] | {"value": 0.123456, "model": 0.2, "message": "note"}
+    assert first_run.constant_rows([constant]) == [("local_us", TINY.name, "0.123", "0.2", "us", "note")]
+
+
+def test_records_of_before_choices_are_read(tmp_path):
+    fields = {k: v for k, v in probes.Equivalence(TINY).blank()[0].items() if k not in ("choices", "plan")}
+    with pytest.raises(ValueError, match="field choices is missing"):
+        records.validate({"schema": 1, "kind": "check", "run": "r", "environment": ENVIRONMENT, **fields})
+    path = tmp_path / "old.jsonl"
+    path.write_text(json.dumps({"schema": 1, "kind": "check", "run": "r", "environment": ENVIRONMENT, **fields}))
+    (found,), problems = records.read([path])
+    assert problems == [] and found["choices"] == {} and found["plan"] is None
+
+
+# ---- the recurrence alone, and what must hold of launches; by interpreter -------------------------------------------
+
+
+def test_gradients_of_pre_activations_alone():
+    case = cases.case(12, 3, 4, "fp32", 5, ieee=True)
+    inputs = {name: t.double() for name, t in providers.tensors(case, torch.device("cpu")).items()}
+    y = check.reference(case, inputs)["y"]
+    da = probes.pre_activation_gradients(case, inputs, y)
+    assert torch.allclose(da.flatten(0, 1).sum(0), check.reference(case, inputs)["db_ih"], rtol=1e-12)
+
+
+@pytest.mark.interpret
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_a_wrong_exchange_is_seen(direction):
+    item = probes.Exchange(TINY, SENTINEL, direction)
+    (found,) = probes.perform((item, True))
+    assert found["status"] == "ok" and found["device_us"] and set(found["errors"]) <= {"y", "hn", "da"}
+    exact = probes.recurrence
+
+    def wrong(*arguments):
+        call = exact(*arguments)
+        return lambda: {name: 1.05 * value for name, value in call().items()}
+
+    with mock.patch.object(probes, "recurrence", wrong):
+        (found,) = probes.perform((item, True))
+    assert found["status"] == "wrong" and "relative error" in found["message"]
+
+
+@pytest.mark.interpret
+def test_a_stuck_launch_that_is_not_stuck_is_seen():
+    item = probes.Behaviour(TINY, SENTINEL, of="stuck_launch_ends")
+    (found,) = probes.perform((item, True))
+    assert found["status"] == "ok" and "next launch is right" in found["message"]
+    whole = grid.Site
+    with mock.patch.object(grid, "Site", lambda problem, p: whole(problem, replace(p, ctas=2))):
+        (found,) = probes.perform((item, True))
+    assert found["status"] == "wrong" and "reported nothing" in found["message"]
+
+
+@pytest.mark.interpret
+def test_calls_that_do_not_repeat_are_seen():
+    item = probes.Replay(TINY, (), of="repeats_bitwise")
+    assert probes.perform((item, True))[0]["status"] == "ok"
+    train, calls = providers.ModuleSession.train, []
+
+    def drifts(session):
+        calls.append(0)
+        results = train(session)
+        results["dw_hh"].view(-1)[-1] *= 1 + len(calls) / 64
+        return results
+
+    with mock.patch.object(providers.ModuleSession, "train", drifts):
+        (found,) = probes.perform((item, True))
+    assert found["status"] == "wrong" and "dw_hh differs" in found["message"]
+
+
+def test_a_planner_that_goes_beyond_the_device_is_seen():
+    item = probes.Behaviour(cases.case(1024, 8, 4, "bf16", 8), SENTINEL[1:], of="planner_refuses")
+    place = probes.Place(torch.device("cpu"), dry, False)
+    records_ = item.blank()
+    item.measure(place, records_)
+    assert "no plan of" in records_[0]["message"]
+    larger = replace(H200, sms=264, cooperative=False)
+    with mock.patch("rnn_triton.plan.plan", lambda problem, device: plan(problem, larger)):
+        with pytest.raises(probes.Wrong, match="for 132 SMs"):
+            item.measure(place, item.blank())
+
+
+class Graphs:
+    """Says that it captures; replays by calling again, or does nothing."""
+
+    def __init__(self, replays):
+        self.replays = replays
+
+    def capture(self, call):
+        call()
+        return SimpleNamespace(replay=call if self.replays else lambda: None)
+
+    def synchronize(self):
+        pass
+
+
+@pytest.mark.parametrize("replays", [True, False])
+def test_a_graph_that_replays_nothing_is_seen(replays):
+    item = probes.Replay(TINY, (), of="graph_replays_bitwise")
+    place, found = probes.Place(torch.device("cpu"), Graphs(replays), False), item.blank()
+    if replays:
+        item.measure(place, found)
+        assert found[0]["message"] == "3 replays each, on other inputs"
+    else:
+        with pytest.raises(probes.Wrong, match="forward, replay 1: y differs"):
+            item.measure(place, found)
+
+
+@pytest.mark.parametrize(
+    "error, outcome",
+    [
+        (RuntimeError("Triton Error [CUDA]: too many blocks in cooperative launch"), "the next launch is right"),
+        (RuntimeError("out of memory"), RuntimeError),
+        (None, probes.Wrong),
+    ],
+)
+def test_over_subscription_must_raise_what_it_should(error, outcome):
+    item = probes.Behaviour(TINY, SENTINEL, of="over_subscription_raises")
+    place, found = probes.Place(torch.device("cpu"), dry, False), item.blank()
+    with mock.patch.object(grid.Site, "forward", mock.Mock(side_effect=error)):
+        if isinstance(outcome, str):
+            item.measure(place, found)
+            assert outcome in found[0]["message"]
+        else:
+            with pytest.raises(outcome):
+                item.measure(place, found)
+
+
+# ---- compiling: what a launch looks for, and no launch ---------------------------------------------------------------
+
+CASES = """[
+    dict(direction="forward", dtype="bf16", T=3, B=8, I=64, H=512),
+    dict(direction="backward", dtype="bf16", T=3, B=8, I=64, H=512),
+    dict(direction="forward", dtype="bf16", T=3, B=9, I=16, H=32),
+    dict(direction="backward", dtype="bf16", T=1, B=8, I=32, H=320, override=dict(regime="per_step")),
+]"""
+COMPILES = f"""
+import contextlib, json, sys
+import run, stub
+from bench.compiling import first_launches_compile
+stub.install()
+log = stub.Log()
+with first_launches_compile() if sys.argv[1] == "compile" else contextlib.nullcontext():
+    answers = [run.problem(case, log, run.Observed())["calls"][0] for case in {CASES}]
+launched = [sum(r["call"] == "cuLaunchKernelEx" for r in a["driver"]) for a in answers]
+print(json.dumps([launched, [a["error"] for a in answers]]))
+"""
+
+
+@pytest.mark.compiled
+def test_what_is_compiled_is_what_a_launch_finds(tmp_path):
+    """In Triton's cache, by another process, on a stub libcuda"""
+    directory = stub.build(tmp_path)
+    cache = tmp_path / "cache"
+    results = []
+    for how in ("compile", "launch"):
+        settings = stub.environment(directory, tmp_path / f"{how}.jsonl") | {"TRITON_CACHE_DIR": str(cache)}
+        settings["PYTHONPATH"] = os.pathsep.join([settings["PYTHONPATH"], str(Path(stub.__file__).parent)])
+        done = subprocess.run(
+            [sys.executable, "-c", COMPILES, how], env=settings, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        results.append((*json.loads(done.stdout.splitlines()[-1]), len(list(cache.rglob("*.cubin")))))
+    assert results == [([0] * 4, [None] * 4, 4), ([1] * 4, [None] * 4, 4)]

@@ -1,0 +1,80 @@
+"""The way from a call to a regime: what fails to compile gives way, results are the caller's own, forced plans end."""
+
+import pytest
+import torch
+from cooperative import cooperate
+from support.problems import problem
+
+import rnn_triton
+from rnn_triton import ExchangeError, UnsupportedError, faults, launch, launcher, overriding, plan, reference
+
+pytestmark = pytest.mark.interpret
+
+
+@pytest.fixture(autouse=True)
+def forget(monkeypatch):
+    monkeypatch.setattr(plan, "_rejected", {})
+    launch._site.cache_clear()
+    yield
+    launch._site.cache_clear()
+
+
+def call(T, B, I, H, regime, **choices):
+    """(y, hn) with autograd of a layer on one regime, and the reference's"""
+    tensors = [t.detach().to(torch.bfloat16) for t in problem(T, B, I, H)]
+    leaves = [t.clone().requires_grad_() for t in tensors]
+    channels = dict(channels=("out_ptr",)) if regime == "grid" else {}
+    with overriding(regime=regime, **choices), cooperate(races="off", **channels):
+        y, hn = rnn_triton.rnn(*leaves)
+    return (y, hn), reference.rnn(*[t.double() for t in tensors])
+
+
+REGIMES = [("single_cta", 24), ("grid", 24), ("grid", 21), ("per_step", 24), ("per_step", 21)]
+
+
+@pytest.mark.parametrize("T, B", [(3, 2), (2, 1), (1, 1)])
+@pytest.mark.parametrize("regime, H", REGIMES)
+def test_results_are_the_callers_own(regime, H, T, B):
+    """contiguous, no views, and an in-place change is what autograd allows of any output"""
+    outputs, expected = call(T, B, 8, H, regime)
+    for got, true in zip(outputs, expected, strict=True):
+        assert not got._is_view()
+        assert got.stride() == true.stride() == torch.empty(true.shape).stride()
+        assert (got.double() - true).abs().max() < 0.05  # two or three steps of bf16, 2^-8 each, of values up to 1
+        got.add_(1)
+
+
+@pytest.mark.parametrize("regime, H", REGIMES)
+def test_what_does_not_compile_gives_way(regime, H, monkeypatch):
+    """to another plan, once; and where there is none, to an error that names the last reason and the first"""
+    original, failing, tried = launcher.Launcher.__call__, 1, []
+
+    def refuse(self, *arguments):
+        tried.append(self)
+        if len(tried) <= failing:
+            raise launcher.DoesNotCompile(f"out of patience, {len(tried)}")
+        return original(self, *arguments)
+
+    monkeypatch.setattr(launcher.Launcher, "__call__", refuse)
+    if regime == "grid":
+        outputs, expected = call(3, 2, 8, H, regime)
+        assert len(tried) == 2
+        assert (outputs[0].double() - expected[0]).abs().max() < 0.05
+    failing, tried[:] = 1000, []
+    plan._rejected.clear()
+    launch._site.cache_clear()
+    with pytest.raises(UnsupportedError, match="out of patience, 1") as raised:
+        call(3, 2, 8, H, regime)
+    assert isinstance(raised.value.__cause__, launcher.DoesNotCompile)
+    assert len(tried) <= plan._TRIES
+
+
+def test_a_forced_grid_ends_where_programs_run_in_turn():
+    """Triton's own interpreter: the first program waits for one that has not begun."""
+    tensors = [t.detach().to(torch.bfloat16) for t in problem(2, 1, 8, 24)]
+    with overriding(regime="grid", units=16):
+        rnn_triton.rnn(*tensors)
+        with pytest.raises(ExchangeError, match="forward of bf16"):
+            faults.synchronize("cpu")
+    y, hn = rnn_triton.rnn(*tensors)  # the one after it is right
+    assert y.isfinite().all() and hn.isfinite().all()
