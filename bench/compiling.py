@@ -1,7 +1,7 @@
 """Fills Triton's cache before anything is measured: kernels compiled in parallel, by the calls that will launch them.
 
-Triton's cache knows a kernel by its arguments' types and alignments.  A kernel compiled ahead of time from a signature is
-another entry than the one a launch looks for, so each call is made as it will be, up to the launch itself.
+Each call is made as it will be, up to the launch itself, so that the variants with absent tensors, the GEMMs and what the
+planner falls back on are compiled too.
 """
 
 from __future__ import annotations
@@ -55,13 +55,17 @@ def first_launches_compile() -> Iterator[None]:
 def compile_call(call: Call) -> None:
     """Compile what the call launches, for the GPU at hand; nothing where no plan has the choices."""
     import rnn_triton
+    from rnn_triton import launch
 
     torch.set_num_threads(1)  # there is a process on every core
     session = PROVIDERS["rnn_triton"].session(call.case, tensors(call.case, torch.device("cuda")))
     # ValueError: no such plan, NotImplementedError: no plan at all; both show again when the case runs
     with contextlib.suppress(ValueError, NotImplementedError):
-        with first_launches_compile(), rnn_triton.overriding(**dict(call.choices)):
-            session.forward() if call.pass_ == "fwd" else session.train()
+        try:
+            with first_launches_compile(), rnn_triton.overriding(**dict(call.choices)):
+                session.forward() if call.pass_ == "fwd" else session.train()
+        finally:
+            launch._site.cache_clear()  # it keeps kernels, and a kept one would be launched
 
 
 def compile_ahead(call: Call) -> None:

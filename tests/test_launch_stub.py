@@ -116,6 +116,13 @@ def test_the_kept_kernel_gets_what_triton_gave_it(answers, name):
         assert ours(named(first, one)) == ours(named(second, two))
 
 
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_a_launch_finds_what_was_compiled_ahead(answers, name):
+    """in Triton's cache: the same types, alignments, constants and options"""
+    compiled = answers[name]["calls"][0]["compiled"].values()
+    assert {kernel["hash"] for kernel in compiled} == {answers[name]["ahead"]}
+
+
 def ours(parameters):
     """without the addresses of what a call allocates for itself"""
     return ["address" if isinstance(value, int) and value >= 2**32 else value for value in parameters]

@@ -5,7 +5,7 @@ CASES is a JSON list.  A case with "H" is a problem given to rnn_triton.launch:
                                     the planner is told of (the stub has 132)
 A case with "grid" launches a kernel of no use in so many programs:  grid and, where wanted, cooperative, num_ctas.
 
-An answer is {"plan": the plan's fields or null, "calls": one for each of CALLS calls with the same tensors}, a call
+An answer is {"plan": the plan's fields or null, "ahead": the hash of the kernel compiled ahead of time, "calls": one for each of CALLS calls with the same tensors}, a call
     {"jit": passes through Triton's own launch path, "error": text or null, "tensors": {name: address},
      "driver": the stub's records, "compiled": {function: what the compiler asked for}},
 with the tensors given, the results and the error word of faults.py.
@@ -54,6 +54,7 @@ class Observed:
                 "num_warps": m.num_warps,
                 "cooperative": m.launch_cooperative_grid,
                 "registers": kernel.n_regs,
+                "hash": kernel.hash,
             }
 
         JITFunction.run, CompiledKernel._init_handles = counted, loaded
@@ -108,8 +109,10 @@ def problem(case, log, observed):
 
     with plan.overriding(**case["override"]) if case.get("override") else contextlib.nullcontext():
         inputs = I if case["direction"] == "forward" else 1
-        p = plan.plan(plan.Problem(case["direction"], B, inputs, H, case["dtype"], precision, "tanh"), record)
-        return {"plan": plans.fields(p), "calls": calls(function, given, log, observed)}
+        of = plan.Problem(case["direction"], B, inputs, H, case["dtype"], precision, "tanh")
+        p = plan.plan(of, record)
+        ahead = launch.compile_ahead(of, p, record).hash
+        return {"plan": plans.fields(p), "ahead": ahead, "calls": calls(function, given, log, observed)}
 
 
 def kernel(case, log, observed):
