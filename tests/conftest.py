@@ -1,6 +1,7 @@
 """How tests run.
 
 interpret   in a worker process with TRITON_INTERPRET=1, which must be set before Triton is imported
+compiled    in a worker process, beside the others: they take as long as all that is not interpreted together
 gpu         in one worker process, only where there is a CUDA device; kernels are compiled in parallel first
 long        only with --long or -m long
 others      here
@@ -17,12 +18,13 @@ import pytest
 from support import warmup, workers
 
 MARKERS = {
-    "compiled": "compiles kernels ahead of time and looks at the machine code",
+    "compiled": "compiles kernels ahead of time and looks at the machine code, in a worker process",
     "gpu": "needs a CUDA device; runs in a worker process that is restarted after a time-out",
     "interpret": "runs kernels in Triton's interpreter, in a worker process with TRITON_INTERPRET=1",
     "long": "deselected unless --long or -m long is given",
 }
-IN_WORKER = "RNN_TRITON_TEST_WORKER"  # set, to "gpu" or "interpret", in the workers' environment
+KINDS = ("gpu", "interpret", "compiled")  # of workers
+IN_WORKER = "RNN_TRITON_TEST_WORKER"  # set, to one of KINDS, in the workers' environment
 
 
 def pytest_addoption(parser):
@@ -49,7 +51,7 @@ def pytest_generate_tests(metafunc):
 
 def kind(item):
     """The worker a test needs, None for none."""
-    return next((name for name in ("gpu", "interpret") if item.get_closest_marker(name)), None)
+    return next((name for name in KINDS if item.get_closest_marker(name)), None)
 
 
 def has_cuda():
@@ -121,10 +123,12 @@ def pytest_runtestloop(session):
         or session.config.option.collectonly
     ):
         return
-    groups = {name: [item for item in session.items if kind(item) == name] for name in ("gpu", "interpret")}
+    groups = {name: [item for item in session.items if kind(item) == name] for name in KINDS}
     if groups["gpu"]:
         session.config.stash[WARMUP_FAILURES] = warmup.compile_planned()
         pools["gpu"] = open_pool(session, "gpu", groups["gpu"], 1)
+    if groups["compiled"]:
+        pools["compiled"] = open_pool(session, "compiled", groups["compiled"], 1)
     if groups["interpret"]:
         pools["interpret"] = open_pool(
             session, "interpret", groups["interpret"], session.config.option.workers

@@ -111,6 +111,7 @@ def test_a_kernel_that_does_not_compile_is_a_failure(tmp_path):
     assert failures == ["compiling h24-i8-b3-t3-bf16 {}: RuntimeError: ptxas"]
 
 
+@pytest.mark.long
 def test_compiling_ends_in_time_and_says_what_it_left():
     calls = [compiling.Call(cases.case(H, 1, 2, "bf16")) for H in (1, 2, 3, 4, 5, 6)]
     began = time.monotonic()
@@ -420,6 +421,7 @@ print(json.dumps([launched, [a["error"] for a in answers]]))
 
 
 @pytest.mark.compiled
+@pytest.mark.long  # test_launch_stub.py compares the keys
 def test_what_is_compiled_is_what_a_launch_finds(tmp_path):
     """In Triton's cache, by another process, on a stub libcuda"""
     directory = stub.build(tmp_path)

@@ -94,7 +94,12 @@ def look(mode, case, direction, data, changes=()):
     return None
 
 
-TABLE = [pytest.param(m, mode, id=f"{m.name} - {mode}") for m in MUTANTS for mode in m.killed_by]
+# by default the first mode of each mutant, with --long every one
+TABLE = [
+    pytest.param(m, mode, id=f"{m.name} - {mode}", marks=() if mode == m.killed_by[0] else pytest.mark.long)
+    for m in MUTANTS
+    for mode in m.killed_by
+]
 
 
 @interpret
