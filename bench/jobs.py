@@ -144,11 +144,11 @@ def distinct_plans(arch: str, few: bool = False) -> list[tuple[Any, Any]]:
         if f"sm_{device.capability}" == arch:
             found: Any = plan(problem, device)
             key: tuple[Any, ...] = (problem.direction, dataclasses.replace(found, reason="", accuracy=""))
+            if few and found.regime == "single_cta" and (problem.H not in (128, 256) or problem.I in (8, 1000)):
+                continue
             if found.regime == "grid":
                 if few and problem.H != FEW_H:
                     continue
-            elif few and (problem.H not in (128, 256) or problem.I in (8, 1000)):
-                continue
                 key = problem.direction, dataclasses.replace(found, reason="", accuracy="", groups=0), problem.H
                 key += (problem.I if found.w_ih_home not in ("gemm", "none") else 0,)
                 if few:

@@ -196,7 +196,7 @@ def test_distinct_plans_tell_grid_kernels_apart():
     assert {problem.I for problem, p in grids if problem.H == 1024 and p.w_ih_home == "registers"} >= {64, 1024}
     few = jobs.distinct_plans("sm_90", few=True)
     of = [(problem.direction, problem.precision) for problem, device in few if plan(problem, device).regime == "grid"]
-    assert len(of) == len(set(of)) == 6 and len(found) - len(grids) == len(few) - len(of)
+    assert len(of) == len(set(of)) == 6 and len(of) < len(few) < len(found) - len(grids)
 
 
 def test_records_name_the_regime_of_a_plan():
