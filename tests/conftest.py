@@ -128,7 +128,7 @@ def pytest_runtestloop(session):
         session.config.stash[WARMUP_FAILURES] = warmup.compile_planned()
         pools["gpu"] = open_pool(session, "gpu", groups["gpu"], 1)
     if groups["compiled"]:
-        pools["compiled"] = open_pool(session, "compiled", groups["compiled"], 1)
+        pools["compiled"] = open_pool(session, "compiled", groups["compiled"], 2)
     if groups["interpret"]:
         pools["interpret"] = open_pool(
             session, "interpret", groups["interpret"], session.config.option.workers

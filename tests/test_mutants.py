@@ -109,10 +109,14 @@ def test_is_noticed(mutant, mode):
     assert found is not None, f"'{mutant.name}' survives {mode}"
 
 
+def runs(first):
+    return {(mode, m.case, m.direction, m.data) for m in MUTANTS for mode in m.killed_by[: 1 if first else None]}
+
+
 @interpret
 @pytest.mark.parametrize(
     "mode, case, direction, data",
-    sorted({(mode, m.case, m.direction, m.data) for m in MUTANTS for mode in m.killed_by}, key=str),
+    [pytest.param(*r, marks=() if r in runs(True) else pytest.mark.long) for r in sorted(runs(False), key=str)],
     ids=str,
 )
 def test_the_source_as_it_is_passes(mode, case, direction, data):
