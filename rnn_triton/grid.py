@@ -61,18 +61,16 @@ class Site:
         hn = torch.empty((B, out.shape[2]), dtype=torch.int32, device=x.device)
         w_rec = self._rows(w_hh, self.padding)
         first = None if h0 is None else self._rows(h0, 0)
+        if self.padding:  # before the projection: its operands are smaller than u
+            w_ih = pad(w_ih, (0, 0, 0, self.padding))
+            b_ih, b_hh = (None if b is None else pad(b, (0, self.padding)) for b in (b_ih, b_hh))
         if self.plan.w_ih_home == "gemm":
-            u = gemm.project(x, w_ih, b_ih, b_hh, self.problem.precision)
-            u, stride_t, stride_b = strided(pad(u, (0, self.padding)) if self.padding else u, 2)
+            u, stride_t, stride_b = strided(gemm.project(x, w_ih, b_ih, b_hh, self.problem.precision), 2)
             given: tuple[Tensor | None, ...] = (None, None, w_rec, None, None, first, u)
             strides = (0, 0, stride_t, stride_b)
         else:
             if self.input_padding:
-                x = pad(x, (0, self.input_padding))
-            if self.input_padding or self.padding:
-                w_ih = pad(w_ih, (0, self.input_padding, 0, self.padding))
-            if self.padding:
-                b_ih, b_hh = (None if b is None else pad(b, (0, self.padding)) for b in (b_ih, b_hh))
+                x, w_ih = (pad(t, (0, self.input_padding)) for t in (x, w_ih))
             x, stride_t, stride_b = strided(x, self.vector)
             bias = [None if b is None else whole(b) for b in (b_ih, b_hh)]
             given = (x, whole(w_ih), w_rec, *bias, first, None)

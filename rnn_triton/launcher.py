@@ -25,12 +25,16 @@ CELLS = {
 }
 
 
-
 class DoesNotCompile(Exception):
     """Registers or shared memory do not suffice for a kernel; nothing was launched."""
 
 
 _NO_CONTEXT = contextlib.nullcontext()
+
+
+def current(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """In which the device is torch's current one: Triton launches on that one's current stream."""
+    return _NO_CONTEXT if device.index == torch.cuda.current_device() else torch.cuda.device(device)
 
 
 class Launcher:
@@ -63,8 +67,7 @@ class Launcher:
             with interpreter.accurate():
                 self.kernel[self.grid](*pointers, *scalars, **self.constants(present))
             return
-        # Triton launches on the current device's current stream.
-        with _NO_CONTEXT if out.device.index == torch.cuda.current_device() else torch.cuda.device(out.device):
+        with current(out.device):
             ordinary = max(scalars) < 2**31  # wider strides are arguments of another type, and of another kernel
             known = self.kept.get(present) if ordinary else None
             if known is not None:

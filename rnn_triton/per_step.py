@@ -5,7 +5,6 @@ They are plain launches: no CUDA graph of their own, and nothing that keeps them
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 import math
@@ -19,7 +18,7 @@ from triton.runtime import driver
 from . import gemm, interpreter
 from .hardware import Device
 from .kernels.step import step
-from .launcher import CELLS, POINTERS, TRITON_DTYPES, Launcher, compiled_ahead, empty, strided, whole
+from .launcher import CELLS, POINTERS, TRITON_DTYPES, Launcher, compiled_ahead, current, empty, strided, whole
 from .plans import SIZES, PerStep, Problem, row_units
 
 # The pointer parameters of the kernel, in order; an absent tensor is never read.
@@ -105,7 +104,7 @@ class Site:
         # Triton then need not ask the driver whose they are.
         kernel, constexprs = known
         addresses = [(out if t is None else t).data_ptr() for t in tensors]
-        with _current(out.device):
+        with current(out.device):
             launch = kernel[self.launch.grid]
             stream = driver.active.get_current_stream(driver.active.get_current_device())
             for before, t in itertools.pairwise(times):
@@ -122,10 +121,6 @@ def compile_ahead(problem: Problem, plan: PerStep, device: Device) -> Any:
         step, constants(problem, plan, present), lambda n: kinds.get(n, pointer) if n.endswith("_ptr") else "i32",
         options(problem, plan), device.capability,
     )  # fmt: skip
-
-
-def _current(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    return contextlib.nullcontext() if device.index == torch.cuda.current_device() else torch.cuda.device(device)
 
 
 def options(problem: Problem, p: PerStep) -> dict[str, int]:
