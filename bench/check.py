@@ -3,35 +3,58 @@
 The tolerance knows the case, never the provider. Let u bound the relative rounding of the case's dtype and precision:
 2^-8 bf16, 2^-11 fp16 (storage); 2^-10 tf32 (operands cut to 10 bits); 2^-24 sqrt(K) ieee fp32, K the longest sum.
 
-    A step adds at most u of relative error to h and hands on what it got with gain g = ||W_hh||_F / sqrt(H) <=
-    1/sqrt(3), weights being U(-1/sqrt(H), 1/sqrt(H)): the error of y settles at u / (1 - g) = 2.4 u however long the
-    sequence. A gradient takes that twice: through y in act', and through its own recursion. Rounding errors average
-    about 0.4 u, so an implementation that rounds once a step lands at 0.15 to 0.25 of this (seen on emulated
-    roundings); one that also sums weight gradients in bf16 step by step reaches it.
+    A step adds at most u of relative error to the state and hands on what it got with gain g < 1: the error of y
+    settles at u / (1 - g) however long the sequence. Weights being U(-1/sqrt(H), 1/sqrt(H)), W_hh has gain
+    ||W_hh||_F / sqrt(H) = 1/sqrt(3), and f' <= 1: g = 1/sqrt(3) for the Elman cell. A GRU hands on z of the state
+    and makes 1 - z of it anew, through W_hh; an LSTM's c is f of the old and i of the new. The gates' arguments
+    being symmetric about zero, they average a half: g = (1 + 1/sqrt(3)) / 2.
 
-    ||out - ref|| / ||ref||    <=  tol:  2.4 u for y and hn, 4.7 u for gradients
+                                   rnn      gru, lstm
+        1 / (1 - g)                2.4      4.7
+
+    A layer adds an error of its own to what its input brings, which it hands on as it hands on the input itself: the
+    relative error of the input stays what it was. Errors of different layers are independent, their squares add:
+    sqrt(L) of one. Directions and models share nothing but, in the next layer, an input, and change nothing.
+
+    A gradient takes all this twice: through y in f', and through its own recursion. Rounding errors average about
+    0.4 u, so an implementation that rounds once a step lands at 0.15 to 0.25 of this (seen on emulated
+    roundings), and one that rounds after every operator at 0.05 to 0.35 (seen on an eager loop in bf16 and fp16,
+    all cells, 1 to 8 layers). One that also sums weight gradients step by step in its storage dtype, as autograd
+    does for such a loop, loses 0.3 u sqrt(T) of them and misses the bound from about T = 240 (bf16 and fp16,
+    Elman cell): its gradients are recorded as wrong.
+
+    ||out - ref|| / ||ref||    <=  tol:  u sqrt(L) / (1 - g) for y, hn and cn, twice that for gradients
     max|out - ref| / rms(ref)  <=  6 tol: errors are near normal, and 6 sigma covers 10^8 elements
 
-The first bound sees a bias of the whole, the second a single wrong element, row or step. relu's gradients jump: a
-unit whose pre-activation is within the error of zero may switch, a share of about tol of them does, so their norm
-moves by sqrt(tol) and single elements by their own size: the bounds are sqrt(tol) and 6.
+The first bound sees a bias of the whole, the second a single wrong element, row or step. Both are taken for each
+model, and of states for each layer and direction, so that one that is wrong is not lost among those that are
+right. relu's gradients jump: a unit whose pre-activation is within the error of zero may switch, a share of about
+tol of them does, so their norm moves by sqrt(tol) and single elements by their own size: the bounds are sqrt(tol)
+and 6. Below 2^-14 fp16 has no relative precision: gradients of deep LSTMs that fall there, as they do without a
+scaled loss, miss the second bound.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .cases import Case
-from .providers import GRADIENTS, Provider, Result, tensors
+from .inputs import tensors
+from .providers import by_formula, module_of, of_formulas
+from .sessions import ModuleSession, Provider, Result, Session
 
 ROUNDOFF = {"bf16": 2.0**-8, "fp16": 2.0**-11, "tf32": 2.0**-10, "ieee": 2.0**-24}
 GAIN = 1 / math.sqrt(3)
 PEAK = 6.0  # largest error over the root mean square error
+OUTPUTS = ("y", "hn", "cn")
+STATES = ("hn", "cn", "dh0", "dc0")  # with a dimension of layers and directions
 
 
 @dataclass(frozen=True)
@@ -53,45 +76,70 @@ class Verdict:
 def roundoff(case: Case) -> float:
     """u of the module docstring."""
     if case.precision == "ieee":
-        return ROUNDOFF["ieee"] * math.sqrt(max(case.H + case.I, case.T * case.B))
+        widest = max(case.I, case.directions * case.H if case.layers > 1 else 0)
+        return ROUNDOFF["ieee"] * math.sqrt(max(case.H + widest, case.T * case.B))
     return ROUNDOFF[case.precision or case.dtype]
 
 
 def tolerance(case: Case, quantity: str) -> tuple[float, float]:
     """(of the relative norm, of the largest error over the reference's rms)."""
-    relative = roundoff(case) / (1 - GAIN)
-    if quantity in ("y", "hn"):
+    gain = GAIN if case.cell == "rnn" else (1 + GAIN) / 2
+    relative = roundoff(case) * math.sqrt(case.layers) / (1 - gain)
+    if quantity in OUTPUTS:
         return relative, PEAK * relative
     if case.nonlinearity == "relu":
         return math.sqrt(relative), PEAK
     return 2 * relative, PEAK * 2 * relative
 
 
-def reference(case: Case, inputs: dict[str, torch.Tensor]) -> Result:
-    """y, hn and the gradients of <dy, y> + <dhn, hn> in fp64, from the same rounded inputs."""
-    import rnn_triton.reference
+def reference(case: Case, inputs: dict[str, Tensor]) -> Result:
+    """What a session's train() gives, in fp64, from the same rounded inputs and weights.
 
+    By torch.nn's own modules without cuDNN; several models by the cells' formulas, since torch's modules do not
+    batch them and hundreds one after the other take seconds. As large as the case's tensors in fp64, about eight
+    times over."""
     wide = {name: value.detach().double() for name, value in inputs.items()}
-    leaves = {name: wide[name].requires_grad_() for name in GRADIENTS.values()}
-    y, hn = rnn_triton.reference.rnn(
-        wide["x"], wide["w_ih"], wide["w_hh"], wide["b_ih"], wide["b_hh"], wide["h0"], case.nonlinearity
-    )
-    gradients = torch.autograd.grad((y, hn), list(leaves.values()), (wide["dy"], wide["dhn"]))
-    return {"y": y.detach(), "hn": hn.detach(), **dict(zip(GRADIENTS, gradients))}
+    if case.models > 1:
+        if case.lengths != "full":
+            raise NotImplementedError("several models of sequences of different lengths have no reference")
+        return of_formulas(case, wide, by_formula(case)).train()
+    with _without_cudnn():
+        return ModuleSession(module_of(torch.nn, case, wide["x"]), wide, case).train()
+
+
+@contextlib.contextmanager
+def _without_cudnn() -> Iterator[None]:
+    # torch.backends.cudnn.flags() would also set, and so mix, the older and the newer switch of TF32
+    before = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.enabled = before
 
 
 def compare(case: Case, result: Result, truth: Result) -> Verdict:
-    """The errors of `result` and what of it misses the tolerance; NaN, a wrong shape or dtype miss it too."""
+    """The errors of `result` and what of it misses the tolerance; NaN, a wrong shape or nothing at all misses it too.
+
+    An error is that of the worst model, and for states of the worst layer and direction."""
     errors, missed = {}, []
     for quantity, expected in truth.items():
-        got = result[quantity]
+        got = result.get(quantity)
+        if got is None:
+            missed.append(f"{quantity} is missing")
+            continue
+        if not isinstance(got, Tensor):
+            got = torch.stack(list(got))  # of several models
         if got.shape != expected.shape:
             missed.append(f"{quantity} has shape {tuple(got.shape)}, expected {tuple(expected.shape)}")
             continue
-        difference = got.double() - expected
-        scale = max(float(expected.norm()), 1e-30)
-        rms = scale / math.sqrt(expected.numel())
-        relative, largest = float(difference.norm()) / scale, float(difference.abs().max()) / rms
+        apart = (case.models if case.models > 1 else 1) * (expected.shape[-3] if quantity in STATES else 1)
+        difference = (got.double() - expected).reshape(apart, -1)
+        scale = expected.reshape(apart, -1).norm(dim=1).clamp_min(1e-30)
+        rms = scale / math.sqrt(difference.shape[1])
+        # amax and max hand NaN on
+        relative = float((difference.norm(dim=1) / scale).max())
+        largest = float((difference.abs().amax(dim=1) / rms).max())
         relative_tolerance, largest_tolerance = tolerance(case, quantity)
         errors[quantity] = {
             "rel": relative, "rel_tol": relative_tolerance, "max": largest, "max_tol": largest_tolerance,
@@ -103,15 +151,23 @@ def compare(case: Case, result: Result, truth: Result) -> Verdict:
     return Verdict(errors, "; ".join(missed))
 
 
+def judge(case: Case, session: Session, pass_: str, truth: Result) -> Verdict:
+    """One pass of a session ("fwd" or "train") against reference(): a wrong gradient does not make y wrong."""
+    if pass_ == "train":
+        return compare(case, session.train(), truth)
+    y, hn = session.forward()
+    verdict = compare(case, {"y": y, "hn": hn}, {name: truth[name] for name in ("y", "hn")})
+    return verdict if verdict.ok else Verdict(verdict.errors, f"without gradients: {verdict.message}")
+
+
 def gate(case: Case, provider: Provider, device: torch.device, seed: int = 0) -> Verdict:
     """Run a provider once, forward and forward+backward, and judge both."""
     inputs = tensors(case, device, seed)
     session = provider.session(case, inputs)
     truth = reference(case, inputs)
-    verdict = compare(case, session.train(), truth)
-    y, hn = session.forward()
-    forward = compare(case, {"y": y, "hn": hn}, {name: truth[name] for name in ("y", "hn")})
-    return verdict if forward.ok else Verdict(verdict.errors, f"without gradients: {forward.message}")
+    verdict = judge(case, session, "train", truth)
+    forward = judge(case, session, "fwd", truth)
+    return verdict if forward.ok else Verdict(verdict.errors, forward.message)
 
 
 def summary(verdicts: Iterable[tuple[str, Verdict]]) -> list[tuple[str, ...]]:

@@ -1,7 +1,8 @@
-"""Fills Triton's cache before anything is measured: kernels compiled in parallel, by the calls that will launch them.
+"""Fills the caches of compilers before anything is measured: calls of all providers in parallel processes, the
+very calls that will be timed.
 
-Each call is made as it will be, up to the launch itself, so that the variants with absent tensors, the GEMMs and what the
-planner falls back on are compiled too.
+Ours are made up to the launch itself, so that the variants with absent tensors, the GEMMs and what the planner
+falls back on are compiled too. Others' are made over few steps (Provider.prepare).
 """
 
 from __future__ import annotations
@@ -18,21 +19,33 @@ from unittest import mock
 
 import torch
 
-from .cases import Case
+from .cases import Case, Job
 from .progress import Progress
 from .providers import PROVIDERS, tensors
+from .records import OURS
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call of rnn_triton.RNN: forward only ("fwd") or with its backward ("train"), under `choices` of a plan."""
+    """One call of a provider: forward only ("fwd") or with its backward ("train"); ours under `choices` of a plan."""
 
     case: Case
     pass_: str = "train"
     choices: tuple[tuple[str, Any], ...] = ()
+    provider: str = OURS
 
 
-MOST_STEPS = 16  # of a call that compiles: more launch the same kernels again
+def calls_of(jobs: Iterable[Job]) -> list[Call]:
+    """What jobs compile: every pass of every provider that is here, compiles anything and runs the case, in their
+    order."""
+    compiling = {name for name, p in PROVIDERS.items() if p.compiles and not p.missing(torch.device("cuda"))}
+    return [
+        Call(job.case, pass_, provider=name)
+        for job in jobs
+        for name in job.providers
+        if name in compiling and not PROVIDERS[name].unsupported(job.case)
+        for pass_ in job.passes
+    ]
 
 
 @contextlib.contextmanager
@@ -54,13 +67,17 @@ def first_launches_compile() -> Iterator[None]:
 
 def compile_call(call: Call) -> None:
     """Compile what the call launches, for the GPU at hand; nothing where no plan has the choices."""
+    torch.set_num_threads(1)  # there is a process on every core
+    provider, device = PROVIDERS[call.provider], torch.device("cuda")
+    if call.provider != OURS:
+        provider.prepare(call.case, call.pass_, device)
+        return
     import rnn_triton
     from rnn_triton import launch
 
-    torch.set_num_threads(1)  # there is a process on every core
-    session = PROVIDERS["rnn_triton"].session(call.case, tensors(call.case, torch.device("cuda")))
     # ValueError: no such plan, NotImplementedError: no plan at all; both show again when the case runs
     with contextlib.suppress(ValueError, NotImplementedError):
+        session = provider.session(call.case, tensors(call.case, device))
         try:
             with first_launches_compile(), rnn_triton.overriding(**dict(call.choices)):
                 session.forward() if call.pass_ == "fwd" else session.train()
@@ -85,8 +102,9 @@ def compile_ahead(call: Call) -> None:
 def compile_calls(
     calls: Iterable[Call], seconds: float | None = None, function: Callable[[Call], None] = compile_call
 ) -> tuple[dict[Call, str], int]:
-    """(failures, how many were cut off): each different call compiled, in parallel, in order, for `seconds` at most."""
-    distinct = list(dict.fromkeys(replace(call, case=call.case.at(min(call.case.T, MOST_STEPS))) for call in calls))
+    """(failures, how many were cut off): each different call compiled, in parallel, in order, for `seconds` at
+    most."""
+    distinct = list(dict.fromkeys(replace(call, case=PROVIDERS[call.provider].shortest(call.case)) for call in calls))
     failures = {}
     done = 0
     for i, answer in in_parallel(function, distinct, "compiling", seconds):

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from . import cases, check, dry, environment, report, run
+from . import cases, check, dry, environment, run, tables
 from .compiling import Call, compile_ahead, compile_call, compile_calls
 from .probes import (
     Behaviour,
@@ -33,7 +33,7 @@ from .probes import (
     perform,
 )
 from .progress import Progress
-from .records import Writer, quantiles, read, rows
+from .records import OURS, Writer, read, rows
 from .worker import Worker, WorkerError
 
 FILE = "first-run.jsonl"
@@ -124,8 +124,8 @@ def _equivalence() -> Iterable[Item]:
 
 
 def _speed() -> Iterable[Item]:
-    for shape in cases.FIRST_SHAPES:
-        yield Speed(cases.case(*shape))
+    for listed in cases.suite("first"):
+        yield Speed(listed)
 
 
 def _constants() -> Iterable[Item]:
@@ -259,7 +259,7 @@ def _do(item: Item, is_dry: bool, worker: Worker, seconds: float, writer: Writer
     failures = []
     for fields in found:
         record = writer.write(item.kind, **fields)
-        ours = record.get("provider", "rnn_triton") == "rnn_triton"
+        ours = record.get("provider", OURS) == OURS
         if ours and record["status"] not in ("ok", "unsupported"):
             failures.append(f"{item.section}: {item.name}: {record['status']}: {record['message']}")
     return failures
@@ -277,12 +277,12 @@ def _table(path: Path, left: Sequence[Item], is_dry: bool) -> str:
     behaviours = by_kind.get("behaviour", [])
     faults = [r for r in behaviours if r["name"] in {i.of for i in _faults() if isinstance(i, Behaviour)}]
     parts = {
-        "protocols": report.text(EXCHANGE_HEADINGS, exchange_rows(by_kind.get("exchange", []))),
+        "protocols": tables.text(EXCHANGE_HEADINGS, exchange_rows(by_kind.get("exchange", []))),
         "equivalence": _equivalence_table(by_kind.get("check", [])),
-        "speed": report.text(report.HEADINGS, report.timing_rows(timing)),
-        "constants": report.text(CONSTANT_HEADINGS, constant_rows(by_kind.get("constant", []))),
-        "faults": report.text(BEHAVIOUR_HEADINGS, behaviour_rows(faults)),
-        "graphs": report.text(BEHAVIOUR_HEADINGS, behaviour_rows(r for r in behaviours if r not in faults)),
+        "speed": tables.text(tables.HEADINGS, tables.timing_rows(timing)),
+        "constants": tables.text(CONSTANT_HEADINGS, constant_rows(by_kind.get("constant", []))),
+        "faults": tables.text(BEHAVIOUR_HEADINGS, behaviour_rows(faults)),
+        "graphs": tables.text(BEHAVIOUR_HEADINGS, behaviour_rows(r for r in behaviours if r not in faults)),
     }
     if is_dry:
         where = "Triton's interpreter, all programs of a launch alive"
@@ -307,10 +307,10 @@ def exchange_rows(records: Iterable[dict[str, Any]]) -> list[tuple[str, ...]]:
     out: list[tuple[str, ...]] = []
     for r in records:
         plan, practical = r["plan"] or {}, r["practical_us_per_step"]
-        full, short = quantiles(r["device_us"]), quantiles(r["short_us"])
+        full, short = r["device_us"]["median"], r["short_us"]["median"]
         ns = "-"
         if full and short and r["short_T"] < r["shape"]["T"]:
-            ns = f"{1e3 * (full[1] - short[1]) / (r['shape']['T'] - r['short_T']):.0f}"
+            ns = f"{1e3 * (full - short) / (r['shape']['T'] - r['short_T']):.0f}"
         ctas = f"{plan['groups']} x {plan['ctas']}" if "ctas" in plan else "-"
         model = "-" if practical is None else f"{1e3 * practical:.0f}"
         protocol = str(plan.get("protocol", r["choices"].get("protocol", "-")))
@@ -354,7 +354,7 @@ def _equivalence_table(records: Sequence[dict[str, Any]]) -> str:
         plan = (r["plan"] or {}).get("forward") or {}
         regime = " ".join(str(plan[key]) for key in ("regime", "protocol") if key in plan) or "-"
         body.append((r["case"], regime, worst, error, tolerance, _verdict(r)))
-    return report.text(("case", "plan", "worst", "error", "tolerance", "verdict"), body)
+    return tables.text(("case", "plan", "worst", "error", "tolerance", "verdict"), body)
 
 
 def _verdict(record: dict[str, Any]) -> str:

@@ -21,13 +21,13 @@ from . import check, dry, model, run, timing
 from .cases import Case, Job
 from .compiling import Call, choices_of, named
 from .providers import PROVIDERS, tensors
-from .records import quantiles
+from .records import BASELINES, OURS, quantiles, sampled
 from .worker import in_words
 
 Fields = dict[str, Any]
 Choices = tuple[tuple[str, Any], ...]
 SECONDS = 0.2  # of measuring a call
-OPERANDS = ("x", "w_ih", "w_hh", "b_ih", "b_hh", "h0")  # of a forward recurrence
+WEIGHTS = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
 
 
 class Wrong(Exception):
@@ -145,20 +145,25 @@ def perform(order: tuple[Item, bool]) -> list[Fields]:
 # ---- a: the protocols alone -----------------------------------------------------------------------------------------
 
 
+def operands_of(inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """Of a forward recurrence: x, w_ih, w_hh, b_ih, b_hh, h0[B,H]"""
+    return (inputs["x"], *(inputs[name] for name in WEIGHTS), inputs["h0"][0])
+
+
 def recurrence(case: Case, inputs: dict[str, torch.Tensor], direction: str, y: torch.Tensor | None) -> Any:
-    """A call of the recurrence alone: {y, hn} forward, {da} backward from the given y."""
+    """A call of the recurrence alone: {y, hn[1,B,H]} forward, {da} backward from the given y."""
     from rnn_triton import launch
 
-    i = inputs
     if direction == "forward":
-        operands = (*(i[name] for name in OPERANDS), case.nonlinearity, False, case.precision)
+        operands = (*operands_of(inputs), case.nonlinearity, False, case.precision)
         forward: Any = launch.forward
 
         def call() -> dict[str, torch.Tensor]:
-            return dict(zip(("y", "hn"), forward(*operands)))
+            y, hn = forward(*operands)
+            return {"y": y, "hn": hn[None]}
     else:
         assert y is not None
-        of_y = (i["w_hh"], y, i["dy"], i["dhn"])
+        of_y = (inputs["weight_hh_l0"], y, inputs["dy"], inputs["dhn"][0])
 
         def call() -> dict[str, torch.Tensor]:
             return {"da": launch.backward(*of_y, case.nonlinearity, False, case.precision)}
@@ -174,7 +179,7 @@ def pre_activation_gradients(case: Case, inputs: dict[str, torch.Tensor], y: tor
     one = torch.eye(case.H, dtype=torch.float64, device=y.device)  # dx = da W_ih
     wide_y = y.double()
     return reference.backward(
-        wide_y, one, wide["w_hh"], wide["h0"], wide_y, wide["dy"], wide["dhn"], case.nonlinearity
+        wide_y, one, wide["weight_hh_l0"], wide["h0"][0], wide_y, wide["dy"], wide["dhn"][0], case.nonlinearity
     )[0]
 
 
@@ -194,7 +199,7 @@ class Exchange(Item):
     def blank(self) -> list[Fields]:
         more: Fields = {
             "shape": dataclasses.asdict(self.case), "direction": self.direction, "plan": None, "errors": {},
-            "device_us": [], "short_T": None, "short_us": [], "practical_us_per_step": None,
+            "device_us": sampled(), "short_T": None, "short_us": sampled(), "practical_us_per_step": None,
         }  # fmt: skip
         return [fields | more for fields in super().blank()]
 
@@ -225,7 +230,7 @@ class Exchange(Item):
             if not verdict.ok:
                 raise Wrong(verdict.message)
             samples = place.samples(full=call, short=recurrence(short, few, self.direction, y[: short.T]))
-        record |= {"device_us": samples["full"], "short_T": short.T, "short_us": samples["short"]}
+        record |= {"device_us": sampled(samples["full"]), "short_T": short.T, "short_us": sampled(samples["short"])}
 
 
 # ---- b: equivalence -------------------------------------------------------------------------------------------------
@@ -240,7 +245,7 @@ class Equivalence(Item):
 
     def blank(self) -> list[Fields]:
         more: Fields = {
-            "shape": dataclasses.asdict(self.case), "provider": "rnn_triton", "implementation": "none", "errors": {},
+            "shape": dataclasses.asdict(self.case), "provider": OURS, "implementation": "none", "errors": {},
             "plan": None,
         }  # fmt: skip
         return [fields | more for fields in super().blank()]
@@ -251,7 +256,7 @@ class Equivalence(Item):
         (record,) = records
         with place.choosing(self.choices):
             record["plan"] = {p.direction: plans.fields(place.plan(p)) for p in model.problems(self.case)}
-            verdict = check.gate(self.case, PROVIDERS["rnn_triton"], place.device)
+            verdict = check.gate(self.case, PROVIDERS[OURS], place.device)
         record |= {"errors": verdict.errors, "implementation": f"Triton kernels on {place.name}"}
         if not verdict.ok:
             raise Wrong(verdict.message)
@@ -262,23 +267,24 @@ class Equivalence(Item):
 
 @dataclass(frozen=True)
 class Speed(Item):
-    """An ordinary timing of a case: every pass and provider."""
+    """An ordinary timing of a case in every pass: ours and torch.nn on cuDNN."""
 
     kind = "timing"
     section = "speed"
     timeout = 90.0
 
     passes: tuple[str, ...] = ("fwd", "train")
+    providers: ClassVar[tuple[str, ...]] = (OURS, BASELINES[0])
 
     def blank(self) -> list[Fields]:
-        return [run.blank(self.case, pass_, name) for name in PROVIDERS for pass_ in self.passes]
+        return [run.blank(self.case, pass_, name) for name in self.providers for pass_ in self.passes]
 
     def measure(self, place: Place, records: list[Fields]) -> None:
-        found = run.measure(Job(self.case, self.passes, tuple(PROVIDERS)), place.device, place.clock)
+        found = run.measure(Job(self.case, self.passes, self.providers), place.device, place.clock)
         estimate = run.model_estimate(place.record)
         for fields in found:
-            floor, practical = estimate(self.case, fields["pass"])
-            fields |= {"floor_us_per_step": floor, "practical_us_per_step": practical}
+            if fields["provider"] == OURS:
+                fields |= estimate(self.case, fields["pass"])
         records[:] = found
 
 
@@ -556,7 +562,7 @@ def repeats_bitwise(place: Place, case: Case, choices: Choices) -> str:
     with place.choosing(choices):
         for problem in model.problems(case):
             place.plan(problem)
-        session = PROVIDERS["rnn_triton"].session(case, inputs)
+        session = PROVIDERS[OURS].session(case, inputs)
         expected = _copies(session.train())
         for number in range(times):
             with _other_work(place):
@@ -572,7 +578,7 @@ def graph_replays_bitwise(place: Place, case: Case, choices: Choices) -> str:
     with place.choosing(choices):
         for problem in model.problems(case):
             place.plan(problem)
-        session = PROVIDERS["rnn_triton"].session(case, inputs)
+        session = PROVIDERS[OURS].session(case, inputs)
 
         def forward() -> dict[str, torch.Tensor]:
             return dict(zip(("y", "hn"), session.forward()))
@@ -600,12 +606,12 @@ BEHAVIOURS: dict[str, Callable[[Place, Case, Choices], str]] = {
 
 def _forward(site: Any, case: Case, place: Place) -> tuple[torch.Tensor, torch.Tensor]:
     inputs = tensors(case, place.device)
-    return site.forward(*(inputs[name] for name in OPERANDS), False)
+    return site.forward(*operands_of(inputs), False)
 
 
 def _still_right(place: Place, case: Case, choices: Choices) -> None:
     with place.choosing(choices):
-        verdict = check.gate(case, PROVIDERS["rnn_triton"], place.device)
+        verdict = check.gate(case, PROVIDERS[OURS], place.device)
     if not verdict.ok:
         raise Wrong(f"the next launch: {verdict.message}")
 

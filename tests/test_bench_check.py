@@ -15,7 +15,7 @@ import pytest
 import torch
 from stub_cuda import stub
 from support import bench_stubs
-from support.bench_records import ENVIRONMENT
+from support.bench_records import DATE, ENVIRONMENT
 
 from bench import cases, check, compiling, dry, first_run, model, probes, providers, records
 from bench.__main__ import main
@@ -30,10 +30,16 @@ SENTINEL = probes.grid(protocol="sentinel", warps=4)
 # ---- the command ----------------------------------------------------------------------------------------------------
 
 
+def cpu_seconds():
+    """Of this process and of its children that have ended"""
+    of = os.times()
+    return of.user + of.system + of.children_user + of.children_system
+
+
 def test_the_dry_run_does_every_sort_of_item_and_passes(tmp_path, capsys):
-    began = time.monotonic()
+    began = cpu_seconds()
     assert main(["check", "--dry", "--out", str(tmp_path)]) == 0
-    assert time.monotonic() - began < 60  # 14 s alone on two slow cores
+    assert cpu_seconds() - began < 60  # 20 s on a slow core; wall time is the other tests' too
     found, problems = records.read([tmp_path / first_run.FILE])
     assert problems == [] and {r["kind"] for r in found} == {"exchange", "check", "timing", "constant", "behaviour"}
     assert {r["environment"]["device"] for r in found} == {"none (dry run)"}
@@ -223,7 +229,7 @@ def measured(item, us):
     (fields,) = item.blank()
     with mock.patch.object(probes, "recurrence", lambda case, *_: case):
         item.measure(place, [fields])
-    records.validate({"schema": 1, "kind": item.kind, "run": "r", "environment": ENVIRONMENT, **fields})
+    records.validate({"schema": records.SCHEMA, "date": DATE, "kind": item.kind, "run": "r", "environment": ENVIRONMENT, **fields})
     return fields
 
 
@@ -265,7 +271,7 @@ def test_launches_and_rates():
 def test_rows_of_the_table():
     exchange = probes.Exchange(TINY, SENTINEL).blank()[0] | {
         "plan": {"protocol": "sentinel", "groups": 2, "ctas": 16}, "practical_us_per_step": 0.5,
-        "device_us": [10.0 + 0.7 * 3] * 3, "short_T": 1, "short_us": [10.7] * 3,
+        "device_us": records.sampled([10.0 + 0.7 * 3] * 3), "short_T": 1, "short_us": records.sampled([10.7] * 3),
     }  # fmt: skip
     (row,) = first_run.exchange_rows([exchange])
     assert row[1:] == ("forward", "sentinel", "2 x 16", "700", "500", "ok")
@@ -273,16 +279,6 @@ def test_rows_of_the_table():
     assert row[3:] == ("-", "-", "-", "TIMEOUT: a")
     constant = probes.Slope(TINY, constant="local_us").blank()[0] | {"value": 0.123456, "model": 0.2, "message": "note"}
     assert first_run.constant_rows([constant]) == [("local_us", TINY.name, "0.123", "0.2", "us", "note")]
-
-
-def test_records_of_before_choices_are_read(tmp_path):
-    fields = {k: v for k, v in probes.Equivalence(TINY).blank()[0].items() if k not in ("choices", "plan")}
-    with pytest.raises(ValueError, match="field choices is missing"):
-        records.validate({"schema": 1, "kind": "check", "run": "r", "environment": ENVIRONMENT, **fields})
-    path = tmp_path / "old.jsonl"
-    path.write_text(json.dumps({"schema": 1, "kind": "check", "run": "r", "environment": ENVIRONMENT, **fields}))
-    (found,), problems = records.read([path])
-    assert problems == [] and found["choices"] == {} and found["plan"] is None
 
 
 # ---- the recurrence alone, and what must hold of launches; by interpreter -------------------------------------------
@@ -293,7 +289,7 @@ def test_gradients_of_pre_activations_alone():
     inputs = {name: t.double() for name, t in providers.tensors(case, torch.device("cpu")).items()}
     y = check.reference(case, inputs)["y"]
     da = probes.pre_activation_gradients(case, inputs, y)
-    assert torch.allclose(da.flatten(0, 1).sum(0), check.reference(case, inputs)["db_ih"], rtol=1e-12)
+    assert torch.allclose(da.flatten(0, 1).sum(0), check.reference(case, inputs)["dbias_ih_l0"], rtol=1e-12)
 
 
 @pytest.mark.interpret
@@ -301,7 +297,7 @@ def test_gradients_of_pre_activations_alone():
 def test_a_wrong_exchange_is_seen(direction):
     item = probes.Exchange(TINY, SENTINEL, direction)
     (found,) = probes.perform((item, True))
-    assert found["status"] == "ok" and found["device_us"] and set(found["errors"]) <= {"y", "hn", "da"}
+    assert found["status"] == "ok" and found["device_us"]["samples"] and set(found["errors"]) <= {"y", "hn", "da"}
     exact = probes.recurrence
 
     def wrong(*arguments):
@@ -333,12 +329,12 @@ def test_calls_that_do_not_repeat_are_seen():
     def drifts(session):
         calls.append(0)
         results = train(session)
-        results["dw_hh"].view(-1)[-1] *= 1 + len(calls) / 64
+        results["dweight_hh_l0"].view(-1)[-1] *= 1 + len(calls) / 64
         return results
 
     with mock.patch.object(providers.ModuleSession, "train", drifts):
         (found,) = probes.perform((item, True))
-    assert found["status"] == "wrong" and "dw_hh differs" in found["message"]
+    assert found["status"] == "wrong" and "dweight_hh_l0 differs" in found["message"]
 
 
 def test_a_planner_that_goes_beyond_the_device_is_seen():
