@@ -6,18 +6,19 @@ import argparse
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
-from . import cases, environment, jobs, report
+from . import cases, compare, environment, explaining, figures, jobs, tables
 from .first_run import first_run
 from .providers import PROVIDERS
-from .records import rows
 
 # beside the results in a checkout; an installed package is no place to write to
 OUT = Path(__file__).resolve().parent / "out" if (environment.root() / "pyproject.toml").exists() else Path("bench-out")
+BUDGET = 480.0  # seconds
+LISTS = ("suites", "cases", "providers", "figures", "results")
 
 
 def seconds(text: str) -> float:
@@ -28,45 +29,87 @@ def seconds(text: str) -> float:
     return float(found.group(1)) * {"": 1, "s": 1, "m": 60, "h": 3600}[found.group(2)]
 
 
+def share(text: str) -> float:
+    """2% or 0.02."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", text)
+    value = float(found.group(1)) / (100 if found.group(2) else 1) if found else 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"expected a share between 0 and 1 such as 2% or 0.02, got {text!r}")
+    return value
+
+
+# ---- arguments ------------------------------------------------------------------------------------------------------
+
+
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     top.add_argument("--quick", action="store_true", help="the job of `make bench`")
     _common(top, budget=True)
     commands = top.add_subparsers(dest="command")
 
-    def add(name: str, help: str) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=help, description=help)
+    def add(name: str, function: Command, help: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=help, description=help)
+        added.set_defaults(function=function)
+        return added
 
-    add_check = add(
-        "check",
-        "on a GPU the first thing to run: protocols, equivalence, speed, constants, faults and graphs, within a budget; "
-        "without one, or for a suite or cases: y, hn and all gradients against fp64",
+    with_records = argparse.ArgumentParser(add_help=False)
+    with_records.add_argument(
+        "records", nargs="*", type=Path, help="record files (default: those that came with the source and those in --out)"
     )
-    _cases(add_check, None)
-    _common(add_check, budget=True)
-    add_check.add_argument("--dry", action="store_true", help="all of it without a GPU: tiny, by Triton's interpreter")
-    add_run = add("run", "time cases on the GPU against torch.nn.RNN on cuDNN")
-    _cases(add_run, "quick")
-    _common(add_run, budget=True)
-    add_run.add_argument("--pass", dest="passes", default=",".join(cases.PASSES), help="fwd,train")
-    add_run.add_argument("--dtype", default=",".join(cases.DTYPES), help="bf16,fp16,fp32")
-    add_run.add_argument("--providers", default=",".join(PROVIDERS), help=", ".join(PROVIDERS))
-    add_resources = add("resources", "what every planned kernel uses, compiled ahead of time; needs no GPU")
-    add_resources.add_argument("--arch", default="sm_90", help="sm_80, sm_90, sm_100, ...")
-    _common(add_resources)
-    add_model = add("model", "estimated floor and practical us/step of the quick suite")
-    add_model.add_argument("--arch", default="sm_90")
-    add("host", "own Python and dispatcher time per call")
-    for name, help in (
-        ("figures", "draw the figures of record files (default: those that came with the source)"),
-        ("report", "Markdown table of record files (default: those that came with the source)"),
-    ):
-        with_records = add(name, help)
-        with_records.add_argument("records", nargs="*", type=Path)
-        if name == "figures":
-            _common(with_records)
-    add_list = add("list", "the cases of a suite")
-    add_list.add_argument("--suite", default="quick", help=", ".join(cases.SUITES))
+    _common(with_records)
+
+    to_run = add("run", _run, "time cases on the GPU: ours, cuDNN and every peer that is installed")
+    _cases(to_run, "quick")
+    _common(to_run, budget=True)
+    to_run.add_argument("--pass", dest="passes", default=",".join(cases.PASSES), help="fwd,train")
+    to_run.add_argument("--dtype", default=",".join(cases.DTYPES), help="bf16,fp16,fp32")
+    to_run.add_argument("--providers", default=",".join(PROVIDERS), help=", ".join(PROVIDERS))
+    to_run.add_argument("--again", action="store_true", help="also what is recorded already")
+
+    to_check = add(
+        "check", _check,
+        "on a GPU the first thing to run there: protocols, equivalence, speed, constants, faults and graphs, within a "
+        "budget; without one, or for a suite or cases: y, hn and all gradients against fp64",
+    )  # fmt: skip
+    _cases(to_check, None)
+    _common(to_check, budget=True)
+    to_check.add_argument("--dry", action="store_true", help="all of it without a GPU: tiny, by Triton's interpreter")
+
+    to_draw = commands.add_parser("figures", parents=[with_records], help="draw figures of records: PNG, SVG and PDF")
+    to_draw.set_defaults(function=_figures)
+    to_draw.add_argument("--only", help=", ".join(figures.FIGURES))
+    commands.add_parser(
+        "report", parents=[with_records], help="one HTML page of records, with tables as Markdown, LaTeX and CSV beside it"
+    ).set_defaults(function=_report)
+
+    to_compare = add("compare", _compare, "ratios of two sides with intervals; exit status 1 where B got slower or broke")
+    for side in ("A", "B"):
+        to_compare.add_argument(side, help="a record file, a folder of them, or a commit that has records")
+    _common(to_compare)
+    to_compare.add_argument("--providers", default="rnn_triton", help="all, or names (default: rnn_triton)")
+    to_compare.add_argument("--within", type=share, default=compare.BAND, help=f"what counts as same ({compare.BAND:.0%})")
+
+    to_explain = add("explain", _explain, "a case: its plan, estimates, cuDNN's algorithm, what is recorded and published")
+    to_explain.add_argument("case")
+    to_explain.add_argument("--arch", help="of a GPU that need not be here: sm_80, sm_90, sm_100, ...")
+    _common(to_explain)
+
+    to_list = add("list", _list, "suites, the cases of a suite, providers, figures, recorded results")
+    to_list.add_argument("what", nargs="?", help=", ".join(LISTS))
+    to_list.add_argument("--suite", help=", ".join(cases.SUITES))
+    _common(to_list)
+
+    to_compile = add("resources", _resources, "what every planned kernel uses, compiled ahead of time; needs no GPU")
+    to_compile.add_argument("--arch", default="sm_90", help="sm_80, sm_90, sm_100, ...")
+    _common(to_compile)
+    to_model = commands.add_parser(
+        "model", parents=[with_records],
+        help="estimated floor and practical us/step of a suite; fitted to records, bottlenecks of what was measured",
+    )  # fmt: skip
+    to_model.set_defaults(function=_model)
+    to_model.add_argument("--arch", default="sm_90")
+    to_model.add_argument("--suite", default="quick", help=", ".join(cases.SUITES))
+    add("host", _host, "own Python and dispatcher time per call")
     return top
 
 
@@ -77,17 +120,23 @@ def _common(to: argparse.ArgumentParser, budget: bool = False) -> None:
 
 
 def _cases(to: argparse.ArgumentParser, suite: str | None) -> None:
-    to.add_argument("--suite", default=suite, help=", ".join(cases.SUITES))
-    to.add_argument("--case", help="case names, separated by commas, in place of a suite")
+    to.add_argument("--suite", default=suite, help=f"separated by commas, or all: {', '.join(cases.SUITES)}")
+    to.add_argument("--case", help=f"case names, separated by commas, in place of a suite: {cases.FORM}")
+
+
+# ---- commands -------------------------------------------------------------------------------------------------------
+
+# (arguments, folder, end of the budget on time.monotonic()) -> (what to show, what failed)
+Command = Callable[[argparse.Namespace, Path, float], tuple[str, list[str]]]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; exit status 0, 1 where a gate failed, 2 for wrong usage."""
+    """Run a command; exit status 0, 1 where a gate failed or something got slower, 2 for wrong usage."""
     top = parser()
     given = top.parse_args(arguments)
     out: Path = getattr(given, "out", OUT)
     began = time.monotonic()
-    budget: float = getattr(given, "budget", 480.0)
+    budget: float = getattr(given, "budget", BUDGET)
     try:
         if given.quick and given.command is None:
             failures = jobs.quick(out, budget)
@@ -95,7 +144,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             top.print_help()
             return 2
         else:
-            failures = _command(given, out, began + budget)
+            text, failures = given.function(given, out, began + budget)
+            print(text)
     except (ValueError, OSError, jobs.NeedsGPU) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
@@ -106,50 +156,83 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if failures else 0
 
 
-def _command(given: argparse.Namespace, out: Path, deadline: float) -> list[str]:
-    if given.command == "check":
-        some = given.suite or given.case
-        if given.dry and some:
-            raise ValueError("--dry has cases of its own: leave out --suite and --case")
-        if given.dry or (torch.cuda.is_available() and not some):
-            table, failures = first_run(out, deadline - time.monotonic(), given.dry)
-        else:
-            given.suite = given.suite or "check"
-            table, failures = jobs.run_check(_chosen(given), out)
-    elif given.command == "run":
-        passes = cases.choose(given.passes, cases.PASSES, "pass")
-        providers = cases.choose(given.providers, tuple(PROVIDERS), "provider")
-        timed, failures = jobs.run_timing(_chosen(given), passes, providers, out, deadline)
-        table = report.text(report.HEADINGS, report.timing_rows(timed))
-    elif given.command == "resources":
-        table, failures = jobs.run_resources(given.arch, out)
-    elif given.command == "model":
-        from rnn_triton import hardware
+def _run(given: argparse.Namespace, out: Path, deadline: float) -> tuple[str, list[str]]:
+    passes = cases.choose(given.passes, cases.PASSES, "pass")
+    providers = cases.choose(given.providers, tuple(PROVIDERS), "provider")
+    rows, failures = jobs.run_timing(_chosen(given), passes, providers, out, deadline, given.again)
+    return tables.text(tables.HEADINGS, tables.timing_rows(rows)), failures
 
-        if given.arch not in hardware.RECORDS:
-            raise ValueError(f"unknown architecture {given.arch!r}; known: {', '.join(hardware.RECORDS)}")
-        table, failures = jobs.model_table(hardware.RECORDS[given.arch]), []
-    elif given.command == "host":
-        table, failures = jobs.run_host(), []
-    elif given.command == "list":
-        table, failures = "\n".join(case.name for case in cases.suite(given.suite)), []
-    else:
-        found = jobs.load(given.records or jobs.recorded())
-        timing = list(rows(found))
-        failures = []
-        if given.command == "figures":
-            table = jobs.make_figures(timing, [r for r in found if r["kind"] == "training"], out)
-        else:
-            table = report.timing_markdown(timing) if timing else "no timing records"
-    print(table)
-    return failures
+
+def _check(given: argparse.Namespace, out: Path, deadline: float) -> tuple[str, list[str]]:
+    some = given.suite or given.case
+    if given.dry and some:
+        raise ValueError("--dry has cases of its own: leave out --suite and --case")
+    if given.dry or (torch.cuda.is_available() and not some):
+        return first_run(out, deadline - time.monotonic(), given.dry)
+    given.suite = given.suite or "check"
+    return jobs.run_check(_chosen(given), out)
+
+
+def _figures(given: argparse.Namespace, out: Path, deadline: float) -> tuple[str, list[str]]:
+    names = cases.choose(given.only, tuple(figures.FIGURES), "figure") if given.only else None
+    return jobs.make_figures(jobs.load(given.records or jobs.known(out)), out, names), []
+
+
+def _report(given: argparse.Namespace, out: Path, deadline: float) -> tuple[str, list[str]]:
+    return jobs.make_report(jobs.load(given.records or jobs.known(out)), out), []
+
+
+def _compare(given: argparse.Namespace, out: Path, deadline: float) -> tuple[str, list[str]]:
+    providers = None if given.providers == "all" else cases.choose(given.providers, tuple(PROVIDERS), "provider")
+    known = jobs.known(out)
+    found = compare.compare(compare.load(given.A, known), compare.load(given.B, known), providers, given.within)
+    for problem in (*found.a.problems, *found.b.problems):
+        print(f"skipped {problem}", file=sys.stderr)
+    text = [tables.text(compare.HEADINGS, compare.body(found)), "", *compare.summary(found)]
+    return "\n".join(text), [f"{pair.case} {pair.pass_} {pair.provider}: {pair.verdict}" for pair in found.regressions]
+
+
+def _explain(given: argparse.Namespace, out: Path, deadline: float) -> tuple[str, list[str]]:
+    device = jobs.architecture(given.arch) if given.arch else None
+    return explaining.explain(cases.parse(given.case), device, jobs.load(jobs.known(out))), []
+
+
+def _list(given: argparse.Namespace, out: Path, deadline: float) -> tuple[str, list[str]]:
+    what = given.what or ("cases" if given.suite else "suites")
+    if what not in LISTS:
+        raise ValueError(f"unknown list {what!r}; {cases.nearest(what, LISTS)}")
+    if what == "cases":
+        return "\n".join(case.name for case in cases.suites(given.suite or "all")), []
+    if what == "figures":
+        return "\n".join(figures.FIGURES), []
+    if what == "providers":
+        return jobs.providers_table(), []
+    return (jobs.results_table(out) if what == "results" else jobs.suites_table()), []
+
+
+def _resources(given: argparse.Namespace, out: Path, deadline: float) -> tuple[str, list[str]]:
+    return jobs.run_resources(given.arch, out)
+
+
+def _model(given: argparse.Namespace, out: Path, deadline: float) -> tuple[str, list[str]]:
+    device = jobs.architecture(given.arch)
+    found = jobs.load(given.records or jobs.known(out))
+    return f"{jobs.model_table(device, cases.suites(given.suite))}\n\n{jobs.fit_table(found)}", []
+
+
+def _host(given: argparse.Namespace, out: Path, deadline: float) -> tuple[str, list[str]]:
+    return jobs.run_host(), []
 
 
 def _chosen(given: argparse.Namespace) -> list[cases.Case]:
-    chosen = [cases.parse(name) for name in given.case.split(",")] if given.case else list(cases.suite(given.suite))
-    if hasattr(given, "dtype") and not given.case:
+    if given.case:
+        return [cases.parse(name.strip()) for name in given.case.split(",")]
+    chosen = list(cases.suites(given.suite))
+    if hasattr(given, "dtype"):
         dtypes = cases.choose(given.dtype, cases.DTYPES, "dtype")
         chosen = [case for case in chosen if case.dtype in dtypes]
+        if not chosen:
+            raise ValueError(f"no case of {given.suite} is in {given.dtype}")
     return chosen
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
+import functools
+import hashlib
+import os
 import platform
 import subprocess
 import uuid
@@ -11,6 +15,9 @@ from typing import Any
 
 import torch
 import triton
+
+COMMIT = "RNN_TRITON_COMMIT"  # in the environment: the commit of a copy without its git directory
+_MEASURING = ("inputs", "loops", "peers", "providers", "run", "sessions", "timing")  # the files of bench that a time depends on
 
 _QUERY = {"driver": "driver_version"}
 _CLOCKS = {
@@ -28,6 +35,23 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+@functools.cache
+def source() -> str:
+    """A digest of all code that a time depends on: the same for a commit, its copy without git, and its wheel.
+
+    Commits that change only texts, tests or figures have the same one, and what they measured is comparable."""
+    here = Path(__file__).resolve().parent
+    import rnn_triton
+
+    package = Path(rnn_triton.__file__).resolve().parent
+    files = [*package.glob("*.py"), *package.glob("*.json"), *(package / "kernels").glob("*.py")]
+    files += [here / f"{name}.py" for name in _MEASURING]
+    digest = hashlib.sha256()
+    for file in sorted(files, key=lambda f: (f.parent.name, f.name)):
+        digest.update(f"{file.name}\0".encode() + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
 def new_run() -> str:
     """An id for one run: sorts by time, unique."""
     return f"{datetime.datetime.now(datetime.timezone.utc):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
@@ -35,14 +59,15 @@ def new_run() -> str:
 
 def describe(device: torch.device) -> dict[str, Any]:
     """The environment of a record; None for what cannot be found out."""
-    commit = _output("git", "-C", str(root()), "rev-parse", "HEAD")
+    commit = _output("git", "-C", str(root()), "rev-parse", "HEAD") if (root() / ".git").exists() else None
     changed = _output("git", "-C", str(root()), "status", "--porcelain", "--untracked-files=no") if commit else None
     out: dict[str, Any] = {
-        "date": f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%dT%H:%M:%SZ}",
-        "commit": commit or None,
+        "commit": commit or os.environ.get(COMMIT) or None,
         "dirty": None if changed is None else bool(changed),
+        "source": source(),
         "device": f"CPU ({platform.machine()})",
         "capability": None,
+        "hardware": None,
         "driver": None,
         "clocks": {},
         "torch": torch.__version__,
@@ -56,9 +81,12 @@ def describe(device: torch.device) -> dict[str, Any]:
         fields = _QUERY | _CLOCKS
         line = _output("nvidia-smi", f"--query-gpu={','.join(fields.values())}", "--format=csv,noheader,nounits", "-i", "0")
         values = dict(zip(fields, (part.strip() for part in line.splitlines()[0].split(",")))) if line else {}
+        from rnn_triton import hardware
+
         out |= {
             "device": torch.cuda.get_device_name(device),
             "capability": 10 * major + minor,
+            "hardware": dataclasses.asdict(hardware.of(device)),
             "driver": values.get("driver"),
             "clocks": {name: _number(values[name]) for name in _CLOCKS if name in values},
             "cudnn": torch.backends.cudnn.version(),

@@ -13,19 +13,35 @@ from typing import Any
 
 import torch
 
-from . import cases, check, digits, environment, figures, host, model, report, resources
-from .compiling import Call, compile_calls, in_parallel
+from . import (
+    cases,
+    check,
+    digits,
+    environment,
+    figures,
+    fit,
+    host,
+    model,
+    report,
+    resources,
+    schedule,
+    tables,
+)
+from .compiling import calls_of, compile_calls, in_parallel
 from .progress import Progress
 from .providers import PROVIDERS
-from .records import Row, Writer, read, rows
+from .records import OURS, Row, Writer, read, rows
 from .run import model_estimate, run
 from .worker import Worker, WorkerError
 
 PACKAGE = __package__ or "bench"
 RESULTS = Path(__file__).resolve().parent / "results"
 CHECK_TIMEOUT = 120.0  # seconds a case
+MOST_PROBLEMS = 5  # lines of a record file that are named one by one
+COMPILING = 0.35  # of a budget, at most, for compiling
 FEW_H = 1024  # what `make bench` compiles of the plans over a group of CTAs
 AFTER_TIMING = 60.0  # seconds of a budget kept for training, host cost, figures
+QUICK_PROVIDERS = ("rnn_triton", "cudnn", "cudnn-layers")  # of `make bench`
 
 
 class NeedsGPU(RuntimeError):
@@ -34,14 +50,26 @@ class NeedsGPU(RuntimeError):
 
 def recorded() -> list[Path]:
     """The record files that came with the source."""
-    return sorted(RESULTS.glob("*.jsonl"))
+    return sorted(RESULTS.rglob("*.jsonl"))
+
+
+def known(out: Path) -> list[Path]:
+    """The record files that came with the source, and those of runs in `out`."""
+    return [*recorded(), *sorted(out.glob("*.jsonl"))]
 
 
 def load(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """The records of the files; what is damaged is said on standard error and left out."""
+    """The records of the files; what is damaged or foreign is said on standard error, line by line, and left out."""
     found, problems = read(paths)
+    by_path: dict[str, list[Any]] = {}
     for problem in problems:
-        print(f"skipped {problem}", file=sys.stderr)
+        by_path.setdefault(problem.path, []).append(problem)
+    for path, those in by_path.items():
+        for problem in those[:MOST_PROBLEMS]:
+            print(f"skipped {problem}", file=sys.stderr)
+        if len(those) > MOST_PROBLEMS:
+            rest = len(those) - MOST_PROBLEMS
+            print(f"skipped {path}: {rest} more lines, the last {those[-1].line}; nothing was changed", file=sys.stderr)
     return found
 
 
@@ -101,7 +129,7 @@ def _check_table(out: Path) -> tuple[str, list[str]]:
     found = load([out / "check.jsonl"])
     failures = [f"check: {r['case']}: {r['status']}: {r['message']}" for r in found if r["status"] != "ok"]
     verdicts = [(r["case"], check.Verdict(r["errors"], r["message"])) for r in found]
-    table = report.text(("case", "worst", "error", "tolerance", "verdict"), check.summary(verdicts))
+    table = tables.text(("case", "worst", "error", "tolerance", "verdict"), check.summary(verdicts))
     ran = ", ".join(sorted({r["implementation"] for r in found}))
     return f"y, hn and all gradients against fp64, {ran}:\n{table}", failures
 
@@ -170,59 +198,170 @@ def run_resources(arch: str, out: Path, few: bool = False) -> tuple[str, list[st
             spilled = fields["resources"].get("spill_stores", 0) + fields["resources"].get("spill_loads", 0)
             if fields["status"] != "ok" or spilled:
                 failures.append(f"resources: {items[i][0]}: {fields['message'] or f'{spilled} spill instructions'}")
-    table = report.text(report.RESOURCE_HEADINGS, report.resource_rows(found[i] for i in sorted(found)))
+    table = tables.text(tables.RESOURCE_HEADINGS, tables.resource_rows(found[i] for i in sorted(found)))
     return (
         f"compiled for {arch}, counts of one warp and one step (*: estimates, nothing was timed):\n{table}",
         failures,
     )
 
 
-def model_table(device: Any) -> str:
-    """Floor and practical us/step of the quick suite, and of sizes beyond one CTA, on a device, by the latency model."""
+def model_table(device: Any, chosen: Sequence[cases.Case]) -> str:
+    """Floor and practical us/step of cases on a device, by the latency model, and what limits the practical one."""
     body = []
-    for shape in (*cases.QUICK_SHAPES, *cases.LARGE_SHAPES):
-        line = ["H {} B {} T {}".format(*shape)]
-        for dtype in cases.DTYPES:
-            for pass_ in cases.PASSES:
-                try:
-                    found = model.of_case(cases.case(*shape, dtype), pass_, device)
-                    line.append(f"{found.floor_us:.2f} / {found.practical_us:.2f}")
-                except NotImplementedError:
-                    line.append("no plan")
+    for case in chosen:
+        line = [case.name]
+        for pass_ in cases.PASSES:
+            try:
+                found = model.of_case(case, pass_, device)
+                line += [f"{found.floor_us:.2f}", f"{found.practical_us:.2f}", found.bound]
+            except NotImplementedError:
+                line += ["no plan", "-", "-"]
         body.append(line)
-    headings = ["shape", *(f"{dtype} {pass_}" for dtype in cases.DTYPES for pass_ in cases.PASSES)]
-    title = f"latency model, {device.name}: floor / practical us per step, launch cost excluded. ESTIMATES, not measured:"
-    return f"{title}\n{report.text(headings, body)}"
+    headings = ["case", *(f"{pass_} {what}" for pass_ in cases.PASSES for what in ("floor", "practical", "bound"))]
+    title = f"latency model, {device.name}, us per step, launch cost excluded. ESTIMATES, not measured:"
+    return f"{title}\n{tables.text(headings, body)}"
+
+
+def fit_table(records: Sequence[dict[str, Any]]) -> str:
+    """The latency model fitted to the records of each device, and the bottleneck of every measured case."""
+    names = sorted({r["environment"]["device"] for r in records if r["kind"] in ("timing", "exchange")})
+    parts = []
+    for name in names:
+        found = fit.fit([r for r in records if r["environment"]["device"] == name])
+        parts += [
+            *fit.summary(found), tables.text(fit.HEADINGS, fit.constants_body(found)), "",
+            tables.text(fit.ERROR_HEADINGS, fit.errors_body(found)), "",
+        ]  # fmt: skip
+    bottlenecks = fit.bottlenecks(records)
+    if bottlenecks:
+        parts += ["what was measured, the farthest from its floor first:", tables.text(fit.BOTTLENECK_HEADINGS, bottlenecks)]
+    return "\n".join(parts) or "no timing records: the latency model was fitted to nothing"
+
+
+def architecture(name: str) -> Any:
+    """The hardware record of sm_80, sm_90, ...; ValueError with the known ones."""
+    from rnn_triton import hardware
+
+    if name not in hardware.RECORDS:
+        raise ValueError(f"unknown architecture {name!r}; known: {', '.join(hardware.RECORDS)}")
+    return hardware.RECORDS[name]
+
+
+# ---- what there is --------------------------------------------------------------------------------------------------
+
+
+def suites_table() -> str:
+    body = [(name, str(len(members)), cases.ABOUT[name]) for name, members in cases.SUITES.items()]
+    return tables.text(("suite", "cases", "what"), body)
+
+
+def providers_table() -> str:
+    device = environment.best_device()
+    body = []
+    for provider in PROVIDERS.values():
+        missing = provider.missing(device)
+        version = provider.version() or ("-" if provider.package else "torch's")
+        body.append((provider.name, provider.label, version, missing or "found"))
+    return tables.text(("provider", "what", "version", "here"), body)
+
+
+def results_table(out: Path) -> str:
+    """The record files that are known, and where new ones of the GPU at hand belong."""
+    body = []
+    for path in known(out):
+        found, problems = read([path])
+        devices = ", ".join(sorted({r["environment"]["device"] for r in found}))
+        kinds = ", ".join(sorted({r["kind"] for r in found}))
+        body.append((str(path), str(len(found)), str(len(problems)), kinds, devices))
+    lines = tables.text(("file", "records", "damaged lines", "kinds", "devices"), body) if body else "no record files"
+    if torch.cuda.is_available():
+        name = environment.describe(environment.best_device())["device"]
+        lines += f"\nrecords of this device belong into {RESULTS / slug(name)}"
+    return lines
+
+
+def slug(device: str) -> str:
+    """The folder of a device's records: nvidia-h200"""
+    return "-".join("".join(c if c.isalnum() else " " for c in device.lower()).split())
 
 
 # ---- timing on a GPU ------------------------------------------------------------------------------------------------
 
 
-def run_timing(
-    chosen: Sequence[cases.Case], passes: Sequence[str], providers: Sequence[str], out: Path, deadline: float
-) -> tuple[list[Row], list[str]]:
-    """(rows, failures) of the cases on the GPU, with as many as `deadline` on time.monotonic() allows."""
+def needs_gpu() -> None:
+    """NeedsGPU, with what works without, where there is none."""
     if not torch.cuda.is_available():
         raise NeedsGPU(
             "timing needs a CUDA GPU and there is none; what works without: "
-            f"python -m {PACKAGE} check | resources | model | host | figures | report"
+            f"python -m {PACKAGE} check | resources | model | explain | host | figures | report | compare"
         )
+
+
+def run_timing(
+    chosen: Sequence[cases.Case],
+    passes: Sequence[str],
+    providers: Sequence[str],
+    out: Path,
+    deadline: float,
+    again: bool = False,
+) -> tuple[list[Row], list[str]]:
+    """(rows, failures) of the cases on the GPU: those without a record of this source and these versions, the most
+    informative first, as many as `deadline` on time.monotonic() allows.  `again`: also those that are recorded."""
+    needs_gpu()
     from rnn_triton import hardware
 
-    device = hardware.of(environment.best_device())
-    compile_calls(Call(case) for case in chosen)
-    with Writer(out / "timing.jsonl", environment.new_run(), environment.describe(environment.best_device())) as writer:
-        found, left = run(
-            chosen, passes, writer, deadline, providers=providers, estimate=model_estimate(device)
+    here = environment.describe(environment.best_device())
+    estimate = model_estimate(hardware.of(environment.best_device()))
+    before = load(known(out))
+    versions = {name: PROVIDERS[name].version() for name in providers}
+    done = frozenset() if again else schedule.done(before, here, versions)
+    todo = schedule.jobs(chosen, passes, providers, done)
+    waiting = {job.case for job in todo}
+    todo = schedule.ordered(todo, [case for case in chosen if case not in waiting], regime)
+    took = schedule.took(before)
+
+    def seconds(job: cases.Job) -> float:
+        return schedule.seconds_of(job, took)
+
+    now = time.monotonic()
+    fit, left = schedule.fitting(todo, (1 - COMPILING / 2) * (deadline - now), seconds)
+    print(
+        f"{len(chosen)} cases: {len(chosen) - len(todo)} recorded already, {len(fit)} by estimate fit into "
+        f"{deadline - now:.0f} s, {len(left)} do not",
+        flush=True,
+    )
+    failed, cut = compile_calls(calls_of(fit), COMPILING * (deadline - now))
+    for call, message in failed.items():
+        print(f"compiling {call.case.name}: {message}", file=sys.stderr)
+    if cut:
+        print(f"compiling took its time: {cut} calls are left, and compile when they run", flush=True)
+    with Writer(out / "timing.jsonl", environment.new_run(), here, fresh=False) as writer:
+        found, late = run([*fit, *left], writer, deadline, seconds=seconds, estimate=estimate)
+    if late:
+        print(
+            f"the budget ended before {len(late)} cases, and the same command goes on with them: "
+            + ", ".join(job.case.name for job in late)
         )
-    if left:
-        print(f"the budget ended before {len(left)} of {len(chosen)} cases: {', '.join(c.name for c in left)}")
     failures = [
         f"{r['case']} {r['pass']}: {r['status']}: {r['message']}"
         for r in found
-        if r["provider"] == "rnn_triton" and r["status"] not in ("ok", "unsupported")  # no plan yet: shown, no fault
+        if r["provider"] == OURS and r["status"] not in ("ok", "unsupported")  # no plan yet: shown, no fault
     ]
-    return list(rows(found)), failures
+    names = {case.name for case in chosen}
+    same = [r for r in load(known(out)) if r["kind"] == "timing" and r["environment"]["device"] == here["device"]]
+    return [row for row in rows(same) if row.case in names and row.pass_ in passes], failures
+
+
+def regime(case: cases.Case) -> str | None:
+    """Of the forward plan of a case, here or on an H200; None where there is none"""
+    from rnn_triton import hardware
+    from rnn_triton.plan import plan
+
+    device = hardware.of(environment.best_device())
+    try:
+        return plan(model.problems(case)[0], device).regime
+    except NotImplementedError:
+        return None
 
 
 def run_host() -> str:
@@ -236,13 +375,27 @@ def run_host() -> str:
     return f"host cost per call on this CPU, launches and GEMMs replaced by torch.empty, medians: {'; '.join(parts)}"
 
 
-def make_figures(timing: Sequence[Row], training: Sequence[dict[str, Any]], out: Path) -> str:
+def make_figures(records: Sequence[dict[str, Any]], out: Path, names: Sequence[str] | None = None) -> str:
     """Draw what there is; a line on what was written."""
+    training = [r for r in records if r["kind"] == "training"]
     try:
-        files = figures.draw(timing, training, out)
+        files = figures.draw(rows(records), training, out / report.FOLDER, names)
     except figures.MissingMatplotlib as error:
         return f"no figures: {error}"
-    return f"figures: {', '.join(sorted({f.stem for f in files}))} (PNG and SVG) in {out}" if files else "no figures"
+    stems = ", ".join(sorted({f.stem for f in files}))
+    return f"figures: {stems} (PNG, SVG and PDF) in {out / 'figures'}" if files else "no figures: there is nothing to draw"
+
+
+def make_report(records: Sequence[dict[str, Any]], out: Path, sections: Sequence[str] = ()) -> str:
+    """The HTML page with PDF figures and tables beside it; a line on what was written."""
+    training = [r for r in records if r["kind"] == "training"]
+    resources = [r for r in records if r["kind"] == "resources"]
+    page = report.html(rows(records), training, resources, out, sections)
+    beside = [f.name for f in tables.write(rows(records), out)]
+    figures_ = sorted({f.stem for f in (out / report.FOLDER).glob("*.pdf")})
+    if figures_:
+        beside.append(f"{report.FOLDER}/ ({', '.join(figures_)}; PDF, SVG and PNG)")
+    return f"report: {page}" + (f"; beside it: {', '.join(beside)}" if beside else "")
 
 
 # ---- make bench -----------------------------------------------------------------------------------------------------
@@ -263,47 +416,45 @@ def quick(out: Path, budget: float) -> list[str]:
     show(table)
     failures += failed
 
-    timing: list[Row] = []
     if gpu:
-        timing, failed = run_timing(
-            cases.suite("quick"), cases.PASSES, tuple(PROVIDERS), out, deadline - AFTER_TIMING
-        )
+        _, failed = run_timing(cases.suite("quick"), cases.PASSES, QUICK_PROVIDERS, out, deadline - AFTER_TIMING)
         failures += failed
     else:
-        from rnn_triton import hardware
-
         table, failed = run_resources("sm_90", out, few=True)
         show(table)
         failures += failed
-        show(model_table(hardware.RECORDS["sm_90"]))
-        timing = list(rows(load(recorded())))
-        if not timing:
-            show(f"no recorded GPU results in bench/{RESULTS.name}/*.jsonl: no speed is shown, and no figures of speed")
+        show(model_table(architecture("sm_90"), cases.suites("quick,stack")))
 
-    outcome, training = _train(out)
+    outcome = _train(out)
     if outcome is None:
         show("examples/digits.py is not here (an installed wheel has no examples): nothing was trained")
     else:
         show(_training_text(outcome))
         failures += outcome.failures
     show(run_host())
-    show(make_figures(timing, training, out))
+
+    found = load(known(out))
+    timing = rows(found)
     if timing:
-        source = "measured by this run" if gpu else "recorded earlier, not measured by this run"
-        show(f"rnn_triton against torch.nn.RNN on cuDNN, {source}:\n" + "\n".join(report.summary(timing)))
-        print(report.text(report.HEADINGS, report.timing_rows(timing)))
-    _write_report(out, sections, timing)
+        show(fit_table(found))
+        source = "measured by this run or recorded earlier" if gpu else "recorded earlier, not measured by this run"
+        print(f"\nrnn_triton against torch.nn.RNN on cuDNN, {source}:")
+        print(tables.text(tables.HEADINGS, tables.timing_rows(timing)))
+        for table_ in (tables.summary(timing), tables.losses(timing), tables.far_from_floor(timing)):
+            print(f"\n{table_.title}:\n{tables.text(table_.headings, table_.body) if table_.body else 'none'}")
+    else:
+        show(f"no recorded GPU results in bench/{RESULTS.name}: no speed is shown, and no figures of speed")
+    print(f"\n{make_report(found, out, sections)}")
     return failures
 
 
-def _train(out: Path) -> tuple[digits.Outcome | None, list[dict[str, Any]]]:
+def _train(out: Path) -> digits.Outcome | None:
     path = digits.example()
     if path is None:
-        return None, []
+        return None
     device = environment.best_device()
     with Writer(out / "training.jsonl", environment.new_run(), environment.describe(device)) as writer:
-        outcome = digits.train(digits.load(path), device, writer)
-    return outcome, load([out / "training.jsonl"])
+        return digits.train(digits.load(path), device, writer)
 
 
 def _training_text(outcome: digits.Outcome) -> str:
@@ -312,19 +463,9 @@ def _training_text(outcome: digits.Outcome) -> str:
     steps = outcome.steps
     return (
         "handwritten digits, mean over three seeds, same initial weights, batches and recipe:\n"
-        + report.text(("net", "test accuracy", "training"), body)
+        + tables.text(("net", "test accuracy", "training"), body)
         + ran
         + f"\ndifference {100 * outcome.difference:+.2f} points; three steps, {steps['ran']}: losses within "
         f"{steps['loss_difference']:.1e}, weights within {steps['weight_difference']:.1e} of fp64 torch.nn.RNN "
         f"(tolerance {steps['tolerance']:.1e})"
     )
-
-
-def _write_report(out: Path, sections: Sequence[str], timing: Sequence[Row]) -> None:
-    parts = ["# rnn_triton benchmark\n"]
-    for section in sections:
-        title, _, table = section.partition("\n")
-        parts.append(f"{title}\n" + (f"\n```\n{table}\n```\n" if table else ""))
-    if timing:
-        parts.append("## Against cuDNN\n\n" + report.timing_markdown(timing))
-    (out / "report.md").write_text("\n".join(parts), encoding="utf-8")

@@ -5,17 +5,30 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from collections.abc import Callable, Sequence
 from typing import TextIO
 
 
 class Progress:
-    """Says what runs now, how far it is and what failed. `stream` defaults to standard error."""
+    """Says what runs now, how far it is, how long the rest will take and what failed.
 
-    def __init__(self, title: str, total: int, stream: TextIO | None = None):
+    `weights`: how long each unit is expected to take, in any measure; equal by default. `stream` defaults to standard
+    error."""
+
+    def __init__(
+        self,
+        title: str,
+        total: int,
+        stream: TextIO | None = None,
+        weights: Sequence[float] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
         self.title, self.total, self.done, self.failures = title, total, 0, 0
         self.stream = stream or sys.stderr
         self.live = self.stream.isatty()
-        self.began = time.monotonic()
+        self.clock = clock
+        self.began = clock()
+        self._weights = list(weights) if weights is not None else [1.0] * total
         self._next_line = 0.0
 
     def now(self, what: str) -> None:
@@ -28,9 +41,9 @@ class Progress:
             columns = shutil.get_terminal_size().columns
             self.stream.write("\r" + line[: columns - 1].ljust(columns - 1))
             self.stream.flush()
-        elif time.monotonic() >= self._next_line:  # enough for a log
-            self._next_line = time.monotonic() + 5.0
-            print(f"{self.title} {self.done}/{self.total}{self._failed()}  {what}", file=self.stream, flush=True)
+        elif self.clock() >= self._next_line:  # enough for a log
+            self._next_line = self.clock() + 5.0
+            print(f"{self.title} {self.done}/{self.total}{self._remaining()}{self._failed()}  {what}", file=self.stream, flush=True)
 
     def step(self, failed: bool = False) -> None:
         """One unit is done."""
@@ -38,7 +51,7 @@ class Progress:
         self.failures += failed
 
     def close(self) -> None:
-        seconds = time.monotonic() - self.began
+        seconds = self.clock() - self.began
         line = f"{self.title}: {self.done}/{self.total} in {seconds:.0f} s{self._failed()}"
         if self.live:
             self.stream.write("\r" + " " * (shutil.get_terminal_size().columns - 1) + "\r")
@@ -48,10 +61,11 @@ class Progress:
         return f", {self.failures} failed" if self.failures else ""
 
     def _remaining(self) -> str:
-        if not self.done:
+        behind, ahead = sum(self._weights[: self.done]), sum(self._weights[self.done :])
+        if not behind:
             return ""
-        left = (time.monotonic() - self.began) / self.done * (self.total - self.done)
-        return f" {left:.0f} s left"
+        left = (self.clock() - self.began) / behind * ahead
+        return f", {left:.0f} s left"
 
     def __enter__(self) -> Progress:
         return self

@@ -6,8 +6,11 @@ and the GPU is busy long enough for the host to have queued the call before the 
 
 from __future__ import annotations
 
+import contextlib
+import statistics
+import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
@@ -16,6 +19,7 @@ from .records import quantiles
 Calls = Mapping[str, Callable[[], object]]
 WARMUP = 3
 FEWEST, MOST = 10, 200  # samples per callable
+LONG_US, FEWEST_LONG = 2e5, 3  # a sample that takes longer, and how few of such will do
 
 
 class Flush:
@@ -31,23 +35,40 @@ class Flush:
 
 def device_us(calls: Calls, flush: Callable[[], None], budget_s: float) -> dict[str, list[float]]:
     """Device time of each call in microseconds, by events around it; about budget_s seconds for all of them."""
-    for call in calls.values():
+    costs = {}
+    for name, call in calls.items():
         for _ in range(WARMUP):
             call()
-    torch.cuda.synchronize()
-    once = sum(_sample(call, flush) for call in calls.values())
-    rounds = max(FEWEST, min(MOST, int(budget_s * 1e6 / max(once, 1.0))))
+        torch.cuda.synchronize()
+        costs[name] = _sample(call, flush)
     pairs: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            flush()
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
-            call()
-            end.record()
-            pairs[name].append((start, end))
+    for name in turns(counts(costs, budget_s)):
+        flush()
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        calls[name]()
+        end.record()
+        pairs[name].append((start, end))
     torch.cuda.synchronize()
     return {name: [start.elapsed_time(end) * 1e3 for start, end in events] for name, events in pairs.items()}
+
+
+def counts(costs_us: Mapping[str, float], budget_s: float, fewest: int = FEWEST) -> dict[str, int]:
+    """How many samples of each callable: as many as its equal share of the budget holds, FEWEST to MOST."""
+    share = budget_s * 1e6 / max(1, len(costs_us))
+    return {
+        name: max(fewest if cost <= LONG_US else FEWEST_LONG, min(MOST, int(share / max(cost, 1.0))))
+        for name, cost in costs_us.items()
+    }
+
+
+def turns(wanted: Mapping[str, int]) -> Iterator[str]:
+    """Names in the order they are called: in turn, and those called less often spread evenly over the whole time."""
+    rounds = max(wanted.values(), default=0)
+    for i in range(rounds):
+        for name, times in wanted.items():
+            if (i + 1) * times // rounds > i * times // rounds:
+                yield name
 
 
 def _sample(call: Callable[[], object], flush: Callable[[], None]) -> float:
@@ -59,17 +80,59 @@ def _sample(call: Callable[[], object], flush: Callable[[], None]) -> float:
     return (time.perf_counter() - begin) * 1e6
 
 
-def wall_us(calls: Calls, rounds: int = 30) -> dict[str, list[float]]:
+def wall_us(calls: Calls, budget_s: float = 0.1) -> dict[str, list[float]]:
     """Host wall time of each call in microseconds, from the call until the GPU is idle again."""
     samples: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            torch.cuda.synchronize()
-            begin = time.perf_counter()
-            call()
-            torch.cuda.synchronize()
-            samples[name].append((time.perf_counter() - begin) * 1e6)
+
+    def once(name: str) -> float:
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        calls[name]()
+        torch.cuda.synchronize()
+        return (time.perf_counter() - begin) * 1e6
+
+    for name in turns(counts({name: once(name) for name in calls}, budget_s)):
+        samples[name].append(once(name))
     return samples
+
+
+class Telemetry:
+    """Clocks, power and temperature while it is open, asked of nvidia-smi every 100 ms.
+
+    `medians` afterwards: sm_mhz, memory_mhz, power_w, temperature_c, as far as they could be read."""
+
+    FIELDS = {"sm_mhz": "clocks.sm", "memory_mhz": "clocks.mem", "power_w": "power.draw", "temperature_c": "temperature.gpu"}
+
+    def __init__(self, device: torch.device):
+        self.medians: dict[str, float] = {}
+        self._process: subprocess.Popen[str] | None = None
+        self._index = str(torch.cuda.get_device_properties(device).uuid)
+
+    def __enter__(self) -> Telemetry:
+        command = [
+            "nvidia-smi", f"--query-gpu={','.join(self.FIELDS.values())}", "--format=csv,noheader,nounits", "-lms", "100",
+            "-i", self._index if self._index.startswith("GPU-") else f"GPU-{self._index}",
+        ]  # fmt: skip
+        with contextlib.suppress(OSError):  # no nvidia-smi: nothing is known
+            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self.medians = telemetry_medians(self._process.communicate()[0])
+
+
+def telemetry_medians(lines: str) -> dict[str, float]:
+    """Of nvidia-smi's lines, one a sample; what it calls [N/A], and a line cut short, count for nothing."""
+    columns: list[list[float]] = [[] for _ in Telemetry.FIELDS]
+    for line in lines.splitlines():
+        parts = line.split(",")
+        if len(parts) == len(columns):
+            for column, part in zip(columns, parts):
+                with contextlib.suppress(ValueError):
+                    column.append(float(part))
+    return {name: statistics.median(column) for name, column in zip(Telemetry.FIELDS, columns) if column}
 
 
 def capture(call: Callable[[], object]) -> torch.cuda.CUDAGraph:

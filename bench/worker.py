@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
@@ -12,11 +13,22 @@ from typing import Any
 
 
 class WorkerError(Exception):
-    """The call did not return: `status` is "error" (it raised, or its process died) or "timeout"."""
+    """The call did not return: `status` is "error" (it raised, or its process died) or "timeout".
 
-    def __init__(self, status: str, message: str):
+    `at`: what the function last told `at()`, None for nothing."""
+
+    def __init__(self, status: str, message: str, at: str | None = None):
         super().__init__(message)
-        self.status = status
+        self.status, self.at = status, at
+
+
+_parent: Connection | None = None  # in a worker process
+
+
+def at(what: str | None) -> None:
+    """Of a function in a worker: it is at `what` now, should it not return."""
+    if _parent is not None:
+        _parent.send(("at", what))
 
 
 class Worker:
@@ -41,19 +53,25 @@ class Worker:
     def call(self, argument: Any, timeout: float) -> Any:
         """function(argument), or WorkerError; `timeout` in seconds includes the start of the process."""
         connection = self._start()
+        deadline = time.monotonic() + timeout
+        kind: str = "at"
+        value: Any = None
+        last: str | None = None
         try:
             connection.send(argument)
-            if not connection.poll(timeout):
-                self.stop()
-                raise WorkerError("timeout", f"no answer within {timeout:.0f} s")
-            succeeded, value = connection.recv()
+            while kind == "at":
+                last = value
+                if not connection.poll(max(0.0, deadline - time.monotonic())):
+                    self.stop()
+                    raise WorkerError("timeout", f"no answer within {timeout:.0f} s", last)
+                kind, value = connection.recv()
         except (EOFError, OSError) as error:
             code = self._exit_code()
             self.stop()
-            raise WorkerError("error", f"the process died with exit code {code}") from error
-        if not succeeded:
+            raise WorkerError("error", f"the process died with exit code {code}", last) from error
+        if kind == "raised":
             self.stop()
-            raise WorkerError("error", value)
+            raise WorkerError("error", value, last)
         return value
 
     def _start(self) -> Connection:
@@ -98,11 +116,13 @@ def in_words(error: BaseException) -> str:
 
 
 def _serve(function: Callable[[Any], Any], connection: Connection) -> None:
+    global _parent
+    _parent = connection
     with contextlib.suppress(EOFError, KeyboardInterrupt, BrokenPipeError):
         while True:
             argument = connection.recv()
             try:
-                reply = (True, function(argument))
+                reply = ("returned", function(argument))
             except Exception as error:
-                reply = (False, in_words(error))
+                reply = ("raised", in_words(error))
             connection.send(reply)

@@ -7,7 +7,7 @@ import torch
 from support import bench_stubs
 from support.bench_records import ENVIRONMENT
 
-from bench import cases, check, compiling, digits, host, jobs, providers, records, run
+from bench import cases, check, compiling, digits, dry, host, jobs, model, providers, records, run
 from bench.__main__ import main, seconds
 from bench.worker import Worker, WorkerError
 from rnn_triton.hardware import RECORDS
@@ -27,11 +27,42 @@ def test_every_case_has_a_unique_name_that_parses_back(suite):
 
 
 def test_the_quick_suite_covers_what_it_should():
+    """12 points across the regimes, and every dtype"""
     listed = cases.suite("quick")
-    for size, values in {"H": (32, 256), "B": (1, 256), "T": (64, 1024)}.items():
-        found = [getattr(case, size) for case in listed]
-        assert (min(found), max(found)) == values
-    assert {case.dtype for case in listed} == set(cases.DTYPES)
+    assert len(listed) == 12 and {case.dtype for case in listed} == set(cases.DTYPES)
+    regimes = [plan(model.problems(case)[0], RECORDS["sm_90"]).regime for case in listed]
+    assert {name: regimes.count(name) >= 1 for name in regimes} == dict.fromkeys(("single_cta", "grid", "per_step"), True)
+
+
+@pytest.mark.parametrize(
+    "suite, size, values",
+    [
+        ("small-h", "H", (32, 256)), ("small-h", "B", (1, 4096)), ("small-h", "T", (64, 2048)), ("cliff", "H", (256, 392)),
+        ("medium", "H", (512, 1024)), ("medium", "B", (1, 128)), ("large", "H", (1536, 4096)), ("large", "B", (1, 64)),
+        ("deepbench", "T", (50, 500)), ("stack", "layers", (1, 8)), ("scaling", "T", (64, 16384)), ("scaling", "H", (64, 8192)),
+        ("scaling", "B", (1, 1024)), ("scaling", "layers", (1, 16)), ("odd", "I", (1, 1000)), ("ensemble", "models", (1, 256)),
+    ],
+)  # fmt: skip
+def test_suites_reach_from_the_smallest_to_the_largest(suite, size, values):
+    found = [getattr(case, size) for case in cases.suite(suite)]
+    assert (min(found), max(found)) == values
+
+
+def test_suites_can_be_named_together_and_share_cases():
+    both = cases.suites("quick,first")
+    assert len(both) < len(cases.suite("quick")) + len(cases.suite("first")) and len(set(both)) == len(both)
+    assert set(cases.suites("all")) >= set(cases.suite("odd")) and not set(cases.suites("all")) & set(cases.suite("check"))
+    assert all(case.models * case.H == 768 for case in cases.suite("flashrnn-paper"))
+    assert all(case.H % 8 or case.I % 8 or case.B % 8 for case in cases.suite("odd"))
+
+
+def test_a_name_says_all_that_is_unusual():
+    name = "gru-h128-i64-b16-t256-l4-bi-m8-heavy-fp32-ieee"
+    case = cases.parse(name)
+    assert case.name == name and case == cases.case(
+        128, 16, 256, "fp32", 64, ieee=True, cell="gru", layers=4, bidirectional=True, models=8, lengths="heavy"
+    )
+    assert cases.parse("h128-b16-t256-bf16-relu").nonlinearity == "relu"
 
 
 @pytest.mark.parametrize(
@@ -41,6 +72,13 @@ def test_the_quick_suite_covers_what_it_should():
         (["check", "--case", "h128-b16-t1024-bf61"], ["unknown case", "nearest: h128-b16-t1024-bf16"]),
         (["check", "--case", "h0-b1-t1-bf16"], ["sizes must be at least 1"]),
         (["check", "--case", "h8-b1-t1-bf16-ieee"], ["unknown case"]),
+        (["check", "--case", "gru-h8-b1-t1-bf16-relu"], ["unknown case", "form: [gru-|lstm-]h128"]),
+        (["check", "--case", "h8-b1-t1-m0-bf16"], ["sizes must be at least 1"]),
+        (["list", "--suite", "quick,medum"], ["unknown suite 'medum'", "nearest: medium"]),
+        (["list", "suits"], ["unknown list 'suits'", "nearest: suites"]),
+        (["explain", "h128-b16-t1024-bf61"], ["unknown case", "nearest: h128-b16-t1024-bf16"]),
+        (["figures", "--only", "spedup"], ["unknown figure 'spedup'", "nearest: speedup"]),
+        (["compare", "nowhere", "neither"], ["nowhere"]),
         (["run", "--pass", "forward"], ["unknown pass 'forward'"]),
         (["run", "--dtype", "bf61"], ["unknown dtype 'bf61'", "bf16"]),
         (["run", "--providers", "rnn_tritn"], ["unknown provider", "nearest: rnn_triton"]),
@@ -93,7 +131,10 @@ def test_the_reference_agrees_with_torch_in_fp64(judged):
         assert torch.allclose(value, truth[name], rtol=1e-12, atol=1e-12), name
 
 
-@pytest.mark.parametrize("quantity", ["y", "hn", *providers.GRADIENTS])
+WEIGHTS = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+
+
+@pytest.mark.parametrize("quantity", ["y", "hn", "dx", "dh0", *(f"d{name}" for name in WEIGHTS)])
 @pytest.mark.parametrize("fault", ["one element", "scaled", "nan", "zero", "shape"])
 def test_the_gate_refuses_wrong_numbers(judged, quantity, fault):
     case, result, truth = judged
@@ -115,7 +156,7 @@ def test_the_gate_refuses_wrong_numbers(judged, quantity, fault):
 
 def test_the_gate_passes_torch_in_fp32():
     case = cases.parse("h40-i24-b3-t50-fp32-ieee")
-    verdict = check.gate(case, providers.PROVIDERS["torch.nn.RNN"], CPU)
+    verdict = check.gate(case, providers.PROVIDERS["cudnn"], CPU)
     assert verdict.ok and 0 < verdict.worst() < 0.5
 
 
@@ -155,27 +196,112 @@ def test_a_worker_has_its_environment_from_the_start():
     assert bench_stubs.environment("RNN_TRITON_BENCH") is None
 
 
+BOTH = ("rnn_triton", "cudnn")
+
+
+def jobs_of(*sizes):
+    return [cases.Job(cases.case(H, 1, 8, "bf16"), ("fwd",), BOTH) for H in sizes]
+
+
 def test_a_hang_and_a_crash_cost_their_case_alone(tmp_path):
-    chosen = [cases.case(H, 1, 8, "bf16") for H in (1, 2, 3, 4)]
+    estimated = {"floor_us_per_step": 0.1, "practical_us_per_step": 0.2, "parts_us_per_step": {"exchange": 0.2}}
     with records.Writer(tmp_path / "t.jsonl", "run-1", ENVIRONMENT) as writer:
         found, left = run.run(
-            chosen, ("fwd",), writer, math.inf, function=bench_stubs.measure, timeout=5, providers=("rnn_triton",),
-            estimate=lambda case, pass_: (0.1, 0.2),
+            jobs_of(1, 2, 3, 4), writer, math.inf, function=bench_stubs.measure, timeout=5,
+            estimate=lambda case, pass_: estimated,
         )  # fmt: skip
-    assert [r["status"] for r in found] == ["ok", "timeout", "error", "ok"] and left == []
-    assert "planted" in found[2]["message"] and found[0]["floor_us_per_step"] == 0.1
+    assert [r["status"] for r in found if r["provider"] == "rnn_triton"] == ["ok", "timeout", "error", "ok"] and left == []
+    assert "planted" in found[4]["message"]
+    for record in found:
+        assert (record["floor_us_per_step"] == 0.1) == (record["provider"] == "rnn_triton")
     assert records.read([tmp_path / "t.jsonl"]) == (found, [])
 
 
-def test_the_budget_leaves_cases_out_and_says_which(tmp_path):
-    clock = iter(range(0, 1000, 10))  # every look at the clock is ten seconds later
-    chosen = [cases.case(H, 1, 8, "bf16") for H in (1, 4, 5, 6, 7)]
+def test_a_provider_that_dies_and_can_be_told_costs_itself_alone(tmp_path):
     with records.Writer(tmp_path / "t.jsonl", "run-1", ENVIRONMENT) as writer:
-        found, left = run.run(
-            chosen, ("fwd",), writer, 55, function=bench_stubs.measure, clock=lambda: next(clock), providers=("rnn_triton",)
-        )
-    assert [r["case"] for r in found] + [c.name for c in left] == [c.name for c in chosen]
-    assert 0 < len(found) < len(chosen)
+        found, _ = run.run(jobs_of(7), writer, math.inf, function=bench_stubs.measure)
+    of = {r["provider"]: r for r in found}
+    assert of["rnn_triton"]["status"] == "ok" and of["rnn_triton"]["device_us"]["samples"]
+    assert of["cudnn"]["status"] == "error" and "exit code 17" in of["cudnn"]["message"]
+
+
+def measured(name, chosen, passes=cases.PASSES):
+    """Records of a case on the CPU, by (provider, pass); times are a stub's."""
+    found = run.measure(cases.Job(cases.parse(name), passes, chosen), CPU, dry)
+    for fields in found:
+        records.validate(fields | {"schema": records.SCHEMA, "kind": "timing", "run": "r", "date": "d", "environment": ENVIRONMENT})
+    return {(r["provider"], r["pass"]): r for r in found}
+
+
+def test_measuring_fills_every_field_of_a_record():
+    found = measured("h24-i10-b3-t20-l2-fp32", ("cudnn", "cudnn-layers", "loop"))
+    assert set(found) == {(p, pass_) for p in ("cudnn", "cudnn-layers", "loop") for pass_ in cases.PASSES}
+    for record in found.values():
+        assert record["status"] == "ok" and record["short_T"] == 5 and record["seconds"] > 0
+        for field in ("device_us", "short_us", "wall_us"):
+            assert len(record[field]["samples"]) == 1
+        assert record["graph_us"]["samples"] == [] and "graph capture failed: a CUDA graph needs a GPU" in record["message"]
+    whole, layers = found["cudnn", "train"], found["cudnn-layers", "train"]
+    # the stub's times count values returned: the same, and more of them with gradients and over more steps
+    assert whole["device_us"] == layers["device_us"] and layers["plan"] == {"calls": 2}
+    assert whole["device_us"]["median"] > found["cudnn", "fwd"]["device_us"]["median"] > found["cudnn", "fwd"]["short_us"]["median"]
+    assert set(whole["errors"]) > {"y", "hn", "dx", "dweight_hh_l1"} and set(found["cudnn", "fwd"]["errors"]) == {"y", "hn"}
+
+
+def test_what_is_not_here_or_does_not_fit_says_so():
+    found = measured("h24-b3-t20-fp32", ("cudnn", "cudnn-layers", "graph"), passes=("fwd",))
+    assert found["cudnn", "fwd"]["status"] == "ok"
+    assert found["cudnn-layers", "fwd"]["status"] == "unsupported" and "the same as" in found["cudnn-layers", "fwd"]["message"]
+    assert found["graph", "fwd"]["status"] == "missing" and "GPU" in found["graph", "fwd"]["message"]
+
+
+class Broken(providers.TorchRNN):
+    """Wrong gradients, or an error when it runs"""
+
+    def __init__(self, fault):
+        self.fault = fault
+
+    def session(self, case, inputs):
+        session = super().session(case, inputs)
+        train = session.train
+        if self.fault == "gradient":
+            session.train = lambda: (result := train()) | {"dx": 2 * result["dx"]}
+        elif self.fault == "forward":
+            session.forward = lambda: (torch.zeros_like(train()["y"]), train()["hn"])
+        else:
+            session.train = self.fail
+        return session
+
+    def fail(self):
+        raise NotImplementedError("no such plan") if self.fault == "unsupported" else RuntimeError("out of luck")
+
+
+@pytest.mark.parametrize(
+    "fault, fwd, train, said",
+    [
+        ("gradient", "ok", "wrong", "dx: relative error"), ("forward", "wrong", "ok", "without gradients: y"),
+        ("unsupported", "unsupported", "unsupported", "no such plan"), ("raises", "error", "error", "out of luck"),
+    ],
+)  # fmt: skip
+def test_a_provider_that_is_wrong_is_recorded_as_that_and_costs_no_other(fault, fwd, train, said, monkeypatch):
+    monkeypatch.setitem(providers.PROVIDERS, "loop", Broken(fault))
+    found = measured("h24-b3-t20-fp32", ("loop", "cudnn"))
+    assert (found["loop", "fwd"]["status"], found["loop", "train"]["status"]) == (fwd, train)
+    assert said in found["loop", "train" if train != "ok" else "fwd"]["message"]
+    assert all(found["cudnn", p]["status"] == "ok" and found["cudnn", p]["device_us"]["samples"] for p in cases.PASSES)
+    rows = records.rows(
+        [r | {"schema": 2, "kind": "timing", "run": "r", "date": "d", "environment": ENVIRONMENT} for r in found.values()]
+    )
+    assert all((row.us is None) == (row.status != "ok") for row in rows)
+
+
+def test_a_worker_tells_where_it_was(monkeypatch):
+    with Worker(bench_stubs.measure) as worker, pytest.raises(WorkerError) as failure:
+        worker.call(jobs_of(7)[0], 60)
+    assert failure.value.at == "cudnn"
+    with Worker(bench_stubs.misbehave) as worker, pytest.raises(WorkerError) as failure:
+        worker.call("raise", 60)
+    assert failure.value.at is None
 
 
 def test_failures_in_parallel_take_the_place_of_results():
@@ -206,8 +332,10 @@ def test_records_name_the_regime_of_a_plan():
 
 
 def test_the_models_table_goes_beyond_one_cta():
-    table = jobs.model_table(RECORDS["sm_90"])
-    assert "H 128 B 16" in table and "H 1024 B 64" in table and "H 4096 B 16" in table and "no plan" not in table
+    table = jobs.model_table(RECORDS["sm_90"], cases.suites("quick,stack"))
+    for name in ("h128-b16-t1024-bf16", "h4096-b8-t128-bf16", "h1024-b16-t512-l8-fp32"):
+        assert name in table
+    assert "no plan" not in table
 
 
 # ---- the rest -------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import os
 import time
 from dataclasses import dataclass
 
+from bench.worker import at
 from support.bench_records import timing
 
 
@@ -18,13 +19,19 @@ def misbehave(what):
 
 
 def measure(job):
-    """Stands in for run.measure: hangs at H = 2, raises at H = 3."""
+    """Stands in for run.measure: hangs at H = 2, raises at H = 3, and dies in cuDNN at H = 7 and says so."""
     if job.case.H == 2:
         time.sleep(60)
     if job.case.H == 3:
         raise RuntimeError("planted")
+    if job.case.H == 7:
+        for name in job.providers:
+            at(name)
+            if name == "cudnn":
+                os._exit(17)
+        at(None)
     records = [timing(job.case, pass_, name, 1.0) for name in job.providers for pass_ in job.passes]
-    return [{k: v for k, v in r.items() if k not in ("schema", "kind", "run", "environment")} for r in records]
+    return [{k: v for k, v in r.items() if k not in ("schema", "kind", "run", "date", "environment")} for r in records]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,137 @@
+"""What a run does within its time: what is not recorded yet, the most informative cases first, as many as fit.  Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from .cases import Case, Job
+from .run import SAMPLE_SECONDS
+
+# What a time depends on beside the case: records that agree in these are of the same commit and versions.  Not the
+# commit itself: `source` is the same for all commits that change nothing of what runs and measures.
+VERSIONS = ("source", "device", "driver", "torch", "triton", "cudnn", "cuda")
+
+Done = frozenset[tuple[str, str, str]]  # (case, pass, provider)
+
+
+def done(
+    records: Iterable[Mapping[str, Any]], environment: Mapping[str, Any], versions: Mapping[str, str | None]
+) -> Done:
+    """What records of this environment hold, whatever came of it.
+
+    `versions`: of the providers at hand; None for one that is not, or whose version is torch's.  A provider that was
+    missing and is no longer, or the other way round, is not done."""
+    return frozenset(
+        (r["case"], r["pass"], r["provider"])
+        for r in records
+        if r["kind"] == "timing"
+        and all(r["environment"][name] == environment[name] for name in VERSIONS)
+        and r["version"] == versions.get(r["provider"])
+    )
+
+
+def jobs(cases: Iterable[Case], passes: Sequence[str], providers: Sequence[str], recorded: Done = frozenset()) -> list[Job]:
+    """What is left to measure: of each case the passes that lack a provider, with all providers, for they are compared
+    within a run alone."""
+    out = []
+    for case in cases:
+        lacking = tuple(p for p in passes if any((case.name, p, name) not in recorded for name in providers))
+        if lacking:
+            out.append(Job(case, lacking, tuple(providers)))
+    return out
+
+
+# ---- order ----------------------------------------------------------------------------------------------------------
+
+# How far apart two cases are that differ in a property alone, in doublings of a size.
+_APART = {
+    "dtype": 1.0, "precision": 0.5, "nonlinearity": 0.25, "cell": 3.0, "bidirectional": 2.0, "lengths": 2.0, "regime": 2.0,
+}  # fmt: skip
+_SIZES = ("H", "B", "T", "I", "layers", "models")
+
+
+def distance(a: Case, b: Case, regime: Callable[[Case], str | None] = lambda case: None) -> float:
+    """Doublings of every size, and what _APART says of every property that differs; `regime` names a case's plan.  I counts
+    by its ratio to H, for it follows H in most suites."""
+
+    def sizes(case: Case) -> list[float]:
+        values = [math.log2(getattr(case, name)) for name in _SIZES]
+        values[_SIZES.index("I")] -= values[_SIZES.index("H")]
+        return values
+
+    squares = sum((x - y) ** 2 for x, y in zip(sizes(a), sizes(b)))
+    for name, apart in _APART.items():
+        x, y = (regime(a), regime(b)) if name == "regime" else (getattr(a, name), getattr(b, name))
+        squares += apart**2 * (x != y)
+    return math.sqrt(squares)
+
+
+def ordered(
+    todo: Sequence[Job], known: Iterable[Case] = (), regime: Callable[[Case], str | None] = lambda case: None
+) -> list[Job]:
+    """The most informative first: each the one farthest from all before it and from the `known`, which are recorded; of
+    equals the one listed first."""
+    left = list(todo)
+    nearest = [min((distance(job.case, case, regime) for case in known), default=math.inf) for job in left]
+    out = []
+    while left:
+        i = max(range(len(left)), key=lambda i: nearest[i])
+        chosen = left.pop(i)
+        nearest.pop(i)
+        out.append(chosen)
+        nearest = [min(d, distance(job.case, chosen.case, regime)) for d, job in zip(nearest, left)]
+    return out
+
+
+# ---- time -----------------------------------------------------------------------------------------------------------
+
+OVERHEAD = 1.0  # seconds of a case beside what follows: tensors, its worker, records
+PER_PROVIDER = 0.15  # seconds to set one up and to profile a pass
+FEWEST_CALLS = 3 + 3 + 3 + 3 + 4  # of each provider and pass: warm-ups and few samples of each kind of time, the gate
+REFERENCE_US = 150.0  # a step of the fp64 reference, forward and backward, at the least
+# Microseconds a step of one layer and direction takes, launches included: forward; three times that for both passes.
+STEP_US = {"loop": 40.0, "compile": 15.0, "graph": 8.0, "cudnn-layers": 15.0}
+OTHER_US = 10.0
+
+
+def seconds_of(job: Job, recorded: Mapping[tuple[str, tuple[str, ...]], float] = {}) -> float:
+    """How long a job is expected to take: what it took before, by (case, providers), or an estimate."""
+    case = job.case
+    if (before := recorded.get((case.name, job.providers))) is not None:
+        return before * len(job.passes) / 2
+    chains = case.layers * case.directions * case.models
+    fixed = OVERHEAD + 3.5 * SAMPLE_SECONDS * len(job.passes) + PER_PROVIDER * len(job.providers) * len(job.passes)
+    slow = 0.0
+    for pass_ in job.passes:
+        for name in job.providers:
+            call = case.T * chains * STEP_US.get(name, OTHER_US) * 1e-6 * (1 if pass_ == "fwd" else 3)
+            slow += FEWEST_CALLS * call
+    return fixed + slow + case.T * chains * REFERENCE_US * 1e-6
+
+
+def took(records: Iterable[Mapping[str, Any]]) -> dict[tuple[str, tuple[str, ...]], float]:
+    """Seconds that the cases of records took, by (case, providers in the order they ran): the newest of each."""
+    by_run: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for r in records:
+        if r["kind"] == "timing":
+            by_run.setdefault((r["run"], r["case"]), []).append(r)
+    out = {}
+    for (_, case), those in sorted(by_run.items(), key=lambda item: item[1][0]["date"]):
+        passes = {r["pass"] for r in those}
+        out[case, tuple(dict.fromkeys(r["provider"] for r in those))] = max(r["seconds"] for r in those) * 2 / len(passes)
+    return out
+
+
+def fitting(todo: Sequence[Job], seconds: float, of: Callable[[Job], float] = seconds_of) -> tuple[list[Job], list[Job]]:
+    """(those that fit into `seconds`, in order, the rest): one that is too long is passed over for shorter ones after it."""
+    fit, rest = [], []
+    for job in todo:
+        needed = of(job)
+        if needed <= seconds:
+            seconds -= needed
+            fit.append(job)
+        else:
+            rest.append(job)
+    return fit, rest

@@ -1,0 +1,246 @@
+"""What a run does within its time: resuming, order, budget, with a fake clock and stub measurements."""
+
+import dataclasses
+import math
+
+import pytest
+from support import bench_records, bench_stubs
+from support.bench_records import ENVIRONMENT, timing
+
+from bench import cases, records, run, schedule
+from bench.progress import Progress
+
+BOTH = ("rnn_triton", "cudnn")
+CASE = cases.case(128, 16, 256, "bf16")
+
+
+def all_done(environment=ENVIRONMENT, versions=None, **changes):
+    found = [timing(CASE, p, name, 1.0) | changes for p in cases.PASSES for name in BOTH]
+    return schedule.done(found, environment, versions or {})
+
+
+# ---- what is recorded already ---------------------------------------------------------------------------------------
+
+
+def test_a_recorded_case_of_the_same_source_and_versions_is_not_repeated():
+    assert schedule.jobs([CASE], cases.PASSES, BOTH, all_done()) == []
+    assert schedule.jobs([CASE], cases.PASSES, BOTH) == [cases.Job(CASE, cases.PASSES, BOTH)]
+
+
+@pytest.mark.parametrize("name", schedule.VERSIONS)
+def test_another_source_device_or_version_is_another_case(name):
+    assert all_done(ENVIRONMENT | {name: "another"}) == frozenset()
+
+
+def test_another_commit_of_the_same_source_is_the_same():
+    """A commit of records, or of a text, does not make what was measured out of date."""
+    assert all_done(ENVIRONMENT | {"commit": "another", "dirty": True, "clocks": {}}) == all_done()
+
+
+def test_failures_count_as_recorded_and_are_told_apart_by_pass_and_provider():
+    for status in records.STATUSES:
+        assert schedule.jobs([CASE], cases.PASSES, BOTH, all_done(status=status)) == []
+    done = all_done() - {(CASE.name, "train", "cudnn")}
+    assert schedule.jobs([CASE], cases.PASSES, BOTH, done) == [cases.Job(CASE, ("train",), BOTH)]
+
+
+def test_a_provider_that_was_missing_is_measured_when_it_is_there_with_all_it_is_compared_with():
+    missing = [timing(CASE, p, "flashrnn", 1.0, status="missing") for p in cases.PASSES]
+    peers = (*BOTH, "flashrnn")
+    done = all_done() | schedule.done(missing, ENVIRONMENT, {})
+    assert schedule.jobs([CASE], cases.PASSES, peers, done) == []
+    done = all_done() | schedule.done(missing, ENVIRONMENT, {"flashrnn": "1.0"})
+    assert schedule.jobs([CASE], cases.PASSES, peers, done) == [cases.Job(CASE, cases.PASSES, peers)]
+    with_version = [r | {"version": "1.0"} for r in missing]
+    done = all_done() | schedule.done(with_version, ENVIRONMENT, {"flashrnn": "1.0"})
+    assert schedule.jobs([CASE], cases.PASSES, peers, done) == []
+    assert schedule.done(with_version, ENVIRONMENT, {"flashrnn": "2.0"}) == frozenset()
+
+
+# ---- order ----------------------------------------------------------------------------------------------------------
+
+
+def order(chosen, known=(), regime=lambda case: None):
+    return [job.case for job in schedule.ordered(schedule.jobs(chosen, ("fwd",), BOTH), known, regime)]
+
+
+def test_the_first_listed_comes_first_then_the_farthest():
+    line = [cases.case(2**k, 16, 256, "bf16") for k in range(5, 12)]
+    found = order(line)
+    assert found[:3] == [line[0], line[-1], line[3]]
+    assert sorted(found, key=line.index) == line
+
+
+def test_what_is_recorded_counts_as_seen():
+    line = [cases.case(2**k, 16, 256, "bf16") for k in range(5, 12)]
+    assert order(line[1:-1], known=[line[0], line[-1]])[0] == line[3]
+
+
+def test_a_regime_not_seen_yet_outweighs_a_doubling():
+    near, far = cases.case(256, 16, 256, "bf16"), cases.case(512, 16, 256, "bf16")
+    start = cases.case(384, 16, 256, "bf16")
+    regimes = {near: "a", start: "a", far: "b"}
+    assert order([start, near, far], regime=regimes.get)[1] == far
+    regimes[near], regimes[far] = "b", "a"
+    assert order([start, near, far], regime=regimes.get)[1] == near
+
+
+def test_sizes_count_by_doublings_and_inputs_by_their_ratio_to_the_hidden_size():
+    a = cases.case(128, 16, 256, "bf16")
+    assert schedule.distance(a, a) == 0
+    assert schedule.distance(a, cases.case(256, 16, 256, "bf16")) == 1
+    assert schedule.distance(a, cases.case(128, 16, 256, "bf16", 64)) == 1
+    assert schedule.distance(a, cases.case(128, 16, 256, "bf16", layers=4)) == 2
+    b = cases.case(128, 64, 256, "fp16")
+    assert schedule.distance(a, b) == schedule.distance(b, a) == pytest.approx(math.sqrt(4 + 1))
+
+
+@pytest.mark.parametrize("suite", ["medium", "scaling"])
+def test_half_a_suite_covers_its_range(suite):
+    """The corners and every dtype come early."""
+    chosen = cases.suite(suite)
+    found = order(chosen)[: len(chosen) // 2]
+    for size in ("H", "B", "T"):
+        values = [getattr(case, size) for case in chosen]
+        some = [getattr(case, size) for case in found]
+        assert (min(some), max(some)) == (min(values), max(values)), size
+    assert {case.dtype for case in found} == {case.dtype for case in chosen}
+
+
+# ---- time -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_fits_is_taken_in_order_and_what_is_too_long_passed_over():
+    todo = schedule.jobs([cases.case(H, 1, 8, "bf16") for H in (1, 2, 3, 4)], ("fwd",), BOTH)
+    cost = {1: 5.0, 2: 100.0, 3: 4.0, 4: 2.0}
+    fit, rest = schedule.fitting(todo, 10.0, lambda job: cost[job.case.H])
+    assert [job.case.H for job in fit] == [1, 3] and [job.case.H for job in rest] == [2, 4]
+    assert schedule.fitting(todo, 0.0, lambda job: 1.0) == ([], todo)
+
+
+def test_expected_seconds_grow_with_steps_layers_providers_and_passes():
+    def of(T=1024, providers=BOTH, passes=cases.PASSES, **options):
+        return schedule.seconds_of(cases.Job(cases.case(128, 16, T, "bf16", **options), passes, providers))
+
+    assert of() < of(T=16384) and of() < of(layers=8) and of() < of(models=8)
+    assert of() < of(providers=(*BOTH, "loop")) and of(passes=("fwd",)) < of()
+    assert of() < 10  # twelve cases of the quick suite with two providers in two minutes
+
+
+def test_the_quick_suite_takes_two_minutes_with_ours_and_cudnn():
+    jobs = schedule.jobs(cases.suite("quick"), cases.PASSES, BOTH)
+    assert sum(schedule.seconds_of(job) for job in jobs) < 120
+
+
+def test_what_a_case_took_before_is_what_it_is_expected_to_take():
+    found = [timing(CASE, p, name, 1.0, seconds=7.0) for p in cases.PASSES for name in BOTH]
+    took = schedule.took(found)
+    assert schedule.seconds_of(cases.Job(CASE, cases.PASSES, BOTH), took) == 7.0
+    assert schedule.seconds_of(cases.Job(CASE, ("fwd",), BOTH), took) == 3.5
+    fewer = cases.Job(CASE, cases.PASSES, ("rnn_triton",))
+    assert schedule.seconds_of(fewer, took) == schedule.seconds_of(fewer)
+    later = [r | {"seconds": 9.0, "run": "run-2", "date": "2026-02-01T00:00:00Z"} for r in found if r["pass"] == "fwd"]
+    assert schedule.took(found + later) == {(CASE.name, BOTH): 18.0}
+
+
+# ---- runs under a budget --------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """Time passes when a job runs: as many seconds as its case's B"""
+
+    def __init__(self):
+        self.time = 0.0
+
+    def __call__(self):
+        return self.time
+
+
+class Instant:
+    """A worker that takes what a job takes of a clock's time, and cuts it off as a real one does."""
+
+    def __init__(self, clock):
+        self.clock = clock
+
+    def __call__(self, function):
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def call(self, job, timeout):
+        if job.case.B > timeout:
+            self.clock.time += timeout
+            raise run.WorkerError("timeout", "no answer")
+        self.clock.time += job.case.B
+        return bench_stubs.measure(job)
+
+
+def go(tmp_path, monkeypatch, seconds_each, budget, expected, timeout=1000.0):
+    """Cases that take `seconds_each`, expected to take `expected`: (cases recorded, cases left, time used)."""
+    clock = Clock()
+    monkeypatch.setattr(run, "Worker", Instant(clock))
+    chosen = [cases.case(16 + i, B, 8, "bf16") for i, B in enumerate(seconds_each)]
+    path = tmp_path / "t.jsonl"
+    with records.Writer(path, "run-1", ENVIRONMENT, fresh=False) as writer:
+        jobs = schedule.jobs(chosen, ("fwd",), ("rnn_triton",), schedule.done(records.read([path])[0], ENVIRONMENT, {}))
+        found, left = run.run(jobs, writer, budget, seconds=lambda job: expected, clock=clock, timeout=timeout)
+    return [r["case"] for r in found], [job.case.name for job in left], clock.time
+
+
+def test_a_budget_is_kept_and_the_next_run_goes_on(tmp_path, monkeypatch):
+    every = [10] * 7
+    first, left, used = go(tmp_path, monkeypatch, every, 45, expected=10)
+    assert len(first) == 4 and len(left) == 3 and used <= 45
+    second, left, used = go(tmp_path, monkeypatch, every, 45, expected=10)
+    assert len(second) == 3 and left == [] and not set(first) & set(second)
+    assert go(tmp_path, monkeypatch, every, 45, expected=10) == ([], [], 0.0)
+
+
+def test_expectations_are_corrected_by_what_cases_take(tmp_path, monkeypatch):
+    """Expected one second, they take ten: after the first two the rest is known not to fit."""
+    done, left, used = go(tmp_path, monkeypatch, [10] * 7, 38, expected=1)
+    assert len(done) == 3 and used == 30  # not a fourth one that would be cut off
+
+
+def test_a_case_that_the_budget_cuts_off_is_left_and_not_recorded(tmp_path, monkeypatch):
+    done, left, used = go(tmp_path, monkeypatch, [10, 100, 10], 50, expected=1)
+    assert done == [cases.case(16, 10, 8, "bf16").name] and used == 50
+    assert left == [cases.case(17, 100, 8, "bf16").name, cases.case(18, 10, 8, "bf16").name]
+    found, problems = records.read([tmp_path / "t.jsonl"])
+    assert len(found) == 1 and not problems
+
+
+def test_a_case_that_takes_too_long_by_itself_is_recorded_as_that(tmp_path, monkeypatch):
+    done, left, _ = go(tmp_path, monkeypatch, [10, 100, 10], 500, expected=1, timeout=60)
+    assert len(done) == 3 and left == []
+    found, _ = records.read([tmp_path / "t.jsonl"])
+    assert [r["status"] for r in found] == ["ok", "timeout", "ok"]
+
+
+def test_progress_says_how_long_by_the_weights_of_what_is_left(capsys):
+    clock = Clock()
+    progress = Progress("measuring", 3, weights=[1.0, 3.0, 6.0], clock=clock)
+    progress.now("first")
+    clock.time = 10.0
+    progress.step(failed=True)
+    progress.now("second")
+    clock.time = 40.0
+    progress.step()
+    progress.now("third")
+    progress.close()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "measuring 0/3  first", "measuring 1/3, 90 s left, 1 failed  second", "measuring 2/3, 60 s left, 1 failed  third",
+        "measuring: 2/3 in 40 s, 1 failed",
+    ]  # fmt: skip
+
+
+def test_synthetic_records_are_valid():
+    for record in bench_records.suite("quick"):
+        records.validate(record)
+        assert cases.Case(**record["shape"]) == cases.parse(record["case"])
+        assert set(record["shape"]) == {f.name for f in dataclasses.fields(cases.Case)}
