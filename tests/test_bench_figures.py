@@ -1,100 +1,391 @@
-"""Figures and tables from synthetic records: the numbers in them, gaps shown as gaps, equal files for equal records."""
+"""Figures from synthetic records: the numbers in them, gaps shown as gaps, equal files for equal records, nothing that
+overlaps or is cut off."""
+
+import math
 
 import pytest
-from support.bench_records import ENVIRONMENT, quick_suite
+from support.bench_records import DATE, ENVIRONMENT, SPEEDUP, timing, us_of
 
-from bench import figures, records, report
+from bench import figures, records, style
+from bench.cases import case
 
 pytest.importorskip("matplotlib")
 
 TRAINING = [
     {
         "kind": "training", "example": "digits", "implementation": name, "seed": seed, "accuracy": 0.97 + 0.002 * seed,
-        "loss": [2.0 / (1 + e) + 0.1 for e in range(20)], "seconds": 1.0, "environment": ENVIRONMENT,
+        "loss": [2.0 / (1 + e) + 0.1 for e in range(20)], "seconds": 1.0, "environment": ENVIRONMENT, "date": DATE,
     }
     for name in ("rnn_triton", "torch") for seed in range(3)
 ]  # fmt: skip
+SHAPES = [(H, B, 256, 1) for H in (128, 512, 1024) for B in (1, 64)]
+SHAPES += [(128, 64, T, 1) for T in (64, 1024)] + [(128, 64, 256, L) for L in (2, 4)]
+CASES = [case(H, B, T, dtype, layers=L) for H, B, T, L in SHAPES for dtype in ("bf16", "fp32")]
+WRONG, ABSENT, REFUSED, ALONE = (
+    f"h{H}-b{B}-t256-{dtype}"
+    for H, B, dtype in ((512, 1, "bf16"), (512, 64, "fp32"), (1024, 1, "fp32"), (1024, 64, "bf16"))
+)
+PROVIDERS = {"rnn_triton": None, "cudnn": 1.0, "flashrnn": 1.5}  # times over cuDNN's
+
+
+def record(c, pass_, provider, **fields):
+    times = 1.0 if provider == "rnn_triton" else PROVIDERS[provider] * SPEEDUP[c.dtype]
+    regime = {128: "single_cta", 512: "grid", 1024: "per_step"}[c.H] if provider == "rnn_triton" else None
+    peak = c.T * c.B * c.H * (2 if provider == "rnn_triton" else 3)
+    if c.name == WRONG and provider == "rnn_triton":
+        fields["status"] = "wrong"
+    if c.name == REFUSED and provider == "rnn_triton":
+        fields |= {"status": "unsupported", "message": "no plan"}
+    found = timing(
+        c, pass_, provider, times * us_of(c, pass_), launch_us=5 * times, regime=regime, peak_bytes=peak, **fields
+    )
+    if pass_ == "train":
+        found["errors"] |= {"dx": {"rel": 3e-3, "rel_tol": 8e-3, "max": 0.01, "max_tol": 0.1}}
+    return found
 
 
 @pytest.fixture(scope="module")
 def rows():
-    return records.rows(quick_suite())
+    return records.rows(
+        record(c, pass_, provider) for c in CASES if c.name != ABSENT for pass_ in ("fwd", "train") for provider in PROVIDERS
+        if not (c.name == ALONE and provider == "cudnn")
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pages(rows):
+    with style.context():
+        yield {page.name: page for page in figures.pages(rows, TRAINING)}
 
 
 @pytest.fixture(scope="module")
 def drawn(rows, tmp_path_factory):
     out = tmp_path_factory.mktemp("figures")
-    return out, figures.draw(rows, TRAINING, out)
+    return out, figures.draw(rows, TRAINING, out, ["heat-map", "digits"])
 
 
-def test_every_figure_is_written_and_not_empty(drawn):
-    _, files = drawn
-    assert sorted(f.name for f in files) == sorted(
-        f"{stem}.{suffix}"
-        for stem in ("speedup", "step-over-H", "step-over-B", "step-over-T", "digits")
-        for suffix in ("png", "svg")
+NAMES = [
+    "speedup", "speedup-over-H", "speedup-over-B", "speedup-over-T", "speedup-over-L", "step-over-H", "step-over-B",
+    "step-over-T", "step-over-L", "heat-map", "roofline", "memory-over-T", "memory-over-H", "scaling", "accuracy",
+    "distribution-fwd", "distribution-train", "digits",
+]  # fmt: skip
+
+
+def lines(axis, colour=None, marker=None):
+    """The (x, y) lists of an axis' lines of data, in drawing order"""
+    return [
+        [list(map(float, line.get_xdata())), list(map(float, line.get_ydata()))]
+        for line in axis.lines
+        if line.get_transform() == axis.transData
+        and colour in (None, line.get_color())
+        and marker in (None, line.get_marker())
+    ]
+
+
+def gaps(axis):
+    """(x, mark) at the lower edge of an axis"""
+    return sorted(
+        (float(line.get_xdata()[0]), line.get_marker())
+        for line in axis.lines
+        if line.get_transform() != axis.transData and line.get_marker() in style.GAPS.values()
     )
-    assert all(f.stat().st_size > 10_000 for f in files)
+
+
+# ---- the files ------------------------------------------------------------------------------------------------------
+
+
+def test_every_figure_the_records_allow_is_there(pages):
+    assert list(pages) == NAMES
+
+
+def test_each_is_written_three_times_and_not_empty(drawn):
+    _, files = drawn
+    stems = ("heat-map", "digits")
+    assert [f.name for f in files] == [f"{stem}.{suffix}" for stem in stems for suffix in ("png", "svg", "pdf")]
+    assert all(f.stat().st_size > 8_000 for f in files)
 
 
 def test_equal_records_give_equal_files(drawn, rows, tmp_path):
+    import matplotlib
+
     out, _ = drawn
-    pyplot = figures._pyplot()
-    for file in figures._save(figures.step_time(pyplot, rows, "T"), tmp_path / "step-over-T"):
+    matplotlib.rcParams["font.size"] = 14  # a user's own settings change nothing, and stay
+    try:
+        again = figures.draw(rows, TRAINING, tmp_path, ["heat-map", "digits"])
+        assert matplotlib.rcParams["font.size"] == 14
+    finally:
+        matplotlib.rcdefaults()
+    assert len(again) == 6
+    for file in again:
         assert file.read_bytes() == (out / file.name).read_bytes(), file.name
+        assert b"CreationDate" not in file.read_bytes() and b"dc:date" not in file.read_bytes()
 
 
-def test_text_stays_inside_and_apart(rows):
-    """No label leaves its figure, no two texts of a panel overlap."""
-    pyplot = figures._pyplot()
-    for figure in (figures.speedup(pyplot, rows), figures.step_time(pyplot, rows, "H")):
-        figure.canvas.draw()
-        width, height = figure.canvas.get_width_height()
-        for axis in figure.axes:
-            boxes = [t.get_window_extent() for t in axis.texts + [axis.title, axis.xaxis.label, axis.yaxis.label] if t.get_text()]
-            for box in boxes:
-                assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height
-            for i, box in enumerate(boxes):
-                assert not any(box.overlaps(other) for other in boxes[i + 1 :])
-        pyplot.close(figure)
+def test_text_stays_inside_and_apart(pages):
+    """No text leaves its figure, no two texts overlap, none lies on another panel."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    for name, page in pages.items():
+        canvas = FigureCanvasAgg(page.figure)
+        canvas.draw()  # places labels and ticks
+        width, height = canvas.get_width_height()
+        shown = list(page.figure.texts)
+        for axis in page.figure.axes:
+            shown += [*axis.texts, axis.title, axis.xaxis.label, axis.yaxis.label]
+            for which in (axis.xaxis, axis.yaxis):
+                low, high = sorted(which.get_view_interval())  # ticks beyond it are not drawn
+                shown += [tick.label1 for tick in which.get_major_ticks() if low <= tick.get_loc() <= high]
+        for legend in page.figure.legends:
+            shown += legend.get_texts()
+        boxes = [
+            (t.get_text(), t.get_window_extent().padded(-0.5)) for t in shown if t.get_text() and t.get_visible()
+        ]
+        for i, (text, box) in enumerate(boxes):
+            assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height, f"{name}: {text!r} leaves it"
+            for other, its in boxes[i + 1 :]:
+                assert not box.overlaps(its), f"{name}: {text!r} and {other!r} overlap"
 
 
-def test_bars_show_the_speedups_and_say_what_is_missing(rows):
-    pyplot = figures._pyplot()
-    figure = figures.speedup(pyplot, rows)
-    for axis in figure.axes:
-        lengths = sorted(round(bar.get_width(), 2) for container in axis.containers for bar in container)
-        assert lengths == [0.8] * 12 + [2.0] * 11 + [3.0] * 11
-        gaps = [text.get_text() for text in axis.texts if ":" in text.get_text()]
-        assert sorted(gaps) == ["bf16: wrong", "fp16: not measured"]
-    pyplot.close(figure)
+def test_no_number_is_none_or_nan(pages):
+    for name, page in pages.items():
+        for axis in page.figure.axes:
+            for x, y in lines(axis):
+                assert all(map(math.isfinite, x + y)), name
+        texts = [t.get_text() for axis in page.figure.axes for t in axis.texts] + [
+            t.get_text() for t in page.figure.texts
+        ]
+        assert not any("nan" in text.split() or "None" in text for text in texts), name
+
+
+def test_each_says_what_it_was_measured_on_and_how(pages):
+    for name, page in pages.items():
+        text = " ".join(page.figure.texts[1].get_text().split())
+        for part in ("Test GPU", "torch 2.11", "triton 3.6.0", "2026-01-02", page.note):
+            assert part in text, name
+        if name != "digits":
+            assert "cuDNN 91000" in text and "commit 0123456789" in text and "Median device time" in text
+
+
+def test_names_choose_and_unknown_ones_are_refused(rows, tmp_path):
+    assert figures.draw(rows, [], tmp_path, ["digits"]) == []
+    with pytest.raises(ValueError, match="unknown figure 'rofline'; nearest: roofline"):
+        figures.draw(rows, [], tmp_path, ["rofline"])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_measured_draws_nothing(tmp_path):
-    assert figures.draw([], [], tmp_path) == [] and list(tmp_path.iterdir()) == []
+    refused = records.rows([timing(CASES[0], "fwd", "rnn_triton", 1.0, status="error")])
+    refused[0].errors.clear()
+    for nothing in ([], refused):
+        assert figures.draw(nothing, [], tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_caption_names_every_version(rows):
-    text = figures.caption(rows)
-    for part in ("Test GPU", "torch 2.11", "triton 3.6.0", "cuDNN 91000", "0123456789", "2026-01-02"):
-        assert part in text
+def test_devices_have_figures_of_their_own(rows):
+    other = ENVIRONMENT | {"device": "Other GPU", "hardware": None}
+    mixed = rows + records.rows([record(CASES[0], "fwd", p, environment=other) for p in PROVIDERS])
+    with style.context():
+        found = {page.name: page for page in figures.pages(mixed, [], ["speedup", "roofline"])}
+    assert list(found) == ["other-gpu-speedup", "test-gpu-speedup", "other-gpu-roofline", "test-gpu-roofline"]
+    assert "Test GPU" not in found["other-gpu-speedup"].source
+    axis = found["other-gpu-roofline"].figure.axes[0]
+    assert [t.get_text() for t in axis.texts] == ["no ceilings: hardware not recorded"]
 
 
-def test_table_has_a_row_a_case_and_pass_with_its_numbers(rows):
-    table = {(row[0], row[1]): row for row in report.timing_rows(rows)}
-    assert len(table) == 2 * (36 - 1)
-    name, pass_, step, slope, theirs, speedup, graph, floor, fraction = table["h128-b16-t1024-bf16", "fwd"]
-    us = 0.2 + 128 / 512 + 16 / 1024
-    assert (step, slope) == (f"{us + 5 / 1024:.3f}", f"{us:.3f}")
-    assert (theirs, speedup, graph) == (f"{3 * us + 15 / 1024:.3f}", "3.00x", "3.00x")
-    assert (floor, fraction) == (f"{us / 4:.3f}", f"{us / 4 / (us + 5 / 1024):.0%}")
-    assert table["h256-b1-t1024-bf16", "fwd"][2] == "wrong" and table["h256-b1-t1024-bf16", "fwd"][5] == "-"
+def test_one_row_draws_what_it_can():
+    with style.context():
+        found = {page.name: page for page in figures.pages(records.rows([record(CASES[0], "fwd", "rnn_triton")]), [])}
+    assert list(found) == ["speedup", "roofline", "accuracy", "distribution-fwd"]
+    assert [t.get_text() for t in found["speedup"].figure.axes[0].texts] == ["no cuDNN time"]
 
 
-def test_markdown_lists_what_is_wrong_and_summary_what_is_slow(rows):
-    text = report.timing_markdown(rows)
-    assert text.count("\n| h") == 70
-    assert "- h256-b1-t1024-bf16 forward, rnn_triton: wrong, it is wrong" in text
-    lines = report.summary(rows)
-    assert lines[0] == "forward, bf16: 3.00x to 3.00x, middle 3.00x, 11 cases"
-    assert lines[-1].startswith("slower than cuDNN: ") and lines[-1].count("fp32") == 24
+# ---- the numbers ----------------------------------------------------------------------------------------------------
+
+
+def test_sweeps_are_found_in_the_rows(rows):
+    ours = [row for row in rows if row.provider == "rnn_triton"]
+    found = {axis: figures.sweeps(ours, axis) for axis in figures.AXES}
+    assert [(s.title, s.values) for s in found["H"]] == [("B 64, T 256", (128, 512, 1024))]  # B 1 has fewer
+    assert [s.title for s in found["T"]] == ["H 128, B 64"] and found["T"][0].values == (64, 256, 1024)
+    assert [s.title for s in found["L"]] == ["H 128, B 64, T 256"] and found["L"][0].values == (1, 2, 4)
+    assert found["models"] == found["head"] == []
+    assert found["H"][0].names["bf16", 512] == "h512-b64-t256-bf16"
+
+
+def test_sweep_over_heads_holds_their_product():
+    heads = [case(H, 16, 64, "bf16", models=768 // H) for H in (64, 128, 384, 768)]
+    found = records.rows([timing(c, "fwd", "rnn_triton", 1.0) for c in heads])
+    (sweep,) = figures.sweeps(found, "head")
+    assert (sweep.values, sweep.title) == ((64, 128, 384, 768), "B 16, T 64, heads x dimension 768")
+    assert figures.sweeps(found, "H") == [] == figures.sweeps(found, "models")
+
+
+def test_many_equal_sweeps_are_thinned_and_small_ones_left_out():
+    many = [case(H, B, 64, "bf16") for H in (32, 64, 128) for B in (1, 2, 4, 8, 16)] + [case(8, 3, 64, "bf16")]
+    found = figures.sweeps(records.rows([timing(c, "fwd", "rnn_triton", 1.0) for c in many]), "H")
+    assert [sweep.held["B"] for sweep in found] == [1, 4, 16]
+
+
+def test_bars_show_the_speedups_and_say_what_is_missing(pages):
+    for axis in pages["speedup"].figure.axes:
+        lengths = sorted(round(bar.get_width(), 2) for container in axis.containers for bar in container)
+        assert lengths == [0.8] * 8 + [3.0] * 8
+        reasons = [text.get_text() for text in axis.texts if not text.get_text()[0].isdigit()]
+        assert sorted(reasons) == ["no cuDNN time", "unsupported", "wrong"]
+
+
+def test_many_cases_take_several_pages():
+    many = [case(H, 1, 64, "bf16") for H in range(1, 40)]
+    with style.context():
+        found = list(
+            figures.pages(records.rows([timing(c, "fwd", "rnn_triton", 1.0) for c in many]), [], ["speedup"])
+        )
+    assert [page.name for page in found] == ["speedup", "speedup-2"]
+    assert [len(page.figure.axes[0].texts) for page in found] == [figures.BARS, 39 - figures.BARS]
+
+
+def test_speedup_over_H_has_a_line_an_arithmetic_and_marks_its_gaps(pages):
+    axis = pages["speedup-over-H"].figure.axes[0]
+    bf16, fp32 = (style.ARITHMETIC[kind]["color"] for kind in ("bf16", "fp32 (TF32)"))
+    ((x, y),) = lines(axis, bf16)
+    assert x == [128, 512] and y == pytest.approx([3, 3])
+    assert [line[0] for line in lines(axis, fp32)] == [[128], [1024]]  # broken where there is none
+    assert gaps(axis) == [(512, style.GAPS["not measured"]), (1024, style.GAPS["no cuDNN time"])]
+    assert axis.get_xscale() == axis.get_yscale() == "log"
+    assert {"1x: as fast as cuDNN", "not measured", "no cuDNN time"} < set(pages["speedup-over-H"].legend)
+
+
+def test_step_over_T_shows_times_whiskers_floor_and_its_fraction(pages):
+    figure = pages["step-over-T"].figure
+    times, fraction = figure.axes[0], figure.axes[2]
+    us = 0.2 + 128 / 512 + 64 / 1024
+    expected = [us + 5 / T for T in (64, 256, 1024)]
+    ours, theirs, whiskers = style.PROVIDERS["rnn_triton"]["color"], style.PROVIDERS["cudnn"]["color"], "_"
+    assert lines(times, ours, "o")[0] == [[64, 256, 1024], pytest.approx(expected)]
+    assert lines(times, theirs, "s")[0][1] == pytest.approx([3 * e for e in expected])
+    assert lines(times, ours, whiskers)[0][1] == pytest.approx([f * e for f in (0.94, 1.06) for e in expected])
+    assert lines(times, style.FLOOR["color"])[0][1] == pytest.approx([us / 4] * 3)
+    assert lines(fraction, ours, "o")[0][1] == pytest.approx([us / 4 / e for e in expected])
+    assert len(lines(times, style._OTHERS[0]["color"], "^")) == 1  # flashrnn
+    assert {"floor (estimate)", "45% of the floor", "flashrnn"} < set(pages["step-over-T"].legend)
+
+
+def test_heat_map_cells_have_number_and_regime_and_say_what_is_missing(pages):
+    panels = pages["heat-map"].figure.axes
+    cells = [[text.get_text() for text in axis.texts] for axis in panels]
+    assert cells[0] == ["3.00\nC", "3.00\nC", "wrong", "3.00\nG", "3.00\nS", "no\ncuDNN"]
+    assert cells[1] == ["0.80\nC", "0.80\nC", "0.80\nG", "–", "n/a", "0.80\nS"]
+    hatched = [bool(patch.get_hatch()) for patch in panels[1].patches]
+    assert hatched == [True, True, True, False, True, True]  # below 1x, and what is wrong or unsupported
+    assert [t.get_text() for t in panels[2].get_xticklabels()] == ["1", "64"]
+    assert "G: group of CTAs, S: a launch a step, C: one CTA" in pages["heat-map"].note
+
+
+def test_roofline_places_a_step_by_its_flop_and_bytes(pages):
+    shape = case(512, 64, 256, "bf16", 100).__dict__
+    forward = 2 * 64 * 512 * (512 + 100)
+    assert figures.flop(shape, "fwd") == forward and figures.flop(shape, "train") == 3 * forward
+    assert figures.moved(shape, "fwd", True) == 2 * 64 * (512 + 100)
+    assert figures.moved(shape, "fwd", False) == 2 * (64 * (512 + 100) + 512 * 512)
+    assert figures.moved(shape, "train", False) == 2 * (3 * 64 * (512 + 100) + 2 * 512 * 512)
+    stacked = case(512, 64, 256, "fp32", 100, layers=2, bidirectional=True, cell="lstm").__dict__
+    assert figures.flop(stacked, "fwd") == 2 * 64 * 512 * 4 * 2 * ((100 + 512) + (1024 + 512))
+    axis = pages["roofline"].figure.axes[0]
+    us = 0.2 + 512 / 512 + 64 / 1024 + 5 / 256
+    ((x, y),) = lines(axis, style.PROVIDERS["rnn_triton"]["color"], "s")  # the one that is grid and right
+    assert x == [512] and y == pytest.approx([2 * 64 * 512 * 1024 / us * 1e-6])
+    per_step = [x for (x,), _ in lines(axis, style.PROVIDERS["rnn_triton"]["color"], "^")]
+    assert per_step == pytest.approx([2 * B * 1024 * 2048 / (2 * (2048 * B + 1024**2)) for B in (1, 64)])
+    peak = max(y for line in lines(axis, "black") for y in line[1])
+    assert peak == pytest.approx(132 * 1.98e-3 * 4096)  # TFLOP/s: SMs, GHz, FLOP a cycle
+    assert {"DRAM bandwidth", "L2 bandwidth", "peak of the products"} < set(pages["roofline"].legend)
+
+
+def test_memory_is_in_mebibytes(pages):
+    axis = pages["memory-over-T"].figure.axes[0]
+    expected = [T * 64 * 128 * 2 / 2**20 for T in (64, 256, 1024)]
+    assert lines(axis, style.PROVIDERS["rnn_triton"]["color"])[0] == [[64, 256, 1024], pytest.approx(expected)]
+    assert lines(axis, style.PROVIDERS["cudnn"]["color"])[0][1] == pytest.approx([1.5 * e for e in expected])
+
+
+def test_scaling_is_relative_to_the_smallest_beside_the_growth_of_the_work(pages):
+    axes = {axis.get_xlabel(): axis for axis in pages["scaling"].figure.axes if axis.get_xlabel()}
+    assert list(axes) == ["hidden size H", "batch B", "time steps T", "layers L"]
+    guides = {name: lines(axis, "#000000")[0][1] for name, axis in axes.items()}
+    assert guides == {"hidden size H": [1, 64], "batch B": [1, 64], "time steps T": [1, 16], "layers L": [1, 4]}
+    us = (0.2 + 128 / 512 + 64 / 1024) * 2.5
+    expected = [(5 + T * us) / (5 + 64 * us) for T in (64, 256, 1024)]
+    assert lines(axes["time steps T"], style.ARITHMETIC["bf16"]["color"])[0][1] == pytest.approx(expected)
+
+
+def test_accuracy_shows_errors_and_the_tolerance(pages):
+    figure = pages["accuracy"].figure
+    y, gradient = figure.axes[0], figure.axes[2]
+    ours = style.PROVIDERS["rnn_triton"]["color"]
+    assert lines(y, ours, "o")[0] == [[64, 256, 1024], [1e-3] * 3]
+    assert lines(y, style.TOLERANCE["color"], "_")[0][1] == [4e-3] * 3
+    assert (
+        lines(gradient, ours, "o")[0][1] == [3e-3] * 3
+        and lines(gradient, style.TOLERANCE["color"], "_")[0][1] == [8e-3] * 3
+    )
+
+
+def test_a_wrong_result_keeps_its_error_and_is_marked():
+    color = style.PROVIDERS["rnn_triton"]["color"]
+    for rel in (0.5, math.nan):
+        errors = {"y": {"rel": rel, "rel_tol": 0.01, "max": 1.0, "max_tol": 0.1}}
+        found = records.rows([timing(CASES[0], "fwd", "rnn_triton", 1.0, status="wrong", errors=errors)])
+        with style.context():
+            (page,) = figures.pages(found, [], ["accuracy"])
+        axis = page.figure.axes[0]
+        if rel == 0.5:
+            assert lines(axis, color) == [[[256], [0.5]]] * 2 and lines(axis, color, "x") == [[[256], [0.5]]]
+        else:  # has no place on an axis: the mark alone
+            assert lines(axis, color) == [] and gaps(axis) == [(256, "x")]
+        assert "wrong" in page.legend and lines(axis, style.TOLERANCE["color"], "_") == [[[256], [0.01]]]
+
+
+def test_distribution_is_that_of_the_raw_samples(pages, rows):
+    axis = pages["distribution-fwd"].figure.axes[0]
+    row = next(r for r in rows if r.provider == "rnn_triton" and r.pass_ == "fwd")
+    x, y = lines(axis, style.PROVIDERS["rnn_triton"]["color"])[0]
+    assert x == pytest.approx([min(row.samples), *sorted(row.samples)]) and y == pytest.approx(
+        [i / 11 for i in range(12)]
+    )
+    assert axis.get_title() == row.case and len(lines(axis)) == 3
+    titles = {a.get_title(): [t.get_text() for t in a.texts] for a in pages["distribution-fwd"].figure.axes}
+    assert len(titles) == figures.PANELS and titles[WRONG] == ["rnn_triton: wrong"]
+
+
+def test_digits_show_every_loss_and_accuracy(pages):
+    left, right = pages["digits"].figure.axes
+    assert [line[1] for line in lines(left)] == [record["loss"] for record in TRAINING]
+    assert sorted(line[1][0] for line in lines(right) if len(line[1]) == 1) == pytest.approx(
+        [97, 97, 97.2, 97.2, 97.4, 97.4]
+    )
+
+
+# ---- how it looks ---------------------------------------------------------------------------------------------------
+
+
+def test_series_differ_by_more_than_colour():
+    many = style.providers(["rnn_triton", "cudnn", "cudnn-layers", "a", "b", "c", "d", "e", "f"])
+    for looks in (many, style.ARITHMETIC):
+        for field in ("color", "marker", "linestyle"):
+            assert len({str(look[field]) for look in looks.values()}) == len(looks), field
+    assert len(set(style.HATCHES.values())) == len(style.HATCHES) == len(style.ARITHMETIC)
+    assert style.providers(["z", "cudnn"])["cudnn"] == many["cudnn"]
+
+
+def test_arithmetics_differ_in_grey():
+    def lightness(colour):
+        """CIE L* of #rrggbb"""
+        linear = [
+            v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4
+            for v in (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+        ]
+        Y = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+        return 116 * (Y ** (1 / 3) if Y > 0.008856 else 7.787 * Y + 16 / 116) - 16
+
+    found = sorted(lightness(look["color"]) for look in style.ARITHMETIC.values())
+    assert min(b - a for a, b in zip(found, found[1:])) > 10

@@ -1,0 +1,289 @@
+"""Tables from synthetic records: their numbers, what is missing or wrong in its place, text that survives each format."""
+
+import csv
+import dataclasses
+import io
+import re
+import sys
+import types
+
+import pytest
+from support.bench_records import ENVIRONMENT, suite, timing
+
+from bench import cases, records, tables
+
+WRONG, ABSENT, SLOW = "h1024-b16-t512-bf16", "h512-b16-t512-fp16", "h384-b16-t512-bf16"
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return records.rows(
+        suite("quick", ("rnn_triton", "cudnn", "flashrnn"), wrong=(WRONG,), left_out=(ABSENT,), slow=(SLOW,))
+    )
+
+
+@pytest.fixture(autouse=True)
+def published(monkeypatch):
+    """One published figure, whatever bench/published.py lists"""
+    figure = types.SimpleNamespace(us_per_step=4.76, what="FlashRNN fused", device="H100", source="arXiv 2412.07752")
+    module = types.ModuleType("bench.published")
+    module.of = lambda case, pass_: [figure] if (case, pass_) == ("h128-b16-t1024-bf16", "fwd") else []
+    monkeypatch.setitem(sys.modules, "bench.published", module)
+    import bench
+
+    monkeypatch.setattr(bench, "published", module, raising=False)
+
+
+def by_case(table):
+    return {(line[0], line[1]): dict(zip(table.headings, line)) for line in table.body}
+
+
+# ---- what stands in them --------------------------------------------------------------------------------------------
+
+
+def test_results_have_a_line_a_case_and_pass_with_its_numbers(rows):
+    found = by_case(tables.results(rows))
+    assert len(found) == 2 * 11
+    line = found["h128-b16-t1024-bf16", "fwd"]
+    us = 0.2 + 128 / 512 + 16 / 1024
+    assert (line["us/step"], line["slope"]) == (f"{us + 5 / 1024:.3f}", f"{us:.3f}")
+    assert (line["best cuDNN us/step"], line["by"]) == (f"{3 * us + 15 / 1024:.3f}", "cudnn")
+    assert (line["speedup"], line["graph speedup"]) == ("3.00x", "3.00x")
+    assert (line["floor*"], line["of floor*"]) == (f"{us / 4:.3f}", f"{us / 4 / (us + 5 / 1024):.0%}")
+    assert (line["bound*"], line["regime"]) == ("exchange", "one CTA")
+
+
+def test_what_is_wrong_or_was_not_measured_is_said_in_its_place(rows):
+    line = by_case(tables.results(rows))[WRONG, "fwd"]
+    assert (line["us/step"], line["speedup"], line["of floor*"]) == ("wrong", "-", "-")
+    alone = tables.results([row for row in rows if row.provider != "cudnn"])
+    assert by_case(alone)["h128-b16-t1024-bf16", "fwd"]["best cuDNN us/step"] == "not measured"
+    theirs = tables.results([row for row in rows if row.provider == "cudnn"])
+    assert by_case(theirs)["h128-b16-t1024-bf16", "fwd"]["us/step"] == "not measured"
+
+
+def test_published_figures_stand_beside_ours_with_device_and_source(rows):
+    table = tables.published(rows)
+    ours = f"{0.2 + 128 / 512 + 16 / 1024 + 5 / 1024:.3f}"
+    assert table.body == [("h128-b16-t1024-bf16", "fwd", ours, "4.76", "FlashRNN fused", "H100", "arXiv 2412.07752")]
+    assert "Ours on Test GPU" in table.note
+    assert "### Beside published figures\n" in tables.markdown_document(rows)
+    assert "published" not in [t.name for t in tables.every([r for r in rows if r.pass_ == "train"])]
+
+
+def test_faster_of_the_cudnn_paths_is_the_one_compared_with():
+    c = cases.case(128, 16, 256, "bf16")
+    times = {"rnn_triton": 1.0, "cudnn": 3.0, "cudnn-layers": 2.0}
+    found = by_case(
+        tables.results(records.rows([timing(c, "fwd", name, us, launch_us=1e-9) for name, us in times.items()]))
+    )
+    assert (found[c.name, "fwd"]["by"], found[c.name, "fwd"]["speedup"]) == ("cudnn-layers", "2.00x")
+
+
+def test_all_providers_stand_side_by_side(rows):
+    table = tables.providers(rows)
+    assert table.headings == ("case", "pass", "rnn_triton", "cudnn", "flashrnn")
+    found = by_case(table)
+    assert found[WRONG, "fwd"]["rnn_triton"] == "wrong" and found[WRONG, "fwd"]["cudnn"].endswith(" (fastest)")
+    assert [cell.endswith("(fastest)") for cell in table.body[0][2:]] == [True, False, False]
+    some = [r for r in rows if r.provider != "flashrnn" or r.case != WRONG]
+    assert by_case(tables.providers(some))[WRONG, "fwd"]["flashrnn"] == "not measured"
+
+
+def test_summary_has_range_geometric_mean_and_counts(rows):
+    table = tables.summary(rows)
+    found = by_case(table)
+    assert list(found) == [(p, d) for p in ("forward", "forward + backward") for d in ("bf16", "fp16", "fp32 (TF32)")]
+    line = found["forward", "bf16"]
+    assert (line["cases"], line["compared"], line["below 1x"]) == ("7", "6", "1")
+    mean = (3**5 * 0.5) ** (1 / 6)
+    assert (line["lowest"], line["geometric mean"], line["highest"]) == ("0.50x", f"{mean:.2f}x", "3.00x")
+    assert found["forward", "fp32 (TF32)"]["below 1x"] == "2"
+    nothing = tables.summary([dataclasses.replace(row, speedup=None) for row in rows]).body[0]
+    assert nothing[3:8] == ("0", "-", "-", "-", "-")
+
+
+def test_losses_are_every_case_below_1x_and_wins_all_others(rows):
+    losses, wins = tables.losses(rows), tables.wins(rows)
+    assert losses.headings == wins.headings
+    names = {(line[0], line[1]) for line in losses.body}
+    assert names == {(n, p) for n in (SLOW, "h128-b16-t1024-fp32", "h1024-b16-t512-fp32") for p in ("fwd", "train")}
+    assert losses.body[0][:3] == (SLOW, "fwd", "0.50x")  # the worst first
+    assert len(wins.body) == 2 * 7 and wins.body[0][2] == "3.00x" and wins.body[-1][2] == "2.00x"
+    even = [dataclasses.replace(row, speedup=1.0) for row in rows if row.case == SLOW]
+    assert tables.losses(even).body == [] and len(tables.wins(even).body) == 2
+
+
+def test_far_from_the_floor_is_every_case_below_the_mark(rows):
+    assert len(tables.far_from_floor(rows).body) == 2 * 10  # all reach about a quarter
+    near = [dataclasses.replace(row, fraction_of_floor=tables.FLOOR_MARK) for row in rows]
+    assert tables.far_from_floor(near).body == []
+
+
+def test_missing_are_the_cases_of_the_suites_touched_and_the_passes_left_out(rows):
+    table = tables.missing(rows)
+    assert table.body == [("Test GPU", "quick", ABSENT, tables.EVERYTHING)]
+    some = [r for r in rows if not (r.case == SLOW and r.provider == "cudnn" and r.pass_ == "train")]
+    assert ("Test GPU", "quick", SLOW, "cudnn train") in tables.missing(some).body
+
+
+def test_a_case_belongs_to_the_suite_that_explains_most():
+    everything = [c.name for c in cases.SUITES["medium"]]
+    found = tables.suites_of([*everything, "h7-b3-t11-bf16"])
+    assert found.pop("h7-b3-t11-bf16") == tables.OTHER and set(found.values()) == {"medium"}
+    assert set(tables.suites_of([c.name for c in cases.SUITES["quick"]]).values()) == {"quick"}
+    assert tables.suites_of([]) == {}
+
+
+def test_suites_come_in_their_own_order():
+    mixed = suite("cliff") + suite("quick")
+    found = tables.by_suite(records.rows(reversed(mixed)))
+    assert list(found) == ["quick", "cliff"]
+    assert list(dict.fromkeys(r.case for r in found["cliff"])) == [c.name for c in cases.SUITES["cliff"]]
+
+
+def test_reasons_stand_beside_what_was_not_timed():
+    c = cases.case(128, 16, 256, "bf16")
+    statuses = ("wrong", "error", "timeout", "unsupported", "missing")
+    found = records.rows([timing(c, "fwd", f"p-{s}", 1.0, status=s) for s in statuses])
+    listed = {
+        t.name: [line[3:] for line in t.body]
+        for t in (tables.wrong(found), tables.failed(found), tables.unsupported(found))
+    }
+    assert listed["wrong"] == [("p-wrong", "wrong", "it is wrong")]
+    assert listed["failed"] == [("p-error", "error", "it is error"), ("p-timeout", "timeout", "it is timeout")]
+    assert [line[0] for line in listed["unsupported"]] == ["p-unsupported", "p-missing"]
+
+
+def test_caption_names_every_version_and_says_that_they_differ(rows):
+    text = tables.caption(rows)
+    for part in (
+        "Test GPU, driver 1.2",
+        "torch 2.11",
+        "triton 3.6.0",
+        "cuDNN 91000",
+        "commit 0123456789;",
+        "2026-01-02",
+    ):
+        assert part in text
+    assert "DIFFER" not in text and "fp32 is TF32" in text
+    c = cases.case(128, 16, 256, "bf16")
+    newer = ENVIRONMENT | {"torch": "2.13", "dirty": True}
+    mixed = records.rows(
+        [
+            timing(c, "fwd", "rnn_triton", 1.0),
+            timing(c, "fwd", "cudnn", 1.0),
+            timing(c, "fwd", "xma", 1.0, version="0.3"),
+        ]
+        + [timing(c, "train", "rnn_triton", 1.0, environment=newer, date="2026-03-04T00:00:00Z")]
+    )
+    text = tables.caption(mixed)
+    assert text.startswith("VERSIONS DIFFER. ") and "torch 2.11 (3 records) and 2.13 (1 records)" in text
+    assert "xma 0.3" in text and "2026-01-02 to 2026-03-04" in text and "0123456789 with changes (1 records)" in text
+    assert tables.caption([]) == "nothing was measured"
+
+
+# ---- formats --------------------------------------------------------------------------------------------------------
+
+
+def test_markdown_has_a_line_a_row_and_escapes_what_would_end_a_cell(rows):
+    table = tables.markdown(("a", "b"), [("1|2", "x\ny"), ("<b>", "c\\")])
+    assert table.splitlines() == ["| a | b |", "|---|---|", "| 1\\|2 | x y |", "| &lt;b> | c\\\\ |"]
+    document = tables.markdown_document(rows)
+    for heading in (
+        "## Test GPU",
+        "### Where ours loses: below 1x",
+        "### Suite quick",
+        "### Not measured",
+        "### Wrong results",
+    ):
+        assert f"{heading}\n" in document
+    for block in re.findall(r"(?:^\|.*\n)+", document, re.M):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
+    assert tables.markdown_document([]) == "No timing records.\n"
+
+
+def test_losses_are_named_even_where_there_are_none(rows):
+    faster = [dataclasses.replace(row, speedup=row.speedup and 2.0) for row in rows]
+    assert "### Where ours loses: below 1x\n\nnone\n" in tables.markdown_document(faster)
+
+
+def test_latex_is_escaped_balanced_and_as_wide_as_it_says(rows):
+    nasty = r"50%_a&b#$ {x} ~^\ <>|" + "\u00b5\n" + '"[1]'
+    table = tables.Table("Odd name!", nasty, ("a_b", "c"), [(nasty, "1"), ("[2]", "3")], "Note.")
+    _latex_is_sound(tables.latex(table, "Test GPU"), 1)
+    text = tables.latex(table)
+    assert r"50\%\_a\&b\#\$ \{x\} \textasciitilde{}\textasciicircum{}\textbackslash{}" in text
+    assert r"\label{tab:odd-name}" in text and "\u00b5" not in text and "\n{[}2{]} & 3 \\\\\n" in text
+    document = tables.latex_document(rows)
+    assert document.startswith("% needs \\usepackage{booktabs}\n")
+    _latex_is_sound(document, len(tables.every(rows)))
+    assert "h128-b16-t1024-bf16 & fwd & " in document and r"45\% of the floor" in document
+
+
+def test_latex_breaks_the_lines_of_long_columns():
+    text = tables.latex(tables.Table("t", "T", ("a", "b"), [("x" * 40, "x" * 41)]))
+    assert r"\begin{tabular}{lp{0.25\linewidth}}" in text
+
+
+def test_long_latex_tables_continue_in_floats_of_their_own():
+    table = tables.Table("long", "Long", ("n",), [(str(n),) for n in range(2 * tables.LINES + 1)])
+    text = tables.latex(table)
+    _latex_is_sound(text, 3)
+    assert re.findall(r"\\label\{(.*?)\}", text) == ["tab:long", "tab:long-2", "tab:long-3"]
+    assert "Long, continued (3 of 3)" in text
+
+
+def _latex_is_sound(text, floats):
+    """Environments nest, braces close, every line of a tabular has as many cells as it has columns, labels differ."""
+    stack = []
+    for kind, name in re.findall(r"\\(begin|end)\{(\w+)\}", text):
+        if kind == "begin":
+            stack.append(name)
+        else:
+            assert stack.pop() == name
+    assert stack == []
+    bare = re.sub(r"\\[\\{}%&#$_]", "", text)
+    assert bare.count("{") == bare.count("}") and not re.search(r"[#$^~]", bare)
+    assert all(line.startswith("%") or "%" not in line for line in bare.splitlines()) and bare.isascii()
+    tabulars = re.findall(
+        r"\\begin\{tabular\}\{((?:l|p\{0\.25\\linewidth\})+)\}\n\\toprule\n(.*?)\n\\bottomrule", text, re.S
+    )
+    labels = re.findall(r"\\label\{(tab:[a-z0-9-]+)\}", text)
+    assert len(tabulars) == text.count(r"\caption{") == len(labels) == len(set(labels)) == floats
+    for columns, body in tabulars:
+        columns = columns.replace(r"p{0.25\linewidth}", "p")
+        lines = [line for line in body.splitlines() if line != r"\midrule"]
+        assert len(lines) >= 2
+        for line in lines:
+            assert line.endswith(r" \\") and len(re.findall(r"(?<!\\)&", line)) == len(columns) - 1
+
+
+def test_csv_holds_every_row_and_reads_back(rows):
+    read = list(csv.DictReader(io.StringIO(tables.csv_text(rows))))
+    assert len(read) == len(rows)
+    for line, row in zip(read, rows):
+        expected = row.tidy()
+        assert list(line) == list(expected)
+        assert line == {name: "" if value is None else str(value) for name, value in expected.items()}
+    odd = dataclasses.replace(rows[0], message='a,"b"\nc')
+    assert list(csv.DictReader(io.StringIO(tables.csv_text([odd]))))[0]["message"] == 'a,"b"\nc'
+
+
+def test_files_are_written_and_equal_for_equal_records(rows, tmp_path):
+    first, second = (tables.write(rows, tmp_path / name) for name in "ab")
+    assert [f.name for f in first] == ["results.md", "results.tex", "results.csv"]
+    assert [f.read_bytes() for f in first] == [f.read_bytes() for f in second]
+    assert tables.write([], tmp_path / "c") == [] and not (tmp_path / "c").exists()
+
+
+def test_devices_are_kept_apart(rows):
+    other = [dataclasses.replace(r, environment=ENVIRONMENT | {"device": "Other GPU"}) for r in rows]
+    document = tables.markdown_document(rows + other)
+    assert document.index("## Other GPU") < document.index("## Test GPU")
+    assert len(tables.timing_rows(rows + other)) == 2 * len(tables.timing_rows(rows))
+    _latex_is_sound(tables.latex_document(rows + other), 2 * len(tables.every(rows)))
+
+
+def test_text_is_aligned():
+    assert tables.text(("a", "bb"), [("long", "1"), ("x", "2")]) == "a     bb\nlong  1\nx     2"
