@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -90,6 +91,19 @@ Plan = SingleCta | Grid | PerStep
 def fields(plan: Plan) -> dict[str, Any]:
     """The plan as a record's JSON object."""
     return {"regime": plan.regime, **asdict(plan)}
+
+
+def from_fields(values: Mapping[str, Any]) -> Plan:
+    """The plan whose `fields` these are; ValueError where they are those of no plan, or of another version's."""
+    regimes: dict[str, type[Plan]] = {regime.regime: regime for regime in (SingleCta, Grid, PerStep)}
+    given = dict(values)
+    regime = given.pop("regime", None)
+    if regime not in regimes:
+        raise ValueError(f"regime must be one of {', '.join(regimes)}, got {regime!r}")
+    try:
+        return regimes[regime](**given)
+    except TypeError as error:  # it names the field
+        raise ValueError(f"not the fields of a {regime} plan: {error}") from None
 
 
 def row_units(H: int, dtype: str) -> int:

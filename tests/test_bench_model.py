@@ -1,17 +1,34 @@
 """The latency model for bench cases."""
 
+from dataclasses import replace
+
 import pytest
 
 from bench import cases, model
+from bench.inputs import lengths_of
 from rnn_triton import latency
+from rnn_triton.errors import UnsupportedError
 from rnn_triton.hardware import RECORDS
 
 H200 = RECORDS["sm_90"]
 
 
-@pytest.mark.parametrize("case", cases.suite("quick"), ids=lambda c: c.name)
+def one_of_each_kind():
+    """The first case of every combination of cell, layers, directions, models and lengths of every suite"""
+    seen = {}
+    for suite in cases.SUITES.values():
+        for c in suite:
+            seen.setdefault((c.cell, c.layers, c.bidirectional, c.models, c.lengths, c.H > 256), c)
+    return list(seen.values())
+
+
+@pytest.mark.parametrize("case", one_of_each_kind(), ids=lambda c: c.name)
 @pytest.mark.parametrize("pass_", cases.PASSES)
-def test_floor_is_below_practical(case, pass_):
+def test_floor_is_below_practical_in_every_kind_of_case(case, pass_):
+    if case.cell != "rnn":
+        with pytest.raises(UnsupportedError, match=case.cell):
+            model.of_case(case, pass_, H200)
+        return
     found = model.of_case(case, pass_, H200)
     assert 0 < found.floor_us <= found.practical_us
     assert found.bound in found.parts and min(found.parts.values()) >= 0
@@ -26,9 +43,10 @@ def test_training_is_forward_and_backward_and_gemms(name, part):
     assert {f"forward {part}", f"backward {part}", "GEMM"} <= set(train.parts)
     forward, backward = model.problems(case)
     parts = [latency.step(p, model.plan(p, H200), H200) for p in (forward, backward)]
-    gemms = model.gemms(forward, H200)
-    assert train.practical_us == pytest.approx(sum(p.practical_us for p in parts) + gemms[1])
-    assert train.floor_us == pytest.approx(sum(p.floor_us for p in parts) + gemms[0])
+    assert train.practical_us == pytest.approx(sum(p.practical_us for p in parts) + model.gemms(forward, H200)[1])
+    # the GEMMs may hide behind the recurrence: no less than both recurrences, no more than one after the other
+    least = sum(p.floor_us for p in parts)
+    assert least * (1 - 1e-12) <= train.floor_us <= (least + model.gemms(forward, H200)[0]) * (1 + 1e-12)
 
 
 def test_gemms_after_the_backward_pass():
@@ -40,3 +58,65 @@ def test_gemms_after_the_backward_pass():
     forward, _ = model.problems(cases.parse("h16-b1024-t8-bf16"))
     floor, practical = model.gemms(forward, H200)
     assert floor == pytest.approx(1024 * 2 * 64 / 4.8e6) and practical > floor / latency.CONSTANTS.efficiency
+
+
+@pytest.mark.parametrize("pass_", cases.PASSES)
+def test_a_stack_runs_layer_after_layer_but_its_floor_is_a_wavefront(pass_):
+    one = cases.case(128, 16, 512, "bf16")
+    of_one, of_four = (model.of_case(replace(one, layers=n), pass_, H200) for n in (1, 4))
+    assert of_four.practical_us == pytest.approx(4 * of_one.practical_us)
+    assert of_four.parts == pytest.approx({k: 4 * v for k, v in of_one.parts.items()})
+    # bound by the chain: T + L - 1 steps of it
+    assert of_four.floor_us == pytest.approx(of_one.floor_us * (512 + 3) / 512)
+
+
+def test_throughput_of_a_stack_adds_up():
+    one = cases.case(2048, 1024, 64, "bf16")
+    products = 2 * 1024 * 2048 * 4096 / (132 * 1980 * 4096)  # 2 B H 2H at 4096 FLOP a cycle and SM, on 132 of them
+    of_one, of_four = (model.of_case(replace(one, layers=n), "fwd", H200) for n in (1, 4))
+    assert products <= of_one.floor_us < 1.1 * products  # and a chain that cannot overlap with them
+    assert of_four.floor_us == pytest.approx(4 * products)
+
+
+def test_layers_above_the_first_read_both_directions():
+    case = cases.case(128, 16, 512, "bf16", 40, layers=3, bidirectional=True)
+    assert [(layer.forward.I, layer.backward.I) for layer in model.layers(case)] == [(40, 1), (256, 1), (256, 1)]
+    assert model.problems(case) == (model.layers(case)[0].forward, model.layers(case)[0].backward)
+
+
+def test_directions_run_one_after_the_other_but_need_not():
+    one = cases.case(128, 16, 512, "bf16")
+    of_one, of_two = (model.of_case(replace(one, bidirectional=b), "fwd", H200) for b in (False, True))
+    assert of_two.practical_us == pytest.approx(2 * of_one.practical_us)
+    assert of_two.floor_us == pytest.approx(of_one.floor_us)
+    # the second layer waits for both directions of the first: no wavefront
+    of_stack = model.of_case(replace(one, bidirectional=True, layers=2), "fwd", H200)
+    assert of_stack.floor_us == pytest.approx(2 * of_one.floor_us, rel=0.01)
+
+
+def test_small_models_share_a_launch_and_large_ones_take_turns():
+    small = cases.case(128, 16, 512, "bf16")
+    of = {n: model.of_case(replace(small, models=n), "fwd", H200) for n in (1, 16, 1024)}
+    assert of[16].practical_us == of[1].practical_us  # 32 tiles on 132 SMs
+    assert of[1024].practical_us > 4 * of[1].practical_us  # 16 tiles an SM
+    # tiles are not shared between models: 8 rows for each, even of B = 1
+    rows = [model.of_case(replace(small, B=b, models=1024), "fwd", H200).parts["MMA"] for b in (1, 8)]
+    assert rows[0] == rows[1]
+    large = cases.case(1024, 16, 512, "bf16")
+    one, four = (model.of_case(replace(large, models=n), "fwd", H200) for n in (1, 4))
+    assert four.practical_us == pytest.approx(4 * one.practical_us)
+    assert four.floor_us == pytest.approx(one.floor_us)  # side by side, if anything held them
+
+
+@pytest.mark.parametrize("lengths", ["uniform", "heavy"])
+def test_padded_steps_cost_time_but_are_no_part_of_the_floor(lengths):
+    full = cases.case(2048, 1024, 64, "bf16")
+    whole, ragged = (model.of_case(replace(full, lengths=n), "fwd", H200) for n in ("full", lengths))
+    assert ragged.practical_us == whole.practical_us
+    real = float(lengths_of(replace(full, lengths=lengths)).double().mean()) / 64
+    products = 2 * 1024 * 2048 * 4096 / (132 * 1980 * 4096)  # of whole sequences
+    assert 0.1 < real < 0.7 and ragged.floor_us == pytest.approx(real * products)
+    # with few rows the longest sequence decides, which has T steps
+    full = cases.case(128, 16, 64, "bf16")
+    whole, ragged = (model.of_case(replace(full, lengths=n), "fwd", H200) for n in ("full", lengths))
+    assert ragged.floor_us == pytest.approx(whole.floor_us)

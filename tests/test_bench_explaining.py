@@ -1,0 +1,71 @@
+"""bench explain: every kind of case has its plans, estimates, cuDNN's algorithm, records and published figures in the text."""
+
+import pytest
+from support.bench_records import timing
+
+from bench import cases, explaining, model
+from rnn_triton.hardware import RECORDS
+
+H200 = RECORDS["sm_90"]
+
+
+def text(name, records=()):
+    return explaining.explain(cases.parse(name), H200, list(records))
+
+
+def test_a_case_without_records():
+    found = text("h1760-b16-t50-fp16")
+    assert found.startswith("h1760-b16-t50-fp16: Elman tanh, T=50 B=16 I=1760 H=1760, fp16\n")
+    for direction in ("forward", "backward"):
+        assert f"{direction} of fp16 T=50 B=16 I=1760 H=1760 on H200: " in found
+        assert f"torch.nn.RNN, {direction}: cuDNN's STANDARD, because PERSIST_STATIC is for H <= 1024, not 1760." in found
+    assert found.count("cuDNN's") == 2  # once each, not again from rnn_triton.explain
+    for pass_ in cases.PASSES:
+        estimate = model.of_case(cases.parse("h1760-b16-t50-fp16"), pass_, H200)
+        assert f"{pass_}: floor {estimate.floor_us:.3f}, practical {estimate.practical_us:.3f}; " in found
+        assert f"largest limits: {estimate.bound} {max(estimate.parts.values()):.3f}, " in found
+    assert "recorded: nothing; `python -m bench run --case h1760-b16-t50-fp16` measures it on a GPU" in found
+    assert "59.160" in found and "DeepBench_NV_V100.xlsx" in found
+    assert "published" not in text("h1761-b16-t50-fp16")
+
+
+def test_records_of_the_case_and_no_other():
+    case = cases.parse("h128-b16-t256-bf16")
+    other = cases.parse("h129-b16-t256-bf16")
+    found = text(
+        case.name,
+        [
+            timing(case, "fwd", "rnn_triton", 0.5), timing(case, "fwd", "cudnn", 2.0), timing(other, "fwd", "rnn_triton", 77.0),
+            timing(case, "train", "rnn_triton", 0.5, status="wrong"),
+        ],
+    )  # fmt: skip
+    ours = next(line.split() for line in found.splitlines() if line.startswith("Test GPU  fwd    rnn_triton"))
+    us = (5 + 256 * 0.5) / 256
+    assert ours[4:] == [
+        f"{us:.3f}", f"{us * 0.94:.3f}", "to", f"{us * 1.06:.3f}", f"{(5 + 512) / (5 + 128):.2f}x", "over", "cudnn",
+        f"{0.125 / us:.0%}", "exchange", "2026-01-02",
+    ]  # fmt: skip
+    assert "wrong: it is wrong" in found and "77" not in found.split("recorded:")[1] and "recorded: nothing" not in found
+
+
+def test_a_stack_says_each_different_layer_once():
+    found = text("h128-i40-b16-t512-l3-bi-fp16")
+    assert "layer 0, each direction:\nforward of fp16 T=512 B=16 I=40 H=128" in found
+    assert "layers 1, 2, each direction:\nforward of fp16 T=512 B=16 I=256 H=128" in found
+    assert found.count("forward of fp16") == 2 and "3 layers, two directions" in found
+    assert "not 3" in text("h512-b16-t512-l3-fp16")  # cuDNN's persistent algorithm is for one layer
+    assert "STANDARD, because the input is packed" in text("h128-b16-t512-uniform-bf16")
+    assert "tanh" in found and "relu" in text("h128-b16-t8-bf16-relu") and "(ieee)" in text("h128-b16-t8-fp32-ieee")
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_a_cell_without_plan(cell):
+    found = text(f"{cell}-h768-b16-t1024-m2-bf16")
+    assert f"rnn_triton has no plan for {cell}" in found and "none: no plan" in found and "2 independent models" in found
+    assert "known here for torch.nn.RNN alone" in found
+
+
+def test_the_device_at_hand_or_an_h200():
+    assert "on H200" in explaining.explain(cases.parse("h128-b16-t8-bf16"), RECORDS["sm_90"], [])
+    assert "on A100" in explaining.explain(cases.parse("h128-b16-t8-bf16"), RECORDS["sm_80"], [])
+    assert "latency model" in explaining.explain(cases.parse("h128-b16-t8-bf16"), None, [])
