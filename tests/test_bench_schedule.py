@@ -1,13 +1,14 @@
 """What a run does within its time: resuming, order, budget, with a fake clock and stub measurements."""
 
 import dataclasses
+import functools
 import math
 
 import pytest
 from support import bench_records, bench_stubs
 from support.bench_records import ENVIRONMENT, timing
 
-from bench import cases, records, run, schedule
+from bench import cases, jobs, records, run, schedule
 from bench.progress import Progress
 
 BOTH = ("rnn_triton", "cudnn")
@@ -176,7 +177,10 @@ class Instant:
             self.clock.time += timeout
             raise run.WorkerError("timeout", "no answer")
         self.clock.time += job.case.B
-        return bench_stubs.measure(job)
+        try:
+            return bench_stubs.measure(job)
+        except RuntimeError as error:
+            raise run.WorkerError("error", str(error)) from error
 
 
 def go(tmp_path, monkeypatch, seconds_each, budget, expected, timeout=1000.0):
@@ -244,3 +248,46 @@ def test_synthetic_records_are_valid():
         records.validate(record)
         assert cases.Case(**record["shape"]) == cases.parse(record["case"])
         assert set(record["shape"]) == {f.name for f in dataclasses.fields(cases.Case)}
+
+
+# ---- the whole of a run ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Runs believe there is a GPU; a case takes as many seconds of `clock` as its B, and nothing is compiled."""
+    clock = Clock()
+    monkeypatch.setattr(jobs, "needs_gpu", lambda: None)
+    monkeypatch.setattr(jobs.environment, "describe", lambda device: ENVIRONMENT)
+    monkeypatch.setattr(jobs, "compile_calls", lambda calls, seconds: ({}, 0))
+    monkeypatch.setattr(jobs, "recorded", lambda: [])
+    monkeypatch.setattr(jobs.time, "monotonic", clock)
+    monkeypatch.setattr(run, "Worker", Instant(clock))
+    monkeypatch.setattr(jobs, "run", functools.partial(run.run, clock=clock))
+    return clock
+
+
+def test_a_run_measures_records_and_goes_on_where_it_ended(gpu, tmp_path, capsys):
+    chosen = [cases.case(16 + i, 20, 8, "bf16") for i in range(4)]
+    rows, failures = jobs.run_timing(chosen, ("fwd",), ("cudnn", "loop"), tmp_path, deadline=50.0)
+    said = capsys.readouterr().out
+    assert "4 cases: 0 recorded already" in said and "the budget ended before 2 cases" in said
+    assert len(rows) == 4 and failures == [] and gpu.time == 40
+    first = {row.case for row in rows}
+    rows, _ = jobs.run_timing(chosen, ("fwd",), ("cudnn", "loop"), tmp_path, deadline=1000.0)
+    assert "4 cases: 2 recorded already" in capsys.readouterr().out
+    assert gpu.time == 80 and {row.case for row in rows} == {case.name for case in chosen} > first
+    jobs.run_timing(chosen, ("fwd",), ("cudnn", "loop"), tmp_path, deadline=1000.0)
+    assert gpu.time == 80 and "4 recorded already" in capsys.readouterr().out
+    jobs.run_timing(chosen[:1], ("fwd",), ("cudnn", "loop"), tmp_path, deadline=1000.0, again=True)
+    assert gpu.time == 100
+    found, problems = records.read([tmp_path / "timing.jsonl"])
+    assert len(found) == 10 and not problems and len({r["run"] for r in found}) == 3
+
+
+def test_a_failure_of_ours_fails_the_run_and_one_of_a_peer_does_not(gpu, tmp_path):
+    chosen = [cases.case(3, 1, 8, "bf16")]  # the stub raises
+    _, failures = jobs.run_timing(chosen, ("fwd",), ("cudnn",), tmp_path, deadline=100.0)
+    assert failures == []
+    _, failures = jobs.run_timing(chosen, ("fwd",), ("rnn_triton",), tmp_path, deadline=100.0)
+    assert failures == ["h3-b1-t8-bf16 fwd: error: planted"]
