@@ -4,8 +4,18 @@ from .errors import ExchangeError, UnsupportedError
 from .explain import explain
 from .faults import synchronize
 from .functional import rnn
-from .modules import RNN, SimpleRNN
+from .modules import RNN, RNNCell, SimpleRNN
 from .plan import overriding
 
-__all__ = ["RNN", "ExchangeError", "SimpleRNN", "UnsupportedError", "explain", "overriding", "rnn", "synchronize"]
+__all__ = [
+    "RNN",
+    "ExchangeError",
+    "RNNCell",
+    "SimpleRNN",
+    "UnsupportedError",
+    "explain",
+    "overriding",
+    "rnn",
+    "synchronize",
+]
 __version__ = "0.1.0"

@@ -119,12 +119,12 @@ def _check(
                 )
             raise RuntimeError(
                 f"Input and {kind} tensors are not the same dtype, "
-                f"found input tensor with {_name(dtype)} and {kind} tensor with {_name(t.dtype)}"
+                f"found input tensor with {dtype_name(dtype)} and {kind} tensor with {dtype_name(t.dtype)}"
             )
     if T == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
 
 
-def _name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
     """As torch's C++ messages call it: Float, Double, Half, BFloat16, ..."""
     return torch.empty(0, dtype=dtype).type().split(".")[-1].removesuffix("Tensor")

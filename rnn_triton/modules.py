@@ -1,4 +1,4 @@
-"""Modules: RNN in place of torch.nn.RNN, and SimpleRNN, the recurrence with its linear readout."""
+"""Modules: RNN and RNNCell in place of torch.nn's, and SimpleRNN, the recurrence with its linear readout."""
 
 from __future__ import annotations
 
@@ -8,22 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import functional
+from . import functional, packed, stack
 from .errors import UnsupportedError
 
 
 class RNN(nn.RNNBase):
-    """torch.nn.RNN on persistent kernels: same constructor, parameters, initial values, state_dict and call.
+    """torch.nn.RNN on persistent kernels: same constructor, parameters, initial values, state_dict, call and errors.
 
-    One layer in one direction so far. `precision` as in `rnn_triton.rnn`. What differs from torch.nn.RNN:
-    the backward pass also works in eval mode and is differentiable to any order; weights are read at each call
-    and need not lie together in memory; batch_first costs no copy (output is a transposed view).
+    `precision` as in `rnn_triton.rnn`. What differs from torch.nn.RNN: the backward pass also works in eval mode and
+    is differentiable to any order; weights are read at each call and need not lie together in memory; batch_first
+    costs no copy (output is a transposed view); isinstance(module, torch.nn.RNN) is False.
     """
-
-    weight_ih_l0: Tensor
-    weight_hh_l0: Tensor
-    bias_ih_l0: Tensor
-    bias_hh_l0: Tensor
 
     # nn.RNNBase, not nn.RNN: Dynamo refuses to trace instances of the latter
     def __init__(
@@ -36,7 +31,7 @@ class RNN(nn.RNNBase):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
-        *,
+        *args: Any,  # as torch takes them: proj_size, which must be 0, device, dtype
         precision: str | None = None,
         **kwargs: Any,  # device, dtype
     ) -> None:
@@ -53,22 +48,25 @@ class RNN(nn.RNNBase):
             batch_first,
             dropout,
             bidirectional,
+            *args,
             **kwargs,
         )
-        if num_layers > 1:
-            raise UnsupportedError(f"rnn_triton.RNN has one layer so far, got num_layers={num_layers}")
-        if bidirectional:
-            raise UnsupportedError("rnn_triton.RNN runs in one direction so far, got bidirectional=True")
+        if self.proj_size:
+            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
         self.nonlinearity = nonlinearity
         self.precision = precision
 
     def flatten_parameters(self) -> None:
         """Does nothing: the kernels read separate weights, and keep the alignment each has by itself."""
 
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(output, h_n) of input [T,B,I], [B,T,I] if batch_first, or [T,I], and hx [1,B,H] or, then, [1,H]."""
+    def forward(self, input: Tensor | PackedSequence, hx: Tensor | None = None) -> tuple[Any, Tensor]:
+        """(output, h_n) of input [T,B,I], [B,T,I] if batch_first, [T,I], or a PackedSequence, whose order hx is in.
+
+        hx (zeros if None) and h_n are [L*D,B,H], or [L*D,H] with an input [T,I]: layer by layer, and in each first the
+        forward, then the reverse direction. output is as input, with D*H for I.
+        """
         if isinstance(input, PackedSequence):
-            raise UnsupportedError("rnn_triton.RNN takes padded tensors so far, got a PackedSequence")
+            return self._forward_packed(input, hx)
         dim = input.dim()
         if dim == 3:
             x = input.transpose(0, 1) if self.batch_first else input
@@ -76,38 +74,140 @@ class RNN(nn.RNNBase):
             x = input.unsqueeze(1)
         else:
             raise ValueError(f"RNN: Expected input to be 2D or 3D, got {dim}D tensor instead")
-        h0 = hx if hx is None else self._initial_state(x, hx, batched=dim == 3)
-        y, hn = functional.rnn(
+        if hx is not None:
+            if hx.dim() != dim:
+                kind = "batched 3-D" if dim == 3 else "unbatched 2-D"
+                raise RuntimeError(f"For {kind} input, hx should also be {dim}-D but got {hx.dim()}-D tensor")
+            if dim == 2:
+                hx = hx.unsqueeze(1)
+            if hx.shape != self._state_shape(x.shape[1]):
+                self._refuse(x.transpose(0, 1) if self.batch_first else x, hx, None)
+        y, h_n = self._run(x, hx)
+        if dim == 2:
+            return y.squeeze(1), h_n.squeeze(1)
+        return y.transpose(0, 1) if self.batch_first else y, h_n
+
+    def _forward_packed(self, input: PackedSequence, hx: Tensor | None) -> tuple[PackedSequence, Tensor]:
+        data, batch_sizes, sorted_indices, unsorted_indices = input
+        sizes = batch_sizes.tolist()  # of a tensor on the CPU
+        if data.dim() != 2 or hx is not None and hx.shape != self._state_shape(sizes[0]):
+            self._refuse(data, hx, batch_sizes)
+        runs = packed.runs_of(sizes, data.shape[0])
+        h0 = None if hx is None else self.permute_hidden(hx, sorted_indices)
+        y, h_n = self._run(data, h0, runs)
+        return (
+            PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices),
+            self.permute_hidden(h_n, unsorted_indices),
+        )
+
+    def _state_shape(self, batch: int) -> tuple[int, int, int]:
+        return self.num_layers * (2 if self.bidirectional else 1), batch, self.hidden_size
+
+    def _refuse(self, input: Tensor, hx: Tensor | None, batch_sizes: Tensor | None) -> None:
+        """Raises what torch does of arguments that do not fit, which looks at the input first."""
+        self._update_flat_weights()
+        self.check_input(input, batch_sizes)
+        if hx is not None:
+            self.check_hidden_size(hx, self.get_expected_hidden_size(input, batch_sizes))
+
+    def _run(
+        self, x: Tensor, h0: Tensor | None, runs: list[tuple[int, int]] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        # as they are now: functional_call, load_state_dict(assign=True), parametrizations and pruning put others in
+        # place. Of what is registered, as it mostly is, Module.__getattr__ would take 4 times as long.
+        registered = self._parameters
+        weights = [
+            getattr(self, name) if (w := registered.get(name)) is None else w
+            for name in self._flat_weights_names
+        ]
+        return stack.rnn(
             x,
-            self.weight_ih_l0,
-            self.weight_hh_l0,
-            self.bias_ih_l0 if self.bias else None,
-            self.bias_hh_l0 if self.bias else None,
+            weights,
+            h0,
+            bias=self.bias,
+            nonlinearity=self.nonlinearity,
+            bidirectional=self.bidirectional,
+            dropout=self.dropout if self.training else 0.0,
+            precision=self.precision,
+            runs=runs,
+        )
+
+
+class RNNCell(nn.RNNCellBase):
+    """torch.nn.RNNCell on the same kernels, one step a call: same constructor, parameters, call and errors.
+
+    `precision` as in `rnn_triton.rnn`. A loop over a cell launches a kernel per step; RNN runs all steps in one.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        precision: str | None = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype)
+        if input_size == 0 or hidden_size == 0:
+            raise UnsupportedError(
+                f"rnn_triton.RNNCell needs sizes above 0, got input_size={input_size}, hidden_size={hidden_size}"
+            )
+        self.nonlinearity = nonlinearity
+        self.precision = precision
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """The next state, [B,H] or [H], of input [B,I] or [I] and hx (zeros if None), [B,H] or [H]."""
+        dim = input.dim()
+        if dim not in (1, 2):
+            raise ValueError(f"RNNCell: Expected input to be 1D or 2D, got {dim}D instead")
+        if hx is not None and hx.dim() not in (1, 2):
+            raise ValueError(f"RNNCell: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
+        x = input if dim == 2 else input.unsqueeze(0)
+        h0 = hx if hx is None or dim == 2 else hx.unsqueeze(0)
+        if self.nonlinearity not in ("tanh", "relu"):
+            raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
+        self._check(x, h0)
+        h = functional.rnn(
+            x.unsqueeze(0),
+            self.weight_ih,
+            self.weight_hh,
+            self.bias_ih,
+            self.bias_hh,
             h0,
             nonlinearity=self.nonlinearity,
             precision=self.precision,
-        )
-        if dim == 2:
-            return y.squeeze(1), hn
-        return y.transpose(0, 1) if self.batch_first else y, hn.unsqueeze(0)
+        )[1]
+        return h if dim == 2 else h.squeeze(0)
 
-    def _initial_state(self, x: Tensor, hx: Tensor, batched: bool) -> Tensor:
-        """hx as h0[B,H]; an unbatched hx [1,H] is that already."""
-        if batched and hx.dim() != 3:
-            raise RuntimeError(f"For batched 3-D input, hx should also be 3-D but got {hx.dim()}-D tensor")
-        if not batched and hx.dim() != 2:
-            raise RuntimeError(f"For unbatched 2-D input, hx should also be 2-D but got {hx.dim()}-D tensor")
-        expected = (1, x.shape[1], self.hidden_size)
-        if hx.shape[-3:] != expected[-hx.dim() :]:
-            got = list(hx.shape) if batched else [hx.shape[0], 1, hx.shape[1]]
-            raise RuntimeError(f"Expected hidden size {expected}, got {got}")
-        return hx[0] if batched else hx
+    def _check(self, x: Tensor, h0: Tensor | None) -> None:
+        """Raises what torch does, in its order; x is [B,I], h0 of any shape."""
+        w_ih, w_hh = self.weight_ih, self.weight_hh
+        B, I = x.shape
+        if w_ih.shape[1] != I:
+            raise RuntimeError(f"input has inconsistent input_size: got {I} expected {w_ih.shape[1]}")
+        if h0 is not None:
+            H = w_hh.shape[1]
+            if h0.shape[0] != B:
+                raise RuntimeError(f"Input batch size {B} doesn't match hidden0 batch size {h0.shape[0]}")
+            if h0.size(1) != H:
+                raise RuntimeError(f"hidden0 has inconsistent hidden_size: got {h0.size(1)}, expected {H}")
+            if h0.dim() == 3:
+                raise ValueError(f"hx must have shape [H] = [{H}] for an input [I], got {list(h0.shape[1:])}")
+        if not torch._C._is_any_autocast_enabled():
+            for given, weight in ((x, w_ih), (h0, w_hh)):
+                if given is not None and given.dtype is not weight.dtype:
+                    names = [functional.dtype_name(t.dtype) for t in (given, weight)]
+                    raise RuntimeError("mat1 and mat2 must have the same dtype, but got {} and {}".format(*names))
 
 
 class SimpleRNN(nn.Module):
     """The recurrence h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh) with its readout y_t = W_hy h_t + b_y.
 
-    `rnn` holds the recurrence (an RNN), `readout` W_hy and b_y (an nn.Linear); bias=False drops all biases.
+    `rnn` holds the recurrence (an RNN), `readout` W_hy and b_y (an nn.Linear) of its last layer's states, of both
+    directions if bidirectional; bias=False drops all biases.
     """
 
     def __init__(
@@ -119,6 +219,9 @@ class SimpleRNN(nn.Module):
         bias: bool = True,
         batch_first: bool = False,
         *,
+        num_layers: int = 1,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
         precision: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -127,18 +230,25 @@ class SimpleRNN(nn.Module):
         self.rnn = RNN(
             input_size,
             hidden_size,
-            nonlinearity=nonlinearity,
-            bias=bias,
-            batch_first=batch_first,
+            num_layers,
+            nonlinearity,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
             precision=precision,
             device=device,
             dtype=dtype,
         )
-        self.readout = nn.Linear(hidden_size, output_size, bias=bias, device=device, dtype=dtype)
+        self.readout = nn.Linear(
+            hidden_size * (2 if bidirectional else 1), output_size, bias=bias, device=device, dtype=dtype
+        )
 
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(outputs, h_n): as RNN.forward, with outputs [T,B,O], [B,T,O] or [T,O] for the hidden states."""
+    def forward(self, input: Tensor | PackedSequence, hx: Tensor | None = None) -> tuple[Any, Tensor]:
+        """(outputs, h_n): as RNN.forward, with O features a step, the readout's, for the hidden states."""
         hidden, h_n = self.rnn(input, hx)
+        if isinstance(hidden, PackedSequence):
+            return PackedSequence(self.readout(hidden.data), *hidden[1:]), h_n
         if self.rnn.batch_first and hidden.dim() == 3:
             # time-major is how the states lie in memory: the readout of the transposed view would copy them
             return self.readout(hidden.transpose(0, 1)).transpose(0, 1), h_n

@@ -1,8 +1,9 @@
-"""RNN beside torch.nn.RNN, whose answers, errors and habits are the expected values, and SimpleRNN."""
+"""RNN and RNNCell beside torch.nn's, whose answers, errors and habits are the expected values, and SimpleRNN."""
 
 import copy
 import io
 import itertools
+import operator
 import pickle
 import warnings
 
@@ -11,7 +12,7 @@ import torch
 from support.problems import gradients, like
 from torch import nn
 from torch.nn.utils import parametrizations, prune
-from torch.nn.utils.rnn import pack_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
 
 import rnn_triton
 
@@ -71,6 +72,7 @@ def same(ours, theirs, x, hx=None):
         ((3, 5), dict(dropout=-0.1)),
         ((3, 5), dict(dropout=True)),
         ((3, 5), dict(proj_size=2)),
+        ((3, 5, 2, "tanh", True, False, 0.0, False, 5), {}),
         ((3, 5, 1, "gelu"), {}),
         ((3, 5), dict(nonlinearity="gelu")),
     ],
@@ -101,24 +103,14 @@ def test_dropout_of_a_single_layer_warns_and_does_nothing():
 
 
 @pytest.mark.parametrize(
-    "options", [dict(num_layers=2), dict(bidirectional=True), dict(num_layers=2, dropout=0.5)]
-)
-def test_what_is_not_there_yet(options):
-    with pytest.raises(rnn_triton.UnsupportedError, match="so far, got (num_layers=2|bidirectional=True)"):
-        rnn_triton.RNN(I, H, **options)
-
-
-def test_packed_sequence_is_not_there_yet():
-    with pytest.raises(rnn_triton.UnsupportedError, match="PackedSequence"):
-        rnn_triton.RNN(I, H)(pack_sequence([data(3, I), data(2, I)]))
-
-
-@pytest.mark.parametrize(
     "arguments, options",
     [
         ((3, 4), {}),
         ((3, 4, 1, "relu", False, True), {}),
         ((3, 4), dict(batch_first=True, bias=False, nonlinearity="relu")),
+        ((3, 4, 3, "tanh", True, False, 0.25, True), {}),
+        ((3, 4, 2, "tanh", True, False, 0.0, False, 0, "cpu", torch.float64), {}),
+        ((3, 4), dict(num_layers=2, bidirectional=True, bias=False)),
     ],
 )
 def test_same_initial_values_repr_and_attributes(arguments, options):
@@ -139,8 +131,9 @@ def test_same_initial_values_repr_and_attributes(arguments, options):
                  "bidirectional", "proj_size", "nonlinearity", "training"):  # fmt: skip
         assert getattr(ours, name) == getattr(theirs, name)
     assert [len(w) for w in ours.all_weights] == [len(w) for w in theirs.all_weights]
+    assert all(map(operator.is_, ours._flat_weights, itertools.chain(*ours.all_weights)))
     assert isinstance(ours, nn.RNNBase) and ours.flatten_parameters() is None
-    same(ours.double(), theirs.double(), data(T, B, I))
+    same(ours.double().eval(), theirs.double().eval(), data(T, B, I))
 
 
 def test_device_and_dtype():

@@ -1,0 +1,68 @@
+"""One layer over sequences of unequal lengths, in the layout of a PackedSequence.
+
+Its rows lie step by step, and neighbouring steps with equally many sequences are a dense [t,b,I]: each such run is one
+call of `functional.rnn` on a view, which hands its state to the next. Nothing is padded, so no step is taken that
+no sequence has and nothing can leak out of padding; nothing waits for the device, as how many sequences a step has
+is known on the CPU. It takes as many calls as there are different lengths, at most the batch size.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import functional
+
+
+def runs_of(batch_sizes: list[int], rows: int) -> list[tuple[int, int]]:
+    """(steps, sequences) of each run of equal batch sizes. ValueError unless they never grow and sum to `rows`."""
+    runs = [(sum(1 for _ in steps), size) for size, steps in itertools.groupby(batch_sizes)]
+    sizes = [size for _, size in runs]
+    if not sizes or sizes[-1] < 0 or sizes != sorted(sizes, reverse=True) or sum(batch_sizes) != rows:
+        raise ValueError(
+            f"batch_sizes of a PackedSequence must never grow and sum to its {rows} rows of data, got {batch_sizes}"
+        )
+    return runs
+
+
+def rnn(
+    data: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    h0: Tensor | None = None,
+    *,
+    runs: list[tuple[int, int]],
+    reverse: bool = False,
+    **options: Any,
+) -> tuple[Tensor, Tensor]:
+    """(y[N,H], hn[B,H]) of data[N,I], whose rows lie as `runs` says, and h0[B,H] (zeros if None).
+
+    B is the size of the first run. Each sequence starts from its row of h0 at its own first step (with `reverse`, at
+    its own last one), and hn has its state after the other end. `options` as of functional.rnn.
+    """
+    weights = (w_ih, w_hh, b_ih, b_hh)
+    parts = data.split([steps * size for steps, size in runs])
+    # how many sequences end with each run; rows of h0 and hn are ordered by length, the longest first
+    ending = [size - after for (_, size), (_, after) in itertools.pairwise([*runs, (0, 0)])]
+    ys: list[Tensor] = []
+    if not reverse:
+        h = h0
+        ended: list[Tensor] = []
+        for part, (steps, size), n in zip(parts, runs, ending):
+            y, hn = functional.rnn(part.unflatten(0, (steps, size)), *weights, h, **options)
+            ys.append(y.flatten(0, 1))
+            h, last = hn.split([size - n, n])
+            ended.append(last)
+        return torch.cat(ys), torch.cat(ended[::-1])
+    starts = [None] * len(runs) if h0 is None else h0.split(ending[::-1])
+    for part, (steps, size), n, start in zip(parts[::-1], runs[::-1], ending[::-1], starts):
+        if ys:
+            start = torch.cat([hn, hn.new_zeros(n, hn.shape[1]) if start is None else start])
+        y, hn = functional.rnn(part.unflatten(0, (steps, size)), *weights, start, reverse=True, **options)
+        ys.append(y.flatten(0, 1))
+    return torch.cat(ys[::-1]), hn
