@@ -117,6 +117,8 @@ def _check(
                     f"Input and {kind} tensors are not at the same device, "
                     f"found input tensor at {device} and {kind} tensor at {t.device}"
                 )
+            if T == 0:
+                break  # to what torch raises then
             raise RuntimeError(
                 f"Input and {kind} tensors are not the same dtype, "
                 f"found input tensor with {dtype_name(dtype)} and {kind} tensor with {dtype_name(t.dtype)}"

@@ -197,8 +197,8 @@ class RNNCell(nn.RNNCellBase):
             if h0.dim() == 3:
                 raise ValueError(f"hx must have shape [H] = [{H}] for an input [I], got {list(h0.shape[1:])}")
         if not torch._C._is_any_autocast_enabled():
-            for given, weight in ((x, w_ih), (h0, w_hh)):
-                if given is not None and given.dtype is not weight.dtype:
+            for given, weight in ((x if h0 is None else h0, w_hh), (x, w_ih)):
+                if given.dtype is not weight.dtype:
                     names = [functional.dtype_name(t.dtype) for t in (given, weight)]
                     raise RuntimeError("mat1 and mat2 must have the same dtype, but got {} and {}".format(*names))
 

@@ -1,0 +1,51 @@
+"""Random calls of the modules beside torch.nn's, see support/fuzz.py."""
+
+import pytest
+from support import fuzz
+
+import rnn_triton
+
+
+@pytest.mark.parametrize("first", range(0, 800, 200))
+def test_as_torch(first):
+    for number in range(first, first + 200):
+        fuzz.check(number)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("first", range(1000, 5000, 500))
+def test_as_torch_for_longer(first):
+    for number in range(first, first + 500):
+        fuzz.check(number)
+
+
+@pytest.mark.interpret
+@pytest.mark.parametrize("first", range(0, 300, 30))
+def test_kernels_as_torch(first, monkeypatch):
+    launched = []
+    run = rnn_triton.launch.forward
+    monkeypatch.setattr(rnn_triton.launch, "forward", lambda *a: launched.append(number) or run(*a))
+    for number in range(first, first + 30):
+        fuzz.check(number, kernels=True)
+    assert set(launched) == set(range(first, first + 30))  # every case went through a kernel
+
+
+def test_cases_are_what_they_are_meant_to_be():
+    cases = [fuzz.case(number) for number in range(800)]
+    assert 0.5 < sum(case.what == "fine" for case in cases) / 800 < 0.8
+    for what in ("input_size", "input_dim", "input_dtype", "state_size", "state_dim", "state_batch", "state_dtype",
+                 "empty_batch", "no_steps", "nonlinearity", "constructor"):  # fmt: skip
+        assert sum(what in case.what for case in cases) >= 5, what
+    for option in ("bidirectional", "batch_first", "dropout"):
+        assert sum(bool(case.options.get(option)) for case in cases) >= 100, option
+    assert sum(isinstance(case.inputs[0], fuzz.PackedSequence) for case in cases) >= 100
+
+
+def test_a_difference_is_reported_with_the_line_that_shows_it(monkeypatch):
+    number = next(n for n in range(100) if fuzz.case(n).what == "fine" and fuzz.case(n).inputs[1] is not None)
+    run = rnn_triton.functional.rnn
+    monkeypatch.setattr(rnn_triton.functional, "rnn", lambda *a, **k: tuple(t + 0.5 for t in run(*a, **k)))
+    with pytest.raises(AssertionError, match="output 0 differs by 0.5"):
+        fuzz.check(number)
+    with pytest.raises(AssertionError, match=rf"from support import fuzz; fuzz.check\({number}, False\)"):
+        fuzz.check(number)
