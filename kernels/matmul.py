@@ -1,6 +1,6 @@
-"""Matrix product of fp32 matrices in a precision of the caller's choice, for the GEMMs around the recurrence.
+"""Products of fp32 matrices in a precision of the caller's choice, for the GEMMs around the recurrence.
 
-    out[s] = a[:, K_s] @ b[K_s, :]        K_s = [s SPLIT_K, min((s + 1) SPLIT_K, K))
+    out[s, p] = a[p, :, K_s] @ b[p, K_s, :]        K_s = [s SPLIT_K, min((s + 1) SPLIT_K, K))
 
 One shape family has K = T B in the millions beside M, N of a few hundred (weight gradients): K is split over
 programs, whose partial products the caller adds in a fixed order. The other has a huge M (dx) and one part.
@@ -12,14 +12,16 @@ import triton.language as tl
 
 @triton.jit
 def matmul_kernel(
-    a_ptr,  # [M, K] fp32, any strides
-    b_ptr,  # [K, N] fp32, any strides
-    out_ptr,  # [splits, M, N] fp32, contiguous
+    a_ptr,  # [P, M, K] fp32, any strides
+    b_ptr,  # [P, K, N] fp32, any strides
+    out_ptr,  # [splits, P, M, N] fp32, contiguous
     M,
     N,
     K,
+    stride_a_p,
     stride_a_m,
     stride_a_k,
+    stride_b_p,
     stride_b_k,
     stride_b_n,
     SPLIT_K,  # a multiple of BLOCK_K
@@ -29,9 +31,12 @@ def matmul_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Grid (tiles of M times tiles of N, splits): only the first dimension of a grid may exceed 65535."""
+    """Grid (P times tiles of M times tiles of N, splits): only the first dimension of a grid may exceed 65535."""
     tiles_n = tl.cdiv(N, BLOCK_N)
-    tile = tl.program_id(0)
+    tiles = tl.cdiv(M, BLOCK_M) * tiles_n
+    products = tl.num_programs(0) // tiles
+    product = (tl.program_id(0) // tiles).to(tl.int64)
+    tile = tl.program_id(0) % tiles
     split = tl.program_id(1).to(tl.int64)
     # int64 for where a tile begins, as a matrix may have more than 2^31 elements
     first_m = (tile // tiles_n).to(tl.int64) * BLOCK_M
@@ -44,8 +49,8 @@ def matmul_kernel(
     k = tl.arange(0, BLOCK_K).to(OFFSETS)
     mask_m = m < M - first_m
     mask_n = n < N - first_n
-    a_ptr += first_m * stride_a_m + first_k * stride_a_k
-    b_ptr += first_k * stride_b_k + first_n * stride_b_n
+    a_ptr += product * stride_a_p + first_m * stride_a_m + first_k * stride_a_k
+    b_ptr += product * stride_b_p + first_k * stride_b_k + first_n * stride_b_n
     offs_a = m * stride_a_m + k[None, :] * stride_a_k
     offs_b = k[:, None] * stride_b_k + n * stride_b_n
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
@@ -56,5 +61,5 @@ def matmul_kernel(
         left -= BLOCK_K
         a_ptr += step * stride_a_k
         b_ptr += step * stride_b_k
-    out_ptr += (split * M + first_m) * N + first_n
+    out_ptr += ((split * products + product) * M + first_m) * N + first_n
     tl.store(out_ptr + m * N + n, acc, mask=mask_m & mask_n)

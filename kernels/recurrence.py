@@ -5,7 +5,8 @@
 Forward:   W_rec = W_hh,   s = h, x projected by W_ih, u = b_ih + b_hh.
 Backward:  W_rec = W_hh^T, s = da, no projection, u_t = dy_t (stream), saved_t = y_t (stream); dhn is the first p below.
 
-One program (CTA) owns BLOCK_B rows of the batch and all H hidden units.  On chip for the whole launch: W_rec (registers;
+One program (CTA) owns BLOCK_B rows of the batch of one model and all H hidden units: the grid is batch tiles x models, and
+an ordinary call has one model.  On chip for the whole launch: W_rec (registers;
 in the fma forms wherever Triton puts it), W_in where its home is "registers" or "shared", the bias.  The state never
 leaves the CTA between steps: its accumulator tile is rounded to the storage dtype and becomes the next operand B through
 shared memory.  That is the exchange of a group of one CTA; invariant: nobody reads s_{t-1} before the CTA barrier
@@ -100,8 +101,13 @@ def _project_streamed(
     return projection_tile(acc, H_PAD, BLOCK_B, WARPS, FORM)
 
 
-@triton.jit(do_not_specialize=["T", "B", "reverse", "stride_x_t", "stride_x_b", "stride_u_t", "stride_u_b"])
+_PER_CALL = ["T", "B", "reverse", "stride_x_t", "stride_x_b", "stride_u_t", "stride_u_b"]
+_PER_CALL += ["per_model", "stride_x_m", "stride_u_m"]
+
+
+@triton.jit(do_not_specialize=_PER_CALL)
 def recurrence(
+    # where MODELS: of all shapes [M, ..], of w_in, w_rec, bias0, bias1 and first as per_model says
     x_ptr,  # [T, B, I], strides (stride_x_t, stride_x_b, 1); where W_IN_HOME is "none": unused
     w_in_ptr,  # [H, I] contiguous
     w_rec_ptr,  # [W_ROWS, W_ROWS] contiguous W_hh, W_ROWS being H or, with zeros, H_PAD; transposed where TRANSPOSED
@@ -119,6 +125,9 @@ def recurrence(
     stride_x_b,
     stride_u_t,
     stride_u_b,
+    per_model,  # bits 0-4: do w_in, w_rec, bias0, bias1, first have a part for each model?  Else the models share one
+    stride_x_m,  # counted as the others; 0 where the models share x
+    stride_u_m,
     I: tl.constexpr,
     H: tl.constexpr,
     CELL: tl.constexpr,
@@ -131,6 +140,7 @@ def recurrence(
     HAS_U: tl.constexpr,
     HAS_SAVED: tl.constexpr,
     HAS_LAST: tl.constexpr,
+    MODELS: tl.constexpr,  # several: without them their addresses would only take registers
     X_ALIGNED: tl.constexpr,  # rows of x are whole aligned 16-byte vectors; its strides are counted in them (not fma)
     W_ALIGNED: tl.constexpr,  # rows of W_in are
     W_REC_ALIGNED: tl.constexpr,  # rows of W_rec divide into aligned vectors of 2R elements
@@ -166,8 +176,22 @@ def recurrence(
     step_u = stride_u_t.to(tl.int64) * U_UNIT
     x_ptr += row0.to(tl.int64) * stride_x_b * X_UNIT
     u_ptr += row0.to(tl.int64) * stride_u_b * U_UNIT
+    first_ptr += start
     saved_ptr += start
     out_ptr += start
+    last_ptr += start
+    if MODELS:
+        model = tl.program_id(1).to(tl.int64)
+        x_ptr += model * stride_x_m * X_UNIT
+        u_ptr += model * stride_u_m * U_UNIT
+        w_in_ptr += model * (per_model & 1) * (H * I)
+        w_rec_ptr += model * (per_model >> 1 & 1) * (W_ROWS * W_ROWS)
+        bias0_ptr += model * (per_model >> 2 & 1) * H
+        bias1_ptr += model * (per_model >> 3 & 1) * H
+        first_ptr += model * (per_model >> 4 & 1) * step_out
+        saved_ptr += model * T * step_out
+        out_ptr += model * T * step_out
+        last_ptr += model * step_out
 
     # ---- on chip for the whole launch
     w = operand(load_recurrent(w_rec_ptr, W_ROWS, H_PAD, WARPS, FORM, TRANSPOSED, W_REC_ALIGNED), PRECISION)
@@ -186,7 +210,7 @@ def recurrence(
     s = tl.zeros((H_PAD, BLOCK_B), DTYPE)
     p = tl.zeros((H_PAD, BLOCK_B), ACC)
     if HAS_FIRST:
-        first = load_state(first_ptr + start, H, rows, True, H, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED)
+        first = load_state(first_ptr, H, rows, True, H, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED)
         if FIRST_IS_STATE:
             s = first
         else:
@@ -261,4 +285,4 @@ def recurrence(
         p = p_next
         t = t_1
     if HAS_LAST:
-        store_state(last_ptr + start, s, rows, H, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED)
+        store_state(last_ptr, s, rows, H, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED)

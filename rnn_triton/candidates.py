@@ -116,7 +116,8 @@ def single_cta(problem: Problem, device: Device) -> Iterator[SingleCta]:
         return
     warps = min(8, h_pad // 16)  # 16 warps would leave 128 registers a thread, too few at H_PAD = 256
     block_b = 8
-    if form.formulation == "mma16" and problem.B > 8 * device.sms and h_pad <= 128 and device.capability < 100:
+    crowded = problem.models * math.ceil(problem.B / 8) > device.sms
+    if form.formulation == "mma16" and crowded and problem.B > 8 and h_pad <= 128 and device.capability < 100:
         block_b = (
             16  # tiles of 8 no longer fit on the chip at once (sm_100: a tile of 16 goes to tcgen05, 4 to 11 barriers)
         )

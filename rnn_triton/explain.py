@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -27,9 +28,12 @@ def explain(
     nonlinearity: str = "tanh",
     precision: str | None = None,
     direction: str = "forward",
+    models: int = 1,
 ) -> str:
     """In words, a line each: the plan that runs rnn(x[T,B,I], ...) of hidden size H, and why; the time of a step of the best
     plan of every regime, estimated; plans that failed to compile; what cuDNN would have run.
+
+    `models`: of an ensemble, which torch.vmap over weights makes: B is the batch of each.
 
     `device`: a torch device, a hardware.Device record, or None for the current GPU (an H200 where there is none).
     `precision` None means torch.backends.cudnn.rnn.fp32_precision, as in rnn_triton.rnn.
@@ -39,7 +43,7 @@ def explain(
 
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {dtype}")
-    for name, size, least in (("T", T, 1), ("B", B, 0), ("I", I, 1), ("H", H, 1)):
+    for name, size, least in (("T", T, 1), ("B", B, 0), ("I", I, 1), ("H", H, 1), ("models", models, 1)):
         if size < least:
             raise ValueError(f"{name} must be at least {least}, got {size}")
     if nonlinearity not in ("tanh", "relu"):
@@ -62,10 +66,11 @@ def explain(
                 "(set TRITON_INTERPRET=1 before importing rnn_triton to run the kernels by interpreter)."
             )
         device = hardware.of(device)
-    problem = Problem(direction, B, I, H, DTYPES[dtype], precision, nonlinearity)
+    problem = Problem(direction, B, I, H, DTYPES[dtype], precision, nonlinearity, models)
     if B == 0:
         return f"{direction} of {problem.dtype} T={T} B=0 I={I} H={H}: empty results, nothing is launched."
     what = f"{direction} of {problem.dtype}{f' ({precision})' if precision else ''} T={T} B={B} I={I} H={H}"
+    what += f" of each of {models} models" if models > 1 else ""
     try:
         p = plan(problem, device)
     except UnsupportedError as e:
@@ -73,18 +78,22 @@ def explain(
     lines = [f"{what} on {device.name}: {_ran(problem, p, T)}, because {p.reason}.", _estimates(problem, p, device)]
     lines += [f"rejected: {_name(other)}, for it did not compile: {why}" for other, why in rejected(problem, device)]
     algorithm = cudnn_algorithm(problem)
-    lines.append(f"torch.nn.RNN: cuDNN's {algorithm.name}, because {algorithm.rule}.")
+    each = " for one model after the other" if models > 1 else ""
+    lines.append(f"torch.nn.RNN: cuDNN's {algorithm.name}{each}, because {algorithm.rule}.")
     return "\n".join(lines)
 
 
 def _ran(problem: Problem, p: Plan, T: int) -> str:
     warps = _count(p.warps, "warp")
     if isinstance(p, SingleCta):
+        ctas = problem.models * math.ceil(problem.B / p.block_b)
         return (
-            f"one launch of {_count(math.ceil(problem.B / p.block_b), 'CTA')} of {warps} for all {T} steps"
-            f"{' after a copy that pads W_hh' if p.pad_w_hh else ''}, each CTA {p.block_b} batch rows and all of W_hh "
-            f"({p.formulation} products)"
+            f"one launch of {_count(ctas, 'CTA')} of {warps} for all {T} steps"
+            f"{' after a copy that pads W_hh' if p.pad_w_hh else ''}, each CTA {p.block_b} batch rows and all of W_hh"
+            f"{' of one model' if problem.models > 1 else ''} ({p.formulation} products)"
         )
+    if problem.models > 1:
+        return f"{problem.models} waves, a model each and one after the other: {_ran(replace(problem, models=1), p, T)}"
     if isinstance(p, Grid):
         rounds = math.ceil(math.ceil(problem.B / p.block_b) / p.groups)
         return (

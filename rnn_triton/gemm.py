@@ -20,7 +20,7 @@ MIN_SPLIT_K = 512  # below, a program's part is too short to pay for its partial
 
 @dataclass(frozen=True)
 class Tiling:
-    """How one product is divided: `splits` programs an output tile, each of `split_k` elements of K."""
+    """How products are divided: `splits` programs an output tile, each of `split_k` elements of K."""
 
     block_m: int
     block_n: int
@@ -28,11 +28,11 @@ class Tiling:
     split_k: int
 
 
-def tiling(M: int, N: int, K: int, sms: int) -> Tiling:
+def tiling(M: int, N: int, K: int, sms: int, products: int = 1) -> Tiling:
     """Tiles as large as the matrix, K split until two programs per SM have work. Pure."""
     block_m = next((block for block in BLOCKS_M if M <= block), BLOCKS_M[-1])
     block_n = next((block for block in BLOCKS_N if N <= block), BLOCKS_N[-1])
-    tiles = triton.cdiv(M, block_m) * triton.cdiv(N, block_n)
+    tiles = products * triton.cdiv(M, block_m) * triton.cdiv(N, block_n)
     splits = max(1, min(2 * sms // max(tiles, 1), K // MIN_SPLIT_K))
     split_k = triton.cdiv(max(triton.cdiv(K, splits), 1), BLOCK_K) * BLOCK_K
     return Tiling(block_m, block_n, max(1, triton.cdiv(K, split_k)), split_k)
@@ -49,8 +49,9 @@ def _options(block_m: int, precision: str | None) -> dict[str, int | None]:
 def matmul(a: torch.Tensor, b: torch.Tensor, precision: str | None) -> torch.Tensor:
     """a[M, K] @ b[K, N] of any strides and one dtype, accumulated in fp32 (fp64 in fp64), in that dtype.
 
-    precision, for fp32: "tf32", "tf32x3" or "ieee"; None for other dtypes. By torch.mm where torch's current
-    setting serves (its fp32 serves tf32x3), else by the Triton kernel; no setting is changed. Bitwise the
+    a[P, M, K] and b[P, K, N] are P products, one launch: an expanded P is not copied.
+    precision, for fp32: "tf32", "tf32x3" or "ieee"; None for other dtypes. By torch.mm or torch.bmm where torch's
+    current setting serves (its fp32 serves tf32x3), else by the Triton kernel; no setting is changed. Bitwise the
     same from run to run.
     """
     if torch.is_autocast_enabled(a.device.type):  # it would round fp32 operands to 16 bits
@@ -59,7 +60,8 @@ def matmul(a: torch.Tensor, b: torch.Tensor, precision: str | None) -> torch.Ten
     # the setting that cuBLAS calls consult; the older allow_tf32 raises when both kinds of switches were used
     torch_tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
     if a.dtype != torch.float32 or not a.is_cuda or torch_tf32 == (precision == "tf32"):
-        return torch.mm(a, b) if _accumulates_wide(a) else torch.mm(a.float(), b.float()).to(a.dtype)
+        multiply = torch.mm if a.dim() == 2 else torch.bmm
+        return multiply(a, b) if _accumulates_wide(a) else multiply(a.float(), b.float()).to(a.dtype)
     return triton_matmul(a, b, precision)
 
 
@@ -98,13 +100,15 @@ def project(
 
 
 def triton_matmul(a: torch.Tensor, b: torch.Tensor, precision: str | None) -> torch.Tensor:
-    """fp32 a[M, K] @ b[K, N] by the kernel, on CUDA tensors (in the interpreter: on CPU tensors)."""
-    M, K = a.shape
-    N = b.shape[1]
-    plan = tiling(M, N, K, hardware.of(a.device).sms)
-    out = a.new_empty((plan.splits, M, N))
+    """fp32 a[M, K] @ b[K, N], or P of them, by the kernel, on CUDA tensors (in the interpreter: on CPU tensors)."""
+    if a.dim() == 2:
+        return triton_matmul(a.unsqueeze(0), b.unsqueeze(0), precision)[0]
+    P, M, K = a.shape
+    N = b.shape[2]
+    plan = tiling(M, N, K, hardware.of(a.device).sms, P)
+    out = a.new_empty((plan.splits, P, M, N))
     reach = max(_reach(a, plan.block_m, BLOCK_K), _reach(b, BLOCK_K, plan.block_n), plan.block_m * N)
-    grid = (triton.cdiv(M, plan.block_m) * triton.cdiv(N, plan.block_n), plan.splits)
+    grid = (P * triton.cdiv(M, plan.block_m) * triton.cdiv(N, plan.block_n), plan.splits)
     with torch.cuda.device_of(a), interpreter.accurate():
         matmul_kernel[grid](
             a, b, out, M, N, K, *a.stride(), *b.stride(), plan.split_k,
@@ -116,7 +120,7 @@ def triton_matmul(a: torch.Tensor, b: torch.Tensor, precision: str | None) -> to
 
 def _reach(matrix: torch.Tensor, rows: int, columns: int) -> int:
     """How far, in elements, the last element of a tile of this size lies from its first."""
-    return (rows - 1) * abs(matrix.stride(0)) + (columns - 1) * abs(matrix.stride(1))
+    return (rows - 1) * abs(matrix.stride(-2)) + (columns - 1) * abs(matrix.stride(-1))
 
 
 def compile_ahead(block_m: int, block_n: int, precision: str, capability: int, *, layout: str = "nn") -> Any:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .candidates import k_tiles, tile_bytes
@@ -124,16 +124,23 @@ def rates(device: Device) -> Rates:
 
 def step(problem: Problem, plan: Plan, device: Device, constants: Constants = CONSTANTS) -> Estimate:
     """Floor of the problem and practical time of this plan, per step of all its launches together."""
-    practical, parts = REGIMES[plan.regime](problem, plan, device, constants)
+    practical, parts = _practical(problem, plan, device, constants)
     return Estimate(floor_us(problem, device, constants), practical, parts)
 
 
 def practical_us(problem: Problem, plan: Plan, device: Device, constants: Constants = CONSTANTS) -> float:
-    return REGIMES[plan.regime](problem, plan, device, constants)[0]
+    return _practical(problem, plan, device, constants)[0]
+
+
+def _practical(problem: Problem, plan: Plan, device: Device, c: Constants) -> tuple[float, dict[str, float]]:
+    if problem.models == 1 or plan.ensembles:
+        return REGIMES[plan.regime](problem, plan, device, c)
+    us, parts = REGIMES[plan.regime](replace(problem, models=1), plan, device, c)  # a wave, one after the other
+    return problem.models * us, {name: problem.models * value for name, value in parts.items()}
 
 
 def launch_us(problem: Problem, plan: Plan, device: Device, T: int, constants: Constants = CONSTANTS) -> float:
-    """What T steps cost besides: the launch itself, the fill of what a grid exchanges, the loading of the weights."""
+    """What T steps of one model cost besides: the launch, the fill of what a grid exchanges, the loading of the weights."""
     c, dram = constants, rates(device).dram
     size = SIZES[problem.dtype]
     if plan.regime == "per_step":
@@ -160,14 +167,16 @@ def _floor_single_cta(problem: Problem, device: Device, c: Constants) -> float:
     weights = problem.H * problem.H * SIZES[problem.dtype]
     if weights > 4 * device.registers + device.shared_bytes:
         return math.inf
-    rows = 8 * math.ceil(math.ceil(problem.B / 8) / device.sms)  # 8 is the smallest batch tile of an MMA
+    rows = 8 * math.ceil(problem.models * math.ceil(problem.B / 8) / device.sms)  # 8 is the smallest batch tile of an MMA
     chain = _chain(problem, c) + (c.shuffle_cycles if weights <= c.warp_weights else c.hand_over_cycles)
     throughput = max(*_cycles(problem, rows, 0, device, c).values(), _shared_out(problem, device))
     return max(chain, throughput) * 1e-3 / device.clock_ghz
 
 
 def _floor_grid(problem: Problem, device: Device, c: Constants) -> float:
-    """The chain, and whichever is largest of what must pass every group's CTAs; groups of as few CTAs as hold W_hh."""
+    """The chain, and whichever is largest of what must pass every group's CTAs; groups of as few CTAs as hold W_hh.
+
+    Of an ensemble: of one of its models, which the others can only delay."""
     size = SIZES[problem.dtype]
     ctas = max(1, math.ceil(problem.H**2 * size / (4 * device.registers + device.shared_bytes)))
     if ctas > device.sms:
@@ -200,7 +209,8 @@ def _chain(problem: Problem, c: Constants) -> float:
 
 def _shared_out(problem: Problem, device: Device) -> float:
     """Cycles of all products of a step where every SM takes the same share"""
-    return 2.0 * problem.B * problem.H * (problem.H + _inputs(problem)) / _flop_rate(problem, device) / device.sms
+    rows = problem.models * problem.B
+    return 2.0 * rows * problem.H * (problem.H + _inputs(problem)) / _flop_rate(problem, device) / device.sms
 
 
 # ---- practical ------------------------------------------------------------------------------------------------------
@@ -212,7 +222,7 @@ def _single_cta(problem: Problem, plan: SingleCta, device: Device, c: Constants)
     weights = problem.H * (problem.H + _inputs(problem)) * SIZES[problem.dtype]
     capacity = 4 * device.registers * c.weight_registers + device.shared_bytes
     resident = max(1, min(c.threads_per_sm // (32 * plan.warps), int(capacity // weights)))
-    per_sm = math.ceil(math.ceil(problem.B / plan.block_b) / device.sms)
+    per_sm = math.ceil(problem.models * math.ceil(problem.B / plan.block_b) / device.sms)
     waves = math.ceil(per_sm / resident)
     parts = {"chain": waves * c.local_us}
     rows = per_sm * 8 * math.ceil(plan.block_b / 8)
@@ -360,6 +370,6 @@ def _cycles(problem: Problem, rows: int, inputs: int, device: Device, c: Constan
 
 
 def _traffic(problem: Problem) -> float:
-    """Bytes a step must move through DRAM: x and y forward; dy, y and da backward."""
+    """Bytes a step must move through DRAM: x (of each model) and y forward; dy, y and da backward."""
     values = problem.I + problem.H if problem.direction == "forward" else 3 * problem.H
-    return problem.B * values * SIZES[problem.dtype]
+    return problem.models * problem.B * values * SIZES[problem.dtype]

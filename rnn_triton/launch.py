@@ -8,8 +8,10 @@ constexpr parameters of all three in one place, so what is checked ahead of time
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from . import faults, grid, hardware, per_step, single_cta
@@ -33,9 +35,11 @@ def forward(
     reverse: bool,
     precision: str | None,
 ) -> tuple[Tensor, Tensor]:
-    """y[T,B,H], contiguous, and hn[B,H], its own memory.  x[T,B,I] of any strides; T, B >= 1."""
-    _, B, I = x.shape
-    call = ("forward", B, I, w_hh.shape[0], x.dtype, precision, nonlinearity, x.device)
+    """y[T,B,H], contiguous, and hn[B,H], its own memory.  x[T,B,I] of any strides; T, B >= 1.
+
+    An ensemble of M models has M in front of every shape; stride 0 where the models share a tensor."""
+    *M, _, B, I = x.shape
+    call = ("forward", *M, B, I, w_hh.shape[-1], x.dtype, precision, nonlinearity, x.device)
     return _run(call, "forward", x, w_ih, w_hh, b_ih, b_hh, h0, reverse)
 
 
@@ -50,9 +54,9 @@ def backward(
 ) -> Tensor:
     """da[T,B,H], the gradient of every pre-activation, from y[T,B,H], dy[T,B,H] and dhn[B,H].
 
-    dy or dhn may be None, not both; any strides."""
-    _, B, H = y.shape
-    call = ("backward", B, 1, H, y.dtype, precision, nonlinearity, y.device)
+    dy or dhn may be None, not both; any strides.  An ensemble as in `forward`."""
+    *M, _, B, H = y.shape
+    call = ("backward", *M, B, 1, H, y.dtype, precision, nonlinearity, y.device)
     return _run(call, "backward", w_hh, y, dy, dhn, reverse)
 
 
@@ -80,8 +84,30 @@ def _run(call: tuple[Any, ...], pass_: str, *arguments: Any) -> Any:
 
 @functools.lru_cache(maxsize=1024)
 def _site(call: tuple[Any, ...], chosen: Choices) -> Any:
-    """The site of a call (direction, B, I, H, dtype, precision, nonlinearity, device) under the overrides `chosen`."""
-    direction, B, I, H, dtype, precision, nonlinearity, device = call
-    problem = Problem(direction, B, I, H, DTYPES[dtype], precision, nonlinearity)
+    """The site of a call (direction, [M,] B, I, H, dtype, precision, nonlinearity, device) under the overrides `chosen`."""
+    direction, *M, B, I, H, dtype, precision, nonlinearity, device = call
+    problem = Problem(direction, B, I, H, DTYPES[dtype], precision, nonlinearity, *M)
     p = plan(problem, hardware.of(device), chosen)
-    return _REGIMES[p.regime].Site(problem, p)
+    site = _REGIMES[p.regime].Site(problem, p)
+    return _Waves(site) if M and not p.ensembles else site
+
+
+class _Waves:
+    """An ensemble where a launch has room for one model: one after the other, on the current stream."""
+
+    def __init__(self, site: Any) -> None:
+        self.problem, self.plan = site.problem, site.plan
+        self.site = site
+
+    def forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
+        y, hn = zip(*self._each(self.site.forward, arguments))
+        return torch.stack(y), torch.stack(hn)
+
+    def backward(self, *arguments: Any) -> Tensor:
+        return torch.stack(self._each(self.site.backward, arguments))
+
+    def _each(self, run: Callable[..., Any], arguments: tuple[Any, ...]) -> list[Any]:
+        return [
+            run(*[a[model] if isinstance(a, Tensor) else a for a in arguments])
+            for model in range(self.problem.models)
+        ]

@@ -113,7 +113,7 @@ def whole(t: Tensor) -> Tensor:
 
 
 def empty(like: Tensor, *shape: int) -> Tensor:
-    return torch.empty(shape, dtype=like.dtype, device=like.device)
+    return like.new_empty(shape)  # cheaper on the host than torch.empty with its keywords
 
 
 def strided(t: Tensor, unit: int) -> tuple[Tensor, int, int]:
@@ -131,3 +131,21 @@ def strided(t: Tensor, unit: int) -> tuple[Tensor, int, int]:
     if fits and (inner == 1 or N == 1):
         return t, first // unit, second // unit
     return t.clone(memory_format=torch.contiguous_format), B * N // unit, N // unit
+
+
+def strided_models(t: Tensor, unit: int) -> tuple[Tensor, int, int, int]:
+    """`strided` of t[M,T,B,N], with the stride of M last: 0 where the models share one, which is all that is then copied."""
+    one, first, second = strided(t[0], unit)
+    apart = 0 if t.shape[0] == 1 else t.stride(0)
+    unit = 1 if t.shape[3] % unit else unit
+    if one.data_ptr() == t.data_ptr() and apart % unit == 0:
+        return t, first, second, apart // unit
+    if apart == 0:
+        return one, first, second, 0
+    t = t.clone(memory_format=torch.contiguous_format)
+    return t, t.stride(1) // unit, t.stride(2) // unit, t.stride(0) // unit
+
+
+def shared(t: Tensor | None) -> Tensor | None:
+    """What the models of t[M, ..] share, without M; t where each has its own"""
+    return t[0] if t is not None and (t.stride(0) == 0 or t.shape[0] == 1) else t

@@ -4,7 +4,8 @@
 reaches them through a pair of autograd.Functions: `Rnn`, whose backward is the kernel, and `RnnBackward`,
 which takes its place under create_graph and is differentiated through `reference.backward`. The forward pass
 saves its inputs and y, nothing else. Arguments are taken as valid here: `functional` checks them. Shapes as in
-`reference`; one dtype throughout. `precision` is "tf32", "tf32x3" or "ieee" for fp32, None for other dtypes.
+`reference`, or an ensemble's: x[M,T,B,I], and M in front of every other shape, too, by stride 0 where the models
+share a tensor. vmap over weights makes ensembles. One dtype throughout. `precision` is "tf32", "tf32x3" or "ieee" for fp32, None for other dtypes.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def _run_forward(
     reverse: bool,
     precision: str | None,
 ) -> tuple[Tensor, Tensor]:
-    if x.shape[1] == 0:
+    if x.shape[-2] == 0:
         return _fake_forward(x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, reverse, precision)
     if x.is_cuda or interpreter.active():
         return launch.forward(x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, reverse, precision)
@@ -64,49 +65,56 @@ def _run_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(dx, dw_ih, dw_hh, db, dh0), each empty unless `needs` asks for it. dy or dhn may be None, not both.
 
-    `groups` = G: the batch is G equal parts; dw_ih[G,H,I], dw_hh[G,H,H] and db[G,H] come separately for each.
+    `groups` = G: the batch is G equal parts; dw_ih[G,H,I], dw_hh[G,H,H] and db[G,H] come separately for each. Of an
+    ensemble: dw_ih[M,H,I] or dw_ih[M,G,H,I], and the others alike.
     """
-    if y.shape[1] == 0:
+    if y.shape[-2] == 0:
         return _allocate_gradients(y.new_zeros, x, w_ih, w_hh, h0, needs, groups)
     if y.is_cuda or interpreter.active():
         da = launch.backward(w_hh, y, dy, dhn, nonlinearity, reverse, precision)
     else:
         da = _cpu_backward(w_hh, y, dy, dhn, nonlinearity, reverse)
     # a tensor each for what is not needed, too: the outputs of an op must not alias
-    dx = gemm.matmul(da.flatten(0, 1), w_ih, precision).view_as(x) if needs & DX else y.new_empty(0)
-    dh0 = gemm.matmul(da[-1 if reverse else 0], w_hh, precision) if needs & DH0 else y.new_empty(0)
+    dx = gemm.matmul(da.flatten(-3, -2), w_ih, precision).view_as(x) if needs & DX else y.new_empty(0)
+    dh0 = gemm.matmul(da.select(-3, -1 if reverse else 0), w_hh, precision) if needs & DH0 else y.new_empty(0)
     if groups is None:
         return dx, *_weight_gradients(da, x, y, h0, reverse, precision, needs), dh0
-    h0s = (None,) * groups if h0 is None else h0.chunk(groups)
-    parts = [
-        _weight_gradients(*part, reverse, precision, needs)
-        for part in zip(da.chunk(groups, 1), x.chunk(groups, 1), y.chunk(groups, 1), h0s)
-    ]
-    dw_ih, dw_hh, db = (torch.stack(part) for part in zip(*parts))
+    M = y.shape[:-3]
+    da, x, y = (_parts(t, groups, 3) for t in (da, x, y))
+    h0 = None if h0 is None else _parts(h0, groups, 2)
+    parts = _weight_gradients(da, x, y, h0, reverse, precision, needs)
+    dw_ih, dw_hh, db = (part.view(*M, groups, *part.shape[1:]) for part in parts)
     return dx, dw_ih, dw_hh, db, dh0
+
+
+def _parts(t: Tensor, groups: int, dims: int) -> Tensor:
+    """The last `dims` dimensions of t, the batch (next to last) in equal parts: [M G,..], a part in place of a model"""
+    t = t.unflatten(-2, (groups, t.shape[-2] // groups)).movedim(-3, -dims - 1)
+    return t.flatten(0, -dims - 1)
 
 
 def _weight_gradients(
     da: Tensor, x: Tensor, y: Tensor, h0: Tensor | None, reverse: bool, precision: str | None, needs: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dw_ih = sum over t of da_t^T x_t, dw_hh = sum of da_t^T h_{t-1}, db = sum of da_t."""
-    T, B, H = da.shape
-    rows = da.flatten(0, 1)  # [T*B,H]; a view, as those of x and y are unless their strides forbid it
-    columns = rows.t()
-    dw_ih = gemm.matmul(columns, x.flatten(0, 1), precision) if needs & DW_IH else y.new_empty(0)
-    db = rows.sum(0) if needs & DB else y.new_empty(0)
+    """dw_ih = sum over t of da_t^T x_t, dw_hh = sum of da_t^T h_{t-1}, db = sum of da_t; of each model."""
+    *M, T, B, H = da.shape
+    rows = da.flatten(-3, -2)  # [T*B,H]; a view, as those of x and y are unless their strides forbid it
+    columns = rows.mT
+    nothing = (*M, 0)
+    dw_ih = gemm.matmul(columns, x.flatten(-3, -2), precision) if needs & DW_IH else y.new_empty(nothing)
+    db = rows.sum(-2) if needs & DB else y.new_empty(nothing)
     if not needs & DW_HH:
-        return dw_ih, y.new_empty(0), db
+        return dw_ih, y.new_empty(nothing), db
     # h_{t-1} is y, B rows further up (in reverse: down), which is a view; h0 has a term of its own
     n = (T - 1) * B
     dw_hh = None
     if n > 0:
-        before = y.flatten(0, 1).narrow(0, B if reverse else 0, n)
-        dw_hh = gemm.matmul(columns.narrow(1, 0 if reverse else B, n), before, precision)
+        before = y.flatten(-3, -2).narrow(-2, B if reverse else 0, n)
+        dw_hh = gemm.matmul(columns.narrow(-1, 0 if reverse else B, n), before, precision)
     if h0 is not None:
-        of_h0 = gemm.matmul(columns.narrow(1, n if reverse else 0, B), h0, precision)
+        of_h0 = gemm.matmul(columns.narrow(-1, n if reverse else 0, B), h0, precision)
         dw_hh = of_h0 if dw_hh is None else dw_hh.add_(of_h0)
-    return dw_ih, y.new_zeros(H, H) if dw_hh is None else dw_hh, db
+    return dw_ih, y.new_zeros(*M, H, H) if dw_hh is None else dw_hh, db
 
 
 def _cpu_forward(
@@ -119,6 +127,17 @@ def _cpu_forward(
     nonlinearity: str,
     reverse: bool,
 ) -> tuple[Tensor, Tensor]:
+    if x.dim() == 4:
+
+        def of(t: Tensor | None, m: int) -> Tensor | None:
+            return None if t is None else t[m]
+
+        each = [
+            _cpu_forward(x[m], w_ih[m], w_hh[m], of(b_ih, m), of(b_hh, m), of(h0, m), nonlinearity, reverse)
+            for m in range(x.shape[0])
+        ]
+        y, hn = (torch.stack(parts) for parts in zip(*each))
+        return y, hn
     weights = [w_ih, w_hh]
     if b_ih is not None or b_hh is not None:
         weights += [w_hh.new_zeros(w_hh.shape[0]) if b is None else b for b in (b_ih, b_hh)]
@@ -136,19 +155,20 @@ def _cpu_backward(
     w_hh: Tensor, y: Tensor, dy: Tensor | None, dhn: Tensor | None, nonlinearity: str, reverse: bool
 ) -> Tensor:
     wide = torch.float32 if y.element_size() == 2 else y.dtype  # what dh accumulates in, as in the kernels
-    w_hh, h = w_hh.to(wide), y.to(wide)
+    w_hh, h = w_hh.to(wide), y.movedim(-3, 0).to(wide)  # time first, as below: before the models of an ensemble
     dh = torch.zeros_like(h[0]) if dhn is None else dhn.to(wide)
     da = torch.empty_like(y, memory_format=torch.contiguous_format)
-    steps = range(y.shape[0])
+    dy, da_t = None if dy is None else dy.movedim(-3, 0), da.movedim(-3, 0)
+    steps = range(h.shape[0])
     with torch.autocast("cpu", enabled=False):  # backward() may be called under it: it would round fp32
         for t in steps if reverse else reversed(steps):
             if dy is not None:
                 dh = dh + dy[t]
             if nonlinearity == "tanh":
-                da[t] = torch.ops.aten.tanh_backward(dh, h[t])
+                da_t[t] = torch.ops.aten.tanh_backward(dh, h[t])
             else:
-                da[t] = torch.ops.aten.threshold_backward(dh, h[t], 0)
-            dh = da[t].to(wide) @ w_hh
+                da_t[t] = torch.ops.aten.threshold_backward(dh, h[t], 0)
+            dh = da_t[t].to(wide) @ w_hh
     return da
 
 
@@ -156,9 +176,9 @@ def _cpu_backward(
 
 
 def _fake_forward(x: Tensor, w_ih: Tensor, w_hh: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    T, B, _I = x.shape
-    H = w_hh.shape[0]
-    return x.new_empty(T, B, H), x.new_empty(B, H)
+    *M, T, B, _I = x.shape
+    H = w_hh.shape[-1]
+    return x.new_empty(*M, T, B, H), x.new_empty(*M, B, H)
 
 
 def _allocate_gradients(
@@ -170,12 +190,15 @@ def _allocate_gradients(
     needs: int,
     groups: int | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    lead = () if groups is None else (groups,)
+    *M, _T, B, _I = x.shape
+    H = w_hh.shape[-1]
+    # parts can be told apart where nothing is needed, too
+    lead = M if groups is None else [*M, groups]
     dx = new(x.shape if needs & DX else 0)
-    dw_ih = new((*lead, *(w_ih.shape if needs & DW_IH else (0,))))
-    dw_hh = new((*lead, *(w_hh.shape if needs & DW_HH else (0,))))
-    db = new((*lead, w_hh.shape[0] if needs & DB else 0))
-    dh0 = new((x.shape[1], w_hh.shape[0]) if needs & DH0 else 0)
+    dw_ih = new((*lead, *(w_ih.shape[-2:] if needs & DW_IH else (0,))))
+    dw_hh = new((*lead, *(w_hh.shape[-2:] if needs & DW_HH else (0,))))
+    db = new((*lead, H if needs & DB else 0))
+    dh0 = new((*M, B, H) if needs & DH0 else 0)
     return dx, dw_ih, dw_hh, db, dh0
 
 
@@ -302,6 +325,9 @@ class RnnBackward(torch.autograd.Function):
                 arguments[i] = t
             return tuple(g for i, g in enumerate(reference.backward(*arguments)) if wanted & 1 << i)
 
+        if saved[0].dim() == 4:  # the models of an ensemble
+            return torch.vmap(gradients), present, [saved[i] for i in present]
+
         return gradients, present, [saved[i] for i in present]
 
     @staticmethod
@@ -375,67 +401,71 @@ torch.library.register_autograd(f"{_NAMESPACE}::rnn_forward", _differentiate, se
 # ---- vmap --------------------------------------------------------------------------------------------------
 
 
-def _join(t: Tensor | None, mapped: int | None, batch: int, n: int) -> Tensor | None:
-    """The mapped dimension (or n copies) merged into dimension `batch`, as its outer part."""
+def _join(t: Tensor | None, mapped: int | None, n: int) -> Tensor | None:
+    """t[..,B,N] with the mapped dimension (or n copies) merged into B, as its outer part."""
     if t is None:
         return None
     if mapped is None:
-        t = t.unsqueeze(batch).expand(*t.shape[:batch], n, *t.shape[batch:])
+        t = t.unsqueeze(-3).expand(*t.shape[:-2], n, *t.shape[-2:])
     else:
-        t = t.movedim(mapped, batch)
-    return t.flatten(batch, batch + 1)
+        t = t.movedim(mapped, -3)
+    return t.flatten(-3, -2)
 
 
-def _one_by_one(
-    op: Any, info: Any, dims: tuple, arguments: tuple
-) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    calls = [
-        op(*[a if d is None else a.select(d, i) for a, d in zip(arguments, dims)])
-        for i in range(info.batch_size)
-    ]
-    outputs = tuple(torch.stack(parts) for parts in zip(*calls))
-    return outputs, (0,) * len(outputs)
+def _part(t: Tensor, n: int) -> tuple[Tensor, int]:
+    """What `_join` merged as a dimension of its own again, and which."""
+    t = t.unflatten(-2, (n, t.shape[-2] // n))
+    return t, t.dim() - 3
+
+
+def _stack(t: Tensor | None, mapped: int | None, n: int, nested: bool) -> Tensor | None:
+    """t as of the models of an ensemble, which share it where it is not mapped; `nested`: it has models already."""
+    if t is None:
+        return None
+    t = t.expand(n, *t.shape) if mapped is None else t.movedim(mapped, 0)
+    return t.flatten(0, 1) if nested else t
+
+
+def _unstack(t: Tensor, n: int, nested: bool) -> tuple[Tensor, int]:
+    return (t.unflatten(0, (n, t.shape[0] // n)) if nested else t), 0
+
+
+def _is_ensemble(x: Tensor, mapped: int | None) -> bool:
+    return x.dim() - (mapped is not None) == 4
 
 
 def _vmap_forward(info: Any, dims: tuple, *arguments: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    x, w_ih, w_hh, b_ih, b_hh, h0, *settings = arguments
-    if any(d is not None for d in dims[1:5]):  # every sample has weights of its own
-        return _one_by_one(_forward, info, dims, arguments)
-    n = info.batch_size
-    y, hn = _forward(_join(x, dims[0], 1, n), w_ih, w_hh, b_ih, b_hh, _join(h0, dims[5], 0, n), *settings)
-    B = y.shape[1] // n
-    return (y.unflatten(1, (n, B)), hn.unflatten(0, (n, B))), (1, 0)
+    """Data join the batch; weights make an ensemble."""
+    tensors, settings, n = arguments[:6], arguments[6:], info.batch_size
+    if any(d is not None for d in dims[1:5]):
+        nested = _is_ensemble(tensors[0], dims[0])
+        outputs = _forward(*[_stack(t, d, n, nested) for t, d in zip(tensors, dims)], *settings)
+        return tuple(zip(*[_unstack(t, n, nested) for t in outputs]))  # type: ignore[return-value]
+    x, *weights, h0 = tensors
+    outputs = _forward(_join(x, dims[0], n), *weights, _join(h0, dims[5], n), *settings)
+    return tuple(zip(*[_part(t, n) for t in outputs]))  # type: ignore[return-value]
 
 
 def _vmap_backward(
     info: Any, dims: tuple, *arguments: Any
 ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
-    x, w_ih, w_hh, h0, y, dy, dhn, nonlinearity, reverse, precision, needs, groups = arguments
+    tensors, (*settings, needs, groups), n = arguments[:7], arguments[7:], info.batch_size
+    nested = _is_ensemble(tensors[0], dims[0])
     if dims[1] is not None or dims[2] is not None:
-        return _one_by_one(_backward, info, dims, arguments)
-    n = info.batch_size
-    outputs = _backward(
-        _join(x, dims[0], 1, n),
-        w_ih,
-        w_hh,
-        _join(h0, dims[3], 0, n),
-        _join(y, dims[4], 1, n),
-        _join(dy, dims[5], 1, n),
-        _join(dhn, dims[6], 0, n),
-        nonlinearity,
-        reverse,
-        precision,
-        needs,
-        n * (groups or 1),
-    )
-    dx, *of_weights, dh0 = outputs
-    if needs & DX:
-        dx = dx.unflatten(1, (n, dx.shape[1] // n))
-    if groups is not None:
-        of_weights = [d.unflatten(0, (n, groups)) for d in of_weights]
-    if needs & DH0:
-        dh0 = dh0.unflatten(0, (n, dh0.shape[0] // n))
-    return (dx, *of_weights, dh0), (1 if needs & DX else None, 0, 0, 0, 0 if needs & DH0 else None)
+        stacked = [_stack(t, d, n, nested) for t, d in zip(tensors, dims)]
+        dx, *of_weights, dh0 = _backward(*stacked, *settings, needs, groups)
+        data = [_unstack(t, n, nested) if needs & which else (t, None) for t, which in ((dx, DX), (dh0, DH0))]
+        weights = [_unstack(t, n, nested) for t in of_weights]
+    else:
+        x, w_ih, w_hh, *states = tensors
+        joined = [_join(t, d, n) for t, d in zip(states, dims[3:])]
+        dx, *of_weights, dh0 = _backward(
+            _join(x, dims[0], n), w_ih, w_hh, *joined, *settings, needs, n * (groups or 1)
+        )
+        data = [_part(t, n) if needs & which else (t, None) for t, which in ((dx, DX), (dh0, DH0))]
+        each = int(nested)  # behind the models
+        weights = [(t if groups is None else t.unflatten(each, (n, groups)), each) for t in of_weights]
+    return tuple(zip(data[0], *weights, data[1]))  # type: ignore[return-value]
 
 
 torch.library.register_vmap(f"{_NAMESPACE}::rnn_forward", _vmap_forward)

@@ -165,8 +165,8 @@ def rejected(problem: Problem, device: Device) -> Failures:
 
 
 def _compiled_for(problem: Problem) -> Problem:
-    """The problem as far as kernels depend on it: not on the batch, and backward not on I"""
-    return replace(problem, B=1, I=1 if problem.direction == "backward" else problem.I)
+    """The problem as far as kernels depend on it: not on the batch or the models, and backward not on I"""
+    return replace(problem, B=1, models=1, I=1 if problem.direction == "backward" else problem.I)
 
 
 def _kernel(p: Plan) -> Plan:
@@ -179,7 +179,7 @@ def _kernel(p: Plan) -> Plan:
 
 @dataclass(frozen=True)
 class Measured:
-    """The choices that were fastest where they were measured: a row of measured.json."""
+    """The choices that were fastest where they were measured, for one model: a row of measured.json."""
 
     device: str  # part of the device's name
     direction: str
@@ -193,7 +193,7 @@ class Measured:
         same = (self.direction, self.dtype, self.precision, self.H) == (
             problem.direction, problem.dtype, problem.precision, problem.H,
         )  # fmt: skip
-        return same and self.device in device.name and self.B[0] <= problem.B <= self.B[1]
+        return same and problem.models == 1 and self.device in device.name and self.B[0] <= problem.B <= self.B[1]
 
 
 def read_measured(text: str) -> list[Measured]:

@@ -23,6 +23,7 @@ class Problem:
     dtype: str  # "bf16", "fp16", "fp32", "fp64"
     precision: str | None  # "tf32", "tf32x3", "ieee" for fp32, else None
     nonlinearity: str  # "tanh", "relu"
+    models: int = 1  # of an ensemble: problems of the same sizes, each with weights of its own
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class SingleCta:
     """A launch of kernels/recurrence.py: one CTA holds all of W_hh for its batch rows."""
 
     regime: ClassVar[str] = "single_cta"
+    ensembles: ClassVar[bool] = True  # one launch runs all models
 
     block_b: int  # batch rows of a CTA
     warps: int
@@ -51,6 +53,7 @@ class Grid:
     """A cooperative launch of kernels/grid.py: `groups` groups of `ctas` CTAs, each CTA `units` rows of W_hh."""
 
     regime: ClassVar[str] = "grid"
+    ensembles: ClassVar[bool] = False
 
     block_b: int  # batch rows of a tile
     warps: int  # each takes a part of K
@@ -72,6 +75,7 @@ class PerStep:
     """A launch of kernels/step.py for every time step, x projected before by a GEMM: W_hh is read again every step."""
 
     regime: ClassVar[str] = "per_step"
+    ensembles: ClassVar[bool] = False
 
     block_b: int  # rows and
     block_h: int  # columns of a program's tile of h_t

@@ -11,7 +11,18 @@ from torch import Tensor
 
 from .hardware import Device
 from .kernels.recurrence import recurrence
-from .launcher import CELLS, POINTERS, TRITON_DTYPES, Launcher, compiled_ahead, empty, strided, whole
+from .launcher import (
+    CELLS,
+    POINTERS,
+    TRITON_DTYPES,
+    Launcher,
+    compiled_ahead,
+    empty,
+    shared,
+    strided,
+    strided_models,
+    whole,
+)
 from .plans import SIZES, Problem, SingleCta
 
 # The pointer parameters of the kernel, in order; an absent tensor is never read.
@@ -21,14 +32,14 @@ BACKWARD = tuple(name in ("w_rec", "first", "u", "saved", "out") for name in TEN
 
 
 class Site:
-    """What is known of a call from its problem and plan alone."""
+    """What is known of a call from its problem and plan alone.  Every tensor of an ensemble's call has M in front."""
 
     def __init__(self, problem: Problem, plan: SingleCta) -> None:
         self.problem = problem
         self.plan = plan
         self.input_unit = _input_unit(problem, plan)
         self.state_unit = _state_unit(plan)
-        grid = (math.ceil(problem.B / plan.block_b), 1, 1)
+        grid = (math.ceil(problem.B / plan.block_b), problem.models, 1)
         self.launch = Launcher(recurrence, grid, functools.partial(constants, problem, plan), options(plan))
 
     def forward(
@@ -41,37 +52,53 @@ class Site:
         h0: Tensor | None,
         reverse: bool,
     ) -> tuple[Tensor, Tensor]:
-        T, B, _ = x.shape
-        H = w_hh.shape[0]
-        x, stride_t, stride_b = strided(x, self.input_unit)
+        *M, T, B, _ = x.shape
+        H = w_hh.shape[-1]
+        per_model = stride_m = 0
+        if M:
+            x, stride_t, stride_b, stride_m = strided_models(x, self.input_unit)
+            (w_ih, w_hh, b_ih, b_hh, h0), per_model = _per_model(w_ih, w_hh, b_ih, b_hh, h0)
+        else:
+            x, stride_t, stride_b = strided(x, self.input_unit)
         b_ih = None if b_ih is None else whole(b_ih)
         b_hh = None if b_hh is None else whole(b_hh)
         h0 = None if h0 is None else whole(h0)
-        y = empty(x, T, B, H)
-        hn = empty(x, B, H)
+        y = empty(x, *M, T, B, H)
+        hn = empty(x, *M, B, H)
         tensors = (x, whole(w_ih), self._w_rec(w_hh), b_ih, b_hh, h0, None, None, y, hn)
-        self.launch(tensors, y, (T, B, int(reverse), stride_t, stride_b, 0, 0))
+        self.launch(tensors, y, (T, B, int(reverse), stride_t, stride_b, 0, 0, per_model, stride_m, 0))
         return y, hn
 
     def backward(
         self, w_hh: Tensor, y: Tensor, dy: Tensor | None, dhn: Tensor | None, reverse: bool
     ) -> Tensor:
-        T, B, H = y.shape
-        stride_t = stride_b = 0
+        *M, T, B, H = y.shape
+        per_model = stride_t = stride_b = stride_m = 0
+        if M:
+            (_, w_hh, _, _, dhn), per_model = _per_model(None, w_hh, None, None, dhn)
         if dy is not None:
-            dy, stride_t, stride_b = strided(dy, self.state_unit)
+            if M:
+                dy, stride_t, stride_b, stride_m = strided_models(dy, self.state_unit)
+            else:
+                dy, stride_t, stride_b = strided(dy, self.state_unit)
         dhn = None if dhn is None else whole(dhn)
-        da = empty(y, T, B, H)
+        da = empty(y, *M, T, B, H)
         tensors = (None, None, self._w_rec(w_hh), None, None, dhn, dy, whole(y), da, None)
-        self.launch(tensors, da, (T, B, int(not reverse), 0, 0, stride_t, stride_b))
+        self.launch(tensors, da, (T, B, int(not reverse), 0, 0, stride_t, stride_b, per_model, 0, stride_m))
         return da
 
     def _w_rec(self, w_hh: Tensor) -> Tensor:
         """W_hh as the plan wants it in global memory"""
         if self.plan.pad_w_hh:
-            missing = self.plan.h_pad - w_hh.shape[0]
+            missing = self.plan.h_pad - w_hh.shape[-1]
             w_hh = torch.nn.functional.pad(w_hh, (0, missing, 0, missing))
         return whole(w_hh)
+
+
+def _per_model(*tensors: Tensor | None) -> tuple[tuple[Any, ...], int]:
+    """w_in, w_rec, bias0, bias1 and first of an ensemble, without M where the models share one; bit i: the i-th has it."""
+    parts = tuple([shared(t) for t in tensors])
+    return parts, sum(1 << i for i, (t, part) in enumerate(zip(tensors, parts, strict=True)) if part is t is not None)
 
 
 def compile_ahead(problem: Problem, plan: SingleCta, device: Device) -> Any:
@@ -109,6 +136,7 @@ def constants(problem: Problem, p: SingleCta, present: tuple[bool, ...]) -> dict
         HAS_U=has["u"],
         HAS_SAVED=has["saved"],
         HAS_LAST=has["last"],
+        MODELS=problem.models > 1,
         X_ALIGNED=inputs,
         W_ALIGNED=inputs,
         W_REC_ALIGNED=p.pad_w_hh or units,

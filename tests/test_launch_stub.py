@@ -16,6 +16,7 @@ from stub_cuda import stub
 
 pytestmark = pytest.mark.compiled
 
+ONE_MODEL = [0, 0, 0]  # which tensors are per model, and how far the models' x and u lie apart
 TOO_LARGE = "RuntimeError: Triton Error [CUDA]: too many blocks in cooperative launch"
 
 FORWARD = dict(direction="forward", dtype="bf16", T=3)
@@ -26,6 +27,8 @@ PROBLEMS = {
     "single_cta-forward": dict(FORWARD, B=9, I=16, H=32),
     "single_cta-backward": dict(BACKWARD, B=9, I=16, H=32),
     "single_cta-shared": dict(FORWARD, B=8, I=512, H=128),  # W_ih in shared memory: above the 48 KB that are free
+    "single_cta-ensemble": dict(FORWARD, B=9, I=16, H=32, M=5),
+    "single_cta-ensemble-backward": dict(BACKWARD, B=9, I=16, H=32, M=5),
     "grid-forward": dict(FORWARD, B=16, I=32, H=512, override=dict(regime="grid", units=16, groups=2)),
     "grid-backward": dict(BACKWARD, B=16, I=32, H=512, override=dict(regime="grid", groups=2, protocol="counter")),
     "per_step-forward": dict(FORWARD, B=8, I=32, H=320, override=dict(regime="per_step")),
@@ -67,7 +70,8 @@ def named(call, launch):
 
 
 def single_cta(problem, plan):
-    return [dict(kernel="recurrence", grid=[math.ceil(problem["B"] / plan["block_b"]), 1, 1], cooperative=False)]
+    tiles = math.ceil(problem["B"] / plan["block_b"])
+    return [dict(kernel="recurrence", grid=[tiles, problem.get("M", 1), 1], cooperative=False)]
 
 
 def grid(problem, plan):
@@ -133,12 +137,27 @@ def test_the_parameters_of_the_single_cta_kernel(answers):
     for call in answers["single_cta-forward"]["calls"]:
         (launch,) = launches(call)
         tensors = ["x", "w_ih", "w_hh", "b_ih", "b_hh", "h0", "y", "y", "y", "hn"]
-        assert named(call, launch) == [*tensors, 3, 9, 0, 9 * 16 // 8, 16 // 8, 0, 0, 0, 0]
+        assert named(call, launch) == [*tensors, 3, 9, 0, 9 * 16 // 8, 16 // 8, 0, 0, *ONE_MODEL, 0, 0]
     for call in answers["single_cta-backward"]["calls"]:
         (launch,) = launches(call)
         tensors = ["da", "da", "w_hh", "da", "da", "dhn", "dy", "y", "da", "da"]
         unit = 2 * 32 // 16 // answers["single_cta-backward"]["plan"]["warps"]
-        assert named(call, launch) == [*tensors, 3, 9, 1, 0, 0, 9 * 32 // unit, 32 // unit, 0, 0]
+        assert named(call, launch) == [*tensors, 3, 9, 1, 0, 0, 9 * 32 // unit, 32 // unit, *ONE_MODEL, 0, 0]
+
+
+def test_the_parameters_of_an_ensemble(answers):
+    """W_ih and h0 are shared; the models' x lie T B I elements apart, dy T B H"""
+    for call in answers["single_cta-ensemble"]["calls"]:
+        (launch,) = launches(call)
+        tensors = ["x", "w_ih", "w_hh", "b_ih", "b_hh", "h0", "y", "y", "y", "hn"]
+        strides = [9 * 16 // 8, 16 // 8, 0, 0, 0b01110, 3 * 9 * 16 // 8, 0]
+        assert named(call, launch) == [*tensors, 3, 9, 0, *strides, 0, 0]
+    for call in answers["single_cta-ensemble-backward"]["calls"]:
+        (launch,) = launches(call)
+        tensors = ["da", "da", "w_hh", "da", "da", "dhn", "dy", "y", "da", "da"]
+        unit = 2 * 32 // 16 // answers["single_cta-ensemble-backward"]["plan"]["warps"]
+        strides = [0, 0, 9 * 32 // unit, 32 // unit, 0b10010, 0, 3 * 9 * 32 // unit]
+        assert named(call, launch) == [*tensors, 3, 9, 1, *strides, 0, 0]
 
 
 def test_the_parameters_of_the_grid_kernel(answers):

@@ -1,8 +1,8 @@
 """`python run.py CASES`: carries out launches against the stub libcuda and prints, as JSON, what reached the driver.
 
 CASES is a JSON list.  A case with "H" is a problem given to rnn_triton.launch:
-    direction, dtype, T, B, I, H    and, where wanted, precision, override {field: value} and sms, the number of SMs that
-                                    the planner is told of (the stub has 132)
+    direction, dtype, T, B, I, H    and, where wanted, precision, override {field: value}, sms, the number of SMs that the
+                                    planner is told of (the stub has 132), and M, models that share w_ih and h0
 A case with "grid" launches a kernel of no use in so many programs:  grid and, where wanted, cooperative, num_ctas.
 
 An answer is {"plan": the plan's fields or null, "ahead": the hash of the kernel compiled ahead of time, "calls": one for each of CALLS calls with the same tensors}, a call
@@ -89,14 +89,17 @@ def problem(case, log, observed):
     T, B, I, H = (case[name] for name in "TBIH")
     precision = case.get("precision")
 
-    def tensor(*shape):
-        return torch.zeros(shape, dtype=dtype)
+    M = [case["M"]] if "M" in case else []
+
+    def tensor(*shape, shared=False):
+        t = torch.zeros(shape if shared else (*M, *shape), dtype=dtype)
+        return t.expand(*M, *shape) if shared else t
 
     record = dataclasses.replace(hardware.RECORDS["sm_90"], sms=case.get("sms", 132))
     hardware.of = lambda device: record  # CPU tensors pass for CUDA ones
     if case["direction"] == "forward":
         shapes = dict(x=(T, B, I), w_ih=(H, I), w_hh=(H, H), b_ih=(H,), b_hh=(H,), h0=(B, H))
-        given = {name: tensor(*shape) for name, shape in shapes.items()}
+        given = {name: tensor(*shape, shared=name in ("w_ih", "h0")) for name, shape in shapes.items()}
 
         def function():
             y, hn = launch.forward(*given.values(), "tanh", False, precision)
@@ -109,7 +112,7 @@ def problem(case, log, observed):
 
     with plan.overriding(**case["override"]) if case.get("override") else contextlib.nullcontext():
         inputs = I if case["direction"] == "forward" else 1
-        of = plan.Problem(case["direction"], B, inputs, H, case["dtype"], precision, "tanh")
+        of = plan.Problem(case["direction"], B, inputs, H, case["dtype"], precision, "tanh", *M)
         p = plan.plan(of, record)
         ahead = launch.compile_ahead(of, p, record).hash
         return {"plan": plans.fields(p), "ahead": ahead, "calls": calls(function, given, log, observed)}
