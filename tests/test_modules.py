@@ -1,4 +1,4 @@
-"""RNN and RNNCell beside torch.nn's, whose answers, errors and habits are the expected values, and SimpleRNN."""
+"""RNN beside torch.nn.RNN, whose answers, errors and habits are the expected values, and SimpleRNN."""
 
 import copy
 import io
@@ -9,47 +9,15 @@ import warnings
 
 import pytest
 import torch
+from support.pairs import STACKS, TOLERANCE, B, H, I, T, data, outcome, pair, same
 from support.problems import gradients, like
 from torch import nn
 from torch.nn.utils import parametrizations, prune
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import rnn_triton
 
-I, H, T, B = 3, 4, 5, 2
 KEYS = ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"]
-# fp64: 2^-53 a rounding, T * sqrt(I + H) < 15 of them deep, on values up to about 10, and a decade to spare
-TOLERANCE = dict(rtol=0, atol=10 * 15 * 10 * 2.0**-53)
-
-
-def pair(*arguments, dtype=torch.float64, **options):
-    """Ours and torch's, with the same weights."""
-    ours = rnn_triton.RNN(*(arguments or (I, H)), dtype=dtype, **options)
-    theirs = nn.RNN(*(arguments or (I, H)), dtype=dtype, **options)
-    theirs.load_state_dict(ours.state_dict())
-    return ours, theirs
-
-
-def data(*shape, dtype=torch.float64, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
-def outcome(call):
-    """What a call raises, as (class, message), its results otherwise."""
-    try:
-        return call()
-    except Exception as error:
-        return type(error), str(error)
-
-
-def same(ours, theirs, x, hx=None):
-    """Outputs, h_n and all gradients."""
-    arguments = [t.detach().requires_grad_() for t in (x, hx) if t is not None]
-    results = []
-    for module in (ours, theirs):
-        outputs = module(*arguments)
-        results.append((outputs, gradients(outputs, like(outputs), [*arguments, *module.parameters()])))
-    torch.testing.assert_close(*results, **TOLERANCE)
 
 
 # ---- construction ------------------------------------------------------------------------------------------
@@ -158,6 +126,37 @@ def test_forward_and_gradients(nonlinearity, bias, batch_first, hx, batched):
     assert [o.shape for o in ours(x, state)] == [o.shape for o in theirs(x, state)]
     same(ours, theirs, x, state)
     same(ours.eval(), theirs.eval(), x, state)
+
+
+@pytest.mark.parametrize("options", STACKS)
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("hx", [False, True])
+@pytest.mark.parametrize("batched", [False, True])
+def test_layers_and_directions(options, batch_first, hx, batched):
+    ours, theirs = pair(batch_first=batch_first, **options)
+    states = len(ours.all_weights)
+    x = data(T, I) if not batched else data(B, T, I) if batch_first else data(T, B, I)
+    state = None if not hx else data(states, B, H, seed=1) if batched else data(states, H, seed=1)
+    assert [o.shape for o in ours(x, state)] == [o.shape for o in theirs(x, state)]
+    same(ours, theirs, x, state)
+
+
+@pytest.mark.parametrize("rate", [0.3, 1.0])
+@pytest.mark.parametrize("packed", [False, True])
+def test_dropout_is_torch_s_seed_for_seed(rate, packed):
+    ours, theirs = pair(num_layers=3, bidirectional=True, dropout=rate)
+    x = pack_sequence([data(n, I, seed=n) for n in (5, 3, 3)]) if packed else data(T, B, I)
+    for training in (True, False):
+        results = []
+        for module in (ours.train(training), theirs.train(training)):
+            torch.manual_seed(3)
+            results.append(module(x))
+        torch.testing.assert_close(*results, **TOLERANCE)
+    torch.manual_seed(3)
+    assert not torch.allclose(ours.train()(x)[1][2:], results[0][1][2:])  # it does something
+
+
+# ---- sizes, strides, errors --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (0, 1), (1, 1), (7, 1), (1, 5)])
@@ -277,11 +276,19 @@ def test_weights_are_read_at_call_time():
     same(ours, theirs, x)
 
 
-@pytest.mark.parametrize("parametrize", [parametrizations.orthogonal, parametrizations.weight_norm])
+@pytest.mark.parametrize(
+    "parametrize", [parametrizations.orthogonal, parametrizations.weight_norm, parametrizations.spectral_norm]
+)
 def test_parametrized_weights(parametrize):
-    ours, theirs = (parametrize(module, "weight_hh_l0") for module in pair())
-    theirs.load_state_dict(ours.state_dict())
-    same(ours, theirs, data(T, B, I))
+    for name in ("weight_hh_l0", "weight_ih_l1_reverse"):
+        found = []
+        for module in pair(num_layers=2, bidirectional=True):
+            torch.manual_seed(2)  # spectral_norm starts from a random vector
+            found.append(parametrize(module, name).eval())  # and moves it at each call in training
+        ours, theirs = found
+        theirs.load_state_dict(ours.state_dict())
+        same(ours, theirs, data(T, B, I))
+        assert repr(ours).replace("ParametrizedRNN", "") == repr(theirs).replace("ParametrizedRNN", "")
 
 
 def test_pruned_weights():
@@ -364,6 +371,16 @@ def test_compiles_into_one_graph(batch_first):
             )
 
 
+@pytest.mark.parametrize("options", STACKS)
+def test_stacks_compile_into_one_graph(options):
+    torch._dynamo.reset()
+    module = rnn_triton.RNN(I, H, dtype=torch.float64, **options)
+    compiled = torch.compile(module, backend="eager", fullgraph=True, dynamic=True)
+    for steps, batch in ((T, B), (3, 4)):
+        x, hx = data(steps, batch, I), data(len(module.all_weights), batch, H)
+        torch.testing.assert_close(compiled(x, hx), module(x, hx), **TOLERANCE)
+
+
 def test_export():
     module = rnn_triton.RNN(I, H, dtype=torch.float64)
     steps, batch = torch.export.Dim("T"), torch.export.Dim("B")
@@ -401,6 +418,19 @@ def test_simple_rnn(nonlinearity, bias, batch_first, batched, hx):
     state = None if not hx else data(1, B, H, seed=1) if batched else data(1, H, seed=1)
     assert [o.shape for o in ours(x, state)] == [o.shape for o in theirs(x, state)]
     same(ours, theirs, x, state)
+
+
+def test_simple_rnn_in_layers_directions_and_packed():
+    model = rnn_triton.SimpleRNN(I, H, 6, num_layers=2, bidirectional=True, dtype=torch.float64)
+    theirs = nn.RNN(I, H, 2, bidirectional=True, dtype=torch.float64)
+    theirs.load_state_dict(model.rnn.state_dict())
+    for x in (data(T, B, I), pack_sequence([data(n, I) for n in (2, 4, 3)], enforce_sorted=False)):
+        outputs, h_n = model(x)
+        expected, expected_h_n = theirs(x)
+        if isinstance(x, PackedSequence):
+            assert outputs.unsorted_indices is x.unsorted_indices
+            outputs, expected = outputs.data, expected.data
+        torch.testing.assert_close((outputs, h_n), (model.readout(expected), expected_h_n), **TOLERANCE)
 
 
 def test_simple_rnn_learns_to_count():
