@@ -472,6 +472,16 @@ torch.library.register_vmap(f"{_NAMESPACE}::rnn_forward", _vmap_forward)
 torch.library.register_vmap(f"{_NAMESPACE}::rnn_backward", _vmap_backward)
 
 
+def _only_maps() -> bool:
+    """Is every transform that is active a vmap?"""
+    interpreters = torch._C._functorch.get_interpreter_stack() or ()
+    return all(i.key() == torch._C._functorch.TransformType.Vmap for i in interpreters)
+
+
+# What torch.compiler.assume_constant_result sets, which would import all of Dynamo here: it asks while it traces.
+setattr(_only_maps, "_dynamo_marked_constant", True)
+
+
 # ---- entry -------------------------------------------------------------------------------------------------
 
 
@@ -488,7 +498,7 @@ def rnn(
 ) -> tuple[Tensor, Tensor]:
     """(y, hn), differentiable to any order, under every transform."""
     if torch.compiler.is_compiling():
-        if torch._C._are_functorch_transforms_active():
+        if torch._C._are_functorch_transforms_active() and not _only_maps():
             # compile(grad(f)), compile(jvp(f)): Dynamo can take neither the Functions above nor the op's
             # autograd through torch.func's transforms; tangents would even come out as zeros
             return reference.rnn(x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, reverse)

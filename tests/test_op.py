@@ -630,8 +630,32 @@ def test_compile_of_transforms(which):
             [w_hh, *like([w_hh])],
         ),
     }[which]
-    compiled = torch.compile(transform(rnn), backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(compiled(*arguments), transform(reference.rnn)(*arguments))
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    expected = transform(reference.rnn)(*arguments)
+    for each in ("aot_eager", backend):
+        torch._dynamo.reset()
+        compiled = torch.compile(transform(rnn), backend=each, fullgraph=True)
+        torch.testing.assert_close(compiled(*arguments), expected)
+    targets = {node.target for graph in graphs for node in graph.graph.nodes}
+    assert (torch.ops.rnn_triton.rnn_forward.default in targets) == which.startswith("vmap")
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_compile_of_an_ensemble_trains():
+    x, w_ih, w_hh, *rest = detached(problem(3, 2, 4, 5))
+    stack = torch.stack(like([w_hh] * 3)).requires_grad_()
+
+    def gradient(function, run):
+        y, hn = run(torch.vmap(lambda w: function(x, w_ih, w, *rest)))(stack)
+        return torch.autograd.grad(y.pow(2).sum() + hn.sum(), stack)
+
+    compiled = gradient(rnn, lambda f: torch.compile(f, backend="aot_eager", fullgraph=True))
+    torch.testing.assert_close(compiled, gradient(reference.rnn, lambda f: f))
 
 
 class Layer(torch.nn.Module):
