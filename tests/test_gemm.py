@@ -49,6 +49,20 @@ def test_values(M, N, K, precision, device):
         assert error > 8 * PER_PRODUCT["tf32x3"], "computed more exactly than asked: slower, and hides a bug"
 
 
+@pytest.mark.parametrize("M, N, K", [(33, 17, 31), (5, 3, 1100)])
+def test_several_products_in_one_launch(M, N, K, device):
+    """P of them, of any strides, an expanded one in place; each is what it is alone"""
+    pairs = [matrices(M, N, K, device, seed) for seed in range(3)]
+    a, b = (torch.stack(column) for column in zip(*pairs))
+    one = b[:1].expand(3, -1, -1)
+    for many_a, many_b in ((a, b), (a.mT.contiguous().mT, b), (a, one), (a[:1].expand(3, -1, -1), b)):
+        out = gemm.triton_matmul(many_a, many_b, "tf32x3")
+        assert out.shape == (3, M, N)
+        for got, left, right in zip(out, many_a, many_b, strict=True):
+            assert torch.equal(got, gemm.triton_matmul(left, right, "tf32x3"))
+    check(a[1], b[1], "tf32x3")
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_strides(precision, device):
     a, b = matrices(40, 36, 70, device)
@@ -136,6 +150,7 @@ def test_tiling_covers_k_once():
 def test_tiling_fills_the_device():
     assert gemm.tiling(256, 256, 1_000_000, 132).splits == 33  # 8 tiles: 264 programs for 132 SMs
     assert gemm.tiling(1_000_000, 64, 256, 132).splits == 1
+    assert gemm.tiling(256, 256, 1_000_000, 132, products=8).splits == 4  # 64 tiles
 
 
 # Which code runs
@@ -160,9 +175,10 @@ def test_torch_where_its_setting_serves(monkeypatch, setting, current, kernel_ru
         a, b = torch.empty(3, 4, device="cuda"), torch.empty(4, 5, device="cuda")
         for precision in PRECISIONS:
             gemm.matmul(a, b, precision)
+            gemm.matmul(a.expand(2, -1, -1), b.expand(2, -1, -1), precision)
         for dtype in (torch.float16, torch.bfloat16, torch.float64):
             assert gemm.matmul(a.to(dtype), b.to(dtype), None).dtype == dtype
-    assert set(ran) == kernel_runs_for and len(ran) == len(kernel_runs_for)
+    assert set(ran) == kernel_runs_for and len(ran) == 2 * len(kernel_runs_for)
     assert setting.fp32_precision == current
 
 
@@ -171,6 +187,8 @@ def test_cpu_is_torchs(dtype):
     a, b = torch.randn(6, 7).to(dtype), torch.randn(7, 5).to(dtype)
     for precision in PRECISIONS if dtype == torch.float32 else (None,):
         assert torch.equal(gemm.matmul(a, b, precision), torch.mm(a, b))
+        many = gemm.matmul(a.expand(2, -1, -1), torch.stack([b, b.flip(0)]), precision)
+        assert torch.equal(many, torch.stack([torch.mm(a, b), torch.mm(a, b.flip(0))]))
 
 
 def test_autocast_does_not_reach_in():
