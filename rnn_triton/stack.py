@@ -38,24 +38,29 @@ def rnn(
     if runs is not None:
         layer = functools.partial(packed.rnn, runs=runs)
     each = 4 if bias else 2
-    per_layer = 2 * each if bidirectional else each
-    single = len(weights) == each  # indexing is quicker than unbind and unsqueeze
-    states = None if h0 is None else (h0[0],) if single else h0.unbind(0)
+    if len(weights) == each:
+        h = None if h0 is None else h0[0]
+        y, hn = layer(x, *weights, h0=h, nonlinearity=nonlinearity, precision=precision)
+        return y, hn[None]
+
+    states = [None] * (len(weights) // each) if h0 is None else h0.unbind(0)
+    directions = 2 if bidirectional else 1
     h_n: list[Tensor] = []
-    for first in range(0, len(weights), per_layer):
-        if first and dropout:
+    while len(h_n) < len(states):
+        if h_n and dropout:
             x = nn.functional.dropout(x, dropout)
         ys = []
-        for i in range(first, first + per_layer, each):
+        for direction in range(directions):
+            i = len(h_n)
             y, hn = layer(
                 x,
-                *weights[i : i + each],
-                h0=states if states is None else states[len(h_n)],
+                *weights[i * each : (i + 1) * each],
+                h0=states[i],
                 nonlinearity=nonlinearity,
-                reverse=i > first,
+                reverse=direction == 1,
                 precision=precision,
             )
             ys.append(y)
             h_n.append(hn)
         x = torch.cat(ys, -1) if bidirectional else y
-    return x, hn[None] if single else torch.stack(h_n)
+    return x, torch.stack(h_n)
