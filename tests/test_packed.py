@@ -89,6 +89,16 @@ def test_packed_calls_are_as_many_as_different_lengths(monkeypatch):
     assert shapes == [(1, 5, I), (1, 3, I), (4, 2, I)]
 
 
+def test_nothing_is_read_off_the_device():
+    """Meta tensors have no data to wait for: whoever asks for some fails."""
+    x, _ = packed((2, 5, 1, 3), enforce_sorted=False)
+    module = rnn_triton.RNN(I, H, 2, bidirectional=True, dropout=0.5, dtype=torch.float64, device="meta")
+    rows, order = x.data.to("meta").requires_grad_(), [t.to("meta") for t in x[2:]]
+    output, h_n = module(PackedSequence(rows, x.batch_sizes, *order), torch.zeros(4, 4, H, device="meta").double())
+    (output.data.sum() + h_n.sum()).backward()
+    assert rows.grad.shape == rows.shape and output.data.shape == (11, 2 * H) and h_n.shape == (4, 4, H)
+
+
 def test_packed_errors():
     ours, theirs = pair()
     x, _ = packed((3, 2))
