@@ -144,6 +144,17 @@ def test_what_models_share_is_read_where_it_lies(kind, shared, device, launches)
     assert all(given[i].data_ptr() == t.data_ptr() for i, t in enumerate(tensors))
 
 
+def test_a_copy_of_what_models_share_is_one(device, launches):
+    """x and h0 in the middle of a 16-byte vector, where kernels cannot read"""
+    launches.run = False
+    x, *weights, h0 = members("bf16", 2, 3, 16, 16, device)[0]
+    x, h0 = (torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape).expand(M, *t.shape) for t in (x, h0))
+    op._run_forward(x, *[t.expand(M, *t.shape) for t in weights], h0, "tanh", False, None)
+    [(given, scalars)] = launches
+    assert given[0].numel() == x[0].numel() and given[5].numel() == h0[0].numel()
+    assert scalars[-3:] == (0, 0, 0)
+
+
 class Recorder(TorchDispatchMode):
     def __init__(self):
         super().__init__()
@@ -210,12 +221,11 @@ def test_homes_of_the_weights(kind, I, H, home, device):
 def test_a_crowded_chip_takes_tiles_of_16(kind, device, monkeypatch):
     """More batch tiles of 8, of all models together, than there are SMs"""
     of = hardware.of
-    monkeypatch.setattr(launch.hardware, "of", lambda d: dataclasses.replace(of(d), sms=M))
+    monkeypatch.setattr(launch.hardware, "of", lambda d: dataclasses.replace(of(d), sms=4))
     launch._site.cache_clear()
     try:
-        call = (19, 40, 24, KINDS[kind][0], None, "tanh", torch.device(device))
-        small = (16, *call[1:])
-        assert launch._site(("forward", *small), ()).plan.block_b == 8
+        call = (19, 40, 24, KINDS[kind][0], None, "tanh", torch.device(device))  # three tiles of 8, six of two models
+        assert launch._site(("forward", *call), ()).plan.block_b == 8
         assert launch._site(("forward", M, *call), ()).plan.block_b == 16
         check(kind, members(kind, 1, 19, 40, 24, device))
     finally:
@@ -403,7 +413,7 @@ def test_per_sample_gradients_of_an_ensemble(h0, device, launches):
 
 def test_ensembles_of_ensembles(device, launches):
     (x, *rest) = stacked(members("fp64", 3, 2, 4, 5, device))[1]
-    w_hh = torch.stack(like([rest[1]] * 2))  # [2, M, H, H]
+    w_hh = torch.stack(like([rest[1]] * 3))  # [3, M, H, H]
     dims = (None, None, 0, None, None, None)
 
     def transform(f):
@@ -548,8 +558,8 @@ def test_the_kernel_of_an_ensemble(job):
     many = dataclasses.replace(one, models=2)
     p = plan.plan(many, device)
     present = (True,) * len(single_cta.TENSORS)
-    constants = single_cta.constants(many, p, present)
-    assert constants == {**single_cta.constants(one, p, present), "MODELS": True}
+    of_one = single_cta.constants(one, p, present)
+    assert single_cta.constants(many, p, present) == {**of_one, "MODELS": True} and not of_one["MODELS"]
     check_compiled(launch.compile_ahead(many, p, device), many, p, device)
 
 

@@ -1,0 +1,172 @@
+"""Three models trained twice, with torch.nn.RNN and with rnn_triton's, from the same seeds: the loss curves agree.
+
+Ours trains through the kernels, by interpreter or on a GPU, torch's on the CPU, both in the same dtype and by SGD.
+Tolerance of a loss after n steps: a step of T time steps rounds sums of K = I + H products, and all these roundings are
+independent, so that what they do to the weights, and to the loss, adds up in quadrature:
+
+    4 sqrt(n T K) 2^-p max(1, loss)          p = 24 for fp32, 53 for fp64
+
+4 covers both implementations, the readout, and the way back; training at these rates amplifies little.  bf16 (by autocast, weights in fp32): a gradient is off by
+the tolerance of tests/test_kernels.py at most, so the way that the weights go is, and so is what the loss loses by it.
+"""
+
+import codecs
+import contextlib
+import csv
+import importlib.util
+import io
+from pathlib import Path
+
+import pytest
+import torch
+from test_kernels import KINDS, tolerance
+from torch import nn
+from torch.nn.functional import cross_entropy, mse_loss
+
+import rnn_triton
+
+STEPS = 50
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Net(nn.Module):
+    """[encoder,] recurrence and readout; `cell` is torch.nn.RNN or rnn_triton.RNN"""
+
+    def __init__(self, cell, inputs, hidden, outputs, symbols=0, **options):
+        super().__init__()
+        self.encoder = nn.Embedding(symbols, inputs) if symbols else nn.Identity()
+        self.rnn = cell(inputs, hidden, **options)
+        self.readout = nn.Linear(hidden, outputs)
+
+    def forward(self, x, h=None):
+        y, h = self.rnn(self.encoder(x), h)
+        return self.readout(y), h
+
+
+def pair(kind, device, seed, *sizes, **options):
+    """(ours, torch's) of the same initial weights: the seed gives both the same numbers"""
+    nets = []
+    for cell, more in ((rnn_triton.RNN, dict(precision=KINDS[kind][1])), (nn.RNN, {})):
+        torch.manual_seed(seed)
+        nets.append(Net(cell, *sizes, **options, **more))
+    ours, theirs = nets
+    assert all(map(torch.equal, ours.parameters(), theirs.parameters()))
+    return prepared(kind, device, ours, theirs)
+
+
+def prepared(kind, device, ours, theirs):
+    dtype = torch.float32 if kind == "bf16" else KINDS[kind][0]
+    return ours.to(device, dtype), theirs.to(torch.float32 if kind == "bf16" else dtype)
+
+
+def train(net, losses_of, steps, rate, kind):
+    """`losses_of(net, device)`: an iterator of the losses to minimise, one a step"""
+    optimiser = torch.optim.SGD(net.parameters(), rate)
+    device = next(net.parameters()).device
+    losses = losses_of(net, device)
+    found = []
+    for _ in range(steps):
+        with torch.autocast(device.type, torch.bfloat16, enabled=kind == "bf16" and isinstance(net.rnn, rnn_triton.RNN)):
+            loss = next(losses)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        found.append(loss.detach())
+    return torch.stack(found).double().cpu()
+
+
+def check(nets, losses_of, *, kind, T, K, rate, least, steps):
+    """The curves agree, and the loss of the last ten steps is `least` of the first ten's at most: something was learned"""
+    ours, theirs = (train(net, losses_of, steps, rate, kind) for net in nets)
+    if kind == "bf16":
+        limit = torch.full_like(theirs, 2 * tolerance("bf16", 2 * T) * theirs.max().item())
+    else:
+        unit = torch.finfo(KINDS[kind][0]).eps / 2
+        n = torch.arange(1, steps + 1, dtype=torch.float64)
+        limit = 4 * (n * T * K) ** 0.5 * unit * theirs.clamp(min=1)
+    assert ((ours - theirs).abs() <= limit).all(), ((ours - theirs).abs() / limit).max()
+    assert ours[-10:].mean() <= least * ours[:10].mean()
+
+
+def variants(default):
+    """(kind, steps): a default, and for long runs the other dtypes and four times the steps"""
+    cases = [(default, STEPS)] + [(k, STEPS) for k in ("fp64", "ieee", "tf32x3", "bf16") if k != default] + [(default, 4 * STEPS)]
+    return pytest.mark.parametrize(
+        "kind, steps", [pytest.param(*c, marks=() if c == cases[0] else pytest.mark.long) for c in cases]
+    )
+
+
+def zen():
+    """The Zen of Python, which every Python distribution carries"""
+    with contextlib.redirect_stdout(io.StringIO()):
+        import this
+    return codecs.decode(this.s, "rot13").lower()
+
+
+@variants("ieee")
+def test_language_model(kind, steps, device):
+    """Characters of a text in two streams, back-propagation truncated to chunks, the state carried from one to the next"""
+    T, B, inputs, hidden = 3, 4, 8, 16
+    text = zen()
+    symbols = sorted(set(text))
+    codes = torch.tensor([symbols.index(c) for c in text])
+    length = len(codes) // B
+    streams = codes[: B * length].view(B, length).t()  # [length, B]
+
+    def losses(net, device):
+        while True:
+            h = None
+            for t in range(0, length - T - 1, T):
+                chunk = streams[t : t + T + 1].to(device)
+                logits, h = net(chunk[:-1], None if h is None else h.detach())
+                yield cross_entropy(logits.flatten(0, 1).float() if kind == "bf16" else logits.flatten(0, 1), chunk[1:].flatten())
+
+    nets = pair(kind, device, 0, inputs, hidden, len(symbols), symbols=len(symbols))
+    check(nets, losses, kind=kind, T=T, K=inputs + hidden, rate=0.6, least=0.9, steps=steps)
+
+
+@variants("fp64")
+def test_forecast(kind, steps, device):
+    """Sunspot numbers: the next year from five before it"""
+    T, B, hidden = 5, 8, 16
+    with open(Path(__file__).parent / "data" / "sunspots.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["YEAR"]) for row in rows] == list(range(1700, 2009))
+    series = torch.tensor([float(row["SUNACTIVITY"]) for row in rows], dtype=torch.float64) / 100
+    windows = series.unfold(0, T + 1, 1).t().unsqueeze(-1)  # [T + 1, windows, 1]
+
+    def losses(net, device):
+        shuffle = torch.Generator().manual_seed(1)
+        dtype = net.readout.weight.dtype
+        while True:
+            batch = windows[:, torch.randint(windows.shape[1], (B,), generator=shuffle)].to(device, dtype)
+            y, _ = net(batch[:-1])
+            yield mse_loss(y[-1].float() if kind == "bf16" else y[-1], batch[-1])
+
+    nets = pair(kind, device, 0, 1, hidden, 1)
+    check(nets, losses, kind=kind, T=T, K=1 + hidden, rate=0.1, least=0.6, steps=steps)
+
+
+@variants("ieee")
+def test_digits(kind, steps, device, monkeypatch):
+    """examples/digits.py's classifier, narrower"""
+    spec = importlib.util.spec_from_file_location("digits", ROOT / "examples" / "digits.py")
+    digits = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(digits)
+    monkeypatch.setattr(digits, "HIDDEN", 16)
+    B = 8
+    x, digit = digits.load()
+    rows, _ = digits.split(len(digit), seed=0)
+
+    def losses(net, device):
+        dtype = net.readout.weight.dtype
+        while True:
+            for part in rows.split(B):
+                y, _ = net(x[:, part].to(device, dtype))
+                yield cross_entropy(y[-1].float() if kind == "bf16" else y[-1], digit[part].to(device))
+
+    precision = KINDS[kind][1]
+    ours, theirs = digits.build("rnn_triton", 0, precision=precision), digits.build("torch", 0)
+    assert all(map(torch.equal, ours.parameters(), theirs.parameters()))
+    nets = prepared(kind, device, ours, theirs)
+    check(nets, losses, kind=kind, T=8, K=8 + 16, rate=0.2, least=0.93, steps=steps)
