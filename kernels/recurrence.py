@@ -6,11 +6,11 @@ Forward:   W_rec = W_hh,   s = h, x projected by W_ih, u = b_ih + b_hh.
 Backward:  W_rec = W_hh^T, s = da, no projection, u_t = dy_t (stream), saved_t = y_t (stream); dhn is the first p below.
 
 One program (CTA) owns BLOCK_B rows of the batch of one model and all H hidden units: the grid is batch tiles x models, and
-an ordinary call has one model.  On chip for the whole launch: W_rec (registers;
-in the fma forms wherever Triton puts it), W_in where its home is "registers" or "shared", the bias.  The state never
-leaves the CTA between steps: its accumulator tile is rounded to the storage dtype and becomes the next operand B through
-shared memory.  That is the exchange of a group of one CTA; invariant: nobody reads s_{t-1} before the CTA barrier
-behind its last store, which is the one Triton places inside the layout conversion.
+an ordinary call has one model.  On chip for the whole launch: W_rec (registers; in the fma forms wherever Triton puts it),
+W_in where its home is "registers" or "shared", the bias.  The state never leaves the CTA between steps: its accumulator
+tile is rounded to the storage dtype and becomes the next operand B through shared memory.  That is the exchange of a group
+of one CTA; invariant: nobody reads s_{t-1} before the CTA barrier behind its last store, which is the one Triton places
+inside the layout conversion.
 
 A step, in order:
     issue the loads of x_{t+2} and of the streams of t+1   (raw words; they land during the step)

@@ -76,11 +76,10 @@ class Site:
         per_model = stride_t = stride_b = stride_m = 0
         if M:
             (_, w_hh, _, _, dhn), per_model = _per_model(None, w_hh, None, None, dhn)
-        if dy is not None:
-            if M:
+            if dy is not None:
                 dy, stride_t, stride_b, stride_m = strided_models(dy, self.state_unit)
-            else:
-                dy, stride_t, stride_b = strided(dy, self.state_unit)
+        elif dy is not None:
+            dy, stride_t, stride_b = strided(dy, self.state_unit)
         dhn = None if dhn is None else whole(dhn)
         da = empty(y, *M, T, B, H)
         tensors = (None, None, self._w_rec(w_hh), None, None, dhn, dy, whole(y), da, None)
