@@ -5,7 +5,7 @@
 Forward:   W_rec = W_hh,   s = h, x projected by W_ih, u = b_ih + b_hh.
 Backward:  W_rec = W_hh^T, s = da, no projection, u_t = dy_t (stream), saved_t = y_t (stream); dhn is the first p below.
 
-One program (CTA) owns BLOCK_B rows of the batch of one model and all H hidden units: the grid is batch tiles x models, and
+One program (CTA) owns BLOCK_B rows of the batch of one model and all H hidden units: the grid is models x batch tiles, and
 an ordinary call has one model.  On chip for the whole launch: W_rec (registers; in the fma forms wherever Triton puts it),
 W_in where its home is "registers" or "shared", the bias.  The state never leaves the CTA between steps: its accumulator
 tile is rounded to the storage dtype and becomes the next operand B through shared memory.  That is the exchange of a group
@@ -161,7 +161,12 @@ def recurrence(
 ):
     ACC: tl.constexpr = tl.float64 if DTYPE == tl.float64 else tl.float32
     N_CHUNKS: tl.constexpr = (I + CHUNK - 1) // CHUNK if W_IN_HOME == "registers" or W_IN_HOME == "shared" else 0
-    row0 = tl.program_id(0) * BLOCK_B
+    tile = tl.program_id(0)
+    if MODELS:  # one dimension of the grid, since the second ends at 65,535
+        tiles = (B + BLOCK_B - 1) // BLOCK_B
+        model = (tile // tiles).to(tl.int64)
+        tile = tile % tiles
+    row0 = tile * BLOCK_B
     rows = B - row0
     zero = (T < 0).to(tl.int32)
     step_out = tl.cast(B, tl.int64) * H
@@ -181,7 +186,6 @@ def recurrence(
     out_ptr += start
     last_ptr += start
     if MODELS:
-        model = tl.program_id(1).to(tl.int64)
         x_ptr += model * stride_x_m * X_UNIT
         u_ptr += model * stride_u_m * U_UNIT
         w_in_ptr += model * (per_model & 1) * (H * I)

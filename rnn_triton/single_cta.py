@@ -39,7 +39,7 @@ class Site:
         self.plan = plan
         self.input_unit = _input_unit(problem, plan)
         self.state_unit = _state_unit(plan)
-        grid = (math.ceil(problem.B / plan.block_b), problem.models, 1)
+        grid = (problem.models * math.ceil(problem.B / plan.block_b), 1, 1)
         self.launch = Launcher(recurrence, grid, functools.partial(constants, problem, plan), options(plan))
 
     def forward(

@@ -71,7 +71,7 @@ def named(call, launch):
 
 def single_cta(problem, plan):
     tiles = math.ceil(problem["B"] / plan["block_b"])
-    return [dict(kernel="recurrence", grid=[tiles, problem.get("M", 1), 1], cooperative=False)]
+    return [dict(kernel="recurrence", grid=[problem.get("M", 1) * tiles, 1, 1], cooperative=False)]
 
 
 def grid(problem, plan):
