@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from . import cases, compare, environment, explaining, figures, jobs, tables
+from . import cases, environment, figures, jobs, tables
 from .first_run import first_run
 from .providers import PROVIDERS
 
@@ -87,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
         to_compare.add_argument(side, help="a record file, a folder of them, or a commit that has records")
     _common(to_compare)
     to_compare.add_argument("--providers", default="rnn_triton", help="all, or names (default: rnn_triton)")
-    to_compare.add_argument("--within", type=share, default=compare.BAND, help=f"what counts as same ({compare.BAND:.0%})")
+    to_compare.add_argument("--within", type=share, help="what counts as same, such as 2%% (default)")
 
     to_explain = add("explain", _explain, "a case: its plan, estimates, cuDNN's algorithm, what is recorded and published")
     to_explain.add_argument("case")
@@ -121,7 +121,7 @@ def _common(to: argparse.ArgumentParser, budget: bool = False) -> None:
 
 def _cases(to: argparse.ArgumentParser, suite: str | None) -> None:
     to.add_argument("--suite", default=suite, help=f"separated by commas, or all: {', '.join(cases.SUITES)}")
-    to.add_argument("--case", help=f"case names, separated by commas, in place of a suite: {cases.FORM}")
+    to.add_argument("--case", help=f"case names, separated by commas, in place of a suite and dtypes: {cases.FORM}")
 
 
 # ---- commands -------------------------------------------------------------------------------------------------------
@@ -183,9 +183,11 @@ def _report(given: argparse.Namespace, out: Path, deadline: float) -> tuple[str,
 
 
 def _compare(given: argparse.Namespace, out: Path, deadline: float) -> tuple[str, list[str]]:
+    from . import compare  # numpy, which only this and fits need
+
     providers = None if given.providers == "all" else cases.choose(given.providers, tuple(PROVIDERS), "provider")
     known = jobs.known(out)
-    found = compare.compare(compare.load(given.A, known), compare.load(given.B, known), providers, given.within)
+    found = compare.compare(compare.load(given.A, known), compare.load(given.B, known), providers, given.within or compare.BAND)
     for problem in (*found.a.problems, *found.b.problems):
         print(f"skipped {problem}", file=sys.stderr)
     text = [tables.text(compare.HEADINGS, compare.body(found)), "", *compare.summary(found)]
@@ -193,6 +195,8 @@ def _compare(given: argparse.Namespace, out: Path, deadline: float) -> tuple[str
 
 
 def _explain(given: argparse.Namespace, out: Path, deadline: float) -> tuple[str, list[str]]:
+    from . import explaining
+
     device = jobs.architecture(given.arch) if given.arch else None
     return explaining.explain(cases.parse(given.case), device, jobs.load(jobs.known(out))), []
 
@@ -226,7 +230,7 @@ def _host(given: argparse.Namespace, out: Path, deadline: float) -> tuple[str, l
 
 def _chosen(given: argparse.Namespace) -> list[cases.Case]:
     if given.case:
-        return [cases.parse(name.strip()) for name in given.case.split(",")]
+        return list(dict.fromkeys(cases.parse(name.strip()) for name in given.case.split(",")))
     chosen = list(cases.suites(given.suite))
     if hasattr(given, "dtype"):
         dtypes = cases.choose(given.dtype, cases.DTYPES, "dtype")

@@ -256,7 +256,7 @@ def parse(name: str) -> Case:
 
 def choose(text: str, allowed: tuple[str, ...], what: str) -> list[str]:
     """The members of a comma-separated list, each one of `allowed`; ValueError with the nearest names."""
-    chosen = [part.strip() for part in text.split(",") if part.strip()]
+    chosen = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     for part in chosen:
         if part not in allowed:
             raise ValueError(f"unknown {what} {part!r}; {nearest(part, allowed)}")

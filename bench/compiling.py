@@ -8,12 +8,13 @@ falls back on are compiled too. Others' are made over few steps (Provider.prepar
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import queue
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, TimeoutError, as_completed
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from typing import Any
 from unittest import mock
 
@@ -23,6 +24,8 @@ from .cases import Case, Job
 from .progress import Progress
 from .providers import PROVIDERS, tensors
 from .records import OURS
+from .run import short_of
+from .worker import Worker, WorkerError
 
 
 @dataclass(frozen=True)
@@ -35,15 +38,15 @@ class Call:
     provider: str = OURS
 
 
-def calls_of(jobs: Iterable[Job]) -> list[Call]:
-    """What jobs compile: every pass of every provider that is here, compiles anything and runs the case, in their
-    order."""
-    compiling = {name for name, p in PROVIDERS.items() if p.compiles and not p.missing(torch.device("cuda"))}
+def calls_of(jobs: Iterable[Job], here: Collection[str]) -> list[Call]:
+    """What jobs compile, in their order: every pass of every provider that is `here`, compiles anything and runs the case, over
+    both numbers of steps that are timed."""
     return [
-        Call(job.case, pass_, provider=name)
+        Call(case, pass_, provider=name)
         for job in jobs
         for name in job.providers
-        if name in compiling and not PROVIDERS[name].unsupported(job.case)
+        if name in here and PROVIDERS[name].compiles and not PROVIDERS[name].unsupported(job.case)
+        for case in (job.case, short_of(job.case))
         for pass_ in job.passes
     ]
 
@@ -110,7 +113,7 @@ def compile_calls(
     for i, answer in in_parallel(function, distinct, "compiling", seconds):
         done += 1
         if isinstance(answer, BaseException):
-            failures[distinct[i]] = f"{type(answer).__name__}: {answer}"
+            failures[distinct[i]] = str(answer)
     return failures, len(distinct) - done
 
 
@@ -125,28 +128,51 @@ def named(name: str, choices: Mapping[str, Any] | tuple[tuple[str, Any], ...]) -
     return " ".join([name, *(f"{k}={v}" for k, v in told.items())])
 
 
+CALL_TIMEOUT = 120.0  # seconds of one call in a process of a pool
+MOST_PROCESSES = 16  # each may hold a CUDA context and a copy of torch
+
+
 def in_parallel(
     function: Callable[[Any], Any], arguments: Sequence[Any], title: str, seconds: float | None = None
 ) -> Iterator[tuple[int, Any]]:
-    """(index, function(argument)) as each is done, in fresh processes, one a core; an exception in place of a result.
+    """(index, function(argument)) as each is done, in processes, one a core; an exception in place of a result.
 
-    After `seconds` no more are begun, and those left are not in the answers."""
+    A call that dies or takes longer than CALL_TIMEOUT costs itself.  After `seconds` no more are begun, those that run are
+    ended, and neither is in the answers."""
     if not arguments:
         return
-    deadline = None if seconds is None else time.monotonic() + seconds
-    processes = min(len(arguments), os.cpu_count() or 1)
-    with (
-        ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool,
-        Progress(title, len(arguments)) as progress,
-    ):
+    deadline = math.inf if seconds is None else time.monotonic() + seconds
+    processes = min(len(arguments), len(os.sched_getaffinity(0)), MOST_PROCESSES)
+    waiting = iter(enumerate(arguments))
+    answers: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
+    lock = threading.Lock()
+
+    def serve() -> None:
+        with Worker(function) as worker:
+            while True:
+                with lock:
+                    i, argument = next(waiting, (-1, None))
+                left = deadline - time.monotonic()
+                if i < 0 or left <= 0:
+                    break
+                allowed = min(CALL_TIMEOUT, left)
+                try:
+                    answers.put((i, worker.call(argument, allowed)))
+                except WorkerError as error:
+                    if error.status == "error" or allowed == CALL_TIMEOUT:
+                        answers.put((i, error))
+        answers.put((-1, None))  # this thread is done
+
+    threads = [threading.Thread(target=serve, daemon=True) for _ in range(processes)]
+    with Progress(title, len(arguments)) as progress:
         progress.now(f"{processes} processes")
-        futures = {pool.submit(function, argument): i for i, argument in enumerate(arguments)}
-        left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        try:
-            for future in as_completed(futures, left):
-                error = future.exception()
-                yield futures[future], future.result() if error is None else error
-                progress.step(failed=error is not None)
-                progress.now(f"{processes} processes")
-        except TimeoutError:
-            pool.shutdown(cancel_futures=True)
+        for thread in threads:
+            thread.start()
+        while processes:
+            i, answer = answers.get()
+            if i < 0:
+                processes -= 1
+                continue
+            yield i, answer
+            progress.step(failed=isinstance(answer, BaseException))
+            progress.now(f"{processes} processes")

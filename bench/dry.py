@@ -48,11 +48,15 @@ class Flush:
         pass
 
 
-def device_us(calls: Calls, flush: Callable[[], None], budget_s: float) -> dict[str, list[float]]:
+def device_us(
+    calls: Calls, flush: Callable[[], None], budget_s: float, announce: Callable[[str], None] | None = None
+) -> dict[str, list[float]]:
     return {name: [10.0 + 1e-3 * _values(call())] for name, call in calls.items()}
 
 
-def wall_us(calls: Calls, budget_s: float = 0.0) -> dict[str, list[float]]:
+def wall_us(
+    calls: Calls, budget_s: float = 0.0, announce: Callable[[str], None] | None = None
+) -> dict[str, list[float]]:
     return device_us(calls, lambda: None, 0.0)
 
 

@@ -17,7 +17,7 @@ import torch
 import triton
 
 COMMIT = "RNN_TRITON_COMMIT"  # in the environment: the commit of a copy without its git directory
-_MEASURING = ("inputs", "loops", "peers", "providers", "run", "sessions", "timing")  # the files of bench that a time depends on
+_MEASURING = ("check", "inputs", "loops", "peers", "providers", "run", "sessions", "timing")  # the files of bench that a time depends on
 
 _QUERY = {"driver": "driver_version"}
 _CLOCKS = {
@@ -79,7 +79,7 @@ def describe(device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         fields = _QUERY | _CLOCKS
-        line = _output("nvidia-smi", f"--query-gpu={','.join(fields.values())}", "--format=csv,noheader,nounits", "-i", "0")
+        line = _output("nvidia-smi", f"--query-gpu={','.join(fields.values())}", "--format=csv,noheader,nounits", "-i", smi_name(device))
         values = dict(zip(fields, (part.strip() for part in line.splitlines()[0].split(",")))) if line else {}
         from rnn_triton import hardware
 
@@ -92,6 +92,12 @@ def describe(device: torch.device) -> dict[str, Any]:
             "cudnn": torch.backends.cudnn.version(),
         }
     return out
+
+
+def smi_name(device: torch.device) -> str:
+    """The device as nvidia-smi knows it, whatever CUDA_VISIBLE_DEVICES hides"""
+    uuid = str(torch.cuda.get_device_properties(device).uuid)
+    return uuid if uuid.startswith("GPU-") else f"GPU-{uuid}"
 
 
 def _number(text: str) -> float | None:

@@ -37,6 +37,7 @@ from .records import OURS, Writer, read, rows
 from .worker import Worker, WorkerError
 
 FILE = "first-run.jsonl"
+DRY_FILE = "dry-run.jsonl"  # its times are a stub's: nothing else reads it
 SECTIONS = {
     "protocols": "exchange protocols alone",
     "equivalence": "y, hn and all gradients against fp64",
@@ -211,7 +212,7 @@ def first_run(
     function: Callable[[Any], Any] = perform,
     clock: Callable[[], float] = time.monotonic,
 ) -> tuple[str, list[str]]:
-    """(table, failures) after about `budget` seconds at most; records in out/first-run.jsonl as they come.
+    """(table, failures) after about `budget` seconds at most; records in out/first-run.jsonl, dry ones in out/dry-run.jsonl, as they come.
 
     `function` runs in the worker and gets (item, is_dry)."""
     began = clock()
@@ -221,7 +222,8 @@ def first_run(
         described |= {"device": "none (dry run)"}
     failures: list[str] = []
     left: list[Item] = []
-    with Writer(out / FILE, environment.new_run(), described) as writer:
+    path = out / (DRY_FILE if is_dry else FILE)
+    with Writer(path, environment.new_run(), described) as writer:
         failures += _compile(todo, budget * ENDS["compiling"], is_dry)
         settings = {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""} if is_dry else {}
         with Worker(function, settings) as worker, Progress("checking", len(todo)) as progress:
@@ -234,7 +236,7 @@ def first_run(
                 failed = _do(item, is_dry, worker, budget - used, writer)
                 progress.step(failed=bool(failed))
                 failures += failed if item.judges else []
-    return _table(out / FILE, left, is_dry), failures
+    return _table(path, left, is_dry), failures
 
 
 def _compile(todo: Sequence[Item], seconds: float, is_dry: bool) -> list[str]:
@@ -250,9 +252,9 @@ def _compile(todo: Sequence[Item], seconds: float, is_dry: bool) -> list[str]:
 
 def _do(item: Item, is_dry: bool, worker: Worker, seconds: float, writer: Writer) -> list[str]:
     """Do an item and write its records; what failed."""
-    allowed = item.timeout + (0.0 if worker.is_warm else START)
+    allowed = min(item.timeout + (0.0 if worker.is_warm else START), seconds)
     try:
-        found = worker.call((item, is_dry), min(allowed, seconds))
+        found = worker.call((item, is_dry), allowed, allowed)
     except WorkerError as error:
         found = item.blank()
         run.fail(found, error.status, str(error))

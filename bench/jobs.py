@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from . import (
     digits,
     environment,
     figures,
-    fit,
+    first_run,
     host,
     model,
     report,
@@ -39,6 +40,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 CHECK_TIMEOUT = 120.0  # seconds a case
 MOST_PROBLEMS = 5  # lines of a record file that are named one by one
 COMPILING = 0.35  # of a budget, at most, for compiling
+ASKING = 60.0  # seconds for a provider to say whether it is here
 FEW_H = 1024  # what `make bench` compiles of the plans over a group of CTAs
 AFTER_TIMING = 60.0  # seconds of a budget kept for training, host cost, figures
 QUICK_PROVIDERS = ("rnn_triton", "cudnn", "cudnn-layers")  # of `make bench`
@@ -54,8 +56,8 @@ def recorded() -> list[Path]:
 
 
 def known(out: Path) -> list[Path]:
-    """The record files that came with the source, and those of runs in `out`."""
-    return [*recorded(), *sorted(out.glob("*.jsonl"))]
+    """The record files that came with the source, and those of runs in `out`; a dry run's times are nobody's."""
+    return [*recorded(), *(path for path in sorted(out.glob("*.jsonl")) if path.name != first_run.DRY_FILE)]
 
 
 def load(paths: Sequence[Path]) -> list[dict[str, Any]]:
@@ -224,6 +226,8 @@ def model_table(device: Any, chosen: Sequence[cases.Case]) -> str:
 
 def fit_table(records: Sequence[dict[str, Any]]) -> str:
     """The latency model fitted to the records of each device, and the bottleneck of every measured case."""
+    from . import fit  # numpy, which only this and `compare` need
+
     names = sorted({r["environment"]["device"] for r in records if r["kind"] in ("timing", "exchange")})
     parts = []
     for name in names:
@@ -256,12 +260,11 @@ def suites_table() -> str:
 
 
 def providers_table() -> str:
-    device = environment.best_device()
     body = []
-    for provider in PROVIDERS.values():
-        missing = provider.missing(device)
-        version = provider.version() or ("-" if provider.package else "torch's")
-        body.append((provider.name, provider.label, version, missing or "found"))
+    for name, here in providers_here(PROVIDERS).items():
+        provider = PROVIDERS[name]
+        version = here.version or ("-" if provider.package else "torch's")
+        body.append((name, provider.label, version, here.missing or "found"))
     return tables.text(("provider", "what", "version", "here"), body)
 
 
@@ -310,48 +313,85 @@ def run_timing(
     needs_gpu()
     from rnn_triton import hardware
 
-    here = environment.describe(environment.best_device())
+    began = time.monotonic()
+    described = environment.describe(environment.best_device())
     estimate = model_estimate(hardware.of(environment.best_device()))
     before = load(known(out))
-    versions = {name: PROVIDERS[name].version() for name in providers}
-    done = frozenset() if again else schedule.done(before, here, versions)
+    here = providers_here(providers)
+    done = frozenset() if again else schedule.done(before, described, here)
     todo = schedule.jobs(chosen, passes, providers, done)
     waiting = {job.case for job in todo}
     todo = schedule.ordered(todo, [case for case in chosen if case not in waiting], regime)
     took = schedule.took(before)
 
-    def seconds(job: cases.Job) -> float:
-        return schedule.seconds_of(job, took)
+    slower = 1.0  # than expected, as seen so far
 
-    now = time.monotonic()
-    fit, left = schedule.fitting(todo, (1 - COMPILING / 2) * (deadline - now), seconds)
-    print(
-        f"{len(chosen)} cases: {len(chosen) - len(todo)} recorded already, {len(fit)} by estimate fit into "
-        f"{deadline - now:.0f} s, {len(left)} do not",
-        flush=True,
-    )
-    failed, cut = compile_calls(calls_of(fit), COMPILING * (deadline - now))
-    for call, message in failed.items():
-        print(f"compiling {call.case.name}: {message}", file=sys.stderr)
-    if cut:
-        print(f"compiling took its time: {cut} calls are left, and compile when they run", flush=True)
-    with Writer(out / "timing.jsonl", environment.new_run(), here, fresh=False) as writer:
-        found, late = run([*fit, *left], writer, deadline, seconds=seconds, estimate=estimate)
-    if late:
+    def seconds(job: cases.Job) -> float:
+        return slower * schedule.seconds_of(job, took, runs)
+
+    def runs(name: str, case: cases.Case) -> bool:
+        return not here[name].missing and not PROVIDERS[name].unsupported(case)
+
+    print(f"{len(chosen)} cases: {len(chosen) - len(todo)} recorded already", flush=True)
+    found: list[dict[str, Any]] = []
+    with Writer(out / "timing.jsonl", environment.new_run(), described, fresh=False) as writer:
+        while todo:  # wave after wave of what fits, each compiled before it is timed
+            budget = deadline - time.monotonic()
+            fit, rest = schedule.fitting(todo, (1 - COMPILING / 2) * budget, seconds)
+            fit, rest = (fit, rest) if fit or found else (todo[:1], todo[1:])
+            if not fit or budget <= 0:
+                break
+            print(f"{len(fit)} by estimate fit into {budget:.0f} s, {len(rest)} do not", flush=True)
+            _compile(fit, [name for name in here if not here[name].missing], COMPILING * budget)
+            start, expected = time.monotonic(), {job: seconds(job) for job in fit}
+            of_wave, late = run(fit, writer, deadline, seconds=seconds, estimate=estimate, eager=not found)
+            found, todo = [*found, *of_wave], [*late, *rest]
+            if not of_wave:
+                break
+            slower *= max(1.0, (time.monotonic() - start) / sum(s for job, s in expected.items() if job not in late))
+    if todo:
         print(
-            f"the budget ended before {len(late)} cases, and the same command goes on with them: "
-            + ", ".join(job.case.name for job in late)
+            f"the budget ended before {len(todo)} cases, and the same command goes on with them: "
+            + ", ".join(job.case.name for job in todo)
         )
+        if (longest := max(map(seconds, todo))) > deadline - began:
+            print(f"one of them is expected to take {longest:.0f} s by itself: give it a larger --budget")
     failures = [
         f"{r['case']} {r['pass']}: {r['status']}: {r['message']}"
         for r in found
         if r["provider"] == OURS and r["status"] not in ("ok", "unsupported")  # no plan yet: shown, no fault
     ]
     names = {case.name for case in chosen}
-    same = [r for r in load(known(out)) if r["kind"] == "timing" and r["environment"]["device"] == here["device"]]
+    same = [r for r in load(known(out)) if r["kind"] == "timing" and r["environment"]["device"] == described["device"]]
     return [row for row in rows(same) if row.case in names and row.pass_ in passes], failures
 
 
+def providers_here(names: Iterable[str]) -> dict[str, schedule.Here]:
+    """Each provider as it is on this machine, asked in a process of its own: an import can hang, or end its process."""
+    found = {}
+    with Worker(_here) as worker:
+        for name in names:
+            try:
+                missing = worker.call(name, ASKING)
+            except WorkerError as error:
+                missing = f"importing it failed: {error}"
+            found[name] = schedule.Here(missing, PROVIDERS[name].version())
+    return found
+
+
+def _here(name: str) -> str:
+    return PROVIDERS[name].missing(environment.best_device())
+
+
+def _compile(wave: Sequence[cases.Job], here: Sequence[str], seconds: float) -> None:
+    failed, cut = compile_calls(calls_of(wave, here), seconds)
+    for call, message in failed.items():
+        print(f"compiling {call.case.name} for {call.provider}: {message}", file=sys.stderr)
+    if cut:
+        print(f"compiling took its time: {cut} calls are left, and compile when they run", flush=True)
+
+
+@functools.cache
 def regime(case: cases.Case) -> str | None:
     """Of the forward plan of a case, here or on an H200; None where there is none"""
     from rnn_triton import hardware

@@ -13,13 +13,23 @@ from . import check, model, timing
 from .cases import Case, Job
 from .progress import Progress
 from .providers import PROVIDERS, tensors
-from .records import Writer, sampled
+from .records import BASELINES, OURS, Writer, sampled
 from .worker import Worker, WorkerError, at, in_words
 
-CASE_TIMEOUT = 120.0  # seconds, every provider and pass of one case, a first CUDA start-up included
+TIMEOUT = 90.0  # seconds without a sign of life, which a worker gives at every step it takes for a provider
+START = 60.0  # seconds more for the first one of a process: imports, CUDA, libraries
 SAMPLE_SECONDS = 0.25  # of measuring per (case, pass, kind of time), all providers together
+MOST_SECONDS = 25.0  # of measuring one provider and pass: one that is too slow for that is not timed
+MOST_PROFILED = 0.1  # seconds of a call under the profiler, which notes every kernel of it
 
 Fields = dict[str, Any]
+Key = tuple[str, str]  # provider, pass
+NOBODY = "inputs and reference"  # where a worker is when no provider is to blame
+
+
+def short_of(case: Case) -> Case:
+    """The same problem over a quarter of the steps: the slope between both is free of launch cost."""
+    return case.at(max(1, case.T // 4))
 
 
 # ---- one case, in a worker ------------------------------------------------------------------------------------------
@@ -30,31 +40,38 @@ def measure(job: Job, device: torch.device = torch.device("cuda"), clock: Any = 
 
     `clock`: timing.py, or what has its functions."""
     began = time.monotonic()
-    case, short = job.case, job.case.at(max(1, job.case.T // 4))
+    case, short = job.case, short_of(job.case)
     records = {(name, pass_): blank(case, pass_, name) for name in job.providers for pass_ in job.passes}
-    ready = [name for name in job.providers if _is_here(name, case, device, [records[name, p] for p in job.passes])]
+    ready = []
+    for name in job.providers:
+        at(name)  # importing a library can fail in any way
+        if _is_here(name, case, device, [records[name, p] for p in job.passes]):
+            ready.append(name)
     if ready:
+        at(NOBODY)
         inputs, few = tensors(case, device), tensors(short, device)
         truth = check.reference(case, inputs)
-        sessions = {}
+        clock.synchronize()
+        calls: dict[Key, tuple[Call, Call]] = {}
         for name in ready:
             at(name)
-            found = _session(name, case, short, inputs, few, truth, device, [records[name, p] for p in job.passes])
-            if found is not None:
-                sessions[name] = found
-        at(None)
+            of = {p: records[name, p] for p in job.passes}
+            calls |= {(name, p): both for p, both in _judged(name, case, short, inputs, few, truth, of, clock).items()}
         flush = clock.Flush(device)
         with clock.Telemetry(device) as telemetry:
             for pass_ in job.passes:
-                of_pass = {name: records[name, pass_] for name in sessions}
-                _time(pass_, sessions, of_pass, short.T, clock, flush)
-        clock.synchronize()  # raises where a failure above broke the context: the worker is then replaced
-        for name in sessions:
-            for pass_ in job.passes:
-                records[name, pass_]["telemetry"] = telemetry.medians
+                _time({n: both for (n, p), both in calls.items() if p == pass_}, pass_, records, short.T, clock, flush)
+        _replay({key: full for key, (full, _) in calls.items()}, job.passes, records, clock, flush)
+        at(None)
+        clock.synchronize()
+        for key in calls:
+            records[key]["telemetry"] = telemetry.medians
     for record in records.values():
         record["seconds"] = time.monotonic() - began
     return list(records.values())
+
+
+Call = Callable[[], object]
 
 
 def _is_here(name: str, case: Case, device: torch.device, records: list[Fields]) -> bool:
@@ -67,57 +84,83 @@ def _is_here(name: str, case: Case, device: torch.device, records: list[Fields])
     return True
 
 
-def _session(
-    name: str, case: Case, short: Case, inputs: Any, few: Any, truth: Any, device: torch.device, records: list[Fields]
-) -> tuple[Any, Any] | None:
-    """A session of the case and one of it over fewer steps, judged; None where there is none, and the records say why."""
-    provider = PROVIDERS[name]
-    try:
-        sessions = provider.session(case, inputs), provider.session(short, few)
-        plan = provider.plan(case, device)
-        verdicts = {record["pass"]: check.judge(case, sessions[0], record["pass"], truth) for record in records}
-        for record in records:
-            _call(sessions[1], record["pass"])()  # what cannot run fails here, where it is known whose it is
-    except NotImplementedError as error:  # UnsupportedError is one
-        fail(records, "unsupported", str(error))
-        return None
-    except Exception as error:  # compilers and libraries raise their own
-        fail(records, "error", in_words(error))
-        return None
-    for record in records:
-        verdict = verdicts[record["pass"]]
-        record |= {"plan": plan, "errors": verdict.errors}
-        if not verdict.ok:
-            record |= {"status": "wrong", "message": verdict.message}
-    return sessions
+def _judged(
+    name: str, case: Case, short: Case, inputs: Any, few: Any, truth: Any, records: dict[str, Fields], clock: Any
+) -> dict[str, tuple[Call, Call]]:
+    """pass -> (a call of the case, one over fewer steps), of what is right and fast enough to be timed; the records say why
+    the others are not."""
+    provider, calls = PROVIDERS[name], {}
+    sessions: list[Any] = []
+    for pass_, record in records.items():
+        try:
+            if not sessions:
+                sessions = [provider.session(case, inputs), provider.session(short, few)]
+            record["plan"] = provider.plan(case, inputs["x"].device)
+            verdict = check.judge(case, sessions[0], pass_, truth)
+            record["errors"] = verdict.errors
+            full, brief = (s.forward if pass_ == "fwd" else s.train for s in sessions)
+            brief()
+            clock.synchronize()
+            began = time.monotonic()
+            full()
+            clock.synchronize()
+            needed = calls_of_a_pass(seconds := time.monotonic() - began) * seconds
+            if not verdict.ok:
+                record |= {"status": "wrong", "message": verdict.message}
+            elif needed > MOST_SECONDS:
+                why = f"not timed: a call takes {seconds:.1f} s, and those it takes to time it {needed:.0f} s"
+                record |= {"status": "timeout", "message": why}
+            else:
+                calls[pass_] = full, brief
+        except NotImplementedError as error:  # UnsupportedError is one
+            fail([record], "unsupported", str(error))
+        except Exception as error:  # compilers and libraries raise their own
+            fail([record], "error", in_words(error))
+        clock.synchronize()  # raises where the context is broken: the worker is then replaced, and this provider to blame
+    return calls
 
 
-def _time(pass_: str, sessions: Any, records: dict[str, Fields], short_T: int, clock: Any, flush: Any) -> None:
+def calls_of_a_pass(seconds: float) -> float:
+    """How many calls it takes at least to time one that takes `seconds`: device time, that of a quarter of the steps, wall time,
+    and a graph's capture and replays, each with a warm-up and a trial"""
+    slow = seconds * 1e6 > timing.LONG_US
+    warm, fewest = (1, timing.FEWEST_LONG) if slow else (timing.WARMUP, timing.FEWEST)
+    return 1.25 * (warm + 1 + fewest) + (1 + fewest) + (2 * warm + 1 + fewest)
+
+
+def _time(
+    calls: dict[str, tuple[Call, Call]], pass_: str, records: dict[Key, Fields], short_T: int, clock: Any, flush: Any
+) -> None:
     """Fill the records of a pass with times, memory and kernels."""
-    calls = {name: _call(full, pass_) for name, (full, _) in sessions.items()}
-    short_calls = {name: _call(few, pass_) for name, (_, few) in sessions.items()}
-    samples = clock.device_us(calls, flush, SAMPLE_SECONDS)
-    short_samples = clock.device_us(short_calls, flush, SAMPLE_SECONDS / 2)
-    wall = clock.wall_us(calls, SAMPLE_SECONDS / 2)
-    graphs = {}
-    for name, call in calls.items():
-        captured = PROVIDERS[name].captured
-        records[name] |= {
+    full, brief = ({name: both[i] for name, both in calls.items()} for i in (0, 1))
+    samples = clock.device_us(full, flush, SAMPLE_SECONDS, at)
+    short_samples = clock.device_us(brief, flush, SAMPLE_SECONDS / 2, at)
+    wall = clock.wall_us(full, SAMPLE_SECONDS / 2, at)
+    for name in calls:
+        at(name)
+        profiled = min(short_samples[name]) * 1e-6 <= MOST_PROFILED
+        records[name, pass_] |= {
             "device_us": sampled(samples[name]), "short_T": short_T, "short_us": sampled(short_samples[name]),
-            "wall_us": sampled(wall[name]), "kernels": clock.kernels(call),
-            "peak_bytes": None if captured else clock.peak_bytes(call),  # a replay allocates nothing
+            "wall_us": sampled(wall[name]), "kernels": clock.kernels(brief[name]) if profiled else [],
+            # a replay allocates nothing
+            "peak_bytes": None if PROVIDERS[name].captured else clock.peak_bytes(full[name]),
         }  # fmt: skip
-        if not captured:
+
+
+def _replay(calls: dict[Key, Call], passes: Sequence[str], records: dict[Key, Fields], clock: Any, flush: Any) -> None:
+    """Times of CUDA graphs, last of all: a capture that fails can leave its mark on what comes after."""
+    for pass_ in passes:
+        graphs = {}
+        for (name, p), call in calls.items():
+            if p != pass_ or PROVIDERS[name].captured:
+                continue
+            at(name)
             try:
                 graphs[name] = clock.capture(call).replay
             except RuntimeError as error:
-                records[name]["message"] += f" graph capture failed: {error}"
-    for name, times in clock.device_us(graphs, flush, SAMPLE_SECONDS).items():
-        records[name]["graph_us"] = sampled(times)
-
-
-def _call(session: Any, pass_: str) -> Callable[[], object]:
-    return session.forward if pass_ == "fwd" else session.train
+                records[name, pass_]["message"] = f"graph capture failed: {error}"
+        for name, times in clock.device_us(graphs, flush, SAMPLE_SECONDS, at).items():
+            records[name, pass_]["graph_us"] = sampled(times)
 
 
 def blank(case: Case, pass_: str, provider: str) -> Fields:
@@ -147,14 +190,15 @@ def run(
     seconds: Callable[[Job], float] = lambda job: 1.0,
     function: Callable[[Job], list[Fields]] = measure,
     estimate: Callable[[Case, str], Fields] = lambda case, pass_: {},
-    timeout: float = CASE_TIMEOUT,
+    timeout: float = TIMEOUT,
     clock: Callable[[], float] = time.monotonic,
+    eager: bool = True,
 ) -> tuple[list[Fields], list[Job]]:
     """(records, jobs left out because `deadline`, on `clock`, came first). A failed case costs itself alone.
 
     `function` runs in the worker.  `seconds`: how long a job is expected to take; what those that are done took corrects
-    it, and a job that no longer fits is left out for shorter ones after it.  `estimate`: the latency model's fields of a
-    case and pass.
+    it, and a job that no longer fits is left out for shorter ones after it; never the first if `eager`, or one whose expected
+    time is beyond every budget would never be tried.  `estimate`: the latency model's fields of a case and pass.
     """
     records: list[Fields] = []
     left: list[Job] = []
@@ -164,7 +208,7 @@ def run(
         for number, job in enumerate(jobs):
             began = clock()
             scale = took / behind if behind else 1.0
-            if began + scale * expected[number] > deadline:
+            if began >= deadline or (not (eager and number == 0) and began + scale * expected[number] > deadline):
                 left.append(job)
                 progress.step()
                 continue
@@ -176,7 +220,7 @@ def run(
                 progress.step()
                 continue
             for fields in found:
-                if fields["provider"] == "rnn_triton":
+                if fields["provider"] == OURS:
                     fields |= estimate(job.case, fields["pass"])
                 records.append(writer.write("timing", **fields))
                 failed |= fields["status"] not in ("ok", "unsupported", "missing")
@@ -189,21 +233,37 @@ def run(
 def _attempts(job: Job, worker: Worker, timeout: float, left: Callable[[], float]) -> list[Fields] | None:
     """The fields of every (provider, pass) of a job; None where the time that is `left` ended first.
 
-    A provider that crashes or hangs, if it can be told, costs itself: the others are measured again without it."""
-    failed: list[Fields] = []
-    providers = job.providers
-    while providers:
-        allowed = min(timeout, max(0.0, left()))
-        try:
-            return failed + worker.call(dataclasses.replace(job, providers=providers), allowed)
-        except WorkerError as error:
-            if error.status == "timeout" and allowed < timeout:
-                return None
-            guilty = [error.at] if error.at in providers else list(providers)
-            those = [blank(job.case, pass_, name) for name in guilty for pass_ in job.passes]
-            fail(those, error.status, str(error))
-            failed += those
-            providers = tuple(name for name in providers if name not in guilty)
+    A provider that crashes or hangs costs itself: the others are measured again without it.  Where it is not known whose fault
+    it was, ours and cuDNN are measured without the others, and these each by itself."""
+    began = time.monotonic()
+    try:
+        return worker.call(job, timeout + (0.0 if worker.is_warm else START), max(0.0, left()))
+    except WorkerError as error:
+        if error.status == "timeout" and left() <= 0:
+            return None
+        if error.at == NOBODY:
+            guilty: tuple[str, ...] = job.providers
+        elif error.at in job.providers:
+            guilty = (error.at,)
+        else:
+            guilty = job.providers if len(job.providers) == 1 else ()
+        if guilty:
+            failed = [blank(job.case, pass_, name) for name in guilty for pass_ in job.passes]
+            fail(failed, error.status, str(error))
+            for fields in failed:
+                fields["seconds"] = time.monotonic() - began
+            others = tuple(name for name in job.providers if name not in guilty)
+            parts = [others] if others else []
+        else:
+            failed = []
+            trusted = tuple(name for name in job.providers if name in (OURS, *BASELINES))
+            alone = [(name,) for name in job.providers if name not in trusted or trusted == job.providers]
+            parts = [*([trusted] if trusted and trusted != job.providers else []), *alone]
+    for part in parts:
+        found = _attempts(dataclasses.replace(job, providers=part), worker, timeout, left)
+        if found is None:
+            return None
+        failed += found
     return failed
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from .cases import Case, Job
-from .run import SAMPLE_SECONDS
+from .run import MOST_SECONDS, SAMPLE_SECONDS, calls_of_a_pass
 
 # What a time depends on beside the case: records that agree in these are of the same commit and versions.  Not the
 # commit itself: `source` is the same for all commits that change nothing of what runs and measures.
@@ -16,20 +18,38 @@ VERSIONS = ("source", "device", "driver", "torch", "triton", "cudnn", "cuda")
 Done = frozenset[tuple[str, str, str]]  # (case, pass, provider)
 
 
-def done(
-    records: Iterable[Mapping[str, Any]], environment: Mapping[str, Any], versions: Mapping[str, str | None]
-) -> Done:
-    """What records of this environment hold, whatever came of it.
+TRIES = 2  # of what fails: a crash, a time-out, too little memory may have passed by the next run
 
-    `versions`: of the providers at hand; None for one that is not, or whose version is torch's.  A provider that was
-    missing and is no longer, or the other way round, is not done."""
-    return frozenset(
-        (r["case"], r["pass"], r["provider"])
-        for r in records
-        if r["kind"] == "timing"
-        and all(r["environment"][name] == environment[name] for name in VERSIONS)
-        and r["version"] == versions.get(r["provider"])
-    )
+
+@dataclass(frozen=True)
+class Here:
+    """A provider as it is found on this machine."""
+
+    missing: str  # why it cannot run; empty where it can
+    version: str | None  # of its package
+
+
+def done(records: Iterable[Mapping[str, Any]], environment: Mapping[str, Any], here: Mapping[str, Here]) -> Done:
+    """What records of this environment and of these versions settle.
+
+    What failed is settled after TRIES runs; a provider that was missing, while it still is."""
+    failed: Counter[tuple[str, str, str]] = Counter()
+    found = set()
+    for r in records:
+        if r["kind"] != "timing" or any(r["environment"][name] != environment[name] for name in VERSIONS):
+            continue
+        provider = here.get(r["provider"])
+        if provider is None or r["version"] != provider.version:
+            continue
+        key = r["case"], r["pass"], r["provider"]
+        failed[key] += r["status"] in ("error", "timeout")
+        if r["status"] == "missing":
+            settled = bool(provider.missing)
+        else:
+            settled = r["status"] not in ("error", "timeout") or failed[key] >= TRIES
+        if settled:
+            found.add(key)
+    return frozenset(found)
 
 
 def jobs(cases: Iterable[Case], passes: Sequence[str], providers: Sequence[str], recorded: Done = frozenset()) -> list[Job]:
@@ -89,30 +109,38 @@ def ordered(
 
 OVERHEAD = 1.0  # seconds of a case beside what follows: tensors, its worker, records
 PER_PROVIDER = 0.15  # seconds to set one up and to profile a pass
-FEWEST_CALLS = 3 + 3 + 3 + 3 + 4  # of each provider and pass: warm-ups and few samples of each kind of time, the gate
 REFERENCE_US = 150.0  # a step of the fp64 reference, forward and backward, at the least
 # Microseconds a step of one layer and direction takes, launches included: forward; three times that for both passes.
 STEP_US = {"loop": 40.0, "compile": 15.0, "graph": 8.0, "cudnn-layers": 15.0}
 OTHER_US = 10.0
+ONE_BY_ONE = ("cudnn", "cudnn-layers")  # several models are several calls
+
+Runs = Callable[[str, Case], bool]  # whether a provider is here and runs a case
 
 
-def seconds_of(job: Job, recorded: Mapping[tuple[str, tuple[str, ...]], float] = {}) -> float:
-    """How long a job is expected to take: what it took before, by (case, providers), or an estimate."""
+def seconds_of(
+    job: Job,
+    recorded: Mapping[tuple[str, tuple[str, ...]], float] = {},
+    runs: Runs = lambda name, case: True,
+) -> float:
+    """How long a job is expected to take: what it took before, by (case, providers that run it), or an estimate."""
     case = job.case
-    if (before := recorded.get((case.name, job.providers))) is not None:
+    providers = [name for name in job.providers if runs(name, case)]
+    if (before := recorded.get((case.name, tuple(sorted(providers))))) is not None:
         return before * len(job.passes) / 2
-    chains = case.layers * case.directions * case.models
-    fixed = OVERHEAD + 3.5 * SAMPLE_SECONDS * len(job.passes) + PER_PROVIDER * len(job.providers) * len(job.passes)
-    slow = 0.0
+    chains = case.layers * case.directions
+    seconds = OVERHEAD + len(job.passes) * (3.5 * SAMPLE_SECONDS + PER_PROVIDER * len(providers))
     for pass_ in job.passes:
-        for name in job.providers:
-            call = case.T * chains * STEP_US.get(name, OTHER_US) * 1e-6 * (1 if pass_ == "fwd" else 3)
-            slow += FEWEST_CALLS * call
-    return fixed + slow + case.T * chains * REFERENCE_US * 1e-6
+        for name in providers:
+            steps = case.T * chains * (case.models if name in ONE_BY_ONE else 1)
+            call = steps * STEP_US.get(name, OTHER_US) * 1e-6 * (1 if pass_ == "fwd" else 3)
+            needed = calls_of_a_pass(call) * call
+            seconds += 3 * call + (needed if needed <= MOST_SECONDS else 0.0)
+    return seconds + case.T * chains * REFERENCE_US * 1e-6
 
 
 def took(records: Iterable[Mapping[str, Any]]) -> dict[tuple[str, tuple[str, ...]], float]:
-    """Seconds that the cases of records took, by (case, providers in the order they ran): the newest of each."""
+    """Seconds that both passes of cases took, by (case, providers that ran it): the newest of each."""
     by_run: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for r in records:
         if r["kind"] == "timing":
@@ -120,7 +148,8 @@ def took(records: Iterable[Mapping[str, Any]]) -> dict[tuple[str, tuple[str, ...
     out = {}
     for (_, case), those in sorted(by_run.items(), key=lambda item: item[1][0]["date"]):
         passes = {r["pass"] for r in those}
-        out[case, tuple(dict.fromkeys(r["provider"] for r in those))] = max(r["seconds"] for r in those) * 2 / len(passes)
+        ran = {r["provider"] for r in those if r["status"] not in ("missing", "unsupported")}
+        out[case, tuple(sorted(ran))] = max(r["seconds"] for r in those) * 2 / len(passes)
     return out
 
 

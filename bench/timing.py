@@ -14,12 +14,18 @@ from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
+from .environment import smi_name
 from .records import quantiles
 
 Calls = Mapping[str, Callable[[], object]]
+Announce = Callable[[str], None]
 WARMUP = 3
 FEWEST, MOST = 10, 200  # samples per callable
-LONG_US, FEWEST_LONG = 2e5, 3  # a sample that takes longer, and how few of such will do
+LONG_US, FEWEST_LONG = 2e5, 5  # a call that takes longer: one warm-up, and so few samples, will do
+
+
+def _silently(name: str) -> None:
+    pass
 
 
 class Flush:
@@ -33,16 +39,23 @@ class Flush:
         self._buffer.zero_()
 
 
-def device_us(calls: Calls, flush: Callable[[], None], budget_s: float) -> dict[str, list[float]]:
-    """Device time of each call in microseconds, by events around it; about budget_s seconds for all of them."""
+def device_us(
+    calls: Calls, flush: Callable[[], None], budget_s: float, announce: Announce = _silently
+) -> dict[str, list[float]]:
+    """Device time of each call in microseconds, by events around it; about budget_s seconds for all of them.
+
+    `announce` is told whose turn it is, outside of what is timed."""
     costs = {}
     for name, call in calls.items():
+        announce(name)
         for _ in range(WARMUP):
-            call()
-        torch.cuda.synchronize()
+            costs[name] = _sample(call, flush)
+            if costs[name] > LONG_US:
+                break
         costs[name] = _sample(call, flush)
     pairs: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {name: [] for name in calls}
     for name in turns(counts(costs, budget_s)):
+        announce(name)
         flush()
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
@@ -80,11 +93,12 @@ def _sample(call: Callable[[], object], flush: Callable[[], None]) -> float:
     return (time.perf_counter() - begin) * 1e6
 
 
-def wall_us(calls: Calls, budget_s: float = 0.1) -> dict[str, list[float]]:
+def wall_us(calls: Calls, budget_s: float = 0.1, announce: Announce = _silently) -> dict[str, list[float]]:
     """Host wall time of each call in microseconds, from the call until the GPU is idle again."""
     samples: dict[str, list[float]] = {name: [] for name in calls}
 
     def once(name: str) -> float:
+        announce(name)
         torch.cuda.synchronize()
         begin = time.perf_counter()
         calls[name]()
@@ -106,12 +120,12 @@ class Telemetry:
     def __init__(self, device: torch.device):
         self.medians: dict[str, float] = {}
         self._process: subprocess.Popen[str] | None = None
-        self._index = str(torch.cuda.get_device_properties(device).uuid)
+        self._name = smi_name(device)
 
     def __enter__(self) -> Telemetry:
         command = [
             "nvidia-smi", f"--query-gpu={','.join(self.FIELDS.values())}", "--format=csv,noheader,nounits", "-lms", "100",
-            "-i", self._index if self._index.startswith("GPU-") else f"GPU-{self._index}",
+            "-i", self._name,
         ]  # fmt: skip
         with contextlib.suppress(OSError):  # no nvidia-smi: nothing is known
             self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import os
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -23,10 +25,11 @@ class WorkerError(Exception):
 
 
 _parent: Connection | None = None  # in a worker process
+_spawning = threading.Lock()  # a process takes its environment from this one's
 
 
 def at(what: str | None) -> None:
-    """Of a function in a worker: it is at `what` now, should it not return."""
+    """Of a function in a worker: it is at `what` now, should it not return.  Its time starts anew."""
     if _parent is not None:
         _parent.send(("at", what))
 
@@ -50,10 +53,12 @@ class Worker:
         """Is there a process already?"""
         return self._connection is not None
 
-    def call(self, argument: Any, timeout: float) -> Any:
-        """function(argument), or WorkerError; `timeout` in seconds includes the start of the process."""
+    def call(self, argument: Any, timeout: float, total: float = math.inf) -> Any:
+        """function(argument), or WorkerError.
+
+        `timeout` in seconds from the start, that of the process included, or from the last `at`; `total` in all."""
         connection = self._start()
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + total
         kind: str = "at"
         value: Any = None
         last: str | None = None
@@ -61,9 +66,10 @@ class Worker:
             connection.send(argument)
             while kind == "at":
                 last = value
-                if not connection.poll(max(0.0, deadline - time.monotonic())):
+                allowed = min(timeout, deadline - time.monotonic())
+                if not connection.poll(max(0.0, allowed)):
                     self.stop()
-                    raise WorkerError("timeout", f"no answer within {timeout:.0f} s", last)
+                    raise WorkerError("timeout", f"no answer within {allowed:.0f} s", last)
                 kind, value = connection.recv()
         except (EOFError, OSError) as error:
             code = self._exit_code()
@@ -79,13 +85,14 @@ class Worker:
             context = multiprocessing.get_context("spawn")
             self._connection, theirs = context.Pipe()
             self._process = context.Process(target=_serve, args=(self.function, theirs), daemon=True)
-            before = dict(os.environ)
-            os.environ.update(self.environment)
-            try:
-                self._process.start()
-            finally:
-                os.environ.clear()
-                os.environ.update(before)
+            with _spawning:
+                before = dict(os.environ)
+                os.environ.update(self.environment)
+                try:
+                    self._process.start()
+                finally:
+                    os.environ.clear()
+                    os.environ.update(before)
             theirs.close()
         return self._connection
 

@@ -40,7 +40,7 @@ def test_the_dry_run_does_every_sort_of_item_and_passes(tmp_path, capsys):
     began = cpu_seconds()
     assert main(["check", "--dry", "--out", str(tmp_path)]) == 0
     assert cpu_seconds() - began < 60  # 20 s on a slow core; wall time is the other tests' too
-    found, problems = records.read([tmp_path / first_run.FILE])
+    found, problems = records.read([tmp_path / first_run.DRY_FILE])
     assert problems == [] and {r["kind"] for r in found} == {"exchange", "check", "timing", "constant", "behaviour"}
     assert {r["environment"]["device"] for r in found} == {"none (dry run)"}
     status = {(r["kind"], r.get("name", r["case"]), r["status"]) for r in found if r["status"] != "ok"}

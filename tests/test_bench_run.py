@@ -1,13 +1,28 @@
 """Cases, command line, workers, the correctness gate, and runs over stub cases."""
 
 import math
+import time
 
 import pytest
 import torch
 from support import bench_stubs
 from support.bench_records import ENVIRONMENT
 
-from bench import cases, check, compiling, digits, dry, host, jobs, model, providers, records, run
+from bench import (
+    cases,
+    check,
+    compiling,
+    digits,
+    dry,
+    first_run,
+    host,
+    jobs,
+    model,
+    providers,
+    records,
+    run,
+    timing,
+)
 from bench.__main__ import main, seconds
 from bench.worker import Worker, WorkerError
 from rnn_triton.hardware import RECORDS
@@ -199,30 +214,63 @@ def test_a_worker_has_its_environment_from_the_start():
 BOTH = ("rnn_triton", "cudnn")
 
 
-def jobs_of(*sizes):
-    return [cases.Job(cases.case(H, 1, 8, "bf16"), ("fwd",), BOTH) for H in sizes]
+def jobs_of(*sizes, providers=BOTH):
+    return [cases.Job(cases.case(H, 1, 8, "bf16"), ("fwd",), providers) for H in sizes]
 
 
-def test_a_hang_and_a_crash_cost_their_case_alone(tmp_path):
-    estimated = {"floor_us_per_step": 0.1, "practical_us_per_step": 0.2, "parts_us_per_step": {"exchange": 0.2}}
+def run_stub(tmp_path, jobs, **options):
+    """{(H, provider): record} of a run whose worker is a stub"""
     with records.Writer(tmp_path / "t.jsonl", "run-1", ENVIRONMENT) as writer:
-        found, left = run.run(
-            jobs_of(1, 2, 3, 4), writer, math.inf, function=bench_stubs.measure, timeout=5,
-            estimate=lambda case, pass_: estimated,
-        )  # fmt: skip
-    assert [r["status"] for r in found if r["provider"] == "rnn_triton"] == ["ok", "timeout", "error", "ok"] and left == []
-    assert "planted" in found[4]["message"]
-    for record in found:
-        assert (record["floor_us_per_step"] == 0.1) == (record["provider"] == "rnn_triton")
-    assert records.read([tmp_path / "t.jsonl"]) == (found, [])
+        found, left = run.run(jobs, writer, math.inf, function=bench_stubs.measure, **options)
+    assert left == [] and records.read([tmp_path / "t.jsonl"]) == (found, [])
+    return {(r["shape"]["H"], r["provider"]): r for r in found}
+
+
+def test_a_hang_and_a_crash_cost_their_case_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "START", 5.0)
+    estimated = {"floor_us_per_step": 0.1, "practical_us_per_step": 0.2, "parts_us_per_step": {"exchange": 0.2}}
+    found = run_stub(
+        tmp_path, jobs_of(1, 2, 3, 4, providers=("rnn_triton",)), timeout=2.0, estimate=lambda case, pass_: estimated
+    )
+    assert [found[H, "rnn_triton"]["status"] for H in (1, 2, 3, 4)] == ["ok", "timeout", "error", "ok"]
+    assert "planted" in found[3, "rnn_triton"]["message"] and found[2, "rnn_triton"]["seconds"] > 2
+    assert all(record["floor_us_per_step"] == 0.1 for record in found.values())
 
 
 def test_a_provider_that_dies_and_can_be_told_costs_itself_alone(tmp_path):
-    with records.Writer(tmp_path / "t.jsonl", "run-1", ENVIRONMENT) as writer:
-        found, _ = run.run(jobs_of(7), writer, math.inf, function=bench_stubs.measure)
-    of = {r["provider"]: r for r in found}
-    assert of["rnn_triton"]["status"] == "ok" and of["rnn_triton"]["device_us"]["samples"]
-    assert of["cudnn"]["status"] == "error" and "exit code 17" in of["cudnn"]["message"]
+    found = run_stub(tmp_path, jobs_of(7), estimate=lambda case, pass_: {"floor_us_per_step": 0.1})
+    assert found[7, "rnn_triton"]["status"] == "ok" and found[7, "rnn_triton"]["device_us"]["samples"]
+    assert found[7, "cudnn"]["status"] == "error" and "exit code 17" in found[7, "cudnn"]["message"]
+    assert (found[7, "rnn_triton"]["floor_us_per_step"], found[7, "cudnn"]["floor_us_per_step"]) == (0.1, None)
+
+
+def test_one_that_dies_without_a_word_costs_itself_alone_too(tmp_path):
+    found = run_stub(tmp_path, jobs_of(8, providers=(*BOTH, "loop", "compile")))
+    status = {name: record["status"] for (_, name), record in found.items()}
+    assert status == {"rnn_triton": "ok", "cudnn": "ok", "loop": "error", "compile": "ok"}
+
+
+def test_what_is_nobodys_fault_is_not_tried_again(tmp_path):
+    found = run_stub(tmp_path, jobs_of(9, providers=(*BOTH, "loop")))
+    assert {record["status"] for record in found.values()} == {"error"} and len(found) == 3
+
+
+def test_time_runs_from_the_last_sign_of_life(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "START", 10.0)
+    found = run_stub(tmp_path, jobs_of(1, 10, providers=("rnn_triton",)), timeout=1.5)
+    assert found[10, "rnn_triton"]["status"] == "ok"
+
+
+def test_a_worker_tells_where_it_was():
+    with Worker(bench_stubs.measure) as worker, pytest.raises(WorkerError) as failure:
+        worker.call(jobs_of(7)[0], 60)
+    assert failure.value.at == "cudnn"
+    with Worker(bench_stubs.misbehave) as worker, pytest.raises(WorkerError) as failure:
+        worker.call("raise", 60)
+    assert failure.value.at is None
+    with Worker(bench_stubs.measure) as worker, pytest.raises(WorkerError) as failure:
+        worker.call(jobs_of(10)[0], 60, 2.0)
+    assert failure.value.status == "timeout" and failure.value.at in (None, "rnn_triton")
 
 
 def measured(name, chosen, passes=cases.PASSES):
@@ -280,7 +328,7 @@ class Broken(providers.TorchRNN):
     "fault, fwd, train, said",
     [
         ("gradient", "ok", "wrong", "dx: relative error"), ("forward", "wrong", "ok", "without gradients: y"),
-        ("unsupported", "unsupported", "unsupported", "no such plan"), ("raises", "error", "error", "out of luck"),
+        ("unsupported", "ok", "unsupported", "no such plan"), ("raises", "ok", "error", "out of luck"),
     ],
 )  # fmt: skip
 def test_a_provider_that_is_wrong_is_recorded_as_that_and_costs_no_other(fault, fwd, train, said, monkeypatch):
@@ -295,18 +343,77 @@ def test_a_provider_that_is_wrong_is_recorded_as_that_and_costs_no_other(fault, 
     assert all((row.us is None) == (row.status != "ok") for row in rows)
 
 
-def test_a_worker_tells_where_it_was(monkeypatch):
-    with Worker(bench_stubs.measure) as worker, pytest.raises(WorkerError) as failure:
-        worker.call(jobs_of(7)[0], 60)
-    assert failure.value.at == "cudnn"
-    with Worker(bench_stubs.misbehave) as worker, pytest.raises(WorkerError) as failure:
-        worker.call("raise", 60)
-    assert failure.value.at is None
+class Fragile:
+    """A clock of a GPU that is broken once the gate has judged `who`"""
+
+    def __init__(self, who):
+        self.who, self.told = who, []
+
+    def __getattr__(self, name):
+        return getattr(dry, name)
+
+    def synchronize(self):
+        if self.told.count(self.who) == 2:  # the first time it was asked whether it is here
+            raise RuntimeError("an illegal memory access was encountered")
 
 
-def test_failures_in_parallel_take_the_place_of_results():
-    found = dict(compiling.in_parallel(bench_stubs.misbehave, ["a", "raise"], "testing"))
-    assert found[0][1] == "a" and isinstance(found[1], RuntimeError)
+def test_a_broken_context_is_blamed_on_who_broke_it(monkeypatch):
+    """What a peer's kernel does to the context shows at the next synchronization: that must be its own."""
+    clock = Fragile("loop")
+    monkeypatch.setattr(run, "at", clock.told.append)
+    job = cases.Job(cases.parse("h24-b3-t20-fp32"), ("fwd",), ("cudnn", "loop", "rnn_triton"))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        run.measure(job, CPU, clock)
+    assert clock.told[-1] == "loop"
+
+
+def test_every_step_taken_for_a_provider_is_told(monkeypatch):
+    told = []
+    monkeypatch.setattr(run, "at", told.append)
+    run.measure(cases.Job(cases.parse("h24-b3-t20-fp32"), ("fwd",), ("cudnn", "loop")), CPU, dry)
+    # here?, the reference, judged; kernels and memory; a graph
+    expected = ["cudnn", "loop", run.NOBODY, "cudnn", "loop", "cudnn", "loop", "cudnn", "loop", None]
+    assert told == expected
+
+
+def test_one_too_slow_to_be_timed_says_so(monkeypatch):
+    monkeypatch.setattr(run, "MOST_SECONDS", 0.0)
+    found = measured("h24-b3-t20-fp32", ("cudnn",), ("fwd",))["cudnn", "fwd"]
+    assert found["status"] == "timeout" and "not timed: a call takes" in found["message"] and found["errors"]
+
+
+def test_a_call_of_many_providers_takes_as_many_calls_as_it_is_said_to():
+    """counts(), warm-ups and captures of timing.py, added up"""
+    for each, warm, fewest in ((0.01, timing.WARMUP, timing.FEWEST), (0.3, 1, timing.FEWEST_LONG)):
+        samples = timing.counts({"a": 1e6 * each}, 0.0)["a"]
+        assert samples == fewest
+        expected = (warm + 1 + samples) * 1.25 + (1 + samples) + (warm + warm + 1 + samples)
+        assert run.calls_of_a_pass(each) == expected
+
+
+def test_failures_in_parallel_take_the_place_of_results(monkeypatch):
+    """A crash and a hang cost themselves, too."""
+    monkeypatch.setattr(compiling, "CALL_TIMEOUT", 8.0)
+    found = dict(compiling.in_parallel(bench_stubs.misbehave, ["a", "raise", "crash", "b", "hang", "c"], "testing"))
+    assert [found[i][1] for i in (0, 3, 5)] == ["a", "b", "c"]
+    assert "no such luck" in str(found[1]) and "exit code 17" in str(found[2]) and "no answer within 8 s" in str(found[4])
+
+
+def test_what_is_compiling_when_the_time_is_up_is_ended():
+    began = time.monotonic()
+    assert list(compiling.in_parallel(bench_stubs.misbehave, ["hang"] * 3, "testing", 2.0)) == []
+    assert time.monotonic() - began < 20
+
+
+def test_dry_runs_are_nobodys_records(tmp_path):
+    (tmp_path / first_run.DRY_FILE).write_text("")
+    (tmp_path / "timing.jsonl").write_text("")
+    assert tmp_path / "timing.jsonl" in jobs.known(tmp_path) and tmp_path / first_run.DRY_FILE not in jobs.known(tmp_path)
+
+
+def test_a_provider_is_asked_in_a_process_of_its_own():
+    found = jobs.providers_here(["cudnn", "xma"])
+    assert found["cudnn"].missing == "" and found["cudnn"].version is None and "not installed" in found["xma"].missing
 
 
 # ---- plans ----------------------------------------------------------------------------------------------------------

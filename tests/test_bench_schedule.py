@@ -9,15 +9,23 @@ from support import bench_records, bench_stubs
 from support.bench_records import ENVIRONMENT, timing
 
 from bench import cases, jobs, records, run, schedule
+from bench.__main__ import BUDGET
 from bench.progress import Progress
+from bench.providers import PROVIDERS
 
 BOTH = ("rnn_triton", "cudnn")
 CASE = cases.case(128, 16, 256, "bf16")
 
 
-def all_done(environment=ENVIRONMENT, versions=None, **changes):
-    found = [timing(CASE, p, name, 1.0) | changes for p in cases.PASSES for name in BOTH]
-    return schedule.done(found, environment, versions or {})
+HERE = {name: schedule.Here("", None) for name in (*BOTH, "loop")}
+
+
+def recorded(providers=BOTH, **changes):
+    return [timing(CASE, p, name, 1.0) | changes for p in cases.PASSES for name in providers]
+
+
+def all_done(environment=ENVIRONMENT, **changes):
+    return schedule.done(recorded(**changes), environment, HERE)
 
 
 # ---- what is recorded already ---------------------------------------------------------------------------------------
@@ -38,24 +46,34 @@ def test_another_commit_of_the_same_source_is_the_same():
     assert all_done(ENVIRONMENT | {"commit": "another", "dirty": True, "clocks": {}}) == all_done()
 
 
-def test_failures_count_as_recorded_and_are_told_apart_by_pass_and_provider():
-    for status in records.STATUSES:
+def test_what_is_settled_is_told_apart_by_pass_and_provider():
+    for status in ("ok", "wrong", "unsupported"):
         assert schedule.jobs([CASE], cases.PASSES, BOTH, all_done(status=status)) == []
     done = all_done() - {(CASE.name, "train", "cudnn")}
     assert schedule.jobs([CASE], cases.PASSES, BOTH, done) == [cases.Job(CASE, ("train",), BOTH)]
 
 
+@pytest.mark.parametrize("status", ["error", "timeout"])
+def test_what_failed_is_tried_once_more(status):
+    """too little memory or a cold compilation may have passed"""
+    assert all_done(status=status) == frozenset()
+    again = recorded(status=status, run="run-2")
+    assert len(schedule.done(recorded(status=status) + again, ENVIRONMENT, HERE)) == 4
+    assert len(schedule.done(recorded(status=status) + recorded(run="run-2"), ENVIRONMENT, HERE)) == 4
+
+
 def test_a_provider_that_was_missing_is_measured_when_it_is_there_with_all_it_is_compared_with():
-    missing = [timing(CASE, p, "flashrnn", 1.0, status="missing") for p in cases.PASSES]
     peers = (*BOTH, "flashrnn")
-    done = all_done() | schedule.done(missing, ENVIRONMENT, {})
-    assert schedule.jobs([CASE], cases.PASSES, peers, done) == []
-    done = all_done() | schedule.done(missing, ENVIRONMENT, {"flashrnn": "1.0"})
-    assert schedule.jobs([CASE], cases.PASSES, peers, done) == [cases.Job(CASE, cases.PASSES, peers)]
-    with_version = [r | {"version": "1.0"} for r in missing]
-    done = all_done() | schedule.done(with_version, ENVIRONMENT, {"flashrnn": "1.0"})
-    assert schedule.jobs([CASE], cases.PASSES, peers, done) == []
-    assert schedule.done(with_version, ENVIRONMENT, {"flashrnn": "2.0"}) == frozenset()
+    here = HERE | {"flashrnn": schedule.Here("not installed", None)}
+    found = recorded() + recorded(["flashrnn"], status="missing")
+    assert schedule.jobs([CASE], cases.PASSES, peers, schedule.done(found, ENVIRONMENT, here)) == []
+    for version in (None, "1.0"):  # the package was there, and lacked a compiler, or was not
+        found = recorded() + recorded(["flashrnn"], status="missing", version=version)
+        done = schedule.done(found, ENVIRONMENT, HERE | {"flashrnn": schedule.Here("", "1.0")})
+        assert schedule.jobs([CASE], cases.PASSES, peers, done) == [cases.Job(CASE, cases.PASSES, peers)]
+    found = recorded() + recorded(["flashrnn"], version="1.0")
+    assert len(schedule.done(found, ENVIRONMENT, HERE | {"flashrnn": schedule.Here("", "1.0")})) == 6
+    assert len(schedule.done(found, ENVIRONMENT, HERE | {"flashrnn": schedule.Here("", "2.0")})) == 4
 
 
 # ---- order ----------------------------------------------------------------------------------------------------------
@@ -124,8 +142,24 @@ def test_expected_seconds_grow_with_steps_layers_providers_and_passes():
         return schedule.seconds_of(cases.Job(cases.case(128, 16, T, "bf16", **options), passes, providers))
 
     assert of() < of(T=16384) and of() < of(layers=8) and of() < of(models=8)
+    # models are calls of cuDNN's, and one call of ours
+    assert of(providers=("rnn_triton",), models=256) == of(providers=("rnn_triton",))
     assert of() < of(providers=(*BOTH, "loop")) and of(passes=("fwd",)) < of()
     assert of() < 10  # twelve cases of the quick suite with two providers in two minutes
+
+
+def test_what_is_not_here_or_too_slow_to_be_timed_costs_little():
+    job = cases.Job(cases.case(128, 8, 512, "bf16", models=256), cases.PASSES, ("rnn_triton", "cudnn", "flashrnn", "loop"))
+    fewer = cases.Job(job.case, cases.PASSES, ("rnn_triton", "cudnn", "loop"))
+    assert schedule.seconds_of(job, runs=lambda name, case: name != "flashrnn") == schedule.seconds_of(fewer)
+    assert schedule.seconds_of(fewer) < 60  # cuDNN's 256 calls of 5 ms each
+
+
+@pytest.mark.parametrize("suite", [name for name in cases.SUITES if name != "check"])
+def test_every_case_fits_into_the_usual_budget(suite):
+    """With every provider there is, or it would never be reached."""
+    for case in cases.suite(suite):
+        assert schedule.seconds_of(cases.Job(case, cases.PASSES, tuple(PROVIDERS))) < 0.8 * BUDGET, case.name
 
 
 def test_the_quick_suite_takes_two_minutes_with_ours_and_cudnn():
@@ -141,7 +175,9 @@ def test_what_a_case_took_before_is_what_it_is_expected_to_take():
     fewer = cases.Job(CASE, cases.PASSES, ("rnn_triton",))
     assert schedule.seconds_of(fewer, took) == schedule.seconds_of(fewer)
     later = [r | {"seconds": 9.0, "run": "run-2", "date": "2026-02-01T00:00:00Z"} for r in found if r["pass"] == "fwd"]
-    assert schedule.took(found + later) == {(CASE.name, BOTH): 18.0}
+    assert schedule.took(found + later) == {(CASE.name, tuple(sorted(BOTH))): 18.0}
+    with_missing = found + [timing(CASE, p, "xma", 0.0, status="missing") for p in cases.PASSES]
+    assert schedule.took(with_missing) == schedule.took(found)
 
 
 # ---- runs under a budget --------------------------------------------------------------------------------------------
@@ -172,9 +208,12 @@ class Instant:
     def __exit__(self, *_):
         pass
 
-    def call(self, job, timeout):
-        if job.case.B > timeout:
-            self.clock.time += timeout
+    is_warm = True
+
+    def call(self, job, timeout, total):
+        allowed = min(timeout, total)
+        if job.case.B > allowed:
+            self.clock.time += allowed
             raise run.WorkerError("timeout", "no answer")
         self.clock.time += job.case.B
         try:
@@ -190,7 +229,7 @@ def go(tmp_path, monkeypatch, seconds_each, budget, expected, timeout=1000.0):
     chosen = [cases.case(16 + i, B, 8, "bf16") for i, B in enumerate(seconds_each)]
     path = tmp_path / "t.jsonl"
     with records.Writer(path, "run-1", ENVIRONMENT, fresh=False) as writer:
-        jobs = schedule.jobs(chosen, ("fwd",), ("rnn_triton",), schedule.done(records.read([path])[0], ENVIRONMENT, {}))
+        jobs = schedule.jobs(chosen, ("fwd",), ("rnn_triton",), schedule.done(records.read([path])[0], ENVIRONMENT, HERE))
         found, left = run.run(jobs, writer, budget, seconds=lambda job: expected, clock=clock, timeout=timeout)
     return [r["case"] for r in found], [job.case.name for job in left], clock.time
 
@@ -260,6 +299,7 @@ def gpu(monkeypatch):
     monkeypatch.setattr(jobs, "needs_gpu", lambda: None)
     monkeypatch.setattr(jobs.environment, "describe", lambda device: ENVIRONMENT)
     monkeypatch.setattr(jobs, "compile_calls", lambda calls, seconds: ({}, 0))
+    monkeypatch.setattr(jobs, "providers_here", lambda names: {name: schedule.Here("", None) for name in names})
     monkeypatch.setattr(jobs, "recorded", lambda: [])
     monkeypatch.setattr(jobs.time, "monotonic", clock)
     monkeypatch.setattr(run, "Worker", Instant(clock))
