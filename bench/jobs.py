@@ -502,7 +502,7 @@ def _training_text(outcome: digits.Outcome) -> str:
     ran = "".join(f"\n{name} ran: {what}" for name, what in outcome.ran.items())
     steps = outcome.steps
     return (
-        "handwritten digits, mean over three seeds, same initial weights, batches and recipe:\n"
+        f"handwritten digits, mean over {outcome.seeds} seed(s), same initial weights, batches and recipe:\n"
         + tables.text(("net", "test accuracy", "training"), body)
         + ran
         + f"\ndifference {100 * outcome.difference:+.2f} points; three steps, {steps['ran']}: losses within "

@@ -101,17 +101,17 @@ def project(
 
 def triton_matmul(a: torch.Tensor, b: torch.Tensor, precision: str | None) -> torch.Tensor:
     """fp32 a[M, K] @ b[K, N], or P of them, by the kernel, on CUDA tensors (in the interpreter: on CPU tensors)."""
-    if a.dim() == 2:
-        return triton_matmul(a.unsqueeze(0), b.unsqueeze(0), precision)[0]
-    P, M, K = a.shape
-    N = b.shape[2]
+    *several, M, K = a.shape
+    N = b.shape[-1]
+    P = several[0] if several else 1
+    strides = (*a.stride(), *b.stride()) if several else (0, *a.stride(), 0, *b.stride())
     plan = tiling(M, N, K, hardware.of(a.device).sms, P)
-    out = a.new_empty((plan.splits, P, M, N))
+    out = a.new_empty((plan.splits, *several, M, N))
     reach = max(_reach(a, plan.block_m, BLOCK_K), _reach(b, BLOCK_K, plan.block_n), plan.block_m * N)
     grid = (P * triton.cdiv(M, plan.block_m) * triton.cdiv(N, plan.block_n), plan.splits)
     with torch.cuda.device_of(a), interpreter.accurate():
         matmul_kernel[grid](
-            a, b, out, M, N, K, *a.stride(), *b.stride(), plan.split_k,
+            a, b, out, M, N, K, *strides, plan.split_k,
             PRECISION=precision, BLOCK_M=plan.block_m, BLOCK_N=plan.block_n, BLOCK_K=BLOCK_K,
             OFFSETS=tl.int32 if reach < 2**31 else tl.int64, **_options(plan.block_m, precision),
         )  # fmt: skip

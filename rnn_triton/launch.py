@@ -11,7 +11,6 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from . import faults, grid, hardware, per_step, single_cta
@@ -100,14 +99,20 @@ class _Waves:
         self.site = site
 
     def forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
-        y, hn = zip(*self._each(self.site.forward, arguments))
-        return torch.stack(y), torch.stack(hn)
+        y, hn = self._each(self.site.forward, arguments)
+        return y, hn
 
     def backward(self, *arguments: Any) -> Tensor:
-        return torch.stack(self._each(self.site.backward, arguments))
+        (da,) = self._each(lambda *of_one: (self.site.backward(*of_one),), arguments)
+        return da
 
-    def _each(self, run: Callable[..., Any], arguments: tuple[Any, ...]) -> list[Any]:
-        return [
-            run(*[a[model] if isinstance(a, Tensor) else a for a in arguments])
-            for model in range(self.problem.models)
-        ]
+    def _each(self, run: Callable[..., tuple[Tensor, ...]], arguments: tuple[Any, ...]) -> list[Tensor]:
+        """The results of every model, [M,..], each put in its place as soon as it is there"""
+        M = self.problem.models
+        out: list[Tensor] = []
+        for model in range(M):
+            found = run(*[a[model] if isinstance(a, Tensor) else a for a in arguments])
+            out = out or [t.new_empty((M, *t.shape)) for t in found]
+            for whole, t in zip(out, found, strict=True):
+                whole[model] = t
+        return out

@@ -5,7 +5,8 @@ reaches them through a pair of autograd.Functions: `Rnn`, whose backward is the 
 which takes its place under create_graph and is differentiated through `reference.backward`. The forward pass
 saves its inputs and y, nothing else. Arguments are taken as valid here: `functional` checks them. Shapes as in
 `reference`, or an ensemble's: x[M,T,B,I], and M in front of every other shape, too, by stride 0 where the models
-share a tensor. vmap over weights makes ensembles. One dtype throughout. `precision` is "tf32", "tf32x3" or "ieee" for fp32, None for other dtypes.
+share a tensor. vmap over weights makes ensembles. One dtype throughout. `precision` is "tf32", "tf32x3" or "ieee" for
+fp32, None for other dtypes.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def _run_forward(
     reverse: bool,
     precision: str | None,
 ) -> tuple[Tensor, Tensor]:
-    if x.shape[-2] == 0:
+    if x.numel() == 0:  # no batch, or no models
         return _fake_forward(x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, reverse, precision)
     if x.is_cuda or interpreter.active():
         return launch.forward(x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, reverse, precision)
@@ -68,7 +69,7 @@ def _run_backward(
     `groups` = G: the batch is G equal parts; dw_ih[G,H,I], dw_hh[G,H,H] and db[G,H] come separately for each. Of an
     ensemble: dw_ih[M,H,I] or dw_ih[M,G,H,I], and the others alike.
     """
-    if y.shape[-2] == 0:
+    if y.numel() == 0:
         return _allocate_gradients(y.new_zeros, x, w_ih, w_hh, h0, needs, groups)
     if y.is_cuda or interpreter.active():
         da = launch.backward(w_hh, y, dy, dhn, nonlinearity, reverse, precision)
@@ -88,7 +89,7 @@ def _run_backward(
 
 
 def _parts(t: Tensor, groups: int, dims: int) -> Tensor:
-    """The last `dims` dimensions of t, the batch (next to last) in equal parts: [M G,..], a part in place of a model"""
+    """The last `dims` dimensions of t, the batch (next to last) in equal parts: [M G,..], a part for a model"""
     t = t.unflatten(-2, (groups, t.shape[-2] // groups)).movedim(-3, -dims - 1)
     return t.flatten(0, -dims - 1)
 
@@ -101,7 +102,7 @@ def _weight_gradients(
     rows = da.flatten(-3, -2)  # [T*B,H]; a view, as those of x and y are unless their strides forbid it
     columns = rows.mT
     nothing = (*M, 0)
-    dw_ih = gemm.matmul(columns, x.flatten(-3, -2), precision) if needs & DW_IH else y.new_empty(nothing)
+    dw_ih = gemm.matmul(columns, _rows(x), precision) if needs & DW_IH else y.new_empty(nothing)
     db = rows.sum(-2) if needs & DB else y.new_empty(nothing)
     if not needs & DW_HH:
         return dw_ih, y.new_empty(nothing), db
@@ -115,6 +116,13 @@ def _weight_gradients(
         of_h0 = gemm.matmul(columns.narrow(-1, n if reverse else 0, B), h0, precision)
         dw_hh = of_h0 if dw_hh is None else dw_hh.add_(of_h0)
     return dw_ih, y.new_zeros(*M, H, H) if dw_hh is None else dw_hh, db
+
+
+def _rows(x: Tensor) -> Tensor:
+    """x[..,T,B,I] as [..,T*B,I]: a view, or a copy, as of a batch_first x; never one for each model that shares it"""
+    if x.dim() == 4 and x.stride(0) == 0:
+        return x[0].flatten(0, 1).expand(x.shape[0], -1, -1)
+    return x.flatten(-3, -2)
 
 
 def _cpu_forward(
@@ -412,10 +420,15 @@ def _join(t: Tensor | None, mapped: int | None, n: int) -> Tensor | None:
     return t.flatten(-3, -2)
 
 
-def _part(t: Tensor, n: int) -> tuple[Tensor, int]:
-    """What `_join` merged as a dimension of its own again, and which."""
-    t = t.unflatten(-2, (n, t.shape[-2] // n))
+def _part(t: Tensor, n: int, B: int) -> tuple[Tensor, int]:
+    """What `_join` merged, n times B, as a dimension of its own again, and which."""
+    t = t.unflatten(-2, (n, B))
     return t, t.dim() - 3
+
+
+def _batch(x: Tensor, mapped: int | None) -> int:
+    """Of one sample of x"""
+    return [size for dim, size in enumerate(x.shape) if dim != mapped][-2]
 
 
 def _stack(t: Tensor | None, mapped: int | None, n: int, nested: bool) -> Tensor | None:
@@ -427,7 +440,7 @@ def _stack(t: Tensor | None, mapped: int | None, n: int, nested: bool) -> Tensor
 
 
 def _unstack(t: Tensor, n: int, nested: bool) -> tuple[Tensor, int]:
-    return (t.unflatten(0, (n, t.shape[0] // n)) if nested else t), 0
+    return (t.unflatten(0, (n, t.shape[0] // max(n, 1))) if nested else t), 0
 
 
 def _is_ensemble(x: Tensor, mapped: int | None) -> bool:
@@ -443,7 +456,7 @@ def _vmap_forward(info: Any, dims: tuple, *arguments: Any) -> tuple[tuple[Tensor
         return tuple(zip(*[_unstack(t, n, nested) for t in outputs]))  # type: ignore[return-value]
     x, *weights, h0 = tensors
     outputs = _forward(_join(x, dims[0], n), *weights, _join(h0, dims[5], n), *settings)
-    return tuple(zip(*[_part(t, n) for t in outputs]))  # type: ignore[return-value]
+    return tuple(zip(*[_part(t, n, _batch(x, dims[0])) for t in outputs]))  # type: ignore[return-value]
 
 
 def _vmap_backward(
@@ -462,7 +475,8 @@ def _vmap_backward(
         dx, *of_weights, dh0 = _backward(
             _join(x, dims[0], n), w_ih, w_hh, *joined, *settings, needs, n * (groups or 1)
         )
-        data = [_part(t, n) if needs & which else (t, None) for t, which in ((dx, DX), (dh0, DH0))]
+        B = _batch(x, dims[0])
+        data = [_part(t, n, B) if needs & which else (t, None) for t, which in ((dx, DX), (dh0, DH0))]
         each = int(nested)  # behind the models
         weights = [(t if groups is None else t.unflatten(each, (n, groups)), each) for t in of_weights]
     return tuple(zip(data[0], *weights, data[1]))  # type: ignore[return-value]

@@ -58,11 +58,16 @@ def rnn(
             ys.append(y.flatten(0, 1))
             h, last = hn.split([size - n, n])
             ended.append(last)
-        return torch.cat(ys), torch.cat(ended[::-1])
+        return _joined(ys), _joined(ended[::-1])
     starts = [None] * len(runs) if h0 is None else h0.split(ending[::-1])
     for part, (steps, size), n, start in zip(parts[::-1], runs[::-1], ending[::-1], starts):
         if ys:
             start = torch.cat([hn, hn.new_zeros(n, hn.shape[1]) if start is None else start])
         y, hn = functional.rnn(part.unflatten(0, (steps, size)), *weights, start, reverse=True, **options)
         ys.append(y.flatten(0, 1))
-    return torch.cat(ys[::-1]), hn
+    return _joined(ys[::-1]), hn
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """One below the other; a single one as it is"""
+    return torch.cat(parts) if len(parts) > 1 else parts[0]

@@ -491,5 +491,6 @@ def test_the_digits_gate(example, failures, tmp_path):
     assert len(outcome.failures) == len(failures)
     assert all(text in failure for text, failure in zip(failures, outcome.failures))
     found, problems = records.read([tmp_path / "t.jsonl"])
-    assert [(r["implementation"], r["seed"]) for r in found] == [(n, s) for n in ("rnn_triton", "torch") for s in (0, 1)]
+    # on the CPU both run torch, and one seed is enough
+    assert [(r["implementation"], r["seed"]) for r in found] == [("rnn_triton", 0), ("torch", 0)] and outcome.seeds == 1
     assert problems == []

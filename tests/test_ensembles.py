@@ -86,8 +86,14 @@ def check(kind, models, shared=(), nonlinearity="tanh", reverse=False):
 # ---- values, gradients, launches -----------------------------------------------------------------------------------
 
 
-@kinds
-@pytest.mark.parametrize("I, H, reverse", [(13, 17, False), (16, 16, True)])  # rows of no whole vectors, and of them
+# rows of no whole vectors, and of them
+@pytest.mark.parametrize(
+    "kind, I, H, reverse",
+    [
+        pytest.param(kind, *of, marks=() if kind in ("bf16", "fp64") or not of[2] else pytest.mark.long)
+        for kind in KINDS for of in ((13, 17, False), (16, 16, True))
+    ],
+)  # fmt: skip
 def test_each_model_is_what_it_is_alone(kind, I, H, reverse, device):
     """bit for bit: y, hn and da"""
     models = members(kind, 2, 3, I, H, device)
@@ -206,7 +212,13 @@ def test_frozen_weights_cost_no_gemm(device, launches, monkeypatch):
         assert len(products) == count
 
 
-@pytest.mark.parametrize("kind, I, H, home", [("bf16", 304, 16, "shared"), ("fp64", 200, 16, "stream"), ("bf16", 9, 250, "stream")])
+@pytest.mark.parametrize(
+    "kind, I, H, home",
+    [
+        ("bf16", 304, 16, "shared"), ("fp64", 200, 16, "stream"),
+        pytest.param("bf16", 9, 250, "stream", marks=pytest.mark.long),
+    ],
+)  # fmt: skip
 def test_homes_of_the_weights(kind, I, H, home, device):
     """W_ih in shared memory and streamed, W_hh padded in global memory"""
     forward = plan.plan(
@@ -313,6 +325,25 @@ def test_an_empty_batch(device, launches):
     for t, g in zip(tensors, gradients((y, hn), (y.detach(), hn.detach()), tensors), strict=True):
         assert torch.equal(g, torch.zeros_like(t))
     assert not launches
+
+
+def test_no_models(device, launches):
+    """As torch: empty results, and gradients of nothing."""
+    x, w_ih, w_hh = (torch.zeros(s, device=device, dtype=torch.float64) for s in ((3, 2, 4), (5, 4), (5, 5)))
+    none, no_data = w_hh.new_empty(0, 5, 5), x.new_empty(0, 3, 2, 4)
+    for f, given in ((lambda w: rnn_triton.rnn(x, w_ih, w), none), (lambda x: rnn_triton.rnn(x, w_ih, w_hh), no_data)):
+        y, hn = torch.vmap(f)(given)
+        assert y.shape == (0, 3, 2, 5) and hn.shape == (0, 2, 5)
+        assert torch.vmap(torch.func.grad(lambda v, f=f: f(v)[0].sum()))(given).shape == given.shape
+    assert not launches
+
+
+def test_a_shared_input_is_copied_once_at_most(device):
+    """A batch_first x that all models share: dw_ih of all of them reads one copy."""
+    x = torch.zeros(2, 3, 4, dtype=torch.float64, device=device).transpose(0, 1).expand(M, 3, 2, 4)
+    assert op._rows(x).shape == (M, 6, 4) and op._rows(x).stride(0) == 0
+    own = torch.zeros(M, 3, 2, 4, dtype=torch.float64, device=device)
+    assert op._rows(own).data_ptr() == own.data_ptr()
 
 
 def test_one_model(device):
@@ -477,8 +508,10 @@ def opcheck(groups, needs, device):
     torch.library.opcheck(torch.ops.rnn_triton.rnn_backward.default, arguments)
 
 
-@pytest.mark.parametrize("groups", [None, 2])
-@pytest.mark.parametrize("needs", [0, 2, 4, 9, 31])
+@pytest.mark.parametrize(
+    "groups, needs",
+    [(None, 31), (2, 9), *[pytest.param(g, n, marks=pytest.mark.long) for g in (None, 2) for n in (0, 2, 4, 9, 31)]],
+)
 def test_opcheck(groups, needs):
     opcheck(groups, needs, "cpu")
 

@@ -88,11 +88,11 @@ def check(nets, losses_of, *, kind, T, K, rate, least, steps):
     assert ours[-10:].mean() <= least * ours[:10].mean()
 
 
-def variants(default):
-    """(kind, steps): a default, and for long runs the other dtypes and four times the steps"""
+def variants(default, long=False):
+    """(kind, steps): a default (`long`: that, too, in long runs alone), and for these the other dtypes and four times the steps"""
     cases = [(default, STEPS)] + [(k, STEPS) for k in ("fp64", "ieee", "tf32x3", "bf16") if k != default] + [(default, 4 * STEPS)]
     return pytest.mark.parametrize(
-        "kind, steps", [pytest.param(*c, marks=() if c == cases[0] else pytest.mark.long) for c in cases]
+        "kind, steps", [pytest.param(*c, marks=() if c == cases[0] and not long else pytest.mark.long) for c in cases]
     )
 
 
@@ -147,7 +147,7 @@ def test_forecast(kind, steps, device):
     check(nets, losses, kind=kind, T=T, K=1 + hidden, rate=0.1, least=0.6, steps=steps)
 
 
-@variants("ieee")
+@variants("ieee", long=True)  # three steps of it run by default: tests/test_examples.py
 def test_digits(kind, steps, device, monkeypatch):
     """examples/digits.py's classifier, narrower"""
     spec = importlib.util.spec_from_file_location("digits", ROOT / "examples" / "digits.py")

@@ -354,6 +354,9 @@ def test_no_copy_within_the_ops_either(batch_first, device, monkeypatch):
         dy = torch.zeros(4, 3, 16, dtype=y.dtype, device=device).transpose(0, 1) if batch_first else y
         op._run_backward(x, *rest[:2], rest[4], y, dy, hn, "tanh", False, None, 1 | 4 | 8 | 16, None)
     assert "mm" in recorder.names and not COPIES & set(recorder.names)
+    with Recorder() as recorder:  # dw_ih: the rows of a batch_first x have no common stride
+        op._run_backward(x, *rest[:2], rest[4], y, dy, hn, "tanh", False, None, 31, None)
+    assert sum(name in COPIES for name in recorder.names) == batch_first
 
 
 def test_the_recorder_sees_copies(device, monkeypatch):
