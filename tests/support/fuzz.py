@@ -277,9 +277,12 @@ def _dtype(case):
     return torch.bfloat16 if case.autocast else case.options["dtype"]
 
 
-def _gates_may_differ(case):
-    """relu's slope jumps at 0, and in two bytes a pre-activation is often enough within rounding of it."""
-    return case.options.get("nonlinearity") == "relu" and _dtype(case).itemsize == 2
+def _gates_may_differ(case, mine, its):
+    """relu's slope jumps at 0, and in two bytes a pre-activation is often enough within rounding of it.  Which units are above 0
+    the outputs of one layer show; those of layers below are not seen."""
+    if case.options.get("nonlinearity") != "relu" or _dtype(case).itemsize > 2:
+        return False
+    return case.options.get("num_layers", 1) > 1 or any(not torch.equal(a > 0, b > 0) for a, b in zip(mine, its, strict=True))
 
 
 def _tolerance(case, expected):
@@ -338,7 +341,7 @@ def _compare(case):
             if a is None:
                 continue
             assert (a.shape, a.dtype) == (b.shape, b.dtype), f"{kind} {i}: {a.shape} {a.dtype}, {b.shape} {b.dtype}"
-            if kind == "gradient" and _gates_may_differ(case):
+            if kind == "gradient" and _gates_may_differ(case, ours[1], theirs[1]):
                 continue
             if a.numel():
                 difference = (a.double() - b.double()).abs().max().item()
