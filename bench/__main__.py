@@ -87,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
         to_compare.add_argument(side, help="a record file, a folder of them, or a commit that has records")
     _common(to_compare)
     to_compare.add_argument("--providers", default="rnn_triton", help="all, or names (default: rnn_triton)")
-    to_compare.add_argument("--within", type=share, help="what counts as same, such as 2%% (default)")
+    to_compare.add_argument("--within", type=share, help="the band around 1 beyond which a change counts, such as 2%% (default)")
 
     to_explain = add("explain", _explain, "a case: its plan, estimates, cuDNN's algorithm, what is recorded and published")
     to_explain.add_argument("case")

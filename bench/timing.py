@@ -21,7 +21,7 @@ Calls = Mapping[str, Callable[[], object]]
 Announce = Callable[[str], None]
 WARMUP = 3
 FEWEST, MOST = 10, 200  # samples per callable
-LONG_US, FEWEST_LONG = 2e5, 5  # a call that takes longer: one warm-up, and so few samples, will do
+LONG_US, FEWEST_LONG = 2e5, 5  # a call that takes longer: one warm-up, and as few samples as compare.py takes, will do
 
 
 def _silently(name: str) -> None:
