@@ -115,11 +115,15 @@ def _recorded(case: Case, found: Sequence[Row], command: str) -> str:
             p20, _, p80 = (us / case.T for us in row.us)
             times = (
                 f"{row.us_per_step:.3f}", f"{p20:.3f} to {p80:.3f}",
-                "-" if row.speedup is None else f"{row.speedup:.2f}x over {row.baseline}",
+                row.gap or f"{row.speedup:.2f}x over {row.baseline}",
                 "-" if row.fraction_of_floor is None else f"{row.fraction_of_floor:.0%}", bound,
             )  # fmt: skip
         body.append((row.environment["device"], row.pass_, row.provider, *times, row.date[:10]))
-    return "recorded:\n" + tables.text(RECORD_HEADINGS, body)
+    ran = tables.kernels(found)
+    parts = ["recorded:\n" + tables.text(RECORD_HEADINGS, body), tables.clocks(found)]
+    if ran.body:
+        parts.append(f"{ran.title.lower()}, by the profiler:\n" + tables.text(ran.headings[1:], [line[1:] for line in ran.body]))
+    return "\n".join(part for part in parts if part)
 
 
 def _published(case: Case) -> str:

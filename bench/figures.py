@@ -16,7 +16,7 @@ from typing import Any
 
 from . import style
 from .cases import DTYPES, PASSES, nearest
-from .records import BASELINES, OURS, Row
+from .records import APART, BASELINES, HARDWARE, OURS, Row
 from .style import MissingMatplotlib
 from .tables import (
     EVERYTHING,
@@ -304,6 +304,12 @@ def _series(axis: Any, series: Series, slot: int, legend: dict[str, Any]) -> set
 # ---- figures: one size at a time ------------------------------------------------------------------------------------
 
 
+COMPARED = (
+    "over the faster of torch.nn on cuDNN and a module for each layer, in the newest run that timed both with the code and "
+    "versions of ours"
+)
+
+
 def speedup_over(rows: Sequence[Row]) -> Iterator[Page]:
     """Speedup over H, B, T, L: a line an arithmetic, a panel a pass and sweep"""
     index = _index(rows)
@@ -325,18 +331,15 @@ def speedup_over(rows: Sequence[Row]) -> Iterator[Page]:
         if not any(map(_drawable, lines)):
             continue
         figure, legend = _lines(lines, [(sweep.label, sweep.values) for sweep in found])
-        note = "Speedup over the faster of torch.nn on cuDNN and a module for each layer, in the same run."
+        note = f"Speedup {COMPARED}."
         yield Page(f"speedup-over-{axis}", f"Speedup over {found[0].label}", note, caption(rows), figure, legend)
 
 
 def _compared(index: Index, sweep: Sweep, kind: str, pass_: str) -> list[Point]:
-    """Speedups; where ours was timed and cuDNN not, that is said."""
-    points = _over(index, sweep, kind, pass_, OURS, lambda r: r.speedup)
-    timed = _over(index, sweep, kind, pass_, OURS, lambda r: r.us)
-    return [
-        replace(p, gap="no cuDNN time") if p.y is None and alone.y is not None else p
-        for p, alone in zip(points, timed)
-    ]
+    """Speedups; where ours was timed and not compared, why."""
+    found = [index.get((sweep.names.get((kind, v), ""), pass_, OURS)) for v in sweep.values]
+    points = [_point(row, v, lambda r: r.speedup) for row, v in zip(found, sweep.values)]
+    return [replace(p, gap=row.gap) if row is not None and row.gap else p for row, p in zip(found, points)]
 
 
 def step(rows: Sequence[Row]) -> Iterator[Page]:
@@ -470,7 +473,7 @@ def accuracy(rows: Sequence[Row]) -> Iterator[Page]:
         figure, legend = _lines(list(filter(_drawable, lines)), [("time steps T", values)] * len(kinds(rows)))
         note = (
             "Relative norm of the difference from an fp64 reference with the same rounded inputs; above the tolerance a result "
-            "is wrong and has no time."
+            f"is wrong and has no time. An error below {LEAST_ERROR:g}, and none at all, is drawn there."
         )
         title = f"Accuracy over T: {sweep.title if sweep else 'all cases'}"
         yield Page("accuracy", title, note, caption(rows), figure, legend)
@@ -480,14 +483,16 @@ def _of(row: Row, wanted: Sequence[str] | None) -> dict[str, dict[str, float]]:
     return {name: e for name, e in row.errors.items() if (name in wanted if wanted else name not in ("y", "hn"))}
 
 
+LEAST_ERROR, MOST_ERROR = 1e-9, 1e9  # what the axis can show; 0 is drawn as the least
+
+
 def _error_points(rows: Sequence[Row], wanted: Sequence[str] | None) -> list[Point]:
     """A point a case, the worst of its passes and of the wanted quantities"""
     worst: dict[str, Point] = {}
     for row in rows:
         for error in _of(row, wanted).values():
-            gap = "wrong" if row.status == "wrong" else ""
-            y = error["rel"] if 0 < error["rel"] < math.inf else None  # NaN has no place on an axis: the mark alone
-            point = Point(row.shape["T"], y, gap=gap or ("" if y else "wrong"))
+            y = max(error["rel"], LEAST_ERROR) if error["rel"] < MOST_ERROR else None  # NaN neither: the mark alone
+            point = Point(row.shape["T"], y, gap="wrong" if row.status == "wrong" or y is None else "")
             if row.case not in worst or (point.y or math.inf) > (worst[row.case].y or math.inf):
                 worst[row.case] = point
     return sorted(worst.values(), key=lambda p: p.x)
@@ -515,22 +520,30 @@ def _providers(index: Index, sweep: Sweep, kind: str, pass_: str, value: Callabl
 
 # ---- figures: all cases ---------------------------------------------------------------------------------------------
 
-BARS = 36  # of a page
+BARS, BAR_PAGES = 36, 2  # cases of a page; of more pages than that one remains
 
 
 def speedup(rows: Sequence[Row]) -> Iterator[Page]:
-    """Bars: the speedup of every case, suite by suite, a panel a pass, BARS cases a page"""
+    """Bars: the speedup of every case, suite by suite, a panel a pass, BARS cases a page; of more than BAR_PAGES pages one
+    with the extremes"""
     index, passes, there = _index(rows), _passes(rows), kinds(rows)
     if not any(row.us for row in rows if row.provider == OURS):
         return
-    kind_of = {row.case: arithmetic(row) for mine in by_suite(rows).values() for row in mine}
-    cases = list(kind_of)
+    suites = by_suite(rows)
+    kind_of = {row.case: arithmetic(row) for mine in suites.values() for row in mine}
+    cases, every = list(kind_of), "every case"
     most = max((row.speedup for row in rows if row.provider == OURS and row.speedup), default=1.0)
     legend = {
         kind: style.patch(facecolor=style.ARITHMETIC[kind]["color"], hatch=style.HATCHES[kind]) for kind in there
     }
     lacking = sum(line[-1] == EVERYTHING for line in missing(rows).body)
-    note = "Over the faster of torch.nn on cuDNN and a module for each layer, in the same run; the line is 1x."
+    note = f"{COMPARED[0].upper()}{COMPARED[1:]}; the line is 1x."
+    if len(cases) > BARS * BAR_PAGES:
+        chosen = extremes(suites.values(), BARS)
+        every = f"{len(chosen)} of {len(cases)} cases"
+        note += " Of each suite the cases with the lowest and the highest speedup, then those with the lowest of all: the "
+        note += f"other {len(cases) - len(chosen)} are in the tables alone."
+        cases = [name for name in cases if name in chosen]
     note += f" Of the cases of these suites {lacking} have no record." if lacking else ""
     chunks = [cases[i : i + BARS] for i in range(0, len(cases), BARS)]
     for number, chunk in enumerate(chunks):
@@ -545,7 +558,7 @@ def speedup(rows: Sequence[Row]) -> Iterator[Page]:
                     at = {"xytext": (3, 0), "textcoords": "offset points"}
                     axis.annotate(f"{row.speedup:.2f}", (row.speedup, i), **at, **text)
                 else:
-                    reason = "not measured" if row is None else row.status if row.status != "ok" else "no cuDNN time"
+                    reason = "not measured" if row is None else row.gap or row.status
                     axis.text(0.02 * most, i, reason, style="italic", **text)
             axis.axvline(1, color="black", linewidth=1)
             axis.set_xlim(0, 1.18 * max(most, 1.0))
@@ -554,8 +567,23 @@ def speedup(rows: Sequence[Row]) -> Iterator[Page]:
         axes[0][0].set_yticks(range(len(chunk)), chunk, fontsize=7)
         axes[0][0].set_ylim(len(chunk) - 0.4, -0.6)
         name = f"speedup-{number + 1}" if number else "speedup"
-        title = "Speedup of every case" + (f", page {number + 1} of {len(chunks)}" if len(chunks) > 1 else "")
+        title = f"Speedup of {every}" + (f", page {number + 1} of {len(chunks)}" if len(chunks) > 1 else "")
         yield Page(name, title, note, caption(rows), figure, legend)
+
+
+def extremes(suites: Iterable[Sequence[Row]], count: int) -> set[str]:
+    """About `count` cases of ours: with the lowest and the highest speedup of each suite, then with the lowest of all; those
+    without one last"""
+    chosen: dict[str, None] = {}
+    lowest: dict[str, float] = {}
+    for rows in suites:
+        found = sorted((row.speedup or math.inf, row.case) for row in rows if row.provider == OURS)
+        compared = [pair for pair in found if pair[0] < math.inf]
+        chosen |= dict.fromkeys(name for _, name in (*compared[:1], *compared[-1:]))
+        for value, name in found:
+            lowest[name] = min(value, lowest.get(name, math.inf))
+    rest = [name for name in sorted(lowest, key=lambda name: lowest[name]) if name not in chosen]
+    return {*chosen, *rest[: max(0, count - len(chosen))]}
 
 
 LETTERS = {"single_cta": "C", "grid": "G", "per_step": "S"}
@@ -630,7 +658,7 @@ def heat_map(rows: Sequence[Row]) -> Iterator[Page]:
     regimes = sorted({row.regime for row in plane if row.regime})
     letters = ", ".join(f"{LETTERS.get(r, r)}: {REGIMES.get(r, r)}" for r in regimes)
     note = (
-        "Speedup over the best of cuDNN; below 1x hatched; a dash: not measured; n/a: unsupported. Second line, the "
+        f"Speedup {COMPARED} (other run: none did); below 1x hatched; a dash: not measured; n/a: unsupported. Second line, the "
         "forward plan's regime: "
         f"{letters or 'not recorded'}."
     )
@@ -645,7 +673,7 @@ def _cell(row: Row | None) -> str:
     if row.speedup:
         number = f"{row.speedup:.2f}" if row.speedup < 9.995 else f"{row.speedup:.3g}"
         return f"{number}\n{letter}" if letter else number
-    return {"unsupported": "n/a", "ok": "no\ncuDNN"}.get(row.status, row.status)
+    return {"unsupported": "n/a", "ok": "other\nrun" if row.gap == APART else "no\ncuDNN"}.get(row.status, row.status)
 
 
 def flop(shape: dict[str, Any], pass_: str) -> float:
@@ -686,44 +714,45 @@ def roofline(rows: Sequence[Row]) -> Iterator[Page]:
     colour = style.PROVIDERS[OURS]["color"]
     legend: dict[str, Any] = {}
     for line, pass_ in enumerate(passes):
-        shown: list[tuple[Any, float, float]] = []
+        shown: dict[Any, list[float]] = {}  # axis -> the intensities there
         heights: list[float] = []
         for axis, kind in zip(axes[line], there):
             mine = [row for row in ours if row.pass_ == pass_ and arithmetic(row) == kind]
+            reached: dict[str, list[tuple[float, float]]] = {}  # regime -> (x, y)
+            bounds, cudnn = [], []
             for row in mine:
                 work = flop(row.shape, pass_) * 1e-6  # FLOP per microsecond are 1e-6 TFLOP/s
                 x = work * 1e6 / moved(row.shape, pass_, row.regime != "per_step")
                 y = work / (row.us_per_step or math.nan)
-                marker = MARKERS.get(row.regime or "", "D")
                 theirs = [r for name in BASELINES if (r := index.get((row.case, pass_, name))) and r.us_per_step]
                 best = min((r.us_per_step for r in theirs if r.us_per_step), default=None)
                 if row.floor_us_per_step:
-                    bound = work / row.floor_us_per_step
-                    axis.vlines(x, y, bound, color="#999999", linewidth=0.6, zorder=1)
-                    axis.plot([x], [bound], marker="_", color="#595959", markersize=7, linestyle="", zorder=2)
-                    legend.setdefault(
-                        "latency bound: the floor (estimate)", style.line(marker="_", color="#595959", linestyle="")
-                    )
-                    heights.append(bound)
+                    bounds.append((x, y, work / row.floor_us_per_step))
                 if best:
-                    look = {
-                        "marker": "s",
-                        "color": style.PROVIDERS["cudnn"]["color"],
-                        "markerfacecolor": "none",
-                        "linestyle": "",
-                    }
-                    axis.plot([x], [work / best], markersize=3.5, zorder=3, **look)
-                    legend.setdefault("best of cuDNN", style.line(**look))
-                    heights.append(work / best)
-                axis.plot([x], [y], marker=marker, color=colour, markersize=4.5, linestyle="", zorder=4)
-                label = f"rnn_triton, {REGIMES.get(row.regime or '', 'regime not recorded')}"
-                legend.setdefault(label, style.line(marker=marker, color=colour, linestyle=""))
-                heights.append(y)
-                shown.append((axis, x, y))
+                    cudnn.append((x, work / best))
+                reached.setdefault(row.regime or "", []).append((x, y))
+                shown.setdefault(axis, []).append(x)
+            if bounds:
+                xs, ys, tops = zip(*bounds)
+                axis.vlines(xs, ys, tops, color="#999999", linewidth=0.6, zorder=1)
+                look = {"marker": "_", "color": "#595959", "linestyle": ""}
+                axis.plot(xs, tops, markersize=7, zorder=2, **look)
+                legend.setdefault("latency bound: the floor (estimate)", style.line(**look))
+                heights += tops
+            if cudnn:
+                look = {"marker": "s", "color": style.PROVIDERS["cudnn"]["color"], "markerfacecolor": "none", "linestyle": ""}
+                axis.plot(*zip(*cudnn), markersize=3.5, zorder=3, **look)
+                legend.setdefault("best of cuDNN", style.line(**look))
+                heights += [y for _, y in cudnn]
+            for regime, points in reached.items():
+                look = {"marker": MARKERS.get(regime, "D"), "color": colour, "linestyle": ""}
+                axis.plot(*zip(*points), markersize=4.5, zorder=4, **look)
+                legend.setdefault(f"rnn_triton, {REGIMES.get(regime, 'regime not recorded')}", style.line(**look))
+                heights += [y for _, y in points]
         ceilings = {axis: _ceilings(kind, ours) for axis, kind in zip(axes[line], there)}
-        xs = [x for _, x, _ in shown]
-        ridges = [c["peak"] / c["DRAM"] for c in ceilings.values() if c]
-        left, right = min([*xs, *ridges]) / 2, max([*xs, *ridges]) * 2
+        places = [x for several in shown.values() for x in several]
+        places += [c["peak"] / c["DRAM"] for c in ceilings.values() if c]
+        left, right = min(places) / 2, max(places) * 2
         for axis, kind in zip(axes[line], there):
             found = ceilings[axis]
             if found:
@@ -749,7 +778,7 @@ def roofline(rows: Sequence[Row]) -> Iterator[Page]:
                     fontsize=7,
                     style="italic",
                 )
-            if not any(a is axis for a, _, _ in shown):
+            if axis not in shown:
                 style.say(axis, "not measured")
             style.log_ticks(axis, (left, right), 0.0, across=True)
             axis.set_title(kind if line == 0 else "")
@@ -777,7 +806,7 @@ def _ceilings(kind: str, rows: Sequence[Row]) -> dict[str, float]:
     for row in rows:
         hardware = row.environment["hardware"]
         if hardware and arithmetic(row) == kind:
-            device, shape = Device(**hardware), row.shape
+            device, shape = Device(**{name: hardware[name] for name in HARDWARE}), row.shape
             problem = Problem("forward", 1, 1, 1, shape["dtype"], shape["precision"], shape["nonlinearity"])
             peak = 1e6 / gemm_us(problem, device, 1e12, 0.0)
             return {"peak": peak, "DRAM": rates(device).dram * 1e-6, "L2": CONSTANTS.l2 * device.clock_ghz * 1e-3}

@@ -281,7 +281,7 @@ def _table(path: Path, left: Sequence[Item], is_dry: bool) -> str:
     parts = {
         "protocols": tables.text(EXCHANGE_HEADINGS, exchange_rows(by_kind.get("exchange", []))),
         "equivalence": _equivalence_table(by_kind.get("check", [])),
-        "speed": tables.text(tables.HEADINGS, tables.timing_rows(timing)),
+        "speed": "a stub's times are not shown" if is_dry else tables.text(tables.HEADINGS, tables.timing_rows(timing)),
         "constants": tables.text(CONSTANT_HEADINGS, constant_rows(by_kind.get("constant", []))),
         "faults": tables.text(BEHAVIOUR_HEADINGS, behaviour_rows(faults)),
         "graphs": tables.text(BEHAVIOUR_HEADINGS, behaviour_rows(r for r in behaviours if r not in faults)),

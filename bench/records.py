@@ -3,86 +3,213 @@
 Every record has `schema`, `kind`, `run` (an id shared by one run), `date` and `environment`; KINDS names the other
 fields of each kind. Times are in microseconds unless a field's name says otherwise. Raw samples are kept, beside their
 median and 20th and 80th percentile. A field may be added within a schema version; removing or redefining one raises
-SCHEMA. `rows` turns timing records into the tidy table that figures, tables and comparisons are made from.
+SCHEMA. `rows` turns timing records into the tidy table that figures and tables are made from.
+
+What `validate` lets pass, figures and tables can show: it knows type and range of all that they read.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as _brief
 from typing import Any
 
+from . import cases
+
 SCHEMA = 2
+TELEMETRY = ("sm_mhz", "memory_mhz", "power_w", "temperature_c")
 STATUSES = ("ok", "wrong", "error", "timeout", "unsupported", "missing")
 
 OURS = "rnn_triton"
 # torch.nn.RNN as it is, and as a module for every layer and direction: the faster of them is what ours is compared with.
 BASELINES = ("cudnn", "cudnn-layers")
 
-_NUMBER = (int, float)
-_NONE = type(None)
-# field -> accepted types
-COMMON: dict[str, tuple[type, ...]] = {
-    "schema": (int,), "kind": (str,), "run": (str,), "date": (str,), "environment": (dict,),
+# What a time depends on beside the case: records that agree in these are of the same commit and versions.  Not the
+# commit itself: `source` is the same for all commits that change nothing of what runs and measures.
+VERSIONS = ("source", "device", "driver", "torch", "triton", "cudnn", "cuda")
+
+
+# ---- what a field may hold ------------------------------------------------------------------------------------------
+
+Check = Callable[[Any, str], None]  # of a value and its field's name: ValueError that names the field
+
+SHORTEST, LARGEST = 1e-9, 1e15  # no time in microseconds is outside of these, and no count, size or rate is larger
+
+
+def _of(*types: type, low: float = -LARGEST) -> Check:
+    """One of `types`: a number is finite and from `low` to LARGEST, a text can be written as UTF-8."""
+
+    def check(value: Any, field: str) -> None:
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+            expected = " or ".join(t.__name__ for t in types)
+            raise ValueError(f"field {field}: expected {expected}, got {type(value).__name__}")
+        if isinstance(value, (int, float)) and not low <= value <= LARGEST:
+            raise ValueError(f"field {field}: {_brief(value)} is not from {low:g} to {LARGEST:g}")
+        if isinstance(value, str) and not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+            raise ValueError(f"field {field}: {_brief(value)} has half of a surrogate pair")
+
+    return check
+
+
+def _one_of(*names: str) -> Check:
+    def check(value: Any, field: str) -> None:
+        if value not in names:
+            raise ValueError(f"field {field}: expected one of {', '.join(names)}, got {_brief(value)}")
+
+    return check
+
+
+def _if(type_: type, one: Check, other: Check) -> Check:
+    """`one` of a value of that type, `other` of any other"""
+    return lambda value, field: (one if isinstance(value, type_) else other)(value, field)
+
+
+def _anything(value: Any, field: str) -> None:
+    pass
+
+
+def _or_none(one: Check) -> Check:
+    return _if(type(None), _anything, one)
+
+
+def _has(fields: Mapping[str, Check], optional: Mapping[str, Check] = {}, others: Check | None = None) -> Check:
+    """A dict with these fields; those that are `optional`, and `others` by any name, it may have."""
+
+    known = {**optional, **fields}
+
+    def check(value: Any, field: str) -> None:
+        OBJECT(value, field)
+        prefix = f"{field}." if field else ""
+        for name in fields:
+            if name not in value:
+                raise ValueError(f"field {prefix}{name} is missing")
+        for name, part in value.items():
+            if name in known:
+                known[name](part, prefix + name)
+            elif others is not None:
+                TEXT(name, f"{field}: a name")
+                others(part, prefix + name)
+
+    return check
+
+
+def _every(one: Check) -> Check:
+    """A dict of such values by any name"""
+    return _has({}, others=one)
+
+
+def _list(one: Check) -> Check:
+    def check(value: Any, field: str) -> None:
+        LIST(value, field)
+        for i, part in enumerate(value):
+            one(part, f"{field}[{i}]")
+
+    return check
+
+
+def _samples(value: Any, field: str) -> None:
+    """{"samples": raw, "p20", "median", "p80"}, the last three None where there are no samples"""
+    QUANTILES(value, field)
+    for sample in value["samples"]:
+        if isinstance(sample, bool) or not isinstance(sample, (int, float)) or not SHORTEST <= sample <= LARGEST:
+            raise ValueError(f"field {field}: {_brief(sample)} is not a time")
+    for name, expected in sampled(value["samples"]).items():
+        got = value.get(name)
+        same = got == expected
+        if isinstance(got, (int, float)) and isinstance(expected, float):
+            same = math.isclose(got, expected, rel_tol=1e-9)
+        if not same:
+            raise ValueError(f"field {field}.{name} is {_brief(got)}, but its samples give {_brief(expected)}")
+
+
+OBJECT, LIST, TEXT, NUMBER = _of(dict), _of(list), _of(str), _of(int, float)
+COUNT, SIZE, TIME = _of(int, low=0), _of(int, low=1), _of(int, float, low=SHORTEST)
+ANY_NUMBER = _if(float, _anything, NUMBER)  # infinite, and NaN too
+QUANTILES = _has({"samples": LIST}, dict.fromkeys(("p20", "median", "p80"), _or_none(ANY_NUMBER)))
+SCALAR = _of(str, int, float, bool, type(None))
+SCALARS = _every(SCALAR)
+STATUS = _one_of(*STATUSES)
+# rel_tol and max_tol are limits of rel and max, which a wrong result can have without bounds
+ERRORS = _every(_has({"rel": ANY_NUMBER, "rel_tol": TIME, "max": ANY_NUMBER, "max_tol": TIME}))
+# Provider.plan: of ours a plan for each direction
+PLAN = _or_none(_has({}, dict.fromkeys(("forward", "backward"), _or_none(SCALARS)), _if(dict, SCALARS, SCALAR)))
+# of cases.Case; that the values are those of a case, is seen by its name
+SHAPE = _has({f.name: SIZE if f.type == "int" else SCALAR for f in dataclasses.fields(cases.Case)})
+# rnn_triton.hardware.Device
+HARDWARE: dict[str, Check] = {
+    "name": TEXT, "capability": SIZE, "sms": SIZE, "shared_bytes": SIZE, "registers": SIZE, "l2_bytes": SIZE,
+    "clock_ghz": TIME, "cooperative": _of(bool),
 }  # fmt: skip
-ENVIRONMENT: dict[str, tuple[type, ...]] = {
-    "commit": (str, _NONE), "dirty": (bool, _NONE), "source": (str,),  # a digest of the code that runs and measures
-    "device": (str,), "capability": (int, _NONE), "hardware": (dict, _NONE),  # rnn_triton.hardware.Device
-    "driver": (str, _NONE), "clocks": (dict,),  # when the run began
-    "torch": (str,), "triton": (str,), "cudnn": (int, _NONE), "cuda": (str, _NONE), "python": (str,),
+ENVIRONMENT: dict[str, Check] = {
+    "commit": _or_none(TEXT), "dirty": _or_none(_of(bool)), "source": TEXT,  # a digest of the code that runs and measures
+    "device": TEXT, "capability": _or_none(SIZE), "hardware": _or_none(_has(HARDWARE)),
+    "driver": _or_none(TEXT), "clocks": _every(_or_none(NUMBER)),  # when the run began
+    "torch": TEXT, "triton": TEXT, "cudnn": _or_none(COUNT), "cuda": _or_none(TEXT), "python": TEXT,
 }  # fmt: skip
-# Samples: {"samples": raw, "p20", "median", "p80"}, the last three None where there are no samples.
-SAMPLED = ("device_us", "graph_us", "wall_us", "short_us")
-KINDS: dict[str, dict[str, tuple[type, ...]]] = {
+COMMON: dict[str, Check] = {
+    "schema": COUNT, "kind": TEXT, "run": TEXT, "date": TEXT, "environment": _has(ENVIRONMENT),
+}  # fmt: skip
+PROBLEM = _has({"direction": TEXT, "H": SIZE, "I": SIZE, "B": SIZE, "dtype": TEXT, "precision": _or_none(TEXT)})
+# bench.resources.Resources, as far as it is shown
+COMPILED = _has({
+    "registers": COUNT, "spill_stores": COUNT, "spill_loads": COUNT, "shared_bytes": COUNT, "barriers": NUMBER,
+    "global_load_arguments": SCALARS, "mma": NUMBER, "instructions": NUMBER, "estimated_cycles": NUMBER,
+})  # fmt: skip
+KINDS: dict[str, dict[str, Check]] = {
     # one (case, provider, pass) on a GPU
     "timing": {
-        "case": (str,), "shape": (dict,), "pass": (str,), "provider": (str,), "status": (str,), "message": (str,),
-        "version": (str, _NONE),  # of the provider's package, where it is not torch's
-        "device_us": (dict,), "graph_us": (dict,), "wall_us": (dict,),  # per call: eager, replayed, host and all
-        "short_T": (int, _NONE), "short_us": (dict,),  # the same problem over short_T steps, for the slope
-        "peak_bytes": (int, _NONE), "errors": (dict,), "plan": (dict, _NONE), "kernels": (list,),
-        "floor_us_per_step": (*_NUMBER, _NONE), "practical_us_per_step": (*_NUMBER, _NONE),  # estimates
-        "parts_us_per_step": (dict,),  # of the practical estimate; the largest is the bottleneck
-        "telemetry": (dict,),  # while it was measured, medians: sm_mhz, memory_mhz, power_w, temperature_c
-        "seconds": _NUMBER,  # that measuring the case took, all its providers and passes
+        "case": TEXT, "shape": SHAPE, "pass": _one_of(*cases.PASSES), "provider": TEXT, "status": STATUS, "message": TEXT,
+        "version": _or_none(TEXT),  # of the provider's package, where it is not torch's
+        "device_us": _samples, "graph_us": _samples, "wall_us": _samples,  # per call: eager, replayed, host and all
+        "short_T": _or_none(SIZE), "short_us": _samples,  # the same problem over short_T steps, for the slope
+        "peak_bytes": _or_none(COUNT), "errors": ERRORS, "plan": PLAN,
+        "kernels": _list(_has({"name": TEXT, "count": COUNT, "us": NUMBER})),  # by the profiler, longest first
+        "floor_us_per_step": _or_none(TIME), "practical_us_per_step": _or_none(TIME),  # estimates
+        "parts_us_per_step": _every(NUMBER),  # of the practical estimate; the largest is the bottleneck
+        "telemetry": _every(NUMBER),  # while it was measured, medians: sm_mhz, memory_mhz, power_w, temperature_c
+        "seconds": NUMBER,  # that measuring the case took, all its providers and passes
     },
     # one (case, provider) against the fp64 reference; choices: what rnn_triton.overriding was given
     "check": {
-        "case": (str,), "shape": (dict,), "provider": (str,), "implementation": (str,), "status": (str,),
-        "message": (str,), "errors": (dict,), "choices": (dict,), "plan": (dict, _NONE),
+        "case": TEXT, "shape": SHAPE, "provider": TEXT, "implementation": TEXT, "status": STATUS,
+        "message": TEXT, "errors": ERRORS, "choices": SCALARS, "plan": PLAN,
     },
     # one recurrence alone, without GEMMs after it
     "exchange": {
-        "case": (str,), "shape": (dict,), "direction": (str,), "choices": (dict,), "plan": (dict, _NONE),
-        "status": (str,), "message": (str,), "errors": (dict,),
-        "device_us": (dict,), "short_T": (int, _NONE), "short_us": (dict,),  # as of a timing
-        "practical_us_per_step": (*_NUMBER, _NONE),  # an estimate
+        "case": TEXT, "shape": SHAPE, "direction": _one_of("forward", "backward"), "choices": SCALARS, "plan": _or_none(SCALARS),
+        "status": STATUS, "message": TEXT, "errors": ERRORS,
+        "device_us": _samples, "short_T": _or_none(SIZE), "short_us": _samples,  # as of a timing
+        "practical_us_per_step": _or_none(TIME),  # an estimate
     },
     # one constant of the latency model, measured
     "constant": {
-        "name": (str,), "unit": (str,), "case": (str,), "choices": (dict,), "plan": (dict, _NONE), "status": (str,),
-        "message": (str,), "value": (*_NUMBER, _NONE), "model": (*_NUMBER, _NONE),
-        "x": (list,), "us": (list,),  # where it was measured, and the median microseconds there
+        "name": TEXT, "unit": TEXT, "case": TEXT, "choices": SCALARS, "plan": _or_none(SCALARS), "status": STATUS,
+        "message": TEXT, "value": _or_none(ANY_NUMBER), "model": _or_none(NUMBER),
+        "x": _list(ANY_NUMBER), "us": _list(ANY_NUMBER),  # where it was measured, and the median microseconds there
     },
     # one property of launches that is there or not
     "behaviour": {
-        "name": (str,), "case": (str,), "choices": (dict,), "status": (str,), "message": (str,), "seconds": _NUMBER,
+        "name": TEXT, "case": TEXT, "choices": SCALARS, "status": STATUS, "message": TEXT, "seconds": NUMBER,
     },
     # one compiled plan
     "resources": {
-        "problem": (dict,), "plan": (dict,), "resources": (dict,), "status": (str,), "message": (str,),
-        "floor_us_per_step": (*_NUMBER, _NONE), "practical_us_per_step": (*_NUMBER, _NONE),  # estimates
+        "problem": PROBLEM, "plan": SCALARS, "resources": OBJECT, "status": STATUS, "message": TEXT,
+        "floor_us_per_step": _or_none(TIME), "practical_us_per_step": _or_none(TIME),  # estimates
     },
     # one training run of an example
     "training": {
-        "example": (str,), "implementation": (str,), "seed": (int,), "accuracy": _NUMBER, "loss": (list,),
-        "seconds": _NUMBER,
+        "example": TEXT, "implementation": TEXT, "seed": _of(int), "accuracy": NUMBER, "loss": _list(ANY_NUMBER),
+        "seconds": NUMBER,
     },
 }  # fmt: skip
+_RECORD = {kind: _has(COMMON | fields) for kind, fields in KINDS.items()}
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -101,47 +228,36 @@ def validate(record: Any) -> None:
     if not isinstance(record, dict):
         raise ValueError(f"expected a JSON object, got {type(record).__name__}")
     if record.get("schema") != SCHEMA:
-        raise ValueError(f"schema {record.get('schema')!r}; this reader knows {SCHEMA}")
+        raise ValueError(f"schema {_brief(record.get('schema'))}; this reader knows {SCHEMA}")
     kind = record.get("kind")
-    if kind not in KINDS:
-        raise ValueError(f"unknown kind {kind!r}; known: {', '.join(KINDS)}")
-    _fields(record, COMMON | KINDS[kind], "")
-    _fields(record["environment"], ENVIRONMENT, "environment.")
-    if "status" in record and record["status"] not in STATUSES:
-        raise ValueError(f"status {record['status']!r}; expected one of {', '.join(STATUSES)}")
-    for field in SAMPLED:
-        if field in record:
-            _samples(record[field], field)
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise ValueError(f"unknown kind {_brief(kind)}; known: {', '.join(KINDS)}")
+    _RECORD[kind](record, "")
+    if "shape" in record:
+        _case(record["shape"], record["case"])
+    if kind == "resources" and record["status"] == "ok":
+        COMPILED(record["resources"], "resources")
+    if "short_us" in record and record["short_us"]["samples"] and record["short_T"] is None:
+        raise ValueError("field short_T: None, but short_us has samples")
 
 
-def _fields(mapping: dict[str, Any], fields: dict[str, tuple[type, ...]], prefix: str) -> None:
-    for field, types in fields.items():
-        if field not in mapping:
-            raise ValueError(f"field {prefix}{field} is missing")
-        value = mapping[field]
-        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-            expected = " or ".join(t.__name__ for t in types)
-            raise ValueError(f"field {prefix}{field}: expected {expected}, got {type(value).__name__}")
+def _case(shape: dict[str, Any], name: str) -> None:
+    try:
+        expected = cases.parse(name)
+    except ValueError as error:
+        raise ValueError(f"field case: {error}") from None
+    unknown = shape.keys() - {f.name for f in dataclasses.fields(cases.Case)}
+    if unknown:
+        raise ValueError(f"field shape.{min(unknown)} is of no cases.Case")
+    got = cases.Case(**shape)
+    if str(got) != str(expected) or got.name != name:  # as text 1, 1.0 and True differ
+        raise ValueError(f"field shape: it is {got}, but {name} is {expected}")
 
 
 def sampled(samples: Sequence[float] = ()) -> dict[str, Any]:
-    """A field of SAMPLED: the samples in the order they were taken, and their quantiles."""
+    """A field of times: the samples in the order they were taken, and their quantiles."""
     found = quantiles(samples)
     return dict(zip(("samples", "p20", "median", "p80"), (list(samples), *(found or (None,) * 3))))
-
-
-def _samples(value: dict[str, Any], field: str) -> None:
-    _fields(value, {"samples": (list,)}, f"{field}.")
-    for sample in value["samples"]:
-        if isinstance(sample, bool) or not isinstance(sample, _NUMBER) or not sample > 0 or math.isinf(sample):
-            raise ValueError(f"{field}: {sample!r} is not a time")
-    for name, expected in sampled(value["samples"]).items():
-        got = value.get(name)
-        same = got == expected
-        if isinstance(got, _NUMBER) and isinstance(expected, float):
-            same = math.isclose(got, expected, rel_tol=1e-9)
-        if not same:
-            raise ValueError(f"{field}.{name} is {got!r}, but its samples give {expected!r}")
 
 
 class Writer:
@@ -188,7 +304,7 @@ def read(paths: Iterable[Path]) -> tuple[list[dict[str, Any]], list[Problem]]:
                 try:
                     record = json.loads(raw.decode("utf-8"))
                     validate(record)
-                except ValueError as error:  # JSON and UTF-8 errors are ValueErrors too
+                except (ValueError, RecursionError) as error:  # JSON and UTF-8 errors are ValueErrors too
                     problems.append(Problem(str(path), number, str(error)))
                 else:
                     found.append(record)
@@ -247,14 +363,16 @@ class Row:
     plan: dict[str, Any] | None
     kernels: list[dict[str, Any]]  # by the profiler: name, count, us
     telemetry: dict[str, Any]
-    baseline: str | None = None  # the faster of BASELINES in the same run, case and pass
-    speedup: float | None = None  # over it, by `us`
-    graph_speedup: float | None = None  # over the faster of BASELINES by `graph_us`
+    baseline: str | None = None  # the faster of BASELINES in the run compared, see rows()
+    speedup: float | None = None  # over it, by device time
+    graph_speedup: float | None = None  # over the faster of BASELINES by replay of a CUDA graph
+    gap: str = ""  # why there is no speedup although there is a time: NO_BASELINE or APART
 
     @property
     def regime(self) -> str | None:
         """Of the forward plan of ours"""
-        return ((self.plan or {}).get("forward") or {}).get("regime")
+        found = ((self.plan or {}).get("forward") or {}).get("regime")
+        return None if found is None else str(found)
 
     @property
     def error(self) -> float | None:
@@ -274,27 +392,37 @@ class Row:
             "floor_us_per_step": self.floor_us_per_step, "practical_us_per_step": self.practical_us_per_step,
             "fraction_of_floor": self.fraction_of_floor, "bound": self.bound, "regime": self.regime,
             "speedup": self.speedup, "graph_speedup": self.graph_speedup, "baseline": self.baseline,
-            "peak_bytes": self.peak_bytes, "error": self.error, "device": e["device"], "driver": e["driver"],
+            "peak_bytes": self.peak_bytes, "error": self.error,
+            **{name: self.telemetry.get(name) for name in TELEMETRY}, "device": e["device"], "driver": e["driver"],
             "torch": e["torch"], "triton": e["triton"], "cudnn": e["cudnn"], "commit": e["commit"],
             "version": self.version, "date": self.date, "run": self.run, "message": self.message,
         }  # fmt: skip
 
 
-def rows(records: Iterable[dict[str, Any]]) -> list[Row]:
-    """The newest timing of each (device, case, pass, provider), with speedups within its run.
+NO_BASELINE = "no cuDNN time"
+APART = "not in one run"  # both were timed, but see rows()
 
-    Only a status of ok carries times; a wrong result has no speedup, on either side."""
-    newest: dict[tuple[Any, ...], dict[str, Any]] = {}
+
+def rows(records: Iterable[dict[str, Any]]) -> list[Row]:
+    """The newest timing of each (device, case, pass, provider), with its speedup.
+
+    What was timed without a GPU (a dry run, whose clock is a stub) is no time, and gives no row.  A speedup is a ratio of
+    two times of one run: of the newest run that timed both with the code and the versions (VERSIONS) of the row.  That is
+    the row's own run, unless a newer one measured the row alone: the row's times are then of the newer run.  Only a status
+    of ok carries times; a wrong result has no speedup, on either side."""
+    newest: dict[tuple[str, ...], dict[str, Any]] = {}  # by point and provider
+    runs: dict[tuple[str, ...], dict[str, dict[str, dict[str, Any]]]] = {}  # point -> run -> provider -> record
     for record in records:
-        if record["kind"] == "timing":
-            key = (record["environment"]["device"], record["case"], record["pass"], record["provider"])
-            if key not in newest or record["date"] >= newest[key]["date"]:
-                newest[key] = record
-    found = []
-    for (device, case, pass_, _), record in newest.items():
-        base = [newest.get((device, case, pass_, name)) for name in BASELINES]
-        found.append(_row(record, [b for b in base if b and b["run"] == record["run"]]))
-    return found
+        if record["kind"] == "timing" and record["environment"]["capability"] is not None:
+            point = (record["environment"]["device"], record["case"], record["pass"])
+            _keep_newer(newest, (*point, record["provider"]), record)
+            _keep_newer(runs.setdefault(point, {}).setdefault(record["run"], {}), record["provider"], record)
+    return [_row(record, list(runs[key[:3]].values())) for key, record in newest.items()]
+
+
+def _keep_newer(known: dict[Any, dict[str, Any]], key: Any, record: dict[str, Any]) -> None:
+    if key not in known or record["date"] >= known[key]["date"]:
+        known[key] = record
 
 
 def measured(record: dict[str, Any], field: str) -> Quantiles | None:
@@ -303,14 +431,38 @@ def measured(record: dict[str, Any], field: str) -> Quantiles | None:
     return (s["p20"], s["median"], s["p80"]) if record["status"] == "ok" and s["samples"] else None
 
 
-def _row(record: dict[str, Any], baselines: Sequence[dict[str, Any]]) -> Row:
-    def fastest(field: str) -> tuple[float, str] | None:
-        return min(((q[1], b["provider"]) for b in baselines if (q := measured(b, field))), default=None)
+def _compared(
+    record: dict[str, Any], runs: Iterable[dict[str, dict[str, Any]]]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """(the record of this provider, the records of BASELINES) of the run that speedups are of, by rows(); no baseline where
+    there is none. `runs`: the records of each run by provider."""
+    timed = [{name: r for name, r in run.items() if measured(r, "device_us")} for run in runs]
+    pairs = []
+    for run in timed:
+        mine, baselines = run.get(record["provider"]), [run[name] for name in BASELINES if name in run]
+        if mine and baselines and _code(mine) == _code(record):
+            pairs.append((mine, baselines))
+    return max(pairs, key=lambda pair: pair[0]["date"], default=(record, []))
+
+
+def _code(record: dict[str, Any]) -> list[Any]:
+    return [record["version"], *(record["environment"][name] for name in VERSIONS)]
+
+
+def _row(record: dict[str, Any], runs: Sequence[dict[str, dict[str, Any]]]) -> Row:
+    compared, baselines = _compared(record, runs)
+
+    def over_fastest(field: str) -> tuple[float | None, str | None]:
+        """(the speedup over the fastest baseline, which one that is)"""
+        mine = measured(compared, field)
+        best = min(((q[1], b["provider"]) for b in baselines if (q := measured(b, field))), default=None)
+        return (best[0] / mine[1], best[1]) if us and mine and best else (None, None)
 
     T = record["shape"]["T"]
     us, short, graph = (measured(record, field) for field in ("device_us", "short_us", "graph_us"))
     floor, parts = record["floor_us_per_step"], record["parts_us_per_step"]
-    base, graph_base = fastest("device_us"), fastest("graph_us")
+    speedup, baseline = over_fastest("device_us")
+    there = any(measured(run[name], "device_us") for run in runs for name in BASELINES if name in run)
     return Row(
         run=record["run"],
         date=record["date"],
@@ -337,7 +489,8 @@ def _row(record: dict[str, Any], baselines: Sequence[dict[str, Any]]) -> Row:
         plan=record["plan"],
         kernels=record["kernels"],
         telemetry=record["telemetry"],
-        baseline=base[1] if base else None,
-        speedup=base[0] / us[1] if base and us else None,
-        graph_speedup=graph_base[0] / graph[1] if graph_base and graph else None,
+        baseline=baseline,
+        speedup=speedup,
+        graph_speedup=over_fastest("graph_us")[0],
+        gap="" if speedup or not us else APART if there else NO_BASELINE,
     )

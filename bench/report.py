@@ -75,7 +75,7 @@ def html(
         for device, here in devices.items():
             prefix = f"{tables.label(device)}-" if len(devices) > 1 else ""
             of = f" on {device}" if len(devices) > 1 else ""
-            every = [*tables.per_suite(here), tables.published(here), tables.providers(here)]
+            every = [*tables.per_suite(here), tables.published(here), tables.providers(here), tables.kernels(here)]
             parts.append((f"{prefix}tables", f"All results{of}", "\n".join(_table(table, prefix) for table in every)))
     if resources:
         parts.append(("kernels", "Compiled kernels", _table(tables.resources(resources))))

@@ -9,11 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from .cases import Case, Job
+from .records import VERSIONS
 from .run import MOST_SECONDS, SAMPLE_SECONDS, calls_of_a_pass
-
-# What a time depends on beside the case: records that agree in these are of the same commit and versions.  Not the
-# commit itself: `source` is the same for all commits that change nothing of what runs and measures.
-VERSIONS = ("source", "device", "driver", "torch", "triton", "cudnn", "cuda")
 
 Done = frozenset[tuple[str, str, str]]  # (case, pass, provider)
 

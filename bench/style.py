@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .records import OURS
+from .records import APART, NO_BASELINE, OURS
 
 SUFFIXES = (".png", ".svg", ".pdf")
 DPI = 150
@@ -45,7 +45,7 @@ FLOOR: Style = {"color": "#595959", "marker": "", "linestyle": ":", "linewidth":
 GUIDE: Style = {"color": "#000000", "marker": "", "linestyle": (0, (1, 2)), "linewidth": 1.2}
 TOLERANCE: Style = GUIDE | {"marker": "_", "markersize": 9}
 # What a mark at the lower edge of a panel says of a value that is not there.
-GAPS = {"wrong": "x", "failed": "+", "unsupported": "_", "not measured": "|", "no cuDNN time": "1"}
+GAPS = {"wrong": "x", "failed": "+", "unsupported": "_", "not measured": "|", NO_BASELINE: "1", APART: "2"}
 
 _RC: dict[Any, Any] = {
     "svg.hashsalt": "rnn_triton",
@@ -53,6 +53,7 @@ _RC: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 9,
     "legend.fontsize": 8,
+    "text.parse_math": False,  # a name in a record may hold dollar signs
 }
 
 
@@ -127,6 +128,7 @@ def finish(figure: Any, title: str, text: str, handles: Mapping[str, Any]) -> No
             frameon=False, borderaxespad=0.2, handlelength=3.2, columnspacing=1.2, labelspacing=0.35,
         )  # fmt: skip
     figure.tight_layout(rect=(0, foot / total, 1, 1 - (head + legend) / total), w_pad=1.6)
+    figure.set_layout_engine(None)  # what tight_layout leaves behind has every figure drawn twice when it is saved
 
 
 def value_ticks(axis: Any, values: Sequence[float], inches: float) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .cases import DTYPES, PASSES, SUITES
-from .records import BASELINES, OURS, Row
+from .records import APART, BASELINES, OURS, TELEMETRY, Row
 
 PASS_TITLES = {"fwd": "forward", "train": "forward + backward"}
 FLOOR_MARK = 0.45  # of the floor: a case that reaches less is listed with what remains to be done
@@ -88,8 +88,8 @@ def by_suite(rows: Sequence[Row]) -> dict[str, list[Row]]:
 def caption(rows: Iterable[Row]) -> str:
     """On what the rows were measured and how. Every version that occurs is named, with how many records have it where
     there are several."""
-    rows = list(rows)
-    rows = [row for row in rows if row.us] or rows
+    given = list(rows)
+    rows = [row for row in given if row.us] or given
     if not rows:
         return "nothing was measured"
 
@@ -111,6 +111,36 @@ def caption(rows: Iterable[Row]) -> str:
         + f"commit {all_of('commit')}; {' to '.join(dict.fromkeys((dates[0], dates[-1])))}. "
         + "Median device time by CUDA events of calls taken in turn, input projection and launches included"
         + (f"; fp32 is {' or '.join(precisions)} where so named." if precisions else ".")
+        + "".join(f" {sentence}" for sentence in (clocks(rows), summed(given)) if sentence)
+    )
+
+
+UNITS = dict(zip(TELEMETRY, ("SM clock {} MHz", "memory clock {} MHz", "power {} W", "temperature {} C")))
+
+
+def clocks(rows: Iterable[Row]) -> str:
+    """A sentence: the lowest and the highest of the rows' medians of clocks, power and temperature; empty where none has any"""
+    rows = list(rows)
+    parts = []
+    for name, words in UNITS.items():
+        found = [f"{value:.0f}" for value in sorted(row.telemetry[name] for row in rows if name in row.telemetry)]
+        if found:
+            parts.append(words.format(" to ".join(dict.fromkeys((found[0], found[-1])))))
+    return f"While measured: {', '.join(parts)}." if parts else ""
+
+
+LOOPS = ("loop", "compile", "graph")  # providers of torch's own operators, a step after the other
+
+
+def summed(rows: Iterable[Row]) -> str:
+    """A sentence on those of LOOPS that are wrong in training in bf16 or fp16; empty where none is"""
+    found = {r.provider for r in rows if r.status == "wrong" and r.pass_ == "train" and r.shape["dtype"] != "fp32"}
+    names = [name for name in LOOPS if name in found]
+    if not names:
+        return ""
+    return (
+        f"Wrong in training ({', '.join(names)}): autograd sums the weight gradients of an eager loop step by step in bf16 or "
+        "fp16, which misses the tolerance from about T = 240 (bench/check.py)."
     )
 
 
@@ -128,9 +158,9 @@ HEADINGS = (
     "bound*", "regime",
 )  # fmt: skip
 LEGEND = (
-    "us/step: median device time of a call over its steps; slope: the time of a step free of launch cost; speedup: over the "
-    "faster of torch.nn on cuDNN and a module for each layer, by device time, and by CUDA graph replay; floor: the latency "
-    "model's lower bound, and the part of it reached; bound: what the model says limits the step. *: estimates."
+    "us/step: median device time of a call over its steps, the newest; slope: the time of a step free of launch cost; speedup: "
+    "over the faster of torch.nn on cuDNN and a module for each layer, by device time, and by CUDA graph replay, in the newest "
+    f"run that timed both with the code and versions of ours; {APART}: no run did; floor: the latency model's lower bound, and the part of it reached; bound: what the model says limits the step. *: estimates."
 )
 
 
@@ -152,7 +182,7 @@ def timing_rows(rows: Iterable[Row]) -> Body:
                 _number(ours.slope_us_per_step if ours else None),
                 _time(best or (theirs[0] if theirs else None), best.us_per_step if best else None),
                 best.provider if best else NONE,
-                _number(ours.speedup if ours else None, "x", 2),
+                _speedup(ours),
                 _number(ours.graph_speedup if ours else None, "x", 2),
                 _number(ours.floor_us_per_step if ours else None),
                 _percent(ours.fraction_of_floor if ours else None),
@@ -236,7 +266,7 @@ def summary(rows: Iterable[Row]) -> Table:
     headings = ("pass", "dtype", "cases", "compared", "lowest", "geometric mean", "highest", "below 1x", "of floor*")
     return Table(
         "summary", "Speedup over the best of cuDNN", headings, body,
-        "Compared: both sides right and timed in one run. *: of an estimate.",
+        "Compared: both sides right and timed in one run, by the same code and versions. *: of an estimate.",
     )  # fmt: skip
 
 
@@ -286,17 +316,45 @@ def missing(rows: Sequence[Row]) -> Table:
     return Table("missing", "Not measured", ("device", "suite", "case", "no record of"), body)
 
 
-def not_timed(rows: Iterable[Row], statuses: Sequence[str], name: str, title: str) -> Table:
+NAMED = 3  # kernels of a call, those that took longest
+
+
+def kernels(rows: Iterable[Row]) -> Table:
+    """What the profiler saw: a line per (case, pass, provider) with its longest kernels, which tell cuDNN's algorithm"""
+    body: Body = []
+    for row in rows:
+        total = sum(kernel["us"] for kernel in row.kernels)
+        longest = sorted(row.kernels, key=lambda kernel: -kernel["us"])[:NAMED]
+        if total > 0:
+            named = "; ".join(f"{kernel['us'] / total:.0%} {kernel['count']} x {short_name(kernel['name'])}" for kernel in longest)
+            launches = str(sum(kernel["count"] for kernel in row.kernels))
+            body.append((row.case, row.pass_, row.provider, launches, named))
+    return Table(
+        "ran", "Kernels that ran", ("case", "pass", "provider", "launches", "longest kernels"), body,
+        "Of one call under the profiler, which may run fewer steps than the case. Each kernel with its part of the kernels' "
+        f"time and its launches, the longest {NAMED}; names without types and arguments.",
+    )  # fmt: skip
+
+
+def short_name(kernel: str) -> str:
+    """A kernel's C++ name without return type, namespaces, template and call arguments"""
+    name = kernel.replace("(anonymous namespace)::", "")
+    while (shorter := re.sub(r"<[^<>]*>|\([^()]*\)", "", name)) != name:
+        name = shorter
+    return (name.split() or [kernel])[-1].rsplit("::", 1)[-1][:80] or kernel[:80]
+
+
+def not_timed(rows: Iterable[Row], statuses: Sequence[str], name: str, title: str, note: str = "") -> Table:
     """Every record of one of the statuses, with its reason"""
     body = [
         (r.environment["device"], r.case, r.pass_, r.provider, r.status, r.message or "no reason recorded")
         for r in rows if r.status in statuses
     ]  # fmt: skip
-    return Table(name, title, ("device", "case", "pass", "provider", "status", "reason"), body)
+    return Table(name, title, ("device", "case", "pass", "provider", "status", "reason"), body, note)
 
 
-def wrong(rows: Iterable[Row]) -> Table:
-    return not_timed(rows, ("wrong",), "wrong", "Wrong results")
+def wrong(rows: Sequence[Row]) -> Table:
+    return not_timed(rows, ("wrong",), "wrong", "Wrong results", summed(rows))
 
 
 def failed(rows: Iterable[Row]) -> Table:
@@ -310,7 +368,7 @@ def unsupported(rows: Iterable[Row]) -> Table:
 def every(rows: Sequence[Row]) -> list[Table]:
     """All tables of one device's rows that have a line; those of losses even without one."""
     found = [summary(rows), losses(rows), far_from_floor(rows), *per_suite(rows), published(rows), providers(rows)]
-    found += [missing(rows), wrong(rows), failed(rows), unsupported(rows)]
+    found += [kernels(rows), missing(rows), wrong(rows), failed(rows), unsupported(rows)]
     return [table for table in found if table.body or table.name in ("losses", "floor")]
 
 
@@ -321,7 +379,7 @@ def _chosen(rows: Iterable[Row], condition: Callable[[Row], bool]) -> list[Row]:
 def _listing(name: str, title: str, rows: Iterable[Row]) -> Table:
     body = [
         (
-            r.case, r.pass_, _number(r.speedup, "x", 2), _number(r.graph_speedup, "x", 2), _time(r, r.us_per_step),
+            r.case, r.pass_, _speedup(r), _number(r.graph_speedup, "x", 2), _time(r, r.us_per_step),
             _number(r.floor_us_per_step), _percent(r.fraction_of_floor), r.bound or NONE,
             REGIMES.get(r.regime or "", r.regime or NONE),
         )
@@ -343,6 +401,10 @@ def _time(row: Row | None, value: float | None) -> str:
 
 def _number(value: float | None, unit: str = "", digits: int = 3) -> str:
     return NONE if value is None else f"{value:.{digits}f}{unit}"
+
+
+def _speedup(row: Row | None) -> str:
+    return APART if row is not None and row.gap == APART else _number(row.speedup if row else None, "x", 2)
 
 
 def _percent(value: float | None) -> str:

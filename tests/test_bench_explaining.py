@@ -48,6 +48,16 @@ def test_records_of_the_case_and_no_other():
     assert "wrong: it is wrong" in found and "77" not in found.split("recorded:")[1] and "recorded: nothing" not in found
 
 
+def test_clocks_and_the_kernels_that_ran_are_named():
+    case = cases.parse("h128-b16-t256-bf16")
+    ran = [{"name": "void RNN_blockPersist_fp<float>(int)", "count": 1, "us": 9.0}]
+    recorded = text(case.name, [timing(case, "fwd", "cudnn", 2.0, kernels=ran)]).split("recorded:")[1]
+    assert "SM clock 1980 MHz" in recorded and "\nkernels that ran, by the profiler:\npass  provider" in recorded
+    assert "\nfwd   cudnn     1         100% 1 x RNN_blockPersist_fp\n" in f"{recorded}\n"
+    apart = text(case.name, [timing(case, "fwd", "rnn_triton", 1.0), timing(case, "fwd", "cudnn", 2.0, run="run-2")])
+    assert "not in one run" in apart and "kernels that ran" not in apart
+
+
 def test_a_stack_says_each_different_layer_once():
     found = text("h128-i40-b16-t512-l3-bi-fp16")
     assert "layer 0, each direction:\nforward of fp16 T=512 B=16 I=40 H=128" in found

@@ -6,7 +6,7 @@ import math
 import pytest
 from support.bench_records import DATE, ENVIRONMENT, SPEEDUP, timing, us_of
 
-from bench import figures, records, style
+from bench import cases, figures, records, style
 from bench.cases import case
 
 pytest.importorskip("matplotlib")
@@ -61,7 +61,16 @@ def pages(rows):
 @pytest.fixture(scope="module")
 def drawn(rows, tmp_path_factory):
     out = tmp_path_factory.mktemp("figures")
-    return out, figures.draw(rows, TRAINING, out, ["heat-map", "digits"])
+    return out, figures.draw(few(rows), TRAINING, out, DRAWN)
+
+
+DRAWN = ["speedup-over", "heat-map", "distribution", "digits"]
+
+
+def few(rows):
+    """Enough for a small page of each of DRAWN"""
+    usual = {"T": 256, "layers": 1, "dtype": "bf16"}
+    return [row for row in rows if row.pass_ == "fwd" and usual.items() <= row.shape.items()]
 
 
 NAMES = [
@@ -100,7 +109,7 @@ def test_every_figure_the_records_allow_is_there(pages):
 
 def test_each_is_written_three_times_and_not_empty(drawn):
     _, files = drawn
-    stems = ("heat-map", "digits")
+    stems = ("speedup-over-H", "speedup-over-B", "heat-map", "distribution-fwd", "digits")
     assert [f.name for f in files] == [f"{stem}.{suffix}" for stem in stems for suffix in ("png", "svg", "pdf")]
     assert all(f.stat().st_size > 8_000 for f in files)
 
@@ -111,11 +120,11 @@ def test_equal_records_give_equal_files(drawn, rows, tmp_path):
     out, _ = drawn
     matplotlib.rcParams["font.size"] = 14  # a user's own settings change nothing, and stay
     try:
-        again = figures.draw(rows, TRAINING, tmp_path, ["heat-map", "digits"])
+        again = figures.draw(few(rows), TRAINING, tmp_path, DRAWN)
         assert matplotlib.rcParams["font.size"] == 14
     finally:
         matplotlib.rcdefaults()
-    assert len(again) == 6
+    assert len(again) == 15
     for file in again:
         assert file.read_bytes() == (out / file.name).read_bytes(), file.name
         assert b"CreationDate" not in file.read_bytes() and b"dc:date" not in file.read_bytes()
@@ -127,7 +136,7 @@ def test_text_stays_inside_and_apart(pages):
 
     for name, page in pages.items():
         canvas = FigureCanvasAgg(page.figure)
-        canvas.draw()  # places labels and ticks
+        page.figure.draw_without_rendering()  # places labels and ticks
         width, height = canvas.get_width_height()
         shown = list(page.figure.texts)
         for axis in page.figure.axes:
@@ -192,6 +201,16 @@ def test_devices_have_figures_of_their_own(rows):
     assert [t.get_text() for t in axis.texts] == ["no ceilings: hardware not recorded"]
 
 
+def test_two_runs_that_cannot_be_compared_are_marked():
+    made = [record(CASES[0], "fwd", "rnn_triton"), record(CASES[0], "fwd", "cudnn", run="run-2")]
+    more = [record(c, "fwd", name) for c in CASES[2:6] for name in ("rnn_triton", "cudnn")]
+    with style.context():
+        found = {page.name: page for page in figures.pages(records.rows(made + more), [], ["speedup", "speedup-over"])}
+    assert "not in one run" in [t.get_text() for t in found["speedup"].figure.axes[0].texts]
+    marks = [mark for page in found.values() for axis in page.figure.axes for _, mark in gaps(axis)]
+    assert style.GAPS["not in one run"] in marks and style.GAPS["no cuDNN time"] not in marks
+
+
 def test_one_row_draws_what_it_can():
     with style.context():
         found = {page.name: page for page in figures.pages(records.rows([record(CASES[0], "fwd", "rnn_triton")]), [])}
@@ -244,6 +263,32 @@ def test_many_cases_take_several_pages():
     assert [len(page.figure.axes[0].texts) for page in found] == [figures.BARS, 39 - figures.BARS]
 
 
+def test_more_cases_than_pages_hold_are_thinned_to_the_extremes(monkeypatch):
+    monkeypatch.setattr(figures, "BARS", 5)
+    in_suite = list(cases.suite("quick"))
+    others = [case(H, 1, 64, "bf16") for H in range(1, 9)]
+    of = {c.name: 1.0 + i for i, c in enumerate([*in_suite, *others])}  # times over cuDNN's
+    of[in_suite[4].name], of[others[3].name], of[others[5].name] = 0.2, 0.1, 0.3
+    made = [timing(c, "fwd", "rnn_triton", 1.0, launch_us=1e-6) for c in [*in_suite, *others]]
+    made += [timing(c, "fwd", "cudnn", of[c.name], launch_us=1e-6) for c in [*in_suite, *others]]
+    found = records.rows(made)
+    with style.context():
+        (page,) = figures.pages(found, [], ["speedup"])
+    shown = [label.get_text() for label in page.figure.axes[0].get_yticklabels()]
+    assert {in_suite[4].name, in_suite[11].name, others[3].name, others[7].name, others[5].name} == set(shown)
+    assert page.title == "Speedup of 5 of 20 cases" and "the other 15 are in the tables alone" in page.note
+    assert [name for name in of if name in shown] == shown  # in the order of the suites
+
+
+def test_a_figure_is_drawn_once_for_each_of_its_files(rows, tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    draw = Figure.draw
+    monkeypatch.setattr(Figure, "draw", lambda self, renderer: drawn.append(draw(self, renderer)))
+    assert len(figures.draw(rows, TRAINING, tmp_path, ["digits"])) == len(drawn) == 3
+
+
 def test_speedup_over_H_has_a_line_an_arithmetic_and_marks_its_gaps(pages):
     axis = pages["speedup-over-H"].figure.axes[0]
     bf16, fp32 = (style.ARITHMETIC[kind]["color"] for kind in ("bf16", "fp32 (TF32)"))
@@ -294,7 +339,7 @@ def test_roofline_places_a_step_by_its_flop_and_bytes(pages):
     us = 0.2 + 512 / 512 + 64 / 1024 + 5 / 256
     ((x, y),) = lines(axis, style.PROVIDERS["rnn_triton"]["color"], "s")  # the one that is grid and right
     assert x == [512] and y == pytest.approx([2 * 64 * 512 * 1024 / us * 1e-6])
-    per_step = [x for (x,), _ in lines(axis, style.PROVIDERS["rnn_triton"]["color"], "^")]
+    ((per_step, _),) = lines(axis, style.PROVIDERS["rnn_triton"]["color"], "^")
     assert per_step == pytest.approx([2 * B * 1024 * 2048 / (2 * (2048 * B + 1024**2)) for B in (1, 64)])
     peak = max(y for line in lines(axis, "black") for y in line[1])
     assert peak == pytest.approx(132 * 1.98e-3 * 4096)  # TFLOP/s: SMs, GHz, FLOP a cycle
@@ -340,9 +385,17 @@ def test_a_wrong_result_keeps_its_error_and_is_marked():
         axis = page.figure.axes[0]
         if rel == 0.5:
             assert lines(axis, color) == [[[256], [0.5]]] * 2 and lines(axis, color, "x") == [[[256], [0.5]]]
-        else:  # has no place on an axis: the mark alone
+        else:  # NaN has no place on an axis: the mark alone
             assert lines(axis, color) == [] and gaps(axis) == [(256, "x")]
         assert "wrong" in page.legend and lines(axis, style.TOLERANCE["color"], "_") == [[[256], [0.01]]]
+
+
+def test_an_exact_result_is_drawn_at_the_least_error_and_is_not_wrong():
+    errors = {"y": {"rel": 0.0, "rel_tol": 0.01, "max": 0.0, "max_tol": 0.1}}
+    with style.context():
+        (page,) = figures.pages(records.rows([timing(CASES[0], "fwd", "rnn_triton", 1.0, errors=errors)]), [], ["accuracy"])
+    ours = style.PROVIDERS["rnn_triton"]["color"]
+    assert lines(page.figure.axes[0], ours) == [[[256], [figures.LEAST_ERROR]]] and gaps(page.figure.axes[0]) == []
 
 
 def test_distribution_is_that_of_the_raw_samples(pages, rows):

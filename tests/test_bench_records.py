@@ -1,15 +1,24 @@
 """Records: what is written is what is read, damage is named and costs one line, statistics are right."""
 
 import copy
+import dataclasses
 import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from support.bench_records import ENVIRONMENT, timing
 
-from bench import records
+from bench import records, tables
 from bench.cases import case
+from rnn_triton.hardware import Device
 
 CASE = case(128, 16, 256, "bf16")
+SHAPE = dataclasses.asdict(CASE)
+ERROR = {"rel": 1e-3, "rel_tol": 4e-3, "max": 1e-2, "max_tol": 2e-2}
 
 
 def test_round_trip_and_appended_as_it_goes(tmp_path):
@@ -65,7 +74,7 @@ def test_damage_names_the_line_and_loses_nothing(tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"status": "great"}, "status 'great'"),
+        ({"status": "great"}, "field status: expected one of ok, wrong, error, timeout, unsupported, missing, got 'great'"),
         ({"device_us": records.sampled([1.0, -2.0])}, "device_us: -2.0 is not a time"),
         ({"device_us": records.sampled([float("nan")])}, "device_us: nan is not a time"),
         ({"device_us": records.sampled([float("inf")])}, "device_us: inf is not a time"),
@@ -75,15 +84,107 @@ def test_damage_names_the_line_and_loses_nothing(tmp_path):
         ({"short_us": records.sampled([1.0, 2.0]) | {"median": 1.4}}, "short_us.median is 1.4, but its samples give 1.5"),
         ({"short_us": records.sampled() | {"p20": 1.0}}, "short_us.p20 is 1.0, but its samples give None"),
         ({"short_us": {"samples": [1.0]}}, "short_us.p20 is None, but its samples give 1.0"),
-        ({"peak_bytes": 1.5}, "field peak_bytes: expected int or NoneType, got float"),
-        ({"peak_bytes": True}, "field peak_bytes: expected int or NoneType, got bool"),
+        ({"peak_bytes": 1.5}, "field peak_bytes: expected int, got float"),
+        ({"peak_bytes": True}, "field peak_bytes: expected int, got bool"),
         ({"environment": {}}, "field environment.commit is missing"),
         ({"date": None}, "field date: expected str, got NoneType"),
+        ({"run": "\ud800"}, "field run: '\\ud800' has half of a surrogate pair"),
+        ({"kind": []}, "unknown kind []"),
+        ({"shape": {}}, "field shape.T is missing"),
+        ({"shape": SHAPE | {"T": 0}}, "field shape.T: 0 is not from 1"),
+        ({"shape": SHAPE | {"T": 10**400}}, "field shape.T: 1000"),
+        ({"shape": SHAPE | {"T": 512}}, "field shape: it is Case(T=512"),
+        ({"shape": SHAPE | {"bidirectional": 0}}, "field shape: it is Case("),
+        ({"shape": SHAPE | {"gates": 5}}, "field shape.gates is of no cases.Case"),
+        ({"shape": SHAPE | {"dtype": "fp8"}, "case": CASE.name.replace("bf16", "fp8")}, "field case: unknown case 'h128-b16-t256-fp8'"),
+        ({"shape": SHAPE | {"precision": "tf32"}}, "field shape: it is Case("),
+        ({"pass": "foo"}, "field pass: expected one of fwd, train, got 'foo'"),
+        ({"errors": {"y": 3}}, "field errors.y: expected dict, got int"),
+        ({"errors": {"y": ERROR | {"rel": "small"}}}, "field errors.y.rel: expected int or float, got str"),
+        ({"errors": {"y": ERROR | {"rel_tol": float("inf")}}}, "field errors.y.rel_tol: inf is not from"),
+        ({"parts_us_per_step": {"exchange": "x"}}, "field parts_us_per_step.exchange: expected int or float, got str"),
+        ({"floor_us_per_step": 0.0}, "field floor_us_per_step: 0.0 is not from"),
+        ({"practical_us_per_step": float("nan")}, "field practical_us_per_step: nan is not from"),
+        ({"short_T": None}, "field short_T: None, but short_us has samples"),
+        ({"plan": {"forward": 3}}, "field plan.forward: expected dict, got int"),
+        ({"plan": {"calls": [2]}}, "field plan.calls: expected"),
+        ({"kernels": [{"name": "k", "us": 1.0}]}, "field kernels[0].count is missing"),
+        ({"telemetry": {"power_w": "[N/A]"}}, "field telemetry.power_w: expected int or float, got str"),
+        ({"environment": ENVIRONMENT | {"hardware": {"sms": 132}}}, "field environment.hardware.name is missing"),
+        ({"environment": ENVIRONMENT | {"hardware": ENVIRONMENT["hardware"] | {"clock_ghz": 0}}}, "clock_ghz: 0 is not from"),
     ],
 )
 def test_validation_names_the_fault(change, message):
-    with pytest.raises(ValueError, match=message.replace(".", r"\.")):
+    with pytest.raises(ValueError, match=re.escape(message)):
         records.validate(copy.deepcopy(timing(CASE, "fwd", "rnn_triton", 0.3)) | change)
+
+
+def test_what_is_valid_can_be_shown():
+    """Every leaf of a record in turn becomes what it should not be: validate() names a fault, or rows and tables are made."""
+    good = timing(CASE, "fwd", "rnn_triton", 0.3, regime="grid", kernels=[{"name": "k<int>(x)", "count": 2, "us": 3.0}])
+    base = timing(CASE, "fwd", "cudnn", 1.0)
+    odd = [None, True, 0, -1, 10**400, 1e-320, math.nan, math.inf, "", "$x", "\ud800", [], [1], {}, {"y": 3}, {"forward": 3}]
+    shown = 0
+    for path in leaves(good):
+        for value in odd:
+            changed = copy.deepcopy(good)
+            at = changed
+            for name in path[:-1]:
+                at = at[name]
+            at[path[-1]] = value
+            try:
+                records.validate(changed)
+            except ValueError as error:
+                assert str(error)
+                continue
+            found = records.rows([changed, base])
+            for text in (tables.markdown_document(found), tables.latex_document(found), tables.csv_text(found)):
+                text.encode("utf-8")
+            shown += 1
+    assert shown > 100
+
+
+def leaves(of, path=()):
+    """Paths of all fields of nested dicts, and of the first item of each list"""
+    for name in of if isinstance(of, dict) else range(min(1, len(of))):
+        yield (*path, name)
+        if isinstance(of[name], dict | list):
+            yield from leaves(of[name], (*path, name))
+
+
+def test_other_kinds_are_as_strict():
+    common = {name: value for name, value in timing(CASE, "fwd", "rnn_triton", 0.3).items() if name in records.COMMON}
+    problem = {"direction": "forward", "H": 128, "I": 128, "B": 16, "dtype": "bf16", "precision": None}
+    compiled = {"problem": problem, "plan": {"regime": "grid"}, "resources": {}, "status": "error", "message": "",
+                "floor_us_per_step": None, "practical_us_per_step": None}  # fmt: skip
+    records.validate(common | {"kind": "resources"} | compiled)
+    with pytest.raises(ValueError, match=r"field resources\.registers is missing"):
+        records.validate(common | {"kind": "resources"} | compiled | {"status": "ok"})
+    run = {"example": "digits", "implementation": "torch", "seed": 0, "accuracy": 0.97, "loss": [1.0, math.nan], "seconds": 1.0}
+    records.validate(common | {"kind": "training"} | run)
+    with pytest.raises(ValueError, match="field accuracy: nan is not from"):
+        records.validate(common | {"kind": "training"} | run | {"accuracy": math.nan})
+
+
+def test_a_wrong_result_may_be_wrong_without_bounds():
+    records.validate(timing(CASE, "fwd", "cudnn", 1.0, errors={"y": ERROR | {"rel": math.nan, "max": math.inf}}, status="wrong"))
+
+
+def test_the_fields_of_hardware_are_those_of_a_device():
+    assert set(records.HARDWARE) == {f.name for f in dataclasses.fields(Device)}
+    Device(**ENVIRONMENT["hardware"])
+
+
+def test_brackets_without_end_are_a_damaged_line(tmp_path):
+    path = tmp_path / "deep.jsonl"
+    path.write_text("[" * 200_000 + "\n" + json.dumps(timing(CASE, "fwd", "rnn_triton", 0.3)))
+    found, problems = records.read([path])
+    assert len(found) == 1 and [p.line for p in problems] == [1] and "recursion" in str(problems[0])
+
+
+def test_reading_records_loads_neither_torch_nor_numpy():
+    code = "import sys, bench.records; sys.exit(bool({'torch', 'numpy', 'triton', 'matplotlib'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).returncode == 0
 
 
 def test_quantiles():
@@ -131,6 +232,45 @@ def test_rows_give_no_speed_to_a_wrong_result_or_across_runs():
     ours = timing(CASE, "fwd", "rnn_triton", 0.25)
     assert records.rows([ours, timing(CASE, "fwd", "cudnn", 1.0, status="wrong")])[0].speedup is None
     assert records.rows([ours, timing(CASE, "fwd", "cudnn", 1.0, run="run-2")])[0].speedup is None
+
+
+def test_a_dry_run_gives_no_rows():
+    dry = ENVIRONMENT | {"device": "none (dry run)", "capability": None, "hardware": None}
+    made = [timing(CASE, "fwd", name, 1.0, environment=dry) for name in ("rnn_triton", "cudnn")]
+    assert records.rows(made) == []
+    assert [row.environment["device"] for row in records.rows([*made, timing(CASE, "fwd", "rnn_triton", 1.0)])] == ["Test GPU"]
+
+
+LATER = {"run": "run-2", "date": "2026-02-01T00:00:00Z"}
+
+
+def test_measuring_ours_alone_once_more_keeps_the_speedup_of_the_run_with_both():
+    both = [timing(CASE, "fwd", "rnn_triton", 0.25), timing(CASE, "fwd", "cudnn", 1.0)]
+    for made in ([*both, timing(CASE, "fwd", "rnn_triton", 0.5, **LATER)], [timing(CASE, "fwd", "rnn_triton", 0.5, **LATER), *both]):
+        ours = next(row for row in records.rows(made) if row.provider == "rnn_triton")
+        assert ours.run == "run-2" and ours.slope_us_per_step == pytest.approx(0.5)  # its own times are the newest
+        assert ours.speedup == ours.graph_speedup == pytest.approx((5 + 256) / (5 + 64))
+        assert (ours.baseline, ours.gap) == ("cudnn", "")
+    # as soon as a newer run has both, it counts
+    newer = [timing(CASE, "fwd", "rnn_triton", 0.5, **LATER), timing(CASE, "fwd", "cudnn", 1.0, **LATER)]
+    assert records.rows([*newer, *both])[0].speedup == pytest.approx((5 + 256) / (5 + 128))
+
+
+@pytest.mark.parametrize("field", records.VERSIONS)
+def test_a_speedup_of_other_code_or_versions_does_not_count(field):
+    both = [timing(CASE, "fwd", "rnn_triton", 0.25), timing(CASE, "fwd", "cudnn", 1.0)]
+    alone = timing(CASE, "fwd", "rnn_triton", 0.5, environment=ENVIRONMENT | {field: "another"}, **LATER)
+    row = records.rows([*both, alone])[-1 if field == "device" else 0]
+    assert (row.run, row.speedup, row.baseline) == ("run-2", None, None)
+    assert row.gap == (records.NO_BASELINE if field == "device" else records.APART)
+
+
+def test_why_there_is_no_speedup_is_said():
+    ours, theirs = timing(CASE, "fwd", "rnn_triton", 0.25), timing(CASE, "fwd", "cudnn", 1.0, run="run-2")
+    assert records.rows([ours])[0].gap == "no cuDNN time"
+    assert records.rows([ours, theirs | {"status": "wrong"}])[0].gap == "no cuDNN time"
+    assert records.rows([ours, theirs])[0].gap == "not in one run"
+    assert records.rows([ours | {"status": "wrong"}, theirs])[0].gap == ""
 
 
 def test_rows_keep_the_newest():

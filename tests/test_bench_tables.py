@@ -183,6 +183,50 @@ def test_caption_names_every_version_and_says_that_they_differ(rows):
     assert tables.caption([]) == "nothing was measured"
 
 
+def test_a_speedup_that_no_run_gives_says_so():
+    c = cases.case(128, 16, 256, "bf16")
+    found = records.rows([timing(c, "fwd", "rnn_triton", 1.0), timing(c, "fwd", "cudnn", 2.0, run="run-2")])
+    line = by_case(tables.results(found))[c.name, "fwd"]
+    assert (line["speedup"], line["graph speedup"]) == ("not in one run", "-") and line["by"] == "cudnn"
+    assert "not in one run" in tables.results(found).note
+    assert tables.far_from_floor(found).body[0][2] == "not in one run"
+
+
+def test_kernels_that_ran_are_named_the_longest_first():
+    c = cases.case(128, 16, 256, "bf16")
+    ran = [
+        {"name": "void at::native::copy<float, std::array<int, 2> >(int, void (*)(int))", "count": 1, "us": 1.0},
+        {"name": "void cudnn::(anonymous namespace)::RNN_blockPersist_fp<float, (bool)1>(Parameters)", "count": 1, "us": 90.0},
+        {"name": "_recurrence", "count": 2, "us": 6.0}, {"name": "x" * 200, "count": 4, "us": 3.0},
+    ]  # fmt: skip
+    found = records.rows([timing(c, "fwd", "cudnn", 2.0, kernels=ran), timing(c, "train", "cudnn", 2.0)])
+    table = tables.kernels(found)
+    assert table.body == [(c.name, "fwd", "cudnn", "8", f"90% 1 x RNN_blockPersist_fp; 6% 2 x _recurrence; 3% 4 x {'x' * 80}")]
+    assert "### Kernels that ran\n" in tables.markdown_document(found) and "Kernels that ran" in tables.latex_document(found)
+    assert tables.short_name(ran[0]["name"]) == "copy" and tables.short_name("<odd>") == "<odd>"
+
+
+def test_clocks_and_power_while_measuring_are_in_the_caption(rows):
+    assert "While measured: SM clock 1980 MHz, memory clock 3201 MHz, power 400 W, temperature 45 C." in tables.caption(rows)
+    cooler = [dataclasses.replace(rows[0], telemetry={"sm_mhz": 1200.0}), *rows[1:]]
+    assert "SM clock 1200 to 1980 MHz, memory clock 3201 MHz" in tables.caption(cooler)
+    assert tables.clocks([dataclasses.replace(rows[0], telemetry={})]) == ""
+
+
+def test_loops_that_miss_the_gate_in_training_are_explained(rows):
+    c = cases.case(128, 16, 256, "bf16")
+    loop = timing(c, "train", "loop", 2.0, status="wrong")
+    ours = timing(c, "train", "rnn_triton", 1.0)
+    found = records.rows([ours, loop])
+    for text in (tables.caption(found), tables.wrong(found).note):
+        assert "Wrong in training (loop): autograd sums the weight gradients" in text and "T = 240" in text
+    f32 = cases.case(128, 16, 256, "fp32")
+    others = [loop | {"pass": "fwd"}, loop | {"status": "ok"}, timing(f32, "train", "loop", 2.0, status="wrong"),
+              loop | {"provider": "flashrnn"}]  # fmt: skip
+    for other in others:
+        assert "autograd" not in tables.caption(records.rows([ours, other]))
+
+
 # ---- formats --------------------------------------------------------------------------------------------------------
 
 
