@@ -90,7 +90,7 @@ def check(kind, models, shared=(), nonlinearity="tanh", reverse=False):
 @pytest.mark.parametrize(
     "kind, I, H, reverse",
     [
-        pytest.param(kind, *of, marks=() if kind in ("bf16", "fp64") or not of[2] else pytest.mark.long)
+        pytest.param(kind, *of, marks=() if kind in ("bf16", "ieee") else pytest.mark.long)
         for kind in KINDS for of in ((13, 17, False), (16, 16, True))
     ],
 )  # fmt: skip
