@@ -41,7 +41,7 @@ CHECK_TIMEOUT = 120.0  # seconds a case
 MOST_PROBLEMS = 5  # lines of a record file that are named one by one
 COMPILING = 0.35  # of a budget, at most, for compiling
 ASKING = 60.0  # seconds for a provider to say whether it is here
-FEW_H = 1024  # what `make bench` compiles of the plans over a group of CTAs
+FEW_H, FEW_ONE_CTA = 1024, 128  # what `make bench` compiles of the plans over a group of CTAs, and of one
 AFTER_TIMING = 60.0  # seconds of a budget kept for training, host cost, figures
 QUICK_PROVIDERS = ("rnn_triton", "cudnn", "cudnn-layers")  # of `make bench`
 
@@ -163,7 +163,7 @@ def distinct_plans(arch: str, few: bool = False) -> list[tuple[Any, Any]]:
     """One planned (Problem, Device) for each different kernel of an architecture; fp16's are bf16's.
 
     `few`: of plans over a group of CTAs, whose kernels are different for every size, one for each direction and sort of
-    product, of H = FEW_H; of one CTA's the largest sizes."""
+    product, of H = FEW_H; of one CTA's those of H = FEW_ONE_CTA."""
     from rnn_triton.plan import PLANNED, plan
 
     architectures = sorted({f"sm_{device.capability}" for _, device in PLANNED})
@@ -174,7 +174,7 @@ def distinct_plans(arch: str, few: bool = False) -> list[tuple[Any, Any]]:
         if f"sm_{device.capability}" == arch:
             found: Any = plan(problem, device)
             key: tuple[Any, ...] = (problem.direction, dataclasses.replace(found, reason="", accuracy=""))
-            if few and found.regime == "single_cta" and (problem.H not in (128, 256) or problem.I in (8, 1000)):
+            if few and found.regime == "single_cta" and (problem.H != FEW_ONE_CTA or problem.I in (8, 1000)):
                 continue
             if found.regime == "grid":
                 if few and problem.H != FEW_H:
