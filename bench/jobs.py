@@ -162,8 +162,7 @@ def compiled(item: tuple[Any, Any]) -> dict[str, Any]:
 def distinct_plans(arch: str, few: bool = False) -> list[tuple[Any, Any]]:
     """One planned (Problem, Device) for each different kernel of an architecture; fp16's are bf16's.
 
-    `few`: of plans over a group of CTAs, whose kernels are different for every size, one for each direction and sort of
-    product, of H = FEW_H; of one CTA's those of H = FEW_ONE_CTA."""
+    `few`: one for each direction and sort of product, over a group of CTAs of H = FEW_H and in one CTA of H = FEW_ONE_CTA."""
     from rnn_triton.plan import PLANNED, plan
 
     architectures = sorted({f"sm_{device.capability}" for _, device in PLANNED})
@@ -174,15 +173,17 @@ def distinct_plans(arch: str, few: bool = False) -> list[tuple[Any, Any]]:
         if f"sm_{device.capability}" == arch:
             found: Any = plan(problem, device)
             key: tuple[Any, ...] = (problem.direction, dataclasses.replace(found, reason="", accuracy=""))
-            if few and found.regime == "single_cta" and (problem.H != FEW_ONE_CTA or problem.I in (8, 1000)):
-                continue
+            if few and found.regime == "single_cta":
+                if problem.H != FEW_ONE_CTA or problem.I in (8, 1000):
+                    continue
+                key = found.regime, problem.direction, found.formulation, found.precision
             if found.regime == "grid":
                 if few and problem.H != FEW_H:
                     continue
                 key = problem.direction, dataclasses.replace(found, reason="", accuracy="", groups=0), problem.H
                 key += (problem.I if found.w_ih_home not in ("gemm", "none") else 0,)
                 if few:
-                    key = problem.direction, found.formulation, found.precision
+                    key = found.regime, problem.direction, found.formulation, found.precision
             chosen.setdefault(key, (problem, device))
     return list(chosen.values())
 

@@ -36,6 +36,7 @@ def cpu_seconds():
     return of.user + of.system + of.children_user + of.children_system
 
 
+@pytest.mark.long
 def test_the_dry_run_does_every_sort_of_item_and_passes(tmp_path, capsys):
     began = cpu_seconds()
     assert main(["check", "--dry", "--out", str(tmp_path)]) == 0

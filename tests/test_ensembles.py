@@ -212,6 +212,7 @@ def test_frozen_weights_cost_no_gemm(device, launches, monkeypatch):
         assert len(products) == count
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "kind, I, H, home",
     [
@@ -229,6 +230,7 @@ def test_homes_of_the_weights(kind, I, H, home, device):
     check(kind, members(kind, 2, 2, I, H, device))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["bf16", pytest.param("fp16", marks=pytest.mark.long)])
 def test_a_crowded_chip_takes_tiles_of_16(kind, device, monkeypatch):
     """More batch tiles of 8, of all models together, than there are SMs"""
@@ -244,6 +246,7 @@ def test_a_crowded_chip_takes_tiles_of_16(kind, device, monkeypatch):
         launch._site.cache_clear()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["bf16", *[pytest.param(k, marks=pytest.mark.long) for k in ("tf32", "fp64")]])
 def test_strides(kind, device):
     """Models last, misaligned, batch first, and strides that are no multiples of a vector"""
@@ -280,6 +283,7 @@ def test_model_stride_beyond_32_bits(which, device):
     assert torch.equal(ours, expected)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["bf16", *[pytest.param(k, marks=pytest.mark.long) for k in KINDS if k != "bf16"]])
 def test_every_element_is_written(kind, device, monkeypatch):
     """Outputs are allocated full of NaN, and memory around them is not touched."""
@@ -442,6 +446,7 @@ def test_per_sample_gradients_of_an_ensemble(h0, device, launches):
     same(transform, xs, *weights, state)
 
 
+@pytest.mark.long
 def test_ensembles_of_ensembles(device, launches):
     (x, *rest) = stacked(members("fp64", 3, 2, 4, 5, device))[1]
     w_hh = torch.stack(like([rest[1]] * 3))  # [3, M, H, H]
@@ -476,6 +481,7 @@ def test_derivatives_of_derivatives(order, device):
     torch.testing.assert_close(penalty(FP64), penalty(reference_of), rtol=1e-12 * 1000**order, atol=1e-12)
 
 
+@pytest.mark.long
 def test_forward_mode_and_jacobians(device):
     dims, tensors = stacked(members("fp64", 2, 2, 3, 4, device), shared=(0, 1))
     tangents = tuple(like(tensors))
@@ -508,6 +514,7 @@ def opcheck(groups, needs, device):
     torch.library.opcheck(torch.ops.rnn_triton.rnn_backward.default, arguments)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "groups, needs",
     [(None, 31), (2, 9), *[pytest.param(g, n, marks=pytest.mark.long) for g in (None, 2) for n in (0, 2, 4, 9, 31)]],

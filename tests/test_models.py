@@ -103,7 +103,7 @@ def zen():
     return codecs.decode(this.s, "rot13").lower()
 
 
-@variants("ieee")
+@variants("ieee", long=True)
 def test_language_model(kind, steps, device):
     """Characters of a text in two streams, back-propagation truncated to chunks, the state carried from one to the next"""
     T, B, inputs, hidden = 3, 4, 8, 16

@@ -64,8 +64,9 @@ def check_errors(ours, given, on_construction):
 
 
 # One test, for torch's file takes seconds to import, and here, where CPU tensors can go either way.
+@pytest.mark.long
 @pytest.mark.interpret
-@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.long), 5])  # 5: of all four kinds in turn
+@pytest.mark.parametrize("every", [1, 5])  # 5: of all four kinds in turn
 def test_samples_of_torch(monkeypatch, every):
     pytest.importorskip("expecttest")  # torch's file imports it
     from torch.testing._internal import common_modules
