@@ -130,6 +130,7 @@ def test_equal_records_give_equal_files(drawn, rows, tmp_path):
         assert b"CreationDate" not in file.read_bytes() and b"dc:date" not in file.read_bytes()
 
 
+@pytest.mark.long
 def test_text_stays_inside_and_apart(pages):
     """No text leaves its figure, no two texts overlap, none lies on another panel."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -178,7 +178,14 @@ def test_ours_runs_models_by_one_call_and_says_what_it_does_not_run():
     assert ours.version() == rnn_triton.__version__
 
 
-@pytest.mark.parametrize("of", [small().at(11), replace(small(cell="lstm"), layers=2, models=2, T=6)], ids=lambda c: c.name)
+@pytest.mark.parametrize(
+    "of",
+    [
+        small().at(11),
+        pytest.param(replace(small(cell="lstm"), layers=2, models=2, T=6), marks=pytest.mark.long),
+    ],
+    ids=lambda c: c.name,
+)
 def test_the_compiled_loop_is_compiled_by_chunks(of):
     """Each graph that the compiler gets is a chunk of CHUNK steps or the remainder; nothing runs beside them."""
     sizes, calls = [], []

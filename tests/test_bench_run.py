@@ -393,10 +393,10 @@ def test_a_call_of_many_providers_takes_as_many_calls_as_it_is_said_to():
 
 def test_failures_in_parallel_take_the_place_of_results(monkeypatch):
     """A crash and a hang cost themselves, too."""
-    monkeypatch.setattr(compiling, "CALL_TIMEOUT", 8.0)
+    monkeypatch.setattr(compiling, "CALL_TIMEOUT", 4.0)
     found = dict(compiling.in_parallel(bench_stubs.misbehave, ["a", "raise", "crash", "b", "hang", "c"], "testing"))
     assert [found[i][1] for i in (0, 3, 5)] == ["a", "b", "c"]
-    assert "no such luck" in str(found[1]) and "exit code 17" in str(found[2]) and "no answer within 8 s" in str(found[4])
+    assert "no such luck" in str(found[1]) and "exit code 17" in str(found[2]) and "no answer within 4 s" in str(found[4])
 
 
 def test_what_is_compiling_when_the_time_is_up_is_ended():
