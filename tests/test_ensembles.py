@@ -9,10 +9,10 @@ import dataclasses
 import pytest
 import torch
 from support.problems import gradients, like, over_present, problem
+from support.recorder import Recorder
 from test_compile import check as check_compiled
 from test_compile import name as name_of
 from test_kernels import KINDS, assert_close, tolerance
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import rnn_triton
 from rnn_triton import hardware, launch, launcher, op, plan, reference, single_cta
@@ -159,16 +159,6 @@ def test_a_copy_of_what_models_share_is_one(device, launches):
     [(given, scalars)] = launches
     assert given[0].numel() == x[0].numel() and given[5].numel() == h0[0].numel()
     assert scalars[-3:] == (0, 0, 0)
-
-
-class Recorder(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.append(func.name())
-        return func(*args, **kwargs or {})
 
 
 def test_nothing_is_copied(device, launches):

@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 import torch
+from support.recorder import Recorder
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench import resources
 from rnn_triton import gemm
@@ -279,15 +279,6 @@ def test_autocast_does_not_reach_into_the_projection(kind):
 @pytest.mark.parametrize("kind", ["bf16", "fp16"])
 def test_projection_of_16_bits_accumulates_into_fp32(kind):
     """On CUDA by one product of the 16-bit operands, with an output that was never 16 bits"""
-
-    class Recorder(TorchDispatchMode):
-        def __init__(self):
-            super().__init__()
-            self.names = []
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            self.names.append(func.name())
-            return func(*args, **kwargs or {})
 
     with FakeTensorMode(), Recorder() as recorder:
         x, w_ih = (torch.empty(s, dtype=KINDS[kind][0], device="cuda") for s in ((3, 4, 8), (16, 8)))

@@ -16,7 +16,7 @@ import itertools
 import pytest
 import torch
 from support.problems import gradients, like, problem
-from torch.utils._python_dispatch import TorchDispatchMode
+from support.recorder import Recorder
 
 import rnn_triton
 from rnn_triton import hardware, launch, launcher, op, plan, reference, single_cta
@@ -287,16 +287,6 @@ def test_gradcheck(reverse, device):
     """First-order gradients by the fp64 kernels against finite differences"""
     tensors = [t.detach().to(device).requires_grad_() for t in inputs("fp64", 3, 2, 3, 4)]
     assert torch.autograd.gradcheck(lambda *a: rnn_triton.rnn(*a, reverse=reverse), tensors, fast_mode=True)
-
-
-class Recorder(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.append(func.name())
-        return func(*args, **kwargs or {})
 
 
 @pytest.mark.parametrize("kind", ["bf16", "tf32", "fp64"])
