@@ -21,6 +21,9 @@ group's error word, from the largest unsigned number, to the step it waits in; w
 and waits no more.  What was waited for then still holds the sentinel, a NaN, and `grid` (grid.py) fills the rest of the
 group's outputs with NaN and reports the step.
 
+Groups of linked lanes (grid.py) wait in one direction more: for what the same group of the lane before publishes.  Always
+by the sentinel; `verify_input`.
+
 Of the two protocols PTX's memory model covers the counter alone: in the other, stores (weak, `.cg`) race with relaxed
 loads.  Both are single accesses of L2 in machine code (STG, LDG .STRONG.GPU), and words do not tear.
 
@@ -54,15 +57,16 @@ def _maximum(words, name):
 
 
 @triton.constexpr_function
-def _verify_text(tiles, pack, apart):
-    """PTX of `verify`.  Operands, `pack` of each tile: results | addresses | skip | error address | step | limit | words.
+def _verify_text(tiles, pack, apart, of_input=False):
+    """PTX of `verify`, or of `verify_input`.  Operands, `pack` of each tile: results | addresses | skip | error address |
+    step | limit | address of the source's error word, of_input | words.
 
     Fast path: 4 maxima a chunk and a branch.  Slow path: what still holds a sentinel is read again, all in flight."""
     chunks = tiles * pack // 4
     n = 4 * chunks  # words of a thread; so many results and words
-    skip, error, step, limit = (f"${n + k * pack}" for k in range(1, 5))
+    skip, error, step, limit, source = (f"${n + k * pack}" for k in range(1, 6))
     result = [f"${i}" for i in range(n)]
-    word = [f"${n + 5 * pack + i}" for i in range(n)]
+    word = [f"${n + (5 + of_input) * pack + i}" for i in range(n)]
     address = [f"${n + 4 * j}+{apart * tile}" for tile in range(tiles) for j in range(pack // 4)]
 
     def check(label):
@@ -83,30 +87,36 @@ def _verify_text(tiles, pack, apart):
         four = ", ".join(result[4 * c : 4 * c + 4])
         text += f"@p{c} ld.relaxed.gpu.global.v4.b32 {{{four}}}, [{address[c]}];\n"
     text += check("DONE")
-    return text + _give_up(error, step, limit)
+    return text + _give_up(error, step, limit, source if of_input else None)
 
 
 @triton.constexpr_function
-def _give_up(error, step, limit):
-    """PTX behind a failed poll: spin again, unless the group has failed or the limit is reached."""
+def _give_up(error, step, limit, source=None):
+    """PTX behind a failed poll: spin again, unless the group has failed or the limit is reached.
+
+    `source`: where the error word of the group that is waited for lies, if that is another one.  Its failure at this step
+    or the next leaves the words of this step incomplete: this group fails, too."""
+    failed = "setp.ne.u32 q, t, 0xFFFFFFFF;\n@q bra DONE;"
+    if source is not None:
+        failed = f"add.u32 d, {step}, 1;\nsetp.le.u32 q, t, d;\n@q bra FAIL;"
     return f"""add.u32 n, n, 1;
 and.b32 t, n, {POLLS_PER_LOOK.value - 1};
 setp.ne.u32 q, t, 0;
 @q bra SPIN;
-ld.relaxed.gpu.global.u32 t, [{error}];
-setp.ne.u32 q, t, 0xFFFFFFFF;
-@q bra DONE;
+ld.relaxed.gpu.global.u32 t, [{source or error}];
+{failed}
 setp.lt.u32 q, n, {limit};
 @q bra SPIN;
+FAIL:
 red.relaxed.gpu.global.min.u32 [{error}], {step};
 DONE:
 }}"""
 
 
 @triton.constexpr_function
-def _verify_constraints(tiles, pack):
+def _verify_constraints(tiles, pack, of_input=False):
     n = tiles * pack
-    inputs = ["l"] * pack + ["r"] * pack + ["l"] * pack + ["r"] * (2 * pack) + ["r"] * n
+    inputs = ["l"] * pack + ["r"] * pack + ["l"] * pack + ["r"] * (2 * pack) + ["l"] * (of_input * pack) + ["r"] * n
     return ",".join(["=&r"] * n + inputs + ["~{memory}"])
 
 
@@ -129,6 +139,21 @@ def verify(
     return tl.inline_asm_elementwise(
         _verify_text(TILES, PACK, APART), _verify_constraints(TILES, PACK),
         (addresses, skip, error_address, step, limit) + words, dtype=_int32s(TILES), is_pure=False, pack=PACK,
+    )  # fmt: skip
+
+
+@triton.jit
+def verify_input(
+    addresses, words, skip, error_address, source_address, step, limit, TILES: tl.constexpr, PACK: tl.constexpr,
+    APART: tl.constexpr,
+):  # fmt: skip
+    """`verify` of words that another group publishes, whose error word lies at source_address.  They are there later
+    than this group's own state at most by what that group is behind, so its failure comes before this limit, which is
+    the larger one; this group's error word is lowered by either."""
+    return tl.inline_asm_elementwise(
+        _verify_text(TILES, PACK, APART, True), _verify_constraints(TILES, PACK, True),
+        (addresses, skip, error_address, step, limit, source_address) + words, dtype=_int32s(TILES), is_pure=False,
+        pack=PACK,
     )  # fmt: skip
 
 
@@ -178,9 +203,9 @@ def word_pointers(ptr, row_words, rows, BLOCK_B: tl.constexpr, WARPS: tl.constex
 
 
 @triton.jit
-def load_words(pointers, start, enable, WORDS: tl.constexpr, MASKED: tl.constexpr, WARPS: tl.constexpr, MODE: tl.constexpr):
+def load_words(pointers, start, enable, WORDS, MASKED: tl.constexpr, WARPS: tl.constexpr, MODE: tl.constexpr):
     """The int32 words `start` further on than `word_pointers`: one K tile of operand B, straight in its layout.
-    MASKED: 0 beyond word WORDS of a row, or where not enable.
+    MASKED: 0 beyond word WORDS (constant or not) of a row, or where not enable.
 
     MODE: "plain"; "probe": may still be being written; "acquired": by other CTAs, before what was waited for."""
     p = tl.max_contiguous(pointers + start, [32, 16, 4, 2, 64])
@@ -206,19 +231,19 @@ def load_words(pointers, start, enable, WORDS: tl.constexpr, MASKED: tl.constexp
 
 @triton.jit
 def gather(
-    ptr, rows, enable, given, failed, error_ptr, counter_ptr, target, step, limit, WORDS: tl.constexpr, ALWAYS: tl.constexpr,
-    BLOCK_B: tl.constexpr, WARPS: tl.constexpr, PROTOCOL: tl.constexpr,
+    ptr, rows, enable, given, failed, error_ptr, counter_ptr, target, step, limit, WORDS: tl.constexpr,
+    ROW_WORDS: tl.constexpr, ALWAYS: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.constexpr, PROTOCOL: tl.constexpr,
 ):  # fmt: skip
     """All of s_{t-1} of a batch tile, as a tuple of word tiles (`load_words`), once every CTA of the group has published
-    its part; zeros where not enable (ALWAYS: it is).  ptr: int32 [rows, WORDS].  given: ptr is not exchanged but given
-    (h0), valid from the start.  failed: the group has given up, wait for nothing."""
+    its part; zeros where not enable (ALWAYS: it is).  ptr: int32 [rows, WORDS], rows ROW_WORDS apart.  given: ptr is not
+    exchanged but given (h0), valid from the start.  failed: the group has given up, wait for nothing."""
     TILE: tl.constexpr = 16 * WARPS
     TILES: tl.constexpr = (WORDS + TILE - 1) // TILE
     if PROTOCOL == "counter":
         wait(counter_ptr, tl.where(failed, SENTINEL, target), error_ptr, step, limit)
     if ALWAYS:
         enable = True
-    pointers = word_pointers(ptr, WORDS, rows, BLOCK_B, WARPS)
+    pointers = word_pointers(ptr, ROW_WORDS, rows, BLOCK_B, WARPS)
     words = ()
     for k in tl.static_range(TILES):
         v = load_words(

@@ -18,13 +18,32 @@ A step of a tile, in order:
     acc += W_rec s_{t-1}; sum over warps                 critical: K / (16 WARPS CHAINS) dependent mma, shared memory
     s_t = CELL(acc + bias + u_t, saved_t), rounded       critical: published to out[t]
 
+Lanes.  The second axis of programs is LANES networks of groups side by side, each with its own weights and its own part
+of every tensor.  Two meanings:
+
+    LINKED      lanes are layers of a stack, a wavefront: x of every lane but the first is out of the lane before, at the
+                same t, waited for by the sentinel in the shadow of the lane's own exchange.  Forward lane n is layer n;
+                backward it is layer LANES - 1 - n, W_in is W_ih^T of the layer above it, x the da of that layer: what
+                has passed between two layers goes back the same way.  Only the first lane has u, and x where I is not 0.
+    otherwise   directions of one layer: the second lane runs through time the other way, over the same x.
+
+With DROPOUT what passes from layer to layer is dropped by a mask that both passes compute again (dropout.py).  Tensors
+with a part for each lane are numbered by layer, whichever way the lanes run.
+
+Nobody waits for a later lane, and out of a layer is written once per step and never again: a lane may run ahead of the
+next one, or that one fall behind, by any number of steps, and nothing is overrun.
+
+A group that is one CTA, with a tile of its own, keeps the state to itself (PROTOCOL "local"): it goes from step to step
+through shared memory, and out is only a result, and the next lane's x.
+
 Invariants.  A word of out is stored once, and by one program: s_t of a unit and a row belongs to one CTA.  A tile's step
 t is computed by a CTA only after it has seen all of step t - 1 of that tile, so no CTA is ever more than a step ahead of
 another at one tile, which the counters rely on.  All rows are whole 16-byte vectors (ROW elements, H of them hidden
 units): the launch pads what is not, and units in the padding publish zeros, whatever their products are.
 
 A group that fails (exchange.py) leaves NaN from the failing step on and reports itself; a CTA that was through before
-keeps what it has, which is right.
+keeps what it has, which is right.  The same group of every later linked lane then fails too, from that step or the one
+before on, without a report of its own.
 
 Cost of a step (sm_90, bf16, H = 1024, UNITS = 16, BLOCK_B = 8): gather 16 KB from L2 a CTA, 16 dependent mma less the
 chains, 2 barriers; the hand-over through L2 is most of it.  Global traffic inside the loop: x, u, saved, the state, and
@@ -34,12 +53,14 @@ W_in where its home is "stream".
 import triton
 import triton.language as tl
 
-from .exchange import LINE, NAN, SENTINEL, arrive, gather, load_words, publish, word_pointers
+from .dropout import drop_input, drop_products, kept_scale
+from .exchange import LINE, NAN, SENTINEL, arrive, gather, load_words, publish, verify_input, word_pointers
 from .fragments import operand
 from .slices import (
     load_own,
     load_weight,
     operand_tiles,
+    own_state,
     own_tile,
     own_units,
     own_words,
@@ -78,13 +99,15 @@ def _weights(
 
 @triton.jit
 def _load_inputs(
-    ptr, row_words, rows, TILES: tl.constexpr, WORDS: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.constexpr
+    ptr, row_words, rows, words, TILES: tl.constexpr, WHOLE: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.constexpr,
+    MODE: tl.constexpr,
 ):  # fmt: skip
+    """K tiles of x_t: the first `words` words of a row, which are at least WHOLE"""
     TILE: tl.constexpr = 16 * WARPS
     pointers = word_pointers(ptr, row_words, rows, BLOCK_B, WARPS)
     x = ()
     for k in tl.static_range(TILES):
-        x = x + (load_words(pointers, k * TILE, True, WORDS, (k + 1) * TILE > WORDS, WARPS, "plain"),)
+        x = x + (load_words(pointers, k * TILE, True, words, (k + 1) * TILE > WHOLE, WARPS, MODE),)
     return x
 
 
@@ -107,41 +130,44 @@ def _project_streamed(
 
 @triton.jit
 def _abandon(
-    out_ptr, last_ptr, at, T, B, t_first, dt, group, groups, own_tiles, unit0,
-    UNITS: tl.constexpr, BLOCK_B: tl.constexpr, WORDS: tl.constexpr, E: tl.constexpr, HAS_LAST: tl.constexpr,
+    out_ptr, last_ptr, at, T, B, t_first, dt, group, groups, own_tiles, unit0, UNITS: tl.constexpr, BLOCK_B: tl.constexpr,
+    WORDS: tl.constexpr, ROW_WORDS: tl.constexpr, E: tl.constexpr, HAS_LAST: tl.constexpr,
 ):  # fmt: skip
     """NaN in all of the CTA's outputs from step `at` on"""
     nan = tl.full((BLOCK_B, UNITS // 2), NAN, tl.int32)
-    step_words = B.to(tl.int64) * WORDS
+    step_words = B.to(tl.int64) * ROW_WORDS
     for k in range(at * own_tiles, T * own_tiles):
         tile = group + k % own_tiles * groups
         row0 = (tile * BLOCK_B).to(tl.int64)
         t = t_first + dt * (k // own_tiles)
         for i in tl.static_range(2 // E):
-            offsets, mask = own_words(unit0, B - tile * BLOCK_B, i, WORDS, UNITS, BLOCK_B, E)
-            tl.store(out_ptr + (t * step_words + row0 * WORDS) + offsets, nan, mask=mask)
+            offsets, mask = own_words(unit0, B - tile * BLOCK_B, i, WORDS, ROW_WORDS, UNITS, BLOCK_B, E)
+            tl.store(out_ptr + (t * step_words + row0 * ROW_WORDS) + offsets, nan, mask=mask)
             if HAS_LAST:
-                tl.store(last_ptr + row0 * WORDS + offsets, nan, mask=mask)
+                tl.store(last_ptr + row0 * ROW_WORDS + offsets, nan, mask=mask)
 
 
 @triton.jit(
     do_not_specialize=[
         "T", "B", "reverse", "stride_x_t", "stride_x_b", "stride_u_t", "stride_u_b", "launch", "limit",
+        "dropped",
     ]
 )  # fmt: skip
 def grid(
+    # all contiguous where no strides are given; N: LANES, R: ROW, of several directions [.., N, ROW]; see "Lanes" above
     x_ptr,  # [T, B, I], strides (stride_x_t, stride_x_b, 1), both in 16-byte vectors; where W_IN_HOME is "none": unused
-    w_in_ptr,  # [ROW, I] contiguous
-    w_rec_ptr,  # [ROW, ROW] contiguous: W_hh, backward its transpose
-    bias0_ptr,  # [ROW] where HAS_BIAS0
-    bias1_ptr,  # [ROW] where HAS_BIAS1
-    first_ptr,  # [B, ROW] contiguous where HAS_FIRST: forward s before the first step (h0), backward p of it (dhn)
-    u_ptr,  # [T, B, ROW] stream where HAS_U, strides (stride_u_t, stride_u_b, 1), both even; fp32 where WIDE_U
-    saved_ptr,  # [T, B, ROW] contiguous stream where HAS_SAVED
-    out_ptr,  # int32 words of [T, B, ROW] contiguous: s_t; filled with 0xFF bytes
-    last_ptr,  # int32 words of [B, ROW] contiguous where HAS_LAST: s of the last step
-    sync_ptr,  # int32 [P + batch tiles, 32], filled with 0xFF bytes: error words of the groups, counters of the tiles
+    w_in_ptr,  # [N, ROW, K], K = I, of linked lanes ROW
+    w_rec_ptr,  # [N, ROW, ROW]: W_hh, backward its transpose
+    bias0_ptr,  # [N, ROW] where HAS_BIAS0
+    bias1_ptr,  # [N, ROW] where HAS_BIAS1
+    first_ptr,  # [B, R], linked [N, B, ROW], where HAS_FIRST: forward s before the first step, h0, backward p of it, dhn
+    u_ptr,  # [T, B, R] stream where HAS_U, strides (stride_u_t, stride_u_b, 1), both even; fp32 where WIDE_U
+    saved_ptr,  # [T, B, R], linked [N, T, B, ROW], stream where HAS_SAVED
+    out_ptr,  # int32 words of [T, B, R], linked [N, T, B, ROW]: s_t; filled with 0xFF bytes
+    last_ptr,  # int32 words, as first, where HAS_LAST: s of the last step
+    sync_ptr,  # int32 [N (P + batch tiles), 32], filled with 0xFF bytes: error words of groups, counters of tiles
     report_ptr,  # int64 [1] in memory of the host: what failed (rnn_triton/faults.py), not written otherwise
+    seed_ptr,  # int64 [1] where DROPOUT
     T,
     B,
     reverse,  # 1: time runs from T - 1 down to 0
@@ -151,7 +177,8 @@ def grid(
     stride_u_b,
     launch,  # what the report calls this launch
     limit,  # polls before a group gives up
-    I: tl.constexpr,
+    dropped,  # of 65536 elements between layers, where DROPOUT (dropout.py)
+    I: tl.constexpr,  # 0: the first of linked lanes has no x
     H: tl.constexpr,
     ROW: tl.constexpr,
     CELL: tl.constexpr,
@@ -174,13 +201,20 @@ def grid(
     WARPS: tl.constexpr,
     SHARED_TILES: tl.constexpr,
     CHAINS: tl.constexpr,
-    PROTOCOL: tl.constexpr,
+    PROTOCOL: tl.constexpr,  # "sentinel", "counter"; "local": CTAS is 1, and P the number of batch tiles
+    LANES: tl.constexpr,
+    LINKED: tl.constexpr,  # lanes are layers, else directions
+    DROPOUT: tl.constexpr,
 ):
     E: tl.constexpr = 2 if FORM == "mma16" else 1  # elements a word
     TILE: tl.constexpr = 16 * WARPS  # words
     WORDS: tl.constexpr = ROW // E
+    ROW_S: tl.constexpr = ROW if LINKED else LANES * ROW  # of a batch row of s
+    ROW_WORDS: tl.constexpr = ROW_S // E
+    K_IN: tl.constexpr = ROW if LINKED else I  # columns of W_in
     X_WORDS: tl.constexpr = I // E
-    X_TILES: tl.constexpr = (X_WORDS + TILE - 1) // TILE if W_IN_HOME != "none" else 0
+    X_TILES: tl.constexpr = (K_IN // E + TILE - 1) // TILE if W_IN_HOME != "none" else 0
+    X_MODE: tl.constexpr = "probe" if LINKED else "plain"
     ON_CHIP: tl.constexpr = W_IN_HOME == "registers" or W_IN_HOME == "shared"
     group = tl.program_id(0) // CTAS
     unit0 = tl.program_id(0) % CTAS * UNITS
@@ -188,17 +222,58 @@ def grid(
     tiles = (B + BLOCK_B - 1) // BLOCK_B
     own_tiles = (tiles - group + groups - 1) // groups
     error_ptr = sync_ptr + group * LINE
-    counters = sync_ptr + groups * LINE
-    t_first = reverse * (T - 1)
-    dt = 1 - 2 * reverse
+    counters = sync_ptr + LANES * groups * LINE
     zero = (T < 0).to(tl.float32)  # that the compiler cannot see: a known one would merge the chains
     x_words = x_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
     step_x = stride_x_t.to(tl.int64) * 4
     row_x = stride_x_b.to(tl.int64) * 4
     step_u = stride_u_t.to(tl.int64) * 2
     row_u = stride_u_b.to(tl.int64) * 2
-    step_s = B.to(tl.int64) * ROW
-    step_words = B.to(tl.int64) * WORDS
+    step_s = B.to(tl.int64) * ROW_S
+    step_words = B.to(tl.int64) * ROW_WORDS
+
+    # ---- the lane's own tensors
+    number = group  # in the report
+    first_lane = True
+    x_width = X_WORDS
+    if LANES > 1:
+        lane = tl.program_id(1)
+        number += lane * groups
+        error_ptr += lane * groups * LINE
+        counters += lane * tiles * LINE
+        layer = lane  # which of the tensors' N
+        if LINKED:
+            if not FIRST_IS_STATE:
+                layer = LANES - 1 - lane
+            first_lane = lane == 0
+            apart = T * step_words  # words from one layer's s to the next one's
+            out_ptr += layer * apart
+            saved_ptr += layer * apart * E
+            first_ptr += layer * step_s
+            last_ptr += layer * step_words
+            # x of all lanes but the first is what the lane before publishes, in its own time
+            x_words = tl.where(first_lane, x_words, out_ptr - apart if FIRST_IS_STATE else out_ptr + apart)
+            step_x = tl.where(first_lane, step_x, step_words)
+            row_x = tl.where(first_lane, row_x, ROW_WORDS)
+            if I != ROW:
+                x_width = tl.where(first_lane, X_WORDS, WORDS)
+        else:
+            out_ptr += lane * WORDS
+            saved_ptr += lane * ROW
+            u_ptr += lane * ROW
+            first_ptr += lane * ROW
+            last_ptr += lane * WORDS
+            reverse = reverse ^ lane
+        w_in_ptr += layer.to(tl.int64) * (ROW * K_IN)
+        w_rec_ptr += layer.to(tl.int64) * (ROW * ROW)
+        bias0_ptr += layer * ROW
+        bias1_ptr += layer * ROW
+    if DROPOUT:
+        seed = tl.load(seed_ptr)
+        lane_dropped = tl.where(first_lane, 0, dropped)
+        scale = kept_scale(lane_dropped)
+    t_first = reverse * (T - 1)
+    dt = 1 - 2 * reverse
 
     # ---- on chip for the whole launch
     w_rec = _weights(
@@ -207,7 +282,7 @@ def grid(
     w_in = ()
     if ON_CHIP:
         w_in = _weights(
-            w_in_ptr, unit0, X_TILES, X_TILES if W_IN_HOME == "shared" else 0, ROW, I, UNITS, WARPS, FORM, PRECISION
+            w_in_ptr, unit0, X_TILES, X_TILES if W_IN_HOME == "shared" else 0, ROW, K_IN, UNITS, WARPS, FORM, PRECISION
         )
     unit = own_units(unit0, UNITS, E)
     bias = tl.zeros((1, UNITS // 2, 2), tl.float32)
@@ -222,15 +297,24 @@ def grid(
     x_raw = ()
     if ON_CHIP:
         x_t = x_words + t_first * step_x + row0 * row_x
-        x_raw = _load_inputs(x_t, row_x, rows, X_TILES, X_WORDS, BLOCK_B, WARPS)
+        x_raw = _load_inputs(x_t, row_x, rows, x_width, X_TILES, X_WORDS, BLOCK_B, WARPS, X_MODE)
     u_raw = ()
     saved_raw = ()
     if HAS_U:
         u_t = u_ptr + t_first * step_u + row0 * row_u
-        u_raw = load_own(u_t, row_u, rows, True, unit0, ROW, UNITS, BLOCK_B, E, WIDE_U)
+        u_raw = load_own(u_t, row_u, rows, first_lane, unit0, ROW, UNITS, BLOCK_B, E, WIDE_U)
     if HAS_SAVED:
-        saved_t = saved_ptr + t_first * step_s + row0 * ROW
-        saved_raw = load_own(saved_t, ROW, rows, True, unit0, ROW, UNITS, BLOCK_B, E, False)
+        saved_t = saved_ptr + t_first * step_s + row0 * ROW_S
+        saved_raw = load_own(saved_t, ROW_S, rows, True, unit0, ROW, UNITS, BLOCK_B, E, False)
+    s_words = ()
+    if PROTOCOL == "local":  # the state, which stays in the CTA
+        for i in tl.static_range(2 // E):
+            offsets, mask = own_words(unit0, rows, i, WORDS, ROW_WORDS, UNITS, BLOCK_B, E)
+            if HAS_FIRST and FIRST_IS_STATE:
+                first_words = first_ptr.to(tl.pointer_type(tl.int32), bitcast=True) + row0 * ROW_WORDS
+                s_words = s_words + (tl.load(first_words + offsets, mask=mask, other=0),)
+            else:
+                s_words = s_words + (tl.zeros((BLOCK_B, UNITS // 2), tl.int32),)
 
     error = tl.load(error_ptr, volatile=True)
     step = 0
@@ -252,11 +336,28 @@ def grid(
         acc_a = tl.zeros((WARPS, UNITS, BLOCK_B), tl.float32) + zero
         acc_b = tl.zeros((WARPS, UNITS, BLOCK_B), tl.float32) + zero
         if ON_CHIP:
+            if LINKED:
+                x_t = word_pointers(x_words + t * step_x + row0 * row_x, row_x, rows, BLOCK_B, WARPS)
+                x_raw = verify_input(
+                    x_t.to(tl.int64), x_raw, (first_lane | (error != SENTINEL)).to(tl.int32), error_ptr.to(tl.int64),
+                    (error_ptr - groups * LINE).to(tl.int64), step, 2 * limit, X_TILES, BLOCK_B // 2, 4 * TILE,
+                )  # fmt: skip
             for k in tl.static_range(X_TILES):
-                x = operand_tiles(x_raw[k], DTYPE, BLOCK_B, WARPS, FORM)
+                v = x_raw[k]
+                if DROPOUT and FIRST_IS_STATE:
+                    v = drop_input(v, seed, k * TILE, tile * BLOCK_B, t, layer - 1, lane_dropped, BLOCK_B, WARPS, E)
+                x = operand_tiles(v, DTYPE, BLOCK_B, WARPS, FORM)
                 acc_a, acc_b = _products(acc_a, acc_b, w_in[k], x, k * E, PRECISION, CHAINS)
+            if DROPOUT and FIRST_IS_STATE:
+                acc_a *= scale
+                acc_b *= scale
+            if DROPOUT and not FIRST_IS_STATE:
+                acc_a = drop_products(
+                    acc_a + acc_b, seed, unit0, tile * BLOCK_B, t, layer, lane_dropped, scale, UNITS, BLOCK_B, E
+                )
+                acc_b = tl.zeros((WARPS, UNITS, BLOCK_B), tl.float32) + zero
             x_t = x_words + t_1 * step_x + row0_1 * row_x
-            x_raw = _load_inputs(x_t, row_x, rows_1, X_TILES, X_WORDS, BLOCK_B, WARPS)
+            x_raw = _load_inputs(x_t, row_x, rows_1, x_width, X_TILES, X_WORDS, BLOCK_B, WARPS, X_MODE)
         if W_IN_HOME == "stream":
             for start in range(0, X_WORDS + zero.to(tl.int32), TILE):  # + zero: else ptxas unrolls it all and spills
                 acc_a = _project_streamed(
@@ -268,45 +369,54 @@ def grid(
         if HAS_U:
             u = own_tile(u_raw, DTYPE, E, WIDE_U) + bias
             u_t = u_ptr + t_1 * step_u + row0_1 * row_u
-            u_raw = load_own(u_t, row_u, rows_1, True, unit0, ROW, UNITS, BLOCK_B, E, WIDE_U)
+            u_raw = load_own(u_t, row_u, rows_1, first_lane, unit0, ROW, UNITS, BLOCK_B, E, WIDE_U)
         if HAS_SAVED:
             saved = own_tile(saved_raw, DTYPE, E, False)
-            saved_t = saved_ptr + t_1 * step_s + row0_1 * ROW
-            saved_raw = load_own(saved_t, ROW, rows_1, True, unit0, ROW, UNITS, BLOCK_B, E, False)
+            saved_t = saved_ptr + t_1 * step_s + row0_1 * ROW_S
+            saved_raw = load_own(saved_t, ROW_S, rows_1, True, unit0, ROW, UNITS, BLOCK_B, E, False)
         if HAS_FIRST and not FIRST_IS_STATE:
-            dhn = load_own(first_ptr + row0 * ROW, ROW, rows, step == 0, unit0, ROW, UNITS, BLOCK_B, E, False)
+            dhn = load_own(first_ptr + row0 * ROW_S, ROW_S, rows, step == 0, unit0, ROW, UNITS, BLOCK_B, E, False)
             u += own_tile(dhn, DTYPE, E, False)
+        if LINKED and not FIRST_IS_STATE:
+            projected = acc_a + acc_b  # all there is in the first step: no state yet, and 0 * W_rec may be NaN
         failed = error != SENTINEL
         error = tl.load(error_ptr, volatile=True)  # for the next step, which need not wait for it
         tl.debug_barrier()
 
         # ---- critical path
-        before = out_ptr + ((t - dt) * step_words + row0 * WORDS)
-        given = step < 0
-        if HAS_FIRST and FIRST_IS_STATE:
-            first_words = first_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
-            before = tl.where(step > 0, before, first_words + row0 * WORDS)
-            given = step == 0
-        words = gather(
-            before, rows, step > 0, given, failed, error_ptr, counters + tile * LINE, CTAS * step - 1, step, limit, WORDS,
-            HAS_FIRST and FIRST_IS_STATE, BLOCK_B, WARPS, PROTOCOL,
-        )  # fmt: skip
+        if PROTOCOL == "local":
+            words = (own_state(s_words, UNITS, BLOCK_B, WARPS, E),)
+        else:
+            before = out_ptr + ((t - dt) * step_words + row0 * ROW_WORDS)
+            given = step < 0
+            if HAS_FIRST and FIRST_IS_STATE:
+                first_words = first_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
+                before = tl.where(step > 0, before, first_words + row0 * ROW_WORDS)
+                given = step == 0
+            words = gather(
+                before, rows, step > 0, given, failed, error_ptr, counters + tile * LINE, CTAS * step - 1, step, limit,
+                WORDS, ROW_WORDS, HAS_FIRST and FIRST_IS_STATE, BLOCK_B, WARPS, PROTOCOL,
+            )  # fmt: skip
         for k in tl.static_range(len(w_rec)):
             s = operand_tiles(words[k], DTYPE, BLOCK_B, WARPS, FORM)
             acc_a, acc_b = _products(acc_a, acc_b, w_rec[k], s, k * E, PRECISION, CHAINS)
         if CHAINS == 2:
             acc_a += acc_b
+        if LINKED and not FIRST_IS_STATE:
+            acc_a = tl.where(step == 0, projected, acc_a)
         a = sum_over_warps(acc_a, UNITS, BLOCK_B, WARPS, E)
-        if not FIRST_IS_STATE:
+        if not LINKED and not FIRST_IS_STATE:
             a = tl.where(step == 0, 0.0, a)  # there is no state yet, and 0 * W_rec is NaN where W_rec is infinite
         s_t = CELL(a + u, saved, ACCURACY)
         if H != CTAS * UNITS:
             # an infinite state makes NaN of its products with padding, and NaN would spread in the next step
             s_t = tl.where(unit < H, s_t, 0.0)
         out_words = round_to_words(s_t, DTYPE)
-        out_t = out_ptr + (t * step_words + row0 * WORDS)
+        if PROTOCOL == "local":
+            s_words = out_words
+        out_t = out_ptr + (t * step_words + row0 * ROW_WORDS)
         for i in tl.static_range(len(out_words)):
-            offsets, mask = own_words(unit0, rows, i, WORDS, UNITS, BLOCK_B, E)
+            offsets, mask = own_words(unit0, rows, i, WORDS, ROW_WORDS, UNITS, BLOCK_B, E)
             publish(out_t + offsets, out_words[i], mask)
         arrive(counters + tile * LINE, PROTOCOL)
         own = own_1
@@ -316,17 +426,25 @@ def grid(
         tl.debug_barrier()
         for k in range(own_tiles):
             tile = group + k * groups
-            at = (tile * BLOCK_B).to(tl.int64) * WORDS
+            at = (tile * BLOCK_B).to(tl.int64) * ROW_WORDS
             for i in tl.static_range(2 // E):
-                offsets, mask = own_words(unit0, B - tile * BLOCK_B, i, WORDS, UNITS, BLOCK_B, E)
+                offsets, mask = own_words(unit0, B - tile * BLOCK_B, i, WORDS, ROW_WORDS, UNITS, BLOCK_B, E)
                 s_last = tl.load(out_ptr + ((t_first + dt * (T - 1)) * step_words + at) + offsets, mask=mask)
                 tl.store(last_ptr + at + offsets, s_last, mask=mask)
 
     tl.debug_barrier()  # what is abandoned has been stored
     at = tl.load(error_ptr, volatile=True)
+    found = at != SENTINEL  # by this group
+    if LINKED:  # what came of a layer that has failed is no result, whether or not this one had to wait for it
+        earliest = at.to(tl.uint32, bitcast=True)
+        for k in range(1, lane + 1):
+            source = tl.load(error_ptr - k * groups * LINE, volatile=True).to(tl.uint32, bitcast=True)
+            found = found & (at.to(tl.uint32, bitcast=True) < source)
+            earliest = tl.minimum(earliest, source)
+        at = earliest.to(tl.int32, bitcast=True)
     if at != SENTINEL:
         _abandon(
-            out_ptr, last_ptr, at, T, B, t_first, dt, group, groups, own_tiles, unit0, UNITS, BLOCK_B, WORDS, E,
+            out_ptr, last_ptr, at, T, B, t_first, dt, group, groups, own_tiles, unit0, UNITS, BLOCK_B, WORDS, ROW_WORDS, E,
             HAS_LAST,
         )  # fmt: skip
-        tl.store(report_ptr, (launch.to(tl.int64) << 44) | (group.to(tl.int64) << 32) | at)
+        tl.store(report_ptr, (launch.to(tl.int64) << 44) | (number.to(tl.int64) << 32) | at, mask=found)

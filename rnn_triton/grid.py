@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from .launcher import CELLS, POINTERS, TRITON_DTYPES, Launcher, compiled_ahead, 
 from .plans import Grid, Problem, row_units
 
 # The pointer parameters of the kernel, in order; an absent tensor is never read.
-TENSORS = ("x", "w_in", "w_rec", "bias0", "bias1", "first", "u", "saved", "out", "last", "sync", "report")
+TENSORS = ("x", "w_in", "w_rec", "bias0", "bias1", "first", "u", "saved", "out", "last", "sync", "report", "seed")
 _LINE = int(LINE.value)
 
 # Polls before a group gives up.  A poll takes at least the 0.3 us of an access to L2, so this is more than a second:
@@ -28,23 +29,79 @@ SPIN_LIMIT = 1 << 22
 INTERPRETED_LIMIT = 1 << 10
 
 
-class Site:
-    """What is known of a call from its problem and plan alone."""
+@dataclass(frozen=True)
+class Lanes:
+    """The second axis of the kernel's programs (kernels/grid.py): the layer itself, layers of a stack, or directions."""
 
-    def __init__(self, problem: Problem, plan: Grid) -> None:
+    count: int = 1
+    linked: bool = False  # layers, each fed by the one before; else directions
+    dropout: bool = False  # between linked lanes
+
+    def names(self, direction: str) -> tuple[str, ...]:
+        """What the lanes are called, in the order in which they run"""
+        if not self.linked:
+            return ("",) if self.count == 1 else ("direction 0", "direction 1")
+        layers = [f"layer {n} of {self.count}" for n in range(self.count)]
+        return tuple(layers if direction == "forward" else layers[::-1])
+
+
+ONE = Lanes()
+
+
+class Cooperative:
+    """A cooperative launch, as far as it is known from its problem, plan and lanes alone."""
+
+    def __init__(self, problem: Problem, plan: Grid, lanes: Lanes = ONE) -> None:
         self.problem = problem
         self.plan = plan
+        self.lanes = lanes
         self.row = row_units(problem.H, problem.dtype)
         self.padding = self.row - problem.H
-        self.input_padding = row_units(problem.I, problem.dtype) - problem.I
         self.vector = row_units(1, problem.dtype)  # elements of 16 bytes
         # error words of the groups, counters of the tiles
-        self.sync_words = _LINE * (plan.groups + math.ceil(problem.B / plan.block_b))
+        self.sync_words = _LINE * lanes.count * (plan.groups + math.ceil(problem.B / plan.block_b))
         p = problem
         name = f"{p.direction} of {p.dtype} B={p.B} I={p.I} H={p.H} over {plan.groups} groups of {plan.ctas} CTAs"
-        self.id = faults.register(name)
-        programs = (plan.groups * plan.ctas, 1, 1)
-        self.launch = Launcher(grid, programs, functools.partial(constants, problem, plan), options(plan))
+        self.id = faults.register(name, plan.groups, lanes.names(p.direction))
+        programs = (plan.groups * plan.ctas, lanes.count, 1)
+        self.launch = Launcher(grid, programs, functools.partial(constants, problem, plan, lanes), options(plan))
+
+    def _out(self, like: Tensor, *shape: int) -> tuple[Tensor, Tensor]:
+        """The words of [*shape, row], and behind them, on lines of their own, the synchronisation words: one allocation and
+        one fill, so that they are together in a CUDA graph, too"""
+        words = self.row * like.element_size() // 4
+        n = math.prod(shape) * words
+        at = -(-n // _LINE) * _LINE
+        buffer = torch.empty(at + self.sync_words, dtype=torch.int32, device=like.device).fill_(-1)
+        return buffer[:n].view(*shape, words), buffer[at:]
+
+    def _rows(self, t: Tensor, padding: int) -> Tensor:
+        """t[.., H], contiguous, as rows of whole vectors; `padding` rows of zeros below"""
+        return whole(pad(t, (0, self.padding, 0, padding)) if self.padding else t)
+
+    def _units(self, words: Tensor, dtype: torch.dtype) -> Tensor:
+        """words -> [.., H] contiguous"""
+        t = words.view(dtype)
+        if self.padding:
+            t = t[..., : self.problem.H].clone(memory_format=torch.contiguous_format)
+        # detach: torch marks t as a view of the words, and autograd would then refuse in-place changes to it
+        return t.detach()
+
+    def _run(
+        self, tensors: tuple[Tensor | None, ...], out: Tensor, sync: Tensor, scalars: tuple[int, ...],
+        seed: Tensor | None = None, dropped: int = 0,
+    ) -> None:  # fmt: skip
+        limit = min(SPIN_LIMIT, INTERPRETED_LIMIT) if interpreter.active() else SPIN_LIMIT
+        self.launch((*tensors, sync, faults.word(out.device), seed), out, (*scalars, self.id, limit, dropped))
+        faults.after_launch(out.device)
+
+
+class Site(Cooperative):
+    """A layer in one direction"""
+
+    def __init__(self, problem: Problem, plan: Grid) -> None:
+        super().__init__(problem, plan)
+        self.input_padding = row_units(problem.I, problem.dtype) - problem.I
 
     def forward(
         self,
@@ -92,52 +149,28 @@ class Site:
         self._run(tensors, out, sync, (T, B, int(not reverse), 0, 0, stride_t, stride_b))
         return self._units(out, y.dtype)
 
-    def _out(self, like: Tensor, T: int, B: int) -> tuple[Tensor, Tensor]:
-        """The words of [T, B, row], and behind them, on lines of their own, the synchronisation words: one allocation and
-        one fill, so that they are together in a CUDA graph, too"""
-        words = self.row * like.element_size() // 4
-        n = T * B * words
-        at = -(-n // _LINE) * _LINE
-        buffer = torch.empty(at + self.sync_words, dtype=torch.int32, device=like.device).fill_(-1)
-        return buffer[:n].view(T, B, words), buffer[at:]
 
-    def _rows(self, t: Tensor, padding: int) -> Tensor:
-        """t[.., H], contiguous, as rows of whole vectors; `padding` rows of zeros below"""
-        return whole(pad(t, (0, self.padding, 0, padding)) if self.padding else t)
-
-    def _units(self, words: Tensor, dtype: torch.dtype) -> Tensor:
-        """words -> [.., H] contiguous"""
-        t = words.view(dtype)
-        if self.padding:
-            t = t[..., : self.problem.H].clone(memory_format=torch.contiguous_format)
-        # detach: torch marks t as a view of the words, and autograd would then refuse in-place changes to it
-        return t.detach()
-
-    def _run(
-        self, tensors: tuple[Tensor | None, ...], out: Tensor, sync: Tensor, scalars: tuple[int, ...]
-    ) -> None:
-        limit = min(SPIN_LIMIT, INTERPRETED_LIMIT) if interpreter.active() else SPIN_LIMIT
-        self.launch((*tensors, sync, faults.word(out.device)), out, (*scalars, self.id, limit))
-        faults.after_launch(out.device)
-
-
-def compile_ahead(problem: Problem, plan: Grid, device: Device) -> Any:
+def compile_ahead(problem: Problem, plan: Grid, device: Device, lanes: Lanes = ONE) -> Any:
     forward = problem.direction == "forward"
-    absent: tuple[str, ...]
-    if not forward:
-        absent = ("x", "w_in", "bias0", "bias1", "last")
-    elif plan.w_ih_home == "gemm":
-        absent = ("x", "w_in", "bias0", "bias1", "saved")
-    else:
-        absent = ("u", "saved")
+    absent = ["last"] if not forward else ["saved"]
+    if not forward or (plan.w_ih_home == "gemm" and not lanes.linked):  # linked lanes have their biases in the kernel
+        absent += ["bias0", "bias1"]
+    if not lanes.linked and (not forward or plan.w_ih_home == "gemm"):
+        absent.append("w_in")
+    given = forward and plan.w_ih_home != "gemm" and (not lanes.linked or problem.I <= row_units(problem.H, problem.dtype))
+    absent.append("u" if given else "x")
+    if not lanes.dropout:
+        absent.append("seed")
     present = tuple(name not in absent for name in TENSORS)
     # absent tensors are stood for by out
     pointers = {f"{name}_ptr": "*i32" for name in (*absent, "out", "last", "sync")} | {"report_ptr": "*i64"}
-    if plan.w_ih_home == "gemm":
+    if "seed" not in absent:
+        pointers["seed_ptr"] = "*i64"
+    if forward and "u" not in absent:
         pointers["u_ptr"] = "*fp32"
     of = POINTERS[problem.dtype]
     return compiled_ahead(
-        grid, constants(problem, plan, present), lambda n: pointers.get(n, of) if n.endswith("_ptr") else "i32",
+        grid, constants(problem, plan, lanes, present), lambda n: pointers.get(n, of) if n.endswith("_ptr") else "i32",
         options(plan), device.capability,
     )  # fmt: skip
 
@@ -149,13 +182,14 @@ def options(p: Grid) -> dict[str, Any]:
     )
 
 
-def constants(problem: Problem, p: Grid, present: tuple[bool, ...]) -> dict[str, Any]:
+def constants(problem: Problem, p: Grid, lanes: Lanes, present: tuple[bool, ...]) -> dict[str, Any]:
     """The constexpr parameters of the kernel, in its order"""
     forward = problem.direction == "forward"
     has = dict(zip(TENSORS, present, strict=True))
     projected = p.w_ih_home in ("gemm", "none")
+    nothing = 0 if lanes.linked else 1
     return dict(
-        I=1 if projected else row_units(problem.I, problem.dtype),
+        I=row_units(problem.I, problem.dtype) if has["x"] else nothing,
         H=problem.H,
         ROW=row_units(problem.H, problem.dtype),
         CELL=CELLS[problem.nonlinearity, problem.direction],
@@ -179,4 +213,7 @@ def constants(problem: Problem, p: Grid, present: tuple[bool, ...]) -> dict[str,
         SHARED_TILES=p.w_hh_shared,
         CHAINS=p.chains,
         PROTOCOL=p.protocol,
+        LANES=lanes.count,
+        LINKED=lanes.linked,
+        DROPOUT=lanes.dropout,
     )

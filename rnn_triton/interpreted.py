@@ -4,6 +4,7 @@ The one-element texts are registered in interpreter.py.  Imported where kernels 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from . import interpreter
@@ -37,6 +38,26 @@ def register(exchange: Any, slices: Any) -> None:
         addresses: Any, words: tuple, skip: Any, error_address: Any, step: Any, limit: Any, TILES: Any, PACK: Any,
         APART: Any,
     ) -> tuple:  # fmt: skip
+        def others_failed() -> bool:
+            return _scalar(tl.load(_pointer(error_address), volatile=True)) != -1
+
+        return polled(addresses, words, skip, error_address, step, limit, APART, others_failed, False)
+
+    @interpreter.interpreter_impl(exchange.verify_input)
+    def verify_input(
+        addresses: Any, words: tuple, skip: Any, error_address: Any, source_address: Any, step: Any, limit: Any,
+        TILES: Any, PACK: Any, APART: Any,
+    ) -> tuple:  # fmt: skip
+        def source_failed() -> bool:
+            at = _scalar(tl.load(_pointer(source_address), volatile=True))
+            return at % 2**32 <= _scalar(step) + 1
+
+        return polled(addresses, words, skip, error_address, step, limit, APART, source_failed, True)
+
+    def polled(
+        addresses: Any, words: tuple, skip: Any, error_address: Any, step: Any, limit: Any, APART: Any,
+        failed: Callable[[], bool], contagious: bool,
+    ) -> tuple:  # fmt: skip
         a = addresses.handle.data.astype(np.int64)
         if (a[..., 0] % 16).any() or (np.diff(a, axis=-1) != 4).any():  # the assembly takes it for granted
             raise ValueError("exchange.verify: the last dimension is not an aligned 16-byte chunk")
@@ -52,11 +73,12 @@ def register(exchange: Any, slices: Any) -> None:
                     values[k] = tl.load(_pointer(addresses + k * _scalar(APART)), mask=mask, other=values[k], volatile=True)
             polls += 1
             if polls % exchange.POLLS_PER_LOOK.value == 0:
-                if _scalar(tl.load(_pointer(error_address), volatile=True)) != -1:
-                    break
-                if polls >= _scalar(limit):
+                gone = failed()
+                if polls >= _scalar(limit) if not gone else contagious:
                     words_of = _pointer(error_address).to(tl.pointer_type(tl.uint32), bitcast=True)
                     tl.atomic_min(words_of, step.to(tl.uint32, bitcast=True), sem="relaxed", scope="gpu")
+                    gone = True
+                if gone:
                     break
         return tuple(values)
 

@@ -62,13 +62,13 @@ def patched(*changes):
             modules = {m: importlib.import_module(f"{name}.{m}") for m in ("exchange", "slices", "grid")}
             interpreted.register(modules["exchange"], modules["slices"])
             spec = importlib.util.spec_from_file_location(host_name, host)
-            modules["host"] = importlib.util.module_from_spec(spec)
+            modules["host"] = sys.modules[host_name] = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(modules["host"])
             modules["host"].grid = modules["grid"].grid
             yield SimpleNamespace(**modules)
         finally:
             sys.path.remove(folder)
-            for module in [m for m in sys.modules if m == name or m.startswith(name + ".")]:
+            for module in [m for m in sys.modules if m in (name, host_name) or m.startswith(name + ".")]:
                 del sys.modules[module]
 
 
@@ -158,10 +158,10 @@ MUTANTS = (
     _mutant("padding is not published", "grid.py", "out_words[i], mask)",
             "out_words[i], mask & (tl.min(unit, 2) < H))", "forward", Case(3, 3, 8, 21), "deadlock"),
     # ---- what is exchanged
-    _mutant("gathers the next tile", "grid.py", "before = out_ptr + ((t - dt) * step_words + row0 * WORDS)",
+    _mutant("gathers the next tile", "grid.py", "before = out_ptr + ((t - dt) * step_words + row0 * ROW_WORDS)",
             "before = out_ptr + ((t - dt) * step_words + row0_1 * WORDS)",
             "forward", _SENTINEL.having(B=16), "numbers"),
-    _mutant("publishes to the next tile", "grid.py", "out_t = out_ptr + (t * step_words + row0 * WORDS)",
+    _mutant("publishes to the next tile", "grid.py", "out_t = out_ptr + (t * step_words + row0 * ROW_WORDS)",
             "out_t = out_ptr + (t * step_words + row0_1 * WORDS)", "backward", _COUNTER, "contract"),
     _mutant("gathers from the wrong end of time", "grid.py", "((t - dt) * step_words", "((t + dt) * step_words",
             "forward", _SENTINEL, "deadlock"),
@@ -180,7 +180,7 @@ MUTANTS = (
     # ---- a stuck group
     _mutant("the error word is a counter", "grid.py", "error_ptr = sync_ptr + group * LINE",
             "error_ptr = sync_ptr + (group + 1) * LINE", "forward", _STUCK_COUNTER, "stuck"),
-    _mutant("another group is reported", "grid.py", "(group.to(tl.int64) << 32)", "(groups.to(tl.int64) << 32)",
+    _mutant("another group is reported", "grid.py", "(number.to(tl.int64) << 32)", "(groups.to(tl.int64) << 32)",
             "backward", _STUCK, "stuck"),
     _mutant("the failing step is kept", "grid.py", "range(at * own_tiles, T", "range((at + 1) * own_tiles, T",
             "backward", _STUCK_COUNTER, "stuck"),
@@ -209,7 +209,7 @@ TEXT_MUTANTS = {
     "half the limit": ("setp.lt.u32 q, n, {limit};", "setp.lt.u32 q, t, {limit};"),
     "nobody is told": ("red.relaxed.gpu.global.min.u32 [{error}], {step};\n", ""),
     "others' failure is not seen": (
-        "setp.ne.u32 q, t, 0xFFFFFFFF;\n@q bra DONE;\nsetp.lt", "setp.ne.u32 q, 0, 0;\n@q bra DONE;\nsetp.lt",
+        'failed = "setp.ne.u32 q, t, 0xFFFFFFFF;', 'failed = "setp.ne.u32 q, 0, 0;',
     ),
     "the error word is not looked at": ("@q bra SPIN;\nld.relaxed", "@q bra SPIN;\n@!q bra SPIN;\nld.relaxed"),
 }  # fmt: skip
