@@ -54,8 +54,9 @@ def drop_input(
     w = tl.arange(0, WARPS)[None, None, :, None, None]
     j = tl.arange(0, BLOCK_B // 8)[None, None, None, :, None]
     i = tl.arange(0, 4)[None, None, None, None, :]
-    vector, row, i = tl.broadcast(start // 4 + 4 * w + q + 0 * (l + i), row0 + 8 * j + l, i)
-    return _kept_words(words, _word(i, _random(seed, vector, row, t, layer)), dropped, E)
+    row = row0 + 8 * j + l
+    r = _random(seed, start // 4 + 4 * w + q + 0 * row, row + 0 * (w + q), t, layer)
+    return _kept_words(words, _word(i, r), dropped, E)
 
 
 @triton.jit
@@ -65,7 +66,7 @@ def drop_products(
     """Products [WARPS, UNITS, BLOCK_B] of units unit0.. and rows row0..: scaled where the element is kept, else zero"""
     unit = unit0 + tl.arange(0, UNITS)[None, :, None]
     row = row0 + tl.arange(0, BLOCK_B)[None, None, :]
-    unit, row = tl.broadcast(unit, row)
+    unit, row = unit + 0 * row, row + 0 * unit
     r = _word(unit // E % 4, _random(seed, unit // (4 * E), row, t, layer))
     bits = (r >> (unit % E * 16).to(tl.uint32)) & 0xFFFF
     return tl.where(bits >= dropped.to(tl.uint32), acc * scale, 0.0)
@@ -90,8 +91,7 @@ def drop(
     v = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)[:, None]
     i = tl.arange(0, 4)[None, :]
     tb = v // (WORDS // 4)
-    vector, i = tl.broadcast((v % (WORDS // 4)).to(tl.int32), i)
-    r = _random(tl.load(seed_ptr), vector, (tb % B).to(tl.int32), (tb // B).to(tl.int32), layer)
+    r = _random(tl.load(seed_ptr), (v % (WORDS // 4)).to(tl.int32), (tb % B).to(tl.int32), (tb // B).to(tl.int32), layer)
     mask = (v < vectors) & (i >= 0)
     words = _kept_words(tl.load(x_ptr + v * 4 + i, mask=mask, other=0), _word(i, r), dropped, E)
     scale = kept_scale(dropped)

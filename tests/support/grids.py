@@ -129,7 +129,7 @@ class Case:
             return
         # hn exists in the forward pass only; in the backward pass `out` stands for it
         poisoned = ("last_ptr",) if direction == "forward" else ()
-        if self.protocol == "sentinel":
+        if self.protocol != "counter":
             roles = dict(channels=("out_ptr",), poisoned=poisoned)
         else:
             roles = dict(poisoned=("out_ptr", *poisoned))

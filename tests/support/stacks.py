@@ -1,0 +1,126 @@
+"""Launches of several lanes by hand-written plans, as support/grids.py does it for one.
+
+Tolerances: those of a layer (support/grids.py) times sqrt(L): the roundings of L layers add in quadrature.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from rnn_triton import lanes, plans, reference
+from rnn_triton.grid import Lanes
+
+from .grids import KINDS, MODES, Case, pre_activation_gradients
+from .problems import problem
+
+
+@dataclass(frozen=True)
+class Stack(Case):
+    """`layers` layers, or with `both` the two directions of one; dropped: of 65536"""
+
+    layers: int = 2
+    both: bool = False
+    dropped: int | None = None
+
+    @property
+    def tolerance(self):
+        return super().tolerance * self.layers**0.5
+
+    def __str__(self):
+        fields = type(self).__dataclass_fields__
+        changed = [f"{k}={v}" for k, v in vars(self).items() if v != fields[k].default]
+        return "-".join(changed).replace("(", "").replace(")", "").replace(" ", "")
+
+    def site(self, direction, module=lanes):
+        _, precision, accuracy, *_ = KINDS[self.kind]
+        name = plans.DTYPES[self.dtype]
+        forward = direction == "forward"
+        home = self.home if forward or not self.both else "none"
+        of = plans.Problem(direction, self.B, self.I if forward else 1, self.H, name, precision, self.nonlinearity)
+        plan = plans.Grid(
+            block_b=self.block_b, warps=self.warps, formulation="mma32" if name == "fp32" else "mma16",
+            precision=precision or "ieee", accuracy=accuracy, units=self.units,
+            ctas=-(-plans.row_units(self.H, name) // self.units), groups=self.groups, w_hh_shared=self.shared,
+            w_ih_home=home, protocol=self.protocol, chains=self.chains, reason="test",
+        )  # fmt: skip
+        if self.both:
+            return module.BothDirections(of, plan, Lanes(2))
+        return module.Wavefront(of, plan, Lanes(self.layers, True, self.dropped is not None))
+
+    @property
+    def weights(self):
+        """[(w_ih, w_hh, b_ih, b_hh)] of each lane"""
+        found = []
+        for n in range(2 if self.both else self.layers):
+            I = self.I if self.both or n == 0 else self.H
+            tensors = problem(1, 1, I, self.H, bias=self.bias, dtype=self.dtype, seed=n)[1:5]
+            found.append(tuple(None if t is None else t.detach() for t in tensors))
+        return found
+
+    def inputs(self, direction):
+        """{name: tensor, list of a tensor for each lane, or None}"""
+        n = 2 if self.both else self.layers
+        g = torch.Generator().manual_seed(5)
+        w_ih, w_hh, b_ih, b_hh = (list(t) for t in zip(*self.weights, strict=True))
+
+        def normal(*shape):
+            return torch.randn(*shape, generator=g).to(self.dtype)
+
+        if direction == "forward":
+            h0 = normal(n, self.B, self.H) if self.first else None
+            biases = (None if b[0] is None else b for b in (b_ih, b_hh))
+            return [normal(self.T, self.B, self.I), w_ih, w_hh, *biases, h0]
+        y = [normal(self.T, self.B, self.H) for _ in range(n)]
+        y = [t.tanh() if self.nonlinearity == "tanh" else t.relu() for t in y]
+        dy = normal(self.T, self.B, (1 + self.both) * self.H) if self.dy else None
+        dhn = normal(n, self.B, self.H) if self.first else None
+        return [w_hh, torch.cat(y, 2), dy, dhn] if self.both else [w_ih, w_hh, torch.stack(y), dy, dhn]
+
+    def expected(self, direction, tensors, masks=None):
+        """What `run` returns, in fp64; masks: what the outputs of the layers are multiplied by on their way up"""
+        exact = [
+            [None if e is None else e.double() for e in t] if isinstance(t, list) else None if t is None else t.double()
+            for t in tensors
+        ]
+        if direction == "forward":
+            x, w_ih, w_hh, b_ih, b_hh, h0 = exact
+            ys, hns = [], []
+            for n in range(len(w_ih)):
+                given = x if self.both or n == 0 else ys[-1] if masks is None else ys[-1] * masks[n - 1]
+                bias = [None if b is None else b[n] for b in (b_ih, b_hh)]
+                y, hn = reference.rnn(
+                    given, w_ih[n], w_hh[n], *bias, None if h0 is None else h0[n], self.nonlinearity, self.both and n == 1
+                )
+                ys.append(y)
+                hns.append(hn)
+            return torch.cat(ys, 2) if self.both else torch.stack(ys), torch.stack(hns)
+        if self.both:
+            w_hh, y, dy, dhn = exact
+            ys, dys = y.chunk(2, 2), (None, None) if dy is None else dy.chunk(2, 2)
+            of = [(w_hh[n], ys[n], dys[n], None if dhn is None else dhn[n], self.nonlinearity, n == 1) for n in (0, 1)]
+            return (torch.cat([pre_activation_gradients(*each) for each in of], 2),)
+        w_ih, w_hh, y, u, dhn = exact
+        das = []
+        for n in reversed(range(self.layers)):
+            das.append(
+                pre_activation_gradients(w_hh[n], y[n], u, None if dhn is None else dhn[n], self.nonlinearity, False)
+            )
+            u = das[-1] @ w_ih[n]
+            if n and masks is not None:
+                u = u * masks[n - 1]
+        return (torch.stack(das[::-1]),)
+
+    def run(self, direction, tensors, device="cpu", module=lanes, mode=MODES[0], seed=None):
+        """(y, hn) or (da,)"""
+        there = [[e.to(device) for e in t] if isinstance(t, list) else None if t is None else t.to(device) for t in tensors]
+        site = self.site(direction, module)
+        dropout = () if self.dropped is None else (torch.tensor([seed], device=device), self.dropped)
+        if direction == "backward" and not self.both:  # y as the forward launch leaves it
+            row = plans.row_units(self.H, plans.DTYPES[self.dtype])
+            there[2] = torch.nn.functional.pad(there[2], (0, row - self.H))
+        with self.interpreted(direction, device, mode):
+            results = getattr(site, direction)(*there, *dropout)
+        if direction == "forward":
+            y, hn = results
+            return (y if self.both else y[..., : self.H]), hn
+        return (results,)
