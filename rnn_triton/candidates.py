@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .hardware import Device
-from .plans import SIZES, Grid, PerStep, Plan, Problem, SingleCta, row_units
+from .plans import ONE, SIZES, Grid, Lanes, PerStep, Plan, Problem, SingleCta, row_units
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,9 @@ class _Room:
     staged: int  # K tiles of weights in flight from shared memory
     warps16: int = 14  # more at 16 warps, whose reduction is a level deeper
     from_shared: int = 8  # more where W_ih comes from shared memory
+    linked: int = 32  # more where x comes from another lane and is waited for
+    dropout: int = 48  # more where it is dropped
+    local: int = 4  # more where the state passes through shared memory
 
 
 # What ptxas is seen to need beside weights and state.
@@ -197,7 +200,7 @@ def tile_bytes(units: int, warps: int) -> int:
     return units * 16 * warps * 4
 
 
-def grid_registers(problem: Problem, plan: Grid) -> int:
+def grid_registers(problem: Problem, plan: Grid, lanes: Lanes = ONE) -> int:
     """Of a thread, estimated: its parts of the weights in registers, of the state and of x, and the rest"""
     room = _ROOM[kind(problem)]
     state = k_tiles(problem.H, plan.warps, problem.dtype)
@@ -210,6 +213,7 @@ def grid_registers(problem: Problem, plan: Grid) -> int:
     rest = room.base + room.rows * (plan.block_b // 8 - 1)
     rest += room.staged * plan.units // 2 * (plan.w_hh_shared > 0 or plan.w_ih_home == "shared")
     rest += room.warps16 * (plan.warps == 16) + room.from_shared * (plan.w_ih_home == "shared")
+    rest += room.linked * lanes.linked + room.dropout * lanes.dropout + room.local * (plan.protocol == "local")
     accumulators = plan.chains * plan.units * plan.block_b // 32
     return held * plan.units // 2 * room.weight + (state + x) * plan.block_b // 2 + accumulators + rest
 
@@ -224,23 +228,30 @@ def grid_shared_bytes(problem: Problem, plan: Grid) -> int:
     return (tiles * tile_bytes(plan.units, plan.warps) + reduction) * weight + _SHARED_EXTRA
 
 
-def fits(problem: Problem, plan: Grid, device: Device) -> bool:
+def fits(problem: Problem, plan: Grid, device: Device, lanes: Lanes = ONE) -> bool:
     return (
-        plan.groups * plan.ctas <= device.sms
-        and grid_registers(problem, plan) <= _REGISTERS[plan.warps]
+        lanes.count * plan.groups * plan.ctas <= device.sms
+        and grid_registers(problem, plan, lanes) <= _REGISTERS[plan.warps]
         and grid_shared_bytes(problem, plan) <= device.shared_bytes
     )
 
 
-def grid(problem: Problem, device: Device, asked: Mapping[str, Any]) -> Iterator[Grid]:
-    """W_hh's rows over the CTAs of a group, the batch over groups"""
+def grid(problem: Problem, device: Device, asked: Mapping[str, Any], lanes: Lanes = ONE) -> Iterator[Grid]:
+    """W_hh's rows over the CTAs of a group, the batch over groups, in each of the lanes.  Linked lanes all have a W_in of H
+    columns on chip, in either pass."""
     if kind(problem) not in _ROOM or not (device.cooperative or asked.get("regime") == "grid"):
         return
     form = _FORMS[kind(problem)]
-    homes = ("registers", "shared", "stream", "gemm") if problem.direction == "forward" else ("none",)
+    homes: tuple[str, ...] = ("none",)
+    if lanes.linked:
+        homes, problem = ("registers", "shared"), replace(problem, I=problem.H)
+    elif problem.direction == "forward":
+        homes = ("registers", "shared", "stream", "gemm")
+    if lanes.count > 1:
+        yield from _local(problem, device, asked, lanes, homes)
     for units in _UNITS:
         ctas = math.ceil(row_units(problem.H, problem.dtype) / units)
-        most = device.sms // ctas
+        most = device.sms // (lanes.count * ctas)
         if not most:
             continue
         for block_b in _BLOCK_B:
@@ -260,17 +271,37 @@ def grid(problem: Problem, device: Device, asked: Mapping[str, Any]) -> Iterator
                         accuracy=_accuracy(problem), units=units, ctas=ctas, groups=groups, w_hh_shared=0,
                         w_ih_home=home, protocol="", chains=chains, reason="",
                     )  # fmt: skip
-                    found = _share(problem, plan, device, state, asked.get("w_hh_shared"))
+                    found = _share(problem, plan, device, state, asked.get("w_hh_shared"), lanes)
                     if found is not None:
-                        for protocol in _PROTOCOLS:
+                        for protocol in _PROTOCOLS[: 1 if lanes.linked else 2]:
                             yield _replaced(found, protocol=protocol)
 
 
-def _share(problem: Problem, plan: Grid, device: Device, state: int, asked: int | None) -> Grid | None:
+def _local(
+    problem: Problem, device: Device, asked: Mapping[str, Any], lanes: Lanes, homes: tuple[str, ...]
+) -> Iterator[Grid]:
+    """Groups of one CTA with one batch tile each, whose units are the one K tile that holds the state"""
+    form = _FORMS[kind(problem)]
+    for warps in (4, 8):
+        units = 16 * warps * 4 // SIZES[problem.dtype]
+        for block_b in _BLOCK_B if row_units(problem.H, problem.dtype) <= units else ():
+            groups = math.ceil(problem.B / block_b)
+            for home in homes if lanes.count * groups <= device.sms else ():
+                plan = Grid(
+                    block_b=block_b, warps=warps, formulation=form.formulation, precision=form.precision,
+                    accuracy=_accuracy(problem), units=units, ctas=1, groups=groups, w_hh_shared=0, w_ih_home=home,
+                    protocol="local", chains=1, reason="",
+                )  # fmt: skip
+                found = _share(problem, plan, device, 1, asked.get("w_hh_shared"), lanes)
+                if found is not None:
+                    yield found
+
+
+def _share(problem: Problem, plan: Grid, device: Device, state: int, asked: int | None, lanes: Lanes) -> Grid | None:
     """The plan with `asked` K tiles of W_hh in shared memory, or with as few as it takes; None where it does not fit"""
     room = _REGISTERS[plan.warps]
     if asked is None:
-        enough = (n for n in range(state + 1) if grid_registers(problem, _replaced(plan, w_hh_shared=n)) <= room)
+        enough = (n for n in range(state + 1) if grid_registers(problem, _replaced(plan, w_hh_shared=n), lanes) <= room)
         asked = next(enough, None)
         if asked is None or (asked and plan.w_ih_home == "registers"):
             return None  # W_ih out of the registers first: its reading hides behind the exchange, W_hh's does not
@@ -288,7 +319,7 @@ def _share(problem: Problem, plan: Grid, device: Device, state: int, asked: int 
     }[plan.w_ih_home]
     reason = f"{size:.3g} KB of W_hh a CTA stay on chip ({held}){where}"
     plan = _replaced(plan, w_hh_shared=asked, reason=reason)
-    return plan if fits(problem, plan, device) else None
+    return plan if fits(problem, plan, device, lanes) else None
 
 
 def _replaced(plan: Grid, **changes: Any) -> Grid:

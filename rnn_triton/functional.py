@@ -38,6 +38,24 @@ def rnn(
 
     Raises ValueError or RuntimeError as torch.nn.RNN does; UnsupportedError where no plan runs the problem.
     """
+    x, w_ih, w_hh, b_ih, b_hh, h0, precision = settled(
+        x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, precision
+    )
+    return op.rnn(x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, reverse, precision)
+
+
+def settled(
+    x: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    h0: Tensor | None,
+    nonlinearity: str,
+    precision: str | None,
+) -> tuple[Any, ...]:
+    """(x, w_ih, w_hh, b_ih, b_hh, h0, precision) as `op` takes them: checked, cast where autocast is on, and precision what
+    None stands for."""
     if nonlinearity != "tanh" and nonlinearity != "relu":
         raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
     if precision not in _PRECISIONS:
@@ -59,7 +77,7 @@ def rnn(
         raise ValueError(
             f"precision must be None unless the dtype is torch.float32, got {precision!r} and {x.dtype}"
         )
-    return op.rnn(x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, reverse, precision)
+    return x, w_ih, w_hh, b_ih, b_hh, h0, precision
 
 
 def _default_precision() -> str:

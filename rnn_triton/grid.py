@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from .hardware import Device
 from .kernels.exchange import LINE
 from .kernels.grid import grid
 from .launcher import CELLS, POINTERS, TRITON_DTYPES, Launcher, compiled_ahead, strided, whole
-from .plans import Grid, Problem, row_units
+from .plans import ONE, Grid, Lanes, Problem, row_units
 
 # The pointer parameters of the kernel, in order; an absent tensor is never read.
 TENSORS = ("x", "w_in", "w_rec", "bias0", "bias1", "first", "u", "saved", "out", "last", "sync", "report", "seed")
@@ -27,25 +26,6 @@ _LINE = int(LINE.value)
 SPIN_LIMIT = 1 << 22
 # Triton's interpreter runs one program after another: a plan that is forced on it waits in vain, and slowly.
 INTERPRETED_LIMIT = 1 << 10
-
-
-@dataclass(frozen=True)
-class Lanes:
-    """The second axis of the kernel's programs (kernels/grid.py): the layer itself, layers of a stack, or directions."""
-
-    count: int = 1
-    linked: bool = False  # layers, each fed by the one before; else directions
-    dropout: bool = False  # between linked lanes
-
-    def names(self, direction: str) -> tuple[str, ...]:
-        """What the lanes are called, in the order in which they run"""
-        if not self.linked:
-            return ("",) if self.count == 1 else ("direction 0", "direction 1")
-        layers = [f"layer {n} of {self.count}" for n in range(self.count)]
-        return tuple(layers if direction == "forward" else layers[::-1])
-
-
-ONE = Lanes()
 
 
 class Cooperative:

@@ -83,8 +83,8 @@ class Wavefront(_Lanes):
         seed: Tensor | None = None,
         dropped: int = 0,
     ) -> Tensor:
-        """da of every layer, [L,T,B,H], from y as `forward` gave it, dy[T,B,H] of the last layer and dhn[L,B,H]; dy or dhn
-        may be None, not both."""
+        """da of every layer, [L,T,B,H], a view of longer rows, from y as `forward` gave it, dy[T,B,H] of the last layer and
+        dhn[L,B,H]; dy or dhn may be None, not both."""
         L, T, B, _ = y.shape
         out, sync = self._out(y, L, T, B)
         stride_t = stride_b = 0
@@ -96,7 +96,7 @@ class Wavefront(_Lanes):
         first = None if dhn is None else self._rows(dhn, 0)
         tensors = (None, w_in, w_rec, None, None, first, dy, y, out, None)
         self._run(tensors, out, sync, (T, B, 1, 0, 0, stride_t, stride_b), seed, dropped)
-        return self._units(out, y.dtype)
+        return out.view(y.dtype)[..., : self.problem.H]
 
 
 class BothDirections(_Lanes):
@@ -120,8 +120,8 @@ class BothDirections(_Lanes):
         w_in = self._stacked(w_ih, columns)
         given: tuple[Tensor | None, ...]
         if self.plan.w_ih_home == "gemm":
-            rows = [None if b is None else b.flatten() for b in biases]
-            u = gemm.project(x, w_in.flatten(0, 1), *rows, self.problem.precision)
+            b_ih_rows, b_hh_rows = (None if b is None else b.flatten() for b in biases)
+            u = gemm.project(x, w_in.flatten(0, 1), b_ih_rows, b_hh_rows, self.problem.precision)
             u, stride_t, stride_b = strided(u, 2)
             given, strides = (None, None, None, None), (0, 0, stride_t, stride_b)
         else:

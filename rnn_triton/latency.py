@@ -20,7 +20,7 @@ from typing import Any
 
 from .candidates import k_tiles, tile_bytes
 from .hardware import Device
-from .plans import SIZES, Grid, PerStep, Plan, Problem, SingleCta, row_units
+from .plans import SIZES, Grid, Lanes, PerStep, Plan, Problem, SingleCta, row_units
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,16 @@ def _practical(problem: Problem, plan: Plan, device: Device, c: Constants) -> tu
         return REGIMES[plan.regime](problem, plan, device, c)
     us, parts = REGIMES[plan.regime](replace(problem, models=1), plan, device, c)  # a wave, one after the other
     return problem.models * us, {name: problem.models * value for name, value in parts.items()}
+
+
+def lanes_us(problem: Problem, plan: Grid, device: Device, lanes: Lanes, constants: Constants = CONSTANTS) -> float:
+    """`practical_us` of a step of all lanes of a launch, which run side by side and share L2 and DRAM.  Of a stack: of the
+    slowest, a layer fed by another; T steps take T + lanes - 1 of them."""
+    shared = replace(constants, l2=constants.l2 / lanes.count)
+    if lanes.linked:  # both passes project what comes from the other layer
+        problem = replace(problem, direction="forward", I=problem.H)
+    dram = lanes.count * _traffic(problem) / rates(device).dram / constants.efficiency
+    return max(practical_us(problem, plan, device, shared), dram)
 
 
 def launch_us(problem: Problem, plan: Plan, device: Device, T: int, constants: Constants = CONSTANTS) -> float:
@@ -262,6 +272,9 @@ def _grid(problem: Problem, plan: Grid, device: Device, c: Constants) -> tuple[f
     sentinel = plan.protocol == "sentinel"
     exchange = (c.sentinel_us if sentinel else c.counter_us)[1]
     busy = c.sentinel_busy_us if sentinel else c.counter_busy_us
+    if plan.protocol == "local":  # through shared memory, in place of L2
+        exchange, busy, work["L2"] = 0.0, 0.0, 0.0
+        local += c.hand_over_cycles * cycle
 
     # x is loaded a step ahead, so its bytes only take up the port to L2; its products and W_ih take the CTA's time
     projection = ahead = 0.0

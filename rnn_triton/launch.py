@@ -18,7 +18,7 @@ from .errors import UnsupportedError
 from .hardware import Device
 from .launcher import DoesNotCompile
 from .plan import Choices, Plan, Problem, overrides, plan, reject
-from .plans import DTYPES
+from .plans import DTYPES, ONE
 
 _REGIMES: dict[str, Any] = {"single_cta": single_cta, "grid": grid, "per_step": per_step}
 
@@ -39,7 +39,7 @@ def forward(
     An ensemble of M models has M in front of every shape; stride 0 where the models share a tensor."""
     *M, _, B, I = x.shape
     call = ("forward", *M, B, I, w_hh.shape[-1], x.dtype, precision, nonlinearity, x.device)
-    return _run(call, "forward", x, w_ih, w_hh, b_ih, b_hh, h0, reverse)
+    return run(_site, call, "forward", x, w_ih, w_hh, b_ih, b_hh, h0, reverse)
 
 
 def backward(
@@ -56,7 +56,7 @@ def backward(
     dy or dhn may be None, not both; any strides.  An ensemble as in `forward`."""
     *M, _, B, H = y.shape
     call = ("backward", *M, B, 1, H, y.dtype, precision, nonlinearity, y.device)
-    return _run(call, "backward", w_hh, y, dy, dhn, reverse)
+    return run(_site, call, "backward", w_hh, y, dy, dhn, reverse)
 
 
 def compile_ahead(problem: Problem, p: Plan, device: Device) -> Any:
@@ -65,20 +65,22 @@ def compile_ahead(problem: Problem, p: Plan, device: Device) -> Any:
     return _REGIMES[p.regime].compile_ahead(problem, p, device)
 
 
-def _run(call: tuple[Any, ...], pass_: str, *arguments: Any) -> Any:
+def run(sites: Any, call: tuple[Any, ...], pass_: str, *arguments: Any) -> Any:
+    """The pass at sites(call, overrides), a cached function; its next site where a kernel does not compile.  The last of
+    `call` is the device."""
     faults.check(call[-1])
     failure = None
     while True:
         try:
-            site = _site(call, overrides())
+            site = sites(call, overrides())
         except UnsupportedError as error:
             raise error from failure
         try:
             return getattr(site, pass_)(*arguments)
         except DoesNotCompile as error:
             failure = error
-            reject(site.problem, hardware.of(call[-1]), site.plan, str(error))
-            _site.cache_clear()
+            reject(site.problem, hardware.of(call[-1]), site.plan, str(error), getattr(site, "lanes", ONE))
+            sites.cache_clear()
 
 
 @functools.lru_cache(maxsize=1024)

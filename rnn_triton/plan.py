@@ -23,7 +23,7 @@ from . import hardware, latency
 from .candidates import _FORMS, _Form, candidates, kind
 from .errors import UnsupportedError
 from .hardware import Device
-from .plans import DTYPES, SIZES, Grid, PerStep, Plan, Problem, SingleCta
+from .plans import DTYPES, ONE, SIZES, Grid, Lanes, PerStep, Plan, Problem, SingleCta
 
 __all__ = [
     "DTYPES", "PLANNED", "PLANNED_OTHERWISE", "SIZES", "Plan", "Problem", "candidates", "overriding", "overrides", "plan",
@@ -38,7 +38,7 @@ Failures = tuple[tuple[Plan, str], ...]
 _lock = threading.Lock()
 _open: list[dict[str, Any]] = []  # of every `overriding` that is open, in order
 _overrides: Choices = ()  # all of them together
-_rejected: dict[tuple[Problem, Device], Failures] = {}
+_rejected: dict[tuple[Problem, Device, Lanes], Failures] = {}
 _TRIES = 4  # plans of a regime that may fail to compile before the regime is given up
 
 
@@ -64,9 +64,7 @@ def _decide(problem: Problem, device: Device, chosen: Choices, failed: Failures)
     found = [p for p in fitting if matches(p, asked)]
     if not found:
         raise ValueError(_no_choice(problem, device, asked, fitting))
-    kernels = {_kernel(p) for p, _ in failed}
-    tried = Counter(p.regime for p, _ in failed)
-    found = [p for p in found if _kernel(p) not in kernels and tried[p.regime] < _TRIES]
+    found = remaining(found, failed)
     if not found:
         why = "; ".join(dict.fromkeys(why for _, why in (failed[0], failed[-1])))
         raise UnsupportedError(f"no plan for {problem} compiles on {device.name}: {why}")
@@ -153,15 +151,27 @@ def _no_choice(problem: Problem, device: Device, asked: Mapping[str, Any], fitti
 # ---- plans that failed ----------------------------------------------------------------------------------------------
 
 
-def reject(problem: Problem, device: Device, p: Plan, why: str) -> None:
+def reject(problem: Problem, device: Device, p: Plan, why: str, lanes: Lanes = ONE) -> None:
     """The kernel of `p` did not compile: plan() gives the next one from now on."""
     with _lock:
-        _rejected[_compiled_for(problem), device] = (*rejected(problem, device), (p, why))
+        _rejected[_compiled_for(problem), device, lanes] = (*rejected(problem, device, lanes), (p, why))
 
 
-def rejected(problem: Problem, device: Device) -> Failures:
+def rejected(problem: Problem, device: Device, lanes: Lanes = ONE) -> Failures:
     """Plans that did not compile, and why"""
-    return _rejected.get((_compiled_for(problem), device), ())
+    return _rejected.get((_compiled_for(problem), device, lanes), ())
+
+
+def failures() -> int:
+    """How many plans did not compile so far, of any problem: what was decided when there were fewer may be out of date"""
+    return sum(map(len, tuple(_rejected.values())))
+
+
+def remaining(plans: Sequence[Any], failed: Failures) -> list[Any]:
+    """Those whose kernel is not among the failed ones, of regimes in which not too many have failed"""
+    kernels = {_kernel(p) for p, _ in failed}
+    tried = Counter(p.regime for p, _ in failed)
+    return [p for p in plans if _kernel(p) not in kernels and tried[p.regime] < _TRIES]
 
 
 def _compiled_for(problem: Problem) -> Problem:

@@ -65,9 +65,28 @@ class Grid:
     groups: int  # of batch tiles; tile i belongs to group i % groups
     w_hh_shared: int  # K tiles of W_hh in shared memory, the rest in registers
     w_ih_home: str  # "registers", "shared", "stream", "gemm" (projected before the launch), "none" (backward)
-    protocol: str  # "sentinel", "counter"
+    protocol: str  # "sentinel", "counter"; "local": a group is one CTA, with one batch tile
     chains: int  # independent accumulators
     reason: str
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """The second axis of the kernel's programs (kernels/grid.py): the layer itself, layers of a stack, or directions."""
+
+    count: int = 1
+    linked: bool = False  # layers, each fed by the one before; else directions
+    dropout: bool = False  # between linked lanes
+
+    def names(self, direction: str) -> tuple[str, ...]:
+        """What the lanes are called, in the order in which they run"""
+        if not self.linked:
+            return ("",) if self.count == 1 else ("direction 0", "direction 1")
+        layers = [f"layer {n} of {self.count}" for n in range(self.count)]
+        return tuple(layers if direction == "forward" else layers[::-1])
+
+
+ONE = Lanes()
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from rnn_triton import lanes, plans, reference
-from rnn_triton.grid import Lanes
+from rnn_triton.plans import Lanes
 
 from .grids import KINDS, MODES, Case, pre_activation_gradients
 from .problems import problem

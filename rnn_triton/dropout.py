@@ -1,0 +1,67 @@
+"""Dropout by a mask that is computed where it is needed (kernels/dropout.py), of whole tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from . import interpreter
+from .hardware import Device
+from .kernels.dropout import drop as _kernel
+from .launcher import TRITON_DTYPES, compiled_ahead, current, whole
+from .plans import DTYPES, SIZES, row_units
+
+_BLOCK = 128  # vectors of 16 bytes a program
+
+
+def count(p: float) -> int:
+    """`dropped` of 65536: 0 <= p <= 1 to the nearest multiple of 2^-16, but 0 and 1 only where they are meant"""
+    return {0.0: 0, 1.0: 65536}.get(p, min(max(round(p * 65536), 1), 65535))
+
+
+def new_seed(device: torch.device) -> Tensor:
+    """int64 [1], of torch's generator for the device: nothing waits, and a CUDA graph draws another at each replay"""
+    return torch.randint(2**63 - 1, (1,), dtype=torch.int64, device=device)
+
+
+def drop(y: Tensor, seed: Tensor, layer: int, dropped: int) -> Tensor:
+    """y[T,B,H] with what is dropped on its way from this layer to the next set to zero and the rest scaled, in y's dtype"""
+    T, B, H = y.shape
+    row = row_units(H, DTYPES[y.dtype])
+    y = whole(pad(y, (0, row - H)) if row != H else y)
+    out = torch.empty_like(y)
+    vectors = y.numel() * y.element_size() // 16
+    with current(y.device) if y.is_cuda else interpreter.accurate():
+        _kernel[(-(-vectors // _BLOCK),)](
+            y.view(torch.int32), out.view(torch.int32), seed, T, B, layer, dropped,
+            WORDS=row * y.element_size() // 4, BLOCK=_BLOCK, DTYPE=TRITON_DTYPES[DTYPES[y.dtype]],
+        )  # fmt: skip
+    return out[..., :H]
+
+
+class Drop(torch.autograd.Function):
+    """`drop`, which is linear: it is its own derivative, and nothing is kept for it but the seed."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, seed: Tensor, layer: int, dropped: int) -> Tensor:
+        ctx.settings = seed, layer, dropped
+        return drop(y, seed, layer, dropped)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return Drop.apply(gradients[0], *ctx.settings), None, None, None
+
+
+def drop_anew(y: Tensor, dropped: int) -> Tensor:
+    """y[T,B,H] with a mask of a new seed, which is all that autograd keeps of it"""
+    return Drop.apply(y, new_seed(y.device), 0, dropped)
+
+
+def compile_ahead(dtype: str, device: Device) -> Any:
+    """The kernel of whole tensors for a device that need not be here, for rows of 256 values"""
+    constants = dict(WORDS=64 * SIZES[dtype], BLOCK=_BLOCK, DTYPE=TRITON_DTYPES[dtype])
+    signature = {"x_ptr": "*i32", "out_ptr": "*i32", "seed_ptr": "*i64"}
+    return compiled_ahead(_kernel, constants, lambda n: signature.get(n, "i32"), {}, device.capability)

@@ -1,0 +1,102 @@
+"""Which layers and directions of a network share a launch, and the plan of such a launch.
+
+Where a wavefront (lanes.py) of all layers fits the device it is one launch forward and one backward; where it does not, or
+where the latency model finds more launches faster, the stack is cut into runs of layers as equal as can be.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import replace
+from typing import Any
+
+from . import latency
+from .candidates import grid as grid_candidates
+from .hardware import Device
+from .plan import Choices, failures, matches, overrides, plan, rejected, remaining
+from .plans import ONE, Grid, Lanes, Problem
+
+
+def lane_plan(problem: Problem, lanes: Lanes, device: Device, chosen: Choices | None = None) -> Grid | None:
+    """The configuration of least estimated time for a launch of these lanes; None where none fits, or compiles.  `problem`
+    is of one lane, the first; its I does not matter to linked ones."""
+    chosen = overrides() if chosen is None else chosen
+    return _lane_plan(problem, lanes, device, chosen, rejected(problem, device, lanes))
+
+
+@functools.lru_cache(maxsize=4096)
+def _lane_plan(problem: Problem, lanes: Lanes, device: Device, chosen: Choices, failed: Any) -> Grid | None:
+    asked = dict(chosen)
+    if device.capability < 80:
+        return None
+    fitting = [p for p in grid_candidates(problem, device, asked, lanes) if matches(p, asked)]
+    left = remaining(fitting, failed)
+
+    def cost(p: Grid) -> tuple[float, int]:
+        return latency.lanes_us(problem, p, device, lanes), p.groups * p.ctas
+
+    return min(left, key=cost, default=None)
+
+
+def launches(
+    problem: Problem, layers: int, bidirectional: bool, dropout: bool, device: Device, chosen: Choices | None = None
+) -> tuple[Lanes, ...]:
+    """What each launch of a pass holds, bottom layer first: layers, or both directions of one, or a layer in one direction
+    (ONE).  `problem`: the bottom layer's, of either pass, with its I."""
+    chosen = overrides() if chosen is None else chosen
+    return _launches(problem, layers, bidirectional, dropout, device, chosen, failures())
+
+
+@functools.lru_cache(maxsize=1024)
+def _launches(
+    problem: Problem, layers: int, bidirectional: bool, dropout: bool, device: Device, chosen: Choices, failed: int
+) -> tuple[Lanes, ...]:
+    if bidirectional:
+        each = [replace(problem, I=I) for I in (problem.I, *[2 * problem.H] * (layers - 1))]
+        return tuple(lanes for of in each for lanes in ([Lanes(2)] if together(of, device, chosen) else [ONE, ONE]))
+    sizes = runs(problem, layers, dropout, device, chosen)
+    return tuple(ONE if size == 1 else Lanes(size, True, dropout) for size in sizes)
+
+
+def runs(problem: Problem, layers: int, dropout: bool, device: Device, chosen: Choices) -> tuple[int, ...]:
+    """How many layers of one direction each launch takes, bottom layer first."""
+    best, least = (1,) * layers, math.inf
+    if layers > 1:
+        times = {1: _alone(problem, device, chosen)}
+        least = layers * times[1]
+    for count in range(layers - 1, 0, -1):
+        n, more = divmod(layers, count)
+        sizes = (n + 1,) * more + (n,) * (count - more)
+        for size in {n, n + (more > 0)} - set(times):
+            times[size] = _both_passes(problem, Lanes(size, True, dropout), device, chosen)
+        total = sum(times[size] for size in sizes)
+        if total <= least:
+            best, least = sizes, total
+    return best
+
+
+def together(problem: Problem, device: Device, chosen: Choices) -> bool:
+    """Do both directions of a layer run in one launch?"""
+    return _both_passes(problem, Lanes(2), device, chosen) <= 2 * _alone(problem, device, chosen)
+
+
+def of_direction(problem: Problem, direction: str) -> Problem:
+    """The problem of one of the passes, of one in the forward pass, or in either for linked lanes"""
+    return replace(problem, direction=direction, I=problem.I if direction == "forward" else 1)
+
+
+def _both_passes(problem: Problem, lanes: Lanes, device: Device, chosen: Choices) -> float:
+    """Estimated time of a step forward and one backward, where a launch of these lanes has a plan for both; else inf"""
+    total = 0.0
+    for direction in ("forward", "backward"):
+        of = of_direction(problem, direction)
+        p = lane_plan(of, lanes, device, chosen)
+        total += math.inf if p is None else latency.lanes_us(of, p, device, lanes)
+    return total
+
+
+def _alone(problem: Problem, device: Device, chosen: Choices) -> float:
+    """The same of one layer in one direction"""
+    passes = [of_direction(problem, direction) for direction in ("forward", "backward")]
+    return sum(latency.practical_us(of, plan(of, device, chosen), device) for of in passes)
