@@ -439,7 +439,7 @@ def grid(
         earliest = at.to(tl.uint32, bitcast=True)
         for k in range(1, lane + 1):
             source = tl.load(error_ptr - k * groups * LINE, volatile=True).to(tl.uint32, bitcast=True)
-            found = found & (at.to(tl.uint32, bitcast=True) < source)
+            found = found & (at.to(tl.uint32, bitcast=True) + 1 < source)  # else that one's failure is the reason
             earliest = tl.minimum(earliest, source)
         at = earliest.to(tl.int32, bitcast=True)
     if at != SENTINEL:

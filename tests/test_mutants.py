@@ -29,7 +29,16 @@ from cooperative import (
 )
 from support import stuck
 from support.grids import assert_same_where_finite
-from support.mutants import MUTANTS, TEXT_MUTANTS, Change, NoLongerAppliesError, changed, patched
+from support.mutants import (
+    MUTANTS,
+    STUCK_LAYERS,
+    TEXT_MUTANTS,
+    Change,
+    NoLongerAppliesError,
+    changed,
+    patched,
+)
+from support.stacks import Stack
 
 from rnn_triton import faults, grid
 from rnn_triton.kernels import exchange
@@ -60,7 +69,8 @@ def inputs(case, direction, data):
     if data == "sentinels":  # in h0, or dy
         tensors[5 if direction == "forward" else 2].view(integers)[..., 1, 4:12] = -1
     elif data == "infinite weight":
-        tensors[0][3, 5] = float("inf")
+        w_hh = tensors[0] if torch.is_tensor(tensors[0]) else tensors[1][-1]  # of a stack the top layer's
+        w_hh[3, 5] = float("inf")
     elif data == "infinite x":  # and positive weights: inf, not NaN, in all units
         x, w_ih, w_hh, *_ = tensors
         w_hh.abs_().clamp_(min=0.01)
@@ -82,7 +92,7 @@ def look(mode, case, direction, data, changes=()):
                 if mode == "stuck":
                     stuck.check(case, direction, kernels)
                 else:
-                    results = case.run(direction, tensors, module=kernels.host, mode={**schedule, **options})
+                    results = case.run(direction, tensors, module=case.module(kernels), mode={**schedule, **options})
                     assert_same_where_finite(results, expected, case.tolerance)
             except reports as error:
                 return error
@@ -145,6 +155,20 @@ def test_patching_leaves_the_source_alone():
         assert kernels.host.grid is kernels.grid.grid is not grid.grid
         assert kernels.grid.grid.fn.__code__.co_filename != grid.grid.fn.__code__.co_filename
     assert grid.Site.__module__ == "rnn_triton.grid"
+
+
+@interpret
+@pytest.mark.parametrize("name", STUCK_LAYERS)
+def test_a_failure_that_does_not_reach_later_layers(name):
+    """test_stack.py's test_stuck passes with the same changes less this one."""
+    change, happens, direction = STUCK_LAYERS[name]
+    case = Stack(5, 3, 8, 40, layers=3, nonlinearity="relu")
+    with patched(change, getattr(stuck, happens)(0)) as kernels:
+        try:
+            with pytest.raises((AssertionError, DeadlockError, LivelockError)):
+                stuck.check_layers(case, direction, kernels, 0, happens == "dead")
+        finally:
+            faults.word(CPU).zero_()
 
 
 # ---- the text of verify ---------------------------------------------------------------------------------------------

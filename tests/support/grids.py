@@ -92,6 +92,11 @@ class Case:
         )  # fmt: skip
         return module.Site(of, plan)
 
+    @staticmethod
+    def module(kernels):
+        """of `mutants.patched`, what has the site"""
+        return kernels.host
+
     def inputs(self, direction):
         """forward: [x, w_ih, w_hh, b_ih, b_hh, h0]; backward: [w_hh, y, dy, dhn]; None for what is not given"""
         if direction == "forward":

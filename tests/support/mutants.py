@@ -14,9 +14,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import rnn_triton.grid
+import rnn_triton.lanes
 from rnn_triton import interpreted, kernels
 
 from .grids import Case
+from .stacks import Stack
 
 SOURCE = Path(kernels.__file__).parent
 _numbers = itertools.count()
@@ -24,7 +26,7 @@ _numbers = itertools.count()
 
 @dataclass(frozen=True)
 class Change:
-    """`old`, which must be in `file` of kernels/, or rnn_triton/grid.py, exactly once, becomes `new`."""
+    """`old`, which must be in `file` of kernels/, or rnn_triton/grid.py or lanes.py, exactly once, becomes `new`."""
 
     file: str
     old: str
@@ -45,30 +47,34 @@ def changed(source, change):
 @contextlib.contextmanager
 def patched(*changes):
     """Namespace of modules made of the changed source: exchange, slices, grid, and host, rnn_triton/grid.py with that
-    kernel.  What everybody else imports is as it was.
+    kernel, and lanes, rnn_triton/lanes.py with that host.  What everybody else imports is as it was.
 
     In a temporary folder: Triton reads a kernel's source from its file."""
     number = next(_numbers)
-    name, host_name = f"kernels_with_changes_{number}", f"rnn_triton.grid_with_changes_{number}"
+    name = f"kernels_with_changes_{number}"
+    hosts = {"host": f"rnn_triton.grid_with_changes_{number}", "lanes": f"rnn_triton.lanes_with_changes_{number}"}
     with tempfile.TemporaryDirectory() as folder:
-        package, host = Path(folder, name), Path(folder, "host.py")
+        package = Path(folder, name)
+        paths = {"rnn_triton/grid.py": Path(folder, "host.py"), "rnn_triton/lanes.py": Path(folder, "lanes.py")}
         shutil.copytree(SOURCE, package, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(rnn_triton.grid.__file__, host)
-        for change in changes:
-            path = host if change.file == "rnn_triton/grid.py" else package / change.file
+        for module, path in zip((rnn_triton.grid, rnn_triton.lanes), paths.values(), strict=True):
+            shutil.copy(module.__file__, path)
+        for change in [*changes, Change("rnn_triton/lanes.py", "from .grid import", f"from .{hosts['host'][11:]} import")]:
+            path = paths.get(change.file, package / change.file)
             path.write_text(changed(path.read_text(), change))
         sys.path.insert(0, folder)
         try:
             modules = {m: importlib.import_module(f"{name}.{m}") for m in ("exchange", "slices", "grid")}
             interpreted.register(modules["exchange"], modules["slices"])
-            spec = importlib.util.spec_from_file_location(host_name, host)
-            modules["host"] = sys.modules[host_name] = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(modules["host"])
+            for (key, full_name), path in zip(hosts.items(), paths.values(), strict=True):
+                spec = importlib.util.spec_from_file_location(full_name, path)
+                modules[key] = sys.modules[full_name] = importlib.util.module_from_spec(spec)
+                spec.loader.exec_module(modules[key])
             modules["host"].grid = modules["grid"].grid
             yield SimpleNamespace(**modules)
         finally:
             sys.path.remove(folder)
-            for module in [m for m in sys.modules if m in (name, host_name) or m.startswith(name + ".")]:
+            for module in [m for m in sys.modules if m in (name, *hosts.values()) or m.startswith(name + ".")]:
                 del sys.modules[module]
 
 
@@ -96,6 +102,10 @@ _WIDE = Case(3, 3, 8, 72, kind="tf32", units=64)
 _RAGGED = Case(3, 3, 8, 21, kind="tf32", nonlinearity="relu", first=False, bias=(False, False))
 _STUCK = Case(5, 29, 8, 24, groups=2)
 _STUCK_COUNTER = Case(5, 29, 8, 21, groups=2, protocol="counter", nonlinearity="relu")
+
+_STACK = Stack(3, 3, 8, 24, layers=3)
+_BOTH = Stack(3, 3, 8, 24, both=True)
+_LOCAL = Stack(3, 3, 8, 24, units=128, protocol="local", chains=1)
 
 _WAIT_BARRIER = "        dtype=tl.int32, is_pure=False, pack=1,\n    )  # fmt: skip\n"
 _PUBLISH = '    tl.store(ptrs, published(words), mask=mask, cache_modifier=".cg")\n'
@@ -192,7 +202,54 @@ MUTANTS = (
             "forward", _STUCK_COUNTER, "stuck"),
     _mutant("the limit of the wait is ignored", "exchange.py", "setp.lt.u32 q, n, {limit};", "setp.ge.u32 q, n, 0;",
             "backward", _STUCK_COUNTER, "stuck"),
+    # ---- lanes
+    _mutant("x is taken as it is found", "grid.py", "                x_raw = verify_input(",
+            "                unused = verify_input(", "forward", _STACK, "numbers"),
+    _mutant("x counts as given", "grid.py", "(first_lane | (error != SENTINEL))", "((step >= 0) | (error != SENTINEL))",
+            "backward", _STACK, "numbers"),
+    _mutant("waits for the x of the first step", "grid.py", "word_pointers(x_words + t * step_x + row0 * row_x",
+            "word_pointers(x_words + t_first * step_x + row0 * row_x", "forward", _STACK, "numbers"),
+    _mutant("waits for the x of the next step", "grid.py", "word_pointers(x_words + t * step_x + row0 * row_x",
+            "word_pointers(x_words + t_1 * step_x + row0 * row_x", "backward", _STACK, "numbers"),
+    _mutant("x of another layer", "grid.py", "out_ptr - apart if", "out_ptr - lane * apart if", "forward", _STACK, "numbers"),
+    _mutant("its own state for x", "grid.py", "else out_ptr + apart)", "else out_ptr)", "backward", _STACK, "deadlock"),
+    _mutant("backward in the order of forward", "grid.py", "layer = LANES - 1 - lane", "layer = lane + 0",
+            "backward", _STACK, "contract"),
+    _mutant("dy for every layer", "grid.py", "load_own(u_t, row_u, rows_1, first_lane,", "load_own(u_t, row_u, rows_1, True,",
+            "backward", _STACK, "numbers"),
+    _mutant("nothing from above in the first step", "grid.py", "acc_a = tl.where(step == 0, projected, acc_a)",
+            "acc_a = tl.where(step == 0, 0.0, acc_a)", "backward", _STACK, "numbers"),
+    _mutant("a product in the first step of a stack", "grid.py", "acc_a = tl.where(step == 0, projected, acc_a)",
+            "acc_a += 0.0 * projected", "backward", _STACK.having(T=1), "numbers", data="infinite weight"),
+    _mutant("both directions the same way", "grid.py", "reverse = reverse ^ lane", "reverse = reverse + 0",
+            "forward", _BOTH, "numbers"),
+    _mutant("both directions from the same h0", "grid.py", "            first_ptr += lane * ROW\n", "",
+            "forward", _BOTH, "numbers"),
+    _mutant("both directions with the same bias", "grid.py", "        bias1_ptr += layer * ROW\n", "",
+            "forward", _BOTH, "numbers"),
+    _mutant("a state that stays in the CTA is not replaced", "grid.py", "            s_words = out_words\n",
+            "            s_words = s_words\n", "backward", _LOCAL, "numbers"),
+    _mutant("the words of a state in another order", "slices.py", "(3, 1, 2, 0, 4))  # j l w q i", "(4, 1, 2, 0, 3))  # j l w q i",
+            "forward", _LOCAL, "numbers"),
 )  # fmt: skip
+
+# Changes of how later layers learn of a failure, each with one of `stuck` that shows it: (change, what happens, direction)
+STUCK_LAYERS = {
+    "results of a failed layer are used": (
+        Change("grid.py", "earliest = tl.minimum(earliest, source)", "earliest = earliest + 0"), "gives_up", "backward",
+    ),
+    "later layers look at the wrong word": (
+        Change("grid.py", "source = tl.load(error_ptr - k * groups", "source = tl.load(error_ptr + k * groups"),
+        "gives_up", "forward",
+    ),
+    "every layer reports": (
+        Change("grid.py", "found = found & (at.to(tl.uint32, bitcast=True) + 1 < source)", "found = found | True"),
+        "dead", "forward",
+    ),
+    "the report names another layer": (
+        Change("grid.py", "number += lane * groups", "number += (lane + 1) * groups"), "dead", "backward",
+    ),
+}  # fmt: skip
 
 # The text of exchange.verify, which the interpreter does not run: executed by itself (test_mutants.py).
 TEXT_MUTANTS = {

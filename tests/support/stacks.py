@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rnn_triton import lanes, plans, reference
+from rnn_triton import dropout, lanes, plans, reference
 from rnn_triton.plans import Lanes
 
 from .grids import KINDS, MODES, Case, pre_activation_gradients
@@ -46,6 +46,10 @@ class Stack(Case):
         if self.both:
             return module.BothDirections(of, plan, Lanes(2))
         return module.Wavefront(of, plan, Lanes(self.layers, True, self.dropped is not None))
+
+    @staticmethod
+    def module(kernels):
+        return kernels.lanes
 
     @property
     def weights(self):
@@ -124,3 +128,30 @@ class Stack(Case):
             y, hn = results
             return (y if self.both else y[..., : self.H]), hn
         return (results,)
+
+
+def dropout_masks(case, seed, device="cpu"):
+    """What the outputs of a case's layers are multiplied by on their way up, fp64, by the kernel of whole tensors"""
+    ones = torch.ones(case.T, case.B, case.H, dtype=case.dtype, device=device)
+    seed = torch.tensor([seed], device=device)
+    kept = [dropout.drop(ones, seed, layer, case.dropped).cpu() != 0 for layer in range(case.layers - 1)]
+    return [k.double() * 65536 / (65536 - case.dropped) for k in kept]
+
+
+def network(layers, directions, I, H, *, T=3, B=3, dtype=torch.bfloat16, device="cpu", seed=0):
+    """(x, layers, h0) as stack.rnn takes them, and a function of nothing: torch's (y, hn, gradients) for cotangents of one,
+    in fp64 of the same rounded values; gradients of x, h0 and the weights in torch's order"""
+    torch.manual_seed(seed)
+    exact = torch.nn.RNN(I, H, layers, bidirectional=directions == 2, dtype=torch.float64).to(dtype).double()
+    x = torch.randn(T, B, I).to(dtype).double().requires_grad_()
+    h0 = torch.randn(layers * directions, B, H).to(dtype).double().requires_grad_()
+
+    def expected():
+        y, hn = exact(x, h0)
+        return [y, hn, *torch.autograd.grad(y.sum() + hn.sum(), [x, h0, *exact.parameters()])]
+
+    def leaf(t):
+        return t.detach().to(dtype).to(device).requires_grad_()
+
+    weights = [leaf(p) for p in exact.parameters()]
+    return leaf(x), [tuple(weights[i : i + 4]) for i in range(0, len(weights), 4)], leaf(h0), expected

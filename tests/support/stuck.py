@@ -66,3 +66,53 @@ def check_results(case, direction, tensors, results):
     dead[(-(-case.H // case.units) - 1) * case.units :] = True
     right = ~lost[..., None] & ~(dead & lost.any(0)[:, None])
     assert_close([results[0][right]], [expected[0][right]], case.tolerance)
+
+
+# ---- layers of a stack ----------------------------------------------------------------------------------------------
+
+
+def dead(lane):
+    """The last CTA of a lane's only group leaves after two steps: the others wait for it in step 3."""
+    return Change(
+        "grid.py",
+        "for _ in range(T * own_tiles):",
+        f"for _ in range(tl.where((lane == {lane}) & (tl.program_id(0) == CTAS - 1), 2, T) * own_tiles):",
+    )
+
+
+def gives_up(lane):
+    """A lane's group has failed in step 3 for no reason: all its words are there, but nobody has waited for their parts."""
+    again = "        own = own_1\n"
+    return Change("grid.py", again, f"        if (lane == {lane}) & (step == 2):\n            tl.store(error_ptr, 3)\n{again}")
+
+
+def check_layers(case, direction, kernels, lane, missing, limit=64):
+    """Run, and assert that it ends; that the host hears of the layer of this lane and of the step; that it and all layers
+    after it are NaN from there on, also where relu makes zeros of NaN; that the rest is right.  kernels: `patched` with
+    one of the changes above; missing: what is published in the step before the failure is incomplete, and lost above."""
+    kernels.host.SPIN_LIMIT = limit
+    tensors = case.inputs(direction)
+    mode = dict(schedule="random", seed=5, races="off", max_idle=20 * limit)
+    results = case.run(direction, tensors, module=kernels.lanes, mode=mode)
+    forward = direction == "forward"
+    layer = lane if forward else case.layers - 1 - lane
+    try:
+        faults.synchronize("cpu")
+    except ExchangeError as error:
+        text = str(error)
+    else:
+        raise AssertionError("nothing was reported")
+    assert f"group 0 of layer {layer} of {case.layers} waited" in text and f"time step {STEP} " in text, text
+    expected = case.expected(direction, tensors)
+    steps = list(range(case.T))[:: 1 if forward else -1]
+    for n, at in enumerate(list(range(case.layers))[:: 1 if forward else -1]):
+        y, e = results[0][at], expected[0][at]
+        if n < lane:
+            assert_close([y], [e], case.tolerance)
+            continue
+        lost = STEP - (missing and n > lane)
+        assert y[steps[lost:]].isnan().all()
+        right = steps[: STEP - missing]
+        assert_close([y[right]], [e[right]], case.tolerance)
+        if forward:
+            assert results[1][at].isnan().all()

@@ -1,0 +1,417 @@
+"""Several lanes in a launch (kernels/grid.py): stacks as a wavefront, both directions side by side, dropout between
+layers; and the operator over them (rnn_triton/stack.py).
+
+Launches by hand-written plans (support/stacks.py) as in test_grid.py: in the cooperative interpreter, whose schedules
+make layers run ahead and fall behind, and on a GPU.  That the tests of the wait between layers can fail is what
+test_stack_mutants.py shows.
+"""
+
+import itertools
+
+import pytest
+import torch
+from cooperative import Schedule, cooperate
+from support import stuck
+from support.grids import MODES, assert_close, assert_same_where_finite, bits
+from support.mutants import Change, patched
+from support.stacks import Stack, dropout_masks, network
+
+from rnn_triton import dropout, faults, grid, hardware, plan, reference, stack
+from rnn_triton.errors import ExchangeError
+from rnn_triton.plans import Lanes, Problem
+
+CPU = torch.device("cpu")
+DIRECTIONS = ("forward", "backward")
+both_passes = pytest.mark.parametrize("direction", DIRECTIONS)
+_LOCAL = dict(protocol="local", chains=1)
+
+CASES = [
+    # one step; one row; odd sizes; a group of several CTAs a layer, tiles in turn, more layers than steps
+    Stack(1, 1, 1, 17),
+    Stack(3, 9, 13, 37, kind="tf32", layers=3, groups=2),
+    Stack(2, 17, 24, 24, layers=4, first=False, bias=(True, False)),
+    Stack(4, 3, 5, 40, kind="fp16", dy=False, units=32),
+    # x wider than the layers: projected before the launch
+    Stack(3, 3, 70, 20, kind="tf32x3", units=32, bias=(False, False)),
+    # W_in of the lanes in shared memory, several K tiles, warps
+    Stack(2, 3, 100, 140, units=64, home="shared", kind="tf32"),
+    Stack(3, 3, 9, 72, warps=8, chains=1, nonlinearity="relu"),
+    Stack(2, 9, 30, 24, block_b=16, kind="fp16", nonlinearity="relu"),
+    # groups of one CTA
+    Stack(3, 9, 9, 21, units=128, groups=2, layers=3, **_LOCAL),
+    Stack(3, 3, 40, 50, units=64, kind="tf32", nonlinearity="relu", home="shared", first=False, **_LOCAL),
+    Stack(2, 3, 33, 64, units=64, kind="tf32x3", dy=False, **_LOCAL),
+    # both directions
+    Stack(3, 9, 11, 21, both=True, kind="fp16", protocol="counter", groups=2),
+    Stack(3, 3, 40, 24, both=True, kind="tf32", home="gemm", dy=False),
+    Stack(2, 11, 9, 33, both=True, home="stream", first=False, nonlinearity="relu"),
+    Stack(3, 3, 16, 24, both=True, units=128, **_LOCAL),
+]
+
+
+@pytest.mark.parametrize("direction, case, mode", [
+    pytest.param(direction, case, MODES[i % len(MODES)], id=f"{direction}-{case}")
+    for i, (case, direction) in enumerate(itertools.product(CASES, DIRECTIONS))
+    if not (direction == "backward" and case.both and case.home in ("stream", "gemm"))
+])  # fmt: skip
+def test_values(direction, case, mode, device):
+    case.check(direction, device=device, mode=mode)
+
+
+@both_passes
+@pytest.mark.parametrize("dropped", [None, 30000])
+def test_every_schedule_gives_the_same_bits(direction, dropped, device):
+    """Layers that run ahead of the next one to the end, and that are starved: nothing is overrun."""
+    case = Stack(3, 9, 8, 24, layers=3, dropped=dropped)
+    tensors = case.inputs(direction)
+    first, *others = (case.run(direction, tensors, device, mode=mode, seed=3) for mode in MODES)
+    if dropped is None:
+        assert_close(first, case.expected(direction, tensors), case.tolerance)
+    for other in others:
+        assert all(torch.equal(bits(a), bits(b)) for a, b in zip(first, other, strict=True))
+
+
+@pytest.mark.interpret
+@both_passes
+def test_a_layer_far_behind_is_not_overrun(direction):
+    """The first lane runs all its steps, and so on, lane by lane; and the last lane is always the last to run."""
+    case = Stack(6, 3, 8, 24, layers=3)
+    tensors = case.inputs(direction)
+    order = []
+
+    class InOrder(Schedule):
+        """The first program that can run, in the order of lanes or against it"""
+
+        def __init__(self, sign):
+            super().__init__(0)
+            self.sign = sign
+
+        def pick(self, ready, last):
+            chosen = sorted(ready)[0 if self.sign > 0 else -1]
+            if not order or order[-1] != chosen:
+                order.append(chosen)
+            return chosen
+
+    for sign in (1, -1):
+        order.clear()
+        case.check(direction, tensors, mode=dict(schedule=InOrder(sign)))
+        if sign > 0:  # nobody of a lane ran before the lanes before it were through: six steps ahead
+            lanes = [p // 2 for p in order]
+            assert lanes == sorted(lanes) and set(lanes) == {0, 1, 2}
+
+
+@both_passes
+@pytest.mark.parametrize("kind, local", [("bf16", False), ("tf32", False), ("bf16", True)])
+def test_dropout_in_both_passes(direction, kind, local, device):
+    """against the masks that the kernel of whole tensors makes of the same seed"""
+    case = Stack(3, 9, 9, 40, layers=3, dropped=20000, kind=kind)
+    if local:
+        case = case.having(units=128, groups=2, **_LOCAL)
+    tensors = case.inputs(direction)
+    masks = dropout_masks(case, seed=5, device=device)
+    kept = torch.stack(masks) != 0
+    assert 0.6 < kept.double().mean() < 0.8 and not torch.equal(kept[0], kept[1])
+    results = case.run(direction, tensors, device, mode=MODES[1], seed=5)
+    assert_close(results, case.expected(direction, tensors, masks), case.tolerance)
+
+
+@both_passes
+@pytest.mark.parametrize("dropped", [0, 65536])
+def test_dropout_of_nothing_and_of_all(direction, dropped, device):
+    case = Stack(3, 3, 9, 24, layers=3, dropped=dropped, kind="tf32")
+    tensors = case.inputs(direction)
+    masks = [torch.full((3, 3, 24), 1.0 - dropped / 65536, dtype=torch.float64)] * 2
+    assert_close(case.run(direction, tensors, device, seed=1), case.expected(direction, tensors, masks), case.tolerance)
+
+
+def test_nan_weights_end_in_nan(device):
+    """as in torch, at every layer above, with nobody waiting"""
+    case = Stack(2, 3, 9, 24, layers=3)
+    tensors = case.inputs("forward")
+    tensors[2][1][:] = float("nan")
+    expected = case.expected("forward", tensors)
+    y, hn = case.run("forward", tensors, device, mode=MODES[1])
+    assert y[1:].isnan().all() and hn[1:].isnan().all()
+    assert_same_where_finite([y, hn], expected, case.tolerance)
+
+
+@pytest.mark.parametrize("where", ["w_hh of the top", "w_ih of the top", "dy"])
+def test_infinite_values_backward(where, device):
+    """No product in the first step, where there is no state yet"""
+    case = Stack(2, 4, 9, 21, kind="tf32")
+    tensors = case.inputs("backward")
+    if where == "dy":
+        tensors[3][1, 2, 3] = float("inf")
+    else:
+        tensors[1 if "hh" in where else 0][1][2, 3] = float("inf")
+    expected = case.expected("backward", tensors)
+    assert not expected[0].isfinite().all()
+    assert_same_where_finite(case.run("backward", tensors, device, mode=MODES[1]), expected, case.tolerance)
+
+
+# ---- faults ---------------------------------------------------------------------------------------------------------
+
+
+STUCK = [  # the change, the lane, what is wrong besides
+    (stuck.dead, 0, True),
+    (stuck.dead, 1, True),
+    (stuck.gives_up, 0, False),
+]
+
+
+@pytest.mark.interpret
+@both_passes
+@pytest.mark.parametrize("change, lane, missing", STUCK)
+def test_stuck(direction, change, lane, missing):
+    """and the next launch is right"""
+    case = Stack(5, 3, 8, 40, layers=3, nonlinearity="relu")
+    with patched(change(lane)) as kernels:
+        stuck.check_layers(case, direction, kernels, lane, missing)
+    case.having(T=1, H=24).check(direction)
+    faults.check(CPU)
+
+
+@pytest.mark.interpret
+def test_a_layer_that_never_ran():
+    """Groups of one CTA wait for nobody but the layer before: the one that waits for it says so."""
+    case = Stack(3, 3, 8, 24, layers=2, units=128, **_LOCAL)
+    tensors = case.inputs("forward")
+    absent = Change("grid.py", "for _ in range(T * own_tiles):", "for _ in range(tl.where(lane == 0, 0, T) * own_tiles):")
+    with patched(absent) as kernels:
+        kernels.host.SPIN_LIMIT = 64
+        y, hn = case.run(
+            "forward", tensors, module=kernels.lanes, mode=dict(schedule="rr", races="off", max_idle=4000)
+        )
+    with pytest.raises(ExchangeError, match="group 0 of layer 1 of 2 waited .* time step 0 "):
+        faults.check(CPU)
+    assert y[1].isnan().all() and hn[1].isnan().all()
+
+
+# ---- the plan -------------------------------------------------------------------------------------------------------
+
+H200 = hardware.RECORDS["sm_90"]
+
+
+def bf16(B, H, direction="forward", I=None):
+    return Problem(direction, B, I or H, H, "bf16", None, "tanh")
+
+
+@pytest.mark.parametrize("L", [2, 4, 8])
+@pytest.mark.parametrize("H, B", [(128, 8), (256, 32), (512, 8), (1024, 8), (1024, 32), (2048, 8), (4096, 8)])
+def test_every_run_of_layers_fits(H, B, L):
+    sizes = stack.runs(bf16(B, H), L, True, H200, ())
+    assert sum(sizes) == L and max(sizes) - min(sizes) <= 1
+    for size in set(sizes) - {1}:
+        for direction in DIRECTIONS:
+            p = stack.lane_plan(bf16(B, H, direction), Lanes(size, True, True), H200, ())
+            assert size * p.groups * p.ctas <= H200.sms and p.ctas * p.units >= H
+            assert p.protocol in ("sentinel", "local") and p.w_ih_home in ("registers", "shared")
+            if p.protocol == "local":
+                assert p.ctas == 1 and p.groups * p.block_b >= B
+
+
+def test_one_launch_where_it_fits_and_several_where_not():
+    assert stack.runs(bf16(8, 512), 4, False, H200, ()) == (4,)
+    assert stack.runs(bf16(8, 128), 8, False, H200, ()) == (8,)
+    assert stack.runs(bf16(8, 2048), 4, False, H200, ()) == (2, 2)
+    assert stack.runs(bf16(8, 512), 70, False, H200, ()) != (70,)  # 70 lanes of 4 CTAs or more
+    assert set(stack.runs(bf16(128, 2048), 4, False, H200, ())) == {1}
+    fp64 = Problem("forward", 8, 64, 64, "fp64", None, "tanh")
+    assert stack.runs(fp64, 3, False, H200, ()) == (1, 1, 1) and not stack.together(fp64, H200, ())
+
+
+def test_a_plan_that_does_not_compile_gives_way(monkeypatch):
+    monkeypatch.setattr(plan, "_rejected", {})
+    lanes, problem = Lanes(4, True), bf16(8, 512)
+    first = stack.lane_plan(problem, lanes, H200, ())
+    plan.reject(problem, H200, first, "too large", lanes)
+    second = stack.lane_plan(problem, lanes, H200, ())
+    assert plan._kernel(second) != plan._kernel(first)
+    assert stack.lane_plan(problem, Lanes(2, True), H200, ()) is not None and not plan.rejected(problem, H200)
+    for _ in range(plan._TRIES):
+        found = stack.lane_plan(problem, lanes, H200, ())
+        if found is not None:
+            plan.reject(problem, H200, found, "too large", lanes)
+    assert stack.lane_plan(problem, lanes, H200, ()) is None
+
+
+def test_explain():
+    text = stack.explain(1000, bf16(8, 1024), 4, H200)
+    assert text.startswith("layers 0 to 3: forward one launch of 4 x 1 x 32 CTAs") and "estimated" in text
+    assert "2 launches, because" in stack.explain(10, bf16(8, 2048), 4, H200)
+    assert "layer 1, both directions: " in stack.explain(10, bf16(8, 1024), 2, H200, bidirectional=True)
+
+
+# ---- the operator ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """Programs of each cooperative launch, in order.  In the interpreter each is run with all its programs alive."""
+    seen, plain = [], grid.Cooperative._run
+
+    def run(site, tensors, out, *arguments):
+        if out.is_cuda:
+            return plain(site, tensors, out, *arguments)
+        with cooperate(channels=("out_ptr",), schedule="random", seed=1) as session:
+            plain(site, tensors, out, *arguments)
+        seen.append(session.stats["programs"])
+
+    monkeypatch.setattr(grid.Cooperative, "_run", run)
+    with plan.overriding(regime="grid"):
+        yield seen
+
+
+def run(x, layers, h0, precision=None, **options):
+    """y, hn, and the gradients of x, h0 and weights for cotangents of one"""
+    y, hn = stack.rnn(x, layers, h0, "tanh", precision, **options)
+    return [y, hn, *torch.autograd.grad(y.sum() + hn.sum(), [x, h0, *[t for layer in layers for t in layer]])]
+
+
+OPERATOR = [
+    (3, 1, 9, 24, torch.bfloat16, None, [6, 6]),
+    (2, 1, 40, 21, torch.float32, "tf32", [2, 2]),  # groups of one CTA
+    (2, 2, 9, 21, torch.float32, "tf32", [2, 2, 2, 2]),
+]
+
+
+@pytest.mark.parametrize("L, D, I, H, dtype, precision, programs", OPERATOR)
+def test_operator(L, D, I, H, dtype, precision, programs, device, launches):
+    """y, hn and all gradients against torch.nn.RNN in fp64"""
+    x, layers, h0, expected = network(L, D, I, H, dtype=dtype, device=device)
+    results = run(x, layers, h0, precision, bidirectional=D == 2)
+    faults.synchronize(device)
+    assert launches == (programs if device == "cpu" else [])
+    kind = "bf16" if dtype is torch.bfloat16 else "tf32"
+    # a weight gradient sums T * B products of two rounded values; the second pass rounds as the first one did
+    limit = Stack(2 * 3, 3, I, H, kind=kind, layers=L).tolerance
+    assert_close(results, expected(), limit)
+
+
+@pytest.mark.interpret
+def test_operator_in_several_launches(monkeypatch, launches):
+    """runs of two and one layers, with dropout between them, too"""
+    monkeypatch.setattr(stack, "runs", lambda *_: (2, 1))
+    x, layers, h0, expected = network(3, 1, 9, 24)
+    results = run(x, layers, h0)
+    assert launches == [4, 2, 2, 4]
+    assert_close(results, expected(), Stack(6, 3, 9, 24, layers=3).tolerance)
+    torch.manual_seed(1)
+    again = run(x, layers, h0, dropout=0.5)
+    assert not torch.equal(again[0], results[0])
+    torch.manual_seed(1)
+    assert torch.equal(stack.rnn(x, layers, h0, "tanh", None, dropout=0.5)[0], again[0])
+
+
+@pytest.mark.interpret
+def test_gradients_with_dropout_are_those_of_the_masks(launches):
+    """of x, h0 and all weights: the same network with its masks as constants, in fp64"""
+    x, layers, h0, _ = network(2, 1, 9, 24, dtype=torch.float32)
+    torch.manual_seed(3)
+    results = run(x, layers, h0, "tf32x3", dropout=0.4)
+    torch.manual_seed(3)
+    case = Stack(3, 3, 9, 24, kind="tf32x3", dropped=dropout.count(0.4))
+    masks = dropout_masks(case, seed=int(dropout.new_seed(CPU)))
+    exact = [t.detach().double().requires_grad_() for t in (x, h0, *[t for layer in layers for t in layer])]
+    below, states = exact[0], []
+    for n in range(2):
+        y, hn = reference.rnn(below, *exact[2 + 4 * n : 6 + 4 * n], exact[1][n])
+        below = y * masks[0]
+        states.append(hn)
+    hn = torch.stack(states)
+    found = torch.autograd.grad(y.sum() + hn.sum(), exact)
+    assert_close(results, [y, hn, *found], Stack(6, 3, 9, 24, kind="tf32x3").tolerance)
+
+
+def changed_dropout():
+    """Of a mask's place: another layer, step, row, unit, or seed; no scale; in one of the passes"""
+    forward = "drop_input(v, seed, k * TILE, tile * BLOCK_B, t, layer - 1, lane_dropped"
+    backward = "acc_a + acc_b, seed, unit0, tile * BLOCK_B, t, layer, lane_dropped, scale"
+    for text, direction in ((forward, "forward"), (backward, "backward")):
+        for old, new in (("layer", "1 + layer"), (" t,", " t + 1,"), ("BLOCK_B,", "BLOCK_B + 1,"), ("seed", "seed + 1")):
+            yield Change("grid.py", text, text.replace(old, new)), direction
+        yield Change("grid.py", text, text.replace("lane_dropped", "dropped - 5000")), direction
+    yield Change("grid.py", forward, forward.replace("k * TILE", "k * TILE + 4")), "forward"
+    yield Change("grid.py", backward, backward.replace("unit0", "unit0 + 8")), "backward"
+    yield Change("grid.py", "            if DROPOUT and FIRST_IS_STATE:\n                acc_a *= scale\n",
+                 "            if False:\n                acc_a *= scale\n"), "forward"  # fmt: skip
+    yield Change("grid.py", backward, backward.replace("scale", "1.0")), "backward"
+
+
+@pytest.mark.interpret
+@pytest.mark.parametrize("change, direction", changed_dropout(), ids=lambda v: getattr(v, "new", v)[:90])
+def test_changed_dropout_is_noticed(change, direction):
+    case = Stack(2, 9, 9, 24, dropped=20000, kind="tf32")
+    tensors = case.inputs(direction)
+    expected = case.expected(direction, tensors, dropout_masks(case, seed=5))
+    with patched(change) as kernels, pytest.raises(AssertionError):
+        assert_close(case.run(direction, tensors, module=kernels.lanes, seed=5), expected, case.tolerance)
+
+
+@pytest.mark.interpret
+def test_second_derivatives(launches):
+    """create_graph: of the layers one after the other, with the same masks"""
+    x, layers, h0, _ = network(2, 1, 5, 16, T=2, B=2, dtype=torch.float32)
+    weights = [t for layer in layers for t in layer]
+
+    def penalty(y, hn):
+        tensors = [x, h0, *weights]
+        g = torch.autograd.grad(y.square().sum() + hn.sum(), tensors, create_graph=True)
+        return torch.autograd.grad(sum(t.square().sum() for t in g), tensors)
+
+    torch.manual_seed(3)
+    ours = penalty(*stack.rnn(x, layers, h0, "tanh", "tf32x3", dropout=0.3))
+    torch.manual_seed(3)
+    seed = dropout.new_seed(CPU)
+    drop = lambda y, n: dropout.Drop.apply(y, seed, n, dropout.count(0.3))  # noqa: E731
+    theirs = penalty(*stack._one_by_one(x, layers, h0, "tanh", "tf32x3", drop))
+    assert_close(ours, [t.double() for t in theirs], 1e-4)  # first derivatives of fp32, differentiated once more
+
+
+@pytest.mark.interpret
+def test_a_backward_pass_under_other_overrides(launches):
+    """that lanes do not have: the layers one by one"""
+    x, layers, h0, expected = network(2, 1, 9, 24)
+    y, hn = stack.rnn(x, layers, h0, "tanh", None)
+    assert launches == [4]
+    with plan.overriding(protocol="counter"):
+        found = torch.autograd.grad(y.sum() + hn.sum(), [x, h0, *[t for layer in layers for t in layer]])
+    assert launches == [4, 2, 2, 2, 2]
+    assert_close([y, hn, *found], expected(), Stack(6, 3, 9, 24).tolerance)
+
+
+@pytest.mark.interpret
+def test_what_lanes_cannot_do_goes_layer_by_layer():
+    """fp64, functorch transforms, forward mode: the same call, nothing launched with lanes"""
+    x, layers, h0, expected = network(2, 1, 5, 16, T=2, B=2, dtype=torch.float64)
+    y, hn = stack.rnn(x, layers, h0, "tanh", None)
+    assert_close([y, hn], expected()[:2], 1e-12)
+    x, layers, h0, _ = network(2, 1, 5, 16, T=2, B=2, dtype=torch.float32)
+    with plan.overriding(regime="grid"):
+        assert stack._eager(x, "tf32") and not stack._eager(x, "ieee")
+        seen = []
+        torch.func.vmap(lambda x: seen.append(stack._eager(x, "tf32")) or x)(x)
+        assert seen == [False]
+
+
+@pytest.mark.interpret
+def test_what_is_kept_for_the_backward_pass(launches):
+    """The arguments and y of every layer, in one tensor; with dropout the seed besides"""
+    x, layers, h0, _ = network(3, 1, 9, 24)
+    given = {t.data_ptr() for t in (x, h0, *[t for layer in layers for t in layer])}
+    for p in (0.0, 0.5):
+        kept = {}
+
+        def pack(t, kept=kept):
+            kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            stack.rnn(x, layers, h0, "tanh", None, dropout=p)
+        more = [n for at, n in kept.items() if at not in given]
+        sync = 128 * 3 * 2  # a line for the error word and one for the counter of the one group of each layer
+        assert sorted(more)[-1] <= 3 * x.shape[0] * x.shape[1] * 24 * 2 + sync + 128
+        assert sorted(more)[:-1] == ([8] if p else [])
+        with torch.no_grad():
+            y, _ = stack.rnn(x, layers, h0, "tanh", None, dropout=p)
+        assert y.untyped_storage().nbytes() == y.nbytes  # without autograd the layers below are freed
