@@ -13,6 +13,7 @@ import re
 
 import pytest
 import torch
+from support.layouts import check_verify_layout
 
 from bench import resources
 from rnn_triton import grid, hardware, launch, plan, single_cta
@@ -152,23 +153,6 @@ def check_exchange(kernel, r, problem, p):
         assert not re.search(r"st\.global", body[last_barrier:]), "a store between the barrier and the release"
         assert last_barrier > body.rindex("st.global.cg"), "no CTA barrier between the stores and the release"
         assert "ld.acquire.gpu" in ptx
-
-
-def check_verify_layout(ttgir, p):
-    """The four words that one thread's assembly takes for a 16-byte chunk are one: contiguous, and in one thread."""
-    layouts = dict(re.findall(r"^(#\w+) = #ttg\.blocked<\{(.*?)\}>", ttgir, re.M))
-    [line] = [text for text in ttgir.splitlines() if "elementwise_inline_asm" in text and "ld.relaxed.gpu.global.v4" in text]
-    shape = f"4x8x{p.warps}x{p.block_b // 8}x4"
-    used = set(re.findall(rf"tensor<{shape}xi(?:32|64), (#\w+)>", line))
-    assert len(used) == 1, "the operands of the assembly differ in layout"
-    layout = layouts[used.pop()]
-
-    def field(name):
-        return [int(n) for n in re.search(rf"{name} = \[(.*?)\]", layout)[1].split(",")]
-
-    assert field("sizePerThread") == [1, 1, 1, 1, 4]
-    assert field("order")[0] == 4
-    assert field("threadsPerWarp") == [4, 8, 1, 1, 1] and field("warpsPerCTA") == [1, 1, p.warps, 1, 1], "not operand B"
 
 
 JOBS = [pytest.param(job, marks=() if in_subset(job) else pytest.mark.long, id=name(job)) for job in plan.PLANNED]

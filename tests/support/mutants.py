@@ -214,7 +214,7 @@ MUTANTS = (
     _mutant("x of another layer", "grid.py", "out_ptr - apart if", "out_ptr - lane * apart if", "forward", _STACK, "numbers"),
     _mutant("its own state for x", "grid.py", "else out_ptr + apart)", "else out_ptr)", "backward", _STACK, "deadlock"),
     _mutant("backward in the order of forward", "grid.py", "layer = LANES - 1 - lane", "layer = lane + 0",
-            "backward", _STACK, "contract"),
+            "backward", _STACK, "deadlock"),
     _mutant("dy for every layer", "grid.py", "load_own(u_t, row_u, rows_1, first_lane,", "load_own(u_t, row_u, rows_1, True,",
             "backward", _STACK, "numbers"),
     _mutant("nothing from above in the first step", "grid.py", "acc_a = tl.where(step == 0, projected, acc_a)",
@@ -244,7 +244,7 @@ STUCK_LAYERS = {
     ),
     "every layer reports": (
         Change("grid.py", "found = found & (at.to(tl.uint32, bitcast=True) + 1 < source)", "found = found | True"),
-        "dead", "forward",
+        "gives_up", "forward",
     ),
     "the report names another layer": (
         Change("grid.py", "number += lane * groups", "number += (lane + 1) * groups"), "dead", "backward",
