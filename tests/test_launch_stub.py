@@ -31,6 +31,8 @@ PROBLEMS = {
     "single_cta-ensemble-backward": dict(BACKWARD, B=9, I=16, H=32, M=5),
     "grid-forward": dict(FORWARD, B=16, I=32, H=512, override=dict(regime="grid", units=16, groups=2)),
     "grid-backward": dict(BACKWARD, B=16, I=32, H=512, override=dict(regime="grid", groups=2, protocol="counter")),
+    "grid-stack-forward": dict(FORWARD, B=8, I=64, H=256, layers=4),
+    "grid-stack-backward": dict(BACKWARD, B=8, I=64, H=256, layers=4),
     "per_step-forward": dict(FORWARD, B=8, I=32, H=320, override=dict(regime="per_step")),
 }
 
@@ -75,8 +77,9 @@ def single_cta(problem, plan):
 
 
 def grid(problem, plan):
-    assert plan["groups"] * plan["ctas"] <= 132
-    return [dict(kernel="grid", grid=[plan["groups"] * plan["ctas"], 1, 1], cooperative=True)]
+    lanes = problem.get("layers", 1)
+    assert lanes * plan["groups"] * plan["ctas"] <= 132
+    return [dict(kernel="grid", grid=[plan["groups"] * plan["ctas"], lanes, 1], cooperative=True)]
 
 
 def per_step(problem, plan):
@@ -167,12 +170,27 @@ def test_the_parameters_of_the_grid_kernel(answers):
     for call in answer["calls"]:
         (launch,) = launches(call)
         got = named(call, launch)
-        sync, identity, limit = got.pop(10), got.pop(-4), got.pop(-3)
+        sync, identity, limit = got.pop(10), got.pop(-5), got.pop(-4)
         assert sync == call["tensors"]["y"] + 3 * 16 * 512 * 2
         assert 0 < identity < 2**19
         assert limit >= 2**20
-        tensors = ["x", "w_ih", "w_hh", "b_ih", "b_hh", "h0", "y", "y", "y", "hn", "word"]
-        assert got == [*tensors, 3, 16, 0, 16 * 32 // 8, 32 // 8, 0, 0, 0, 0]
+        tensors = ["x", "w_ih", "w_hh", "b_ih", "b_hh", "h0", "y", "y", "y", "hn", "word", "y"]
+        assert got == [*tensors, 3, 16, 0, 16 * 32 // 8, 32 // 8, 0, 0, 0, 0, 0]
+
+
+def test_the_parameters_of_a_stack(answers):
+    """Weights and biases come stacked; x of the bottom layer, dy of the top one; seed and what is dropped"""
+    for name, first, end, reverse, strides in (
+        ("forward", ["x", "h0", "y", "y", "y", "hn"], "y", 0, [8 * 64 // 8, 64 // 8, 0, 0]),
+        ("backward", ["da", "dhn", "dy", "y", "da", "da"], "da", 1, [0, 0, 8 * 256 // 2, 256 // 2]),
+    ):
+        for call in answers[f"grid-stack-{name}"]["calls"]:
+            (launch,) = launches(call)
+            got = named(call, launch)
+            assert [got[0], *got[5:10], got[11], got[12]] == [*first, "word", "seed"]
+            assert got[10] == call["tensors"][end] + 4 * 3 * 8 * 256 * 2
+            assert got[13:20] == [3, 8, reverse, *strides]
+            assert got[22:] == [100, 0, 0]
 
 
 def test_a_plan_beyond_the_chip_raises(answers):

@@ -23,7 +23,7 @@ def jobs():
     shapes = [("bf16", None, "sm_90", of, H) for of in lanes for H in (128, 256, 512, 1024)]
     shapes += [(dtype, precision, "sm_90", Lanes(4, True), 512) for dtype, precision in
                (("fp16", None), ("fp32", "tf32"), ("fp32", "tf32x3"))]  # fmt: skip
-    shapes += [("bf16", None, arch, Lanes(4, True), H) for arch in ("sm_80", "sm_100") for H in (256, 1024)]
+    shapes += [("bf16", None, arch, Lanes(4, True), H) for arch in ("sm_80", "sm_100") for H in (256, 512)]
     for (dtype, precision, arch, of, H), direction in itertools.product(shapes, ("forward", "backward")):
         I = H if direction == "forward" else 1
         yield Problem(direction, 8, I, H, dtype, precision, "tanh"), of, hardware.RECORDS[arch]

@@ -2,7 +2,8 @@
 
 CASES is a JSON list.  A case with "H" is a problem given to rnn_triton.launch:
     direction, dtype, T, B, I, H    and, where wanted, precision, override {field: value}, sms, the number of SMs that the
-                                    planner is told of (the stub has 132), and M, models that share w_ih and h0
+                                    planner is told of (the stub has 132), and M, models that share w_ih and h0; with
+                                    "layers" a stack, dropout between them
 A case with "grid" launches a kernel of no use in so many programs:  grid and, where wanted, cooperative, num_ctas.
 
 An answer is {"plan": the plan's fields or null, "ahead": the hash of the kernel compiled ahead of time, "calls": one for each of CALLS calls with the same tensors}, a call
@@ -23,7 +24,7 @@ import triton.language as tl
 from triton.compiler import CompiledKernel
 from triton.runtime.jit import JITFunction
 
-from rnn_triton import faults, hardware, launch, plan, plans
+from rnn_triton import faults, grid, hardware, launch, plan, plans, stack
 
 CALLS = 2
 
@@ -118,6 +119,39 @@ def problem(case, log, observed):
         return {"plan": plans.fields(p), "ahead": ahead, "calls": calls(function, given, log, observed)}
 
 
+def layers(case, log, observed):
+    T, B, I, H, L = (case[name] for name in ("T", "B", "I", "H", "layers"))
+    forward = case["direction"] == "forward"
+
+    def tensor(*shape):
+        return torch.zeros(shape, dtype=torch.bfloat16)
+
+    record = hardware.RECORDS["sm_90"]
+    hardware.of = lambda device: record
+    lanes = plans.Lanes(L, True, True)
+    w_ih, w_hh = [tensor(H, I), *(tensor(H, H) for _ in range(L - 1))], [tensor(H, H) for _ in range(L)]
+    given = {"seed": torch.zeros(1, dtype=torch.int64)}
+    if forward:
+        given |= {"x": tensor(T, B, I), "h0": tensor(L, B, H)}
+    else:
+        given |= {"y": tensor(L, T, B, H), "dy": tensor(T, B, H), "dhn": tensor(L, B, H)}
+    biases = [tensor(H)] * L
+
+    def function():
+        call = (case["direction"], B, I if forward else 1, H, torch.bfloat16, None, "tanh", lanes, given["seed"].device)
+        if forward:
+            tensors = (given["x"], w_ih, w_hh, biases, biases, given["h0"])
+            y, hn = launch.run(stack._site, call, "forward", *tensors, given["seed"], 100)
+            return {"y": y, "hn": hn}
+        tensors = (w_ih, w_hh, given["y"], given["dy"], given["dhn"])
+        return {"da": launch.run(stack._site, call, "backward", *tensors, given["seed"], 100)}
+
+    of = plan.Problem(case["direction"], B, I if forward else 1, H, "bf16", None, "tanh")
+    p = stack.lane_plan(of, lanes, record)
+    ahead = grid.compile_ahead(of, p, record, lanes).hash
+    return {"plan": plans.fields(p), "ahead": ahead, "calls": calls(function, given, log, observed)}
+
+
 def kernel(case, log, observed):
     given = {"ptr": torch.zeros(max(case["grid"], 1), dtype=torch.int32)}
     options = {"launch_cooperative_grid": True} if case.get("cooperative") else {}
@@ -132,7 +166,9 @@ def kernel(case, log, observed):
 def main():
     stub.install()
     log, observed = stub.Log(), Observed()
-    answers = [(problem if "H" in case else kernel)(case, log, observed) for case in json.loads(sys.argv[1])]
+    cases = json.loads(sys.argv[1])
+    carry_out = [layers if "layers" in case else problem if "H" in case else kernel for case in cases]
+    answers = [function(case, log, observed) for function, case in zip(carry_out, cases, strict=True)]
     print(json.dumps({"triton": triton.__version__, "answers": answers}))
 
 
