@@ -13,6 +13,7 @@ import torch
 from cooperative import Schedule, cooperate
 from support import stuck
 from support.grids import MODES, assert_close, assert_same_where_finite, bits
+from support.memory import Allocations
 from support.mutants import Change, patched
 from support.stacks import Stack, dropout_masks, network
 
@@ -415,3 +416,91 @@ def test_what_is_kept_for_the_backward_pass(launches):
         with torch.no_grad():
             y, _ = stack.rnn(x, layers, h0, "tanh", None, dropout=p)
         assert y.untyped_storage().nbytes() == y.nbytes  # without autograd the layers below are freed
+
+
+@pytest.mark.interpret
+@pytest.mark.parametrize("p", [0.0, 0.5])
+def test_peak_memory_of_a_train_step(p, launches):
+    """y and da of every layer, no more than four activations beside (the gradients of y and of x, a dropped y, a padded
+    copy), and a few times the weights"""
+    T, B, H, L = 2, 64, 24, 2
+    x, layers, h0, _ = network(L, 1, H, H, T=T, B=B)
+    weights = [t for layer in layers for t in layer]
+    with Allocations() as memory:
+        y, hn = stack.rnn(x, layers, h0, "tanh", None, dropout=p)
+        torch.autograd.grad(y.sum() + hn.sum(), [x, h0, *weights])
+    activation = T * B * H * 2
+    sync = 2 * 128 * L * 2 * 8  # of both launches, a line for a group and for each tile
+    assert memory.peak <= (2 * L + 4) * activation + 6 * sum(t.nbytes for t in weights) + 4 * h0.nbytes + sync
+
+
+# ---- on a GPU only --------------------------------------------------------------------------------------------------
+
+CUDA = torch.device("cuda")
+
+
+def cuda_network(L, D, H, B=8, T=20, dtype=torch.bfloat16):
+    x, layers, h0, expected = network(L, D, H, H, T=T, B=B, dtype=dtype, device=CUDA)
+    return x, layers, h0, expected
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("L, D, H", [(2, 1, 128), (4, 1, 512), (8, 1, 1024), (9, 1, 1024), (2, 2, 512), (1, 2, 128)])
+def test_networks(L, D, H):
+    """y, hn and all gradients, by plans that the planner makes"""
+    x, layers, h0, expected = cuda_network(L, D, H)
+    results = run(x, layers, h0, bidirectional=D == 2)
+    faults.synchronize(CUDA)
+    assert_close(results, expected(), Stack(2 * 20, 8, H, H, layers=L).tolerance)
+
+
+@pytest.mark.gpu
+def test_bitwise_the_same():
+    x, layers, h0, _ = cuda_network(4, 1, 512, T=200)
+    first, *others = (run(x, layers, h0) for _ in range(10))
+    faults.synchronize(CUDA)
+    assert all(torch.equal(bits(a), bits(b)) for other in others for a, b in zip(first, other, strict=True))
+
+
+@pytest.mark.gpu
+def test_cuda_graph_with_dropout():
+    """Every replay draws another mask, the same for both passes: the gradient of dropped sums tells"""
+    x, layers, h0, _ = cuda_network(2, 1, 256)
+    run(x, layers, h0, dropout=0.5)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run(x, layers, h0, dropout=0.5)
+    seen = []
+    for _ in range(3):
+        graph.replay()
+        faults.synchronize(CUDA)
+        seen.append([t.clone() for t in captured])
+    assert not torch.equal(seen[0][0], seen[1][0]) and not torch.equal(seen[1][0], seen[2][0])
+    assert all(t.isfinite().all() for one in seen for t in one)
+
+
+@pytest.mark.gpu
+def test_peak_memory_against_torch(record_property):
+    """of a train step of four layers; both are reported"""
+    T, B, H, L = 512, 32, 512, 4
+    x, layers, h0, _ = cuda_network(L, 1, H, B=B, T=T)
+    theirs = torch.nn.RNN(H, H, L, device=CUDA, dtype=torch.bfloat16)
+
+    def peak(step):
+        step()
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+
+    def torch_step():
+        y, hn = theirs(x, h0)
+        torch.autograd.grad(y.sum() + hn.sum(), [x, h0, *theirs.parameters()])
+
+    found = peak(lambda: run(x, layers, h0)), peak(torch_step)
+    for who, size in zip(("rnn_triton", "torch"), found, strict=True):
+        record_property(f"peak_bytes_{who}", size)
+    assert found[0] <= (2 * L + 4) * T * B * H * 2 + 2**24

@@ -21,6 +21,7 @@ def jobs():
     """(problem, lanes, device)"""
     lanes = [Lanes(2), *(Lanes(n, True, dropout) for n in (2, 4, 8) for dropout in (False, True))]
     shapes = [("bf16", None, "sm_90", of, H) for of in lanes for H in (128, 256, 512, 1024)]
+    shapes.remove(("bf16", None, "sm_90", Lanes(8, True, True), 1024))  # too large by a few registers: two launches of four
     shapes += [(dtype, precision, "sm_90", Lanes(4, True), 512) for dtype, precision in
                (("fp16", None), ("fp32", "tf32"), ("fp32", "tf32x3"))]  # fmt: skip
     shapes += [("bf16", None, arch, Lanes(4, True), H) for arch in ("sm_80", "sm_100") for H in (256, 512)]

@@ -1,0 +1,35 @@
+"""Memory that torch operations hold, counted on any device."""
+
+import weakref
+
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class Allocations(TorchDispatchMode):
+    """While open: `live` and `peak`, bytes of all storages that operations have returned and that still exist.
+
+    Workspaces inside an operation are not seen."""
+
+    def __init__(self):
+        super().__init__()
+        self.live = self.peak = 0
+        self.known = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if hasattr(t, "untyped_storage")}
+        for t in tree_leaves(result):
+            if hasattr(t, "untyped_storage"):
+                storage = t.untyped_storage()
+                key = storage._cdata
+                if key not in self.known and key not in given:
+                    self.known.add(key)
+                    self.live += storage.nbytes()
+                    weakref.finalize(storage, self._freed, key, storage.nbytes())
+        self.peak = max(self.peak, self.live)
+        return result
+
+    def _freed(self, key, size):
+        self.known.discard(key)
+        self.live -= size
