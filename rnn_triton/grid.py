@@ -44,7 +44,7 @@ class Cooperative:
         name = f"{p.direction} of {p.dtype} B={p.B} I={p.I} H={p.H} over {plan.groups} groups of {plan.ctas} CTAs"
         self.id = faults.register(name, plan.groups, lanes.names(p.direction))
         programs = (plan.groups * plan.ctas, lanes.count, 1)
-        self.launch = Launcher(grid, programs, functools.partial(constants, problem, plan, lanes), options(plan))
+        self.launch = Launcher(grid, programs, functools.partial(constants, problem, plan, lanes=lanes), options(plan))
 
     def _out(self, like: Tensor, *shape: int) -> tuple[Tensor, Tensor]:
         """The words of [*shape, row], and behind them, on lines of their own, the synchronisation words: one allocation and
@@ -150,7 +150,7 @@ def compile_ahead(problem: Problem, plan: Grid, device: Device, lanes: Lanes = O
         pointers["u_ptr"] = "*fp32"
     of = POINTERS[problem.dtype]
     return compiled_ahead(
-        grid, constants(problem, plan, lanes, present), lambda n: pointers.get(n, of) if n.endswith("_ptr") else "i32",
+        grid, constants(problem, plan, present, lanes), lambda n: pointers.get(n, of) if n.endswith("_ptr") else "i32",
         options(plan), device.capability,
     )  # fmt: skip
 
@@ -162,7 +162,7 @@ def options(p: Grid) -> dict[str, Any]:
     )
 
 
-def constants(problem: Problem, p: Grid, lanes: Lanes, present: tuple[bool, ...]) -> dict[str, Any]:
+def constants(problem: Problem, p: Grid, present: tuple[bool, ...], lanes: Lanes = ONE) -> dict[str, Any]:
     """The constexpr parameters of the kernel, in its order"""
     forward = problem.direction == "forward"
     has = dict(zip(TENSORS, present, strict=True))

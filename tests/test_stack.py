@@ -340,7 +340,7 @@ def changed_dropout():
 
 
 @pytest.mark.interpret
-@pytest.mark.parametrize("change, direction", changed_dropout(), ids=lambda v: getattr(v, "new", v)[:90])
+@pytest.mark.parametrize("change, direction", list(changed_dropout()), ids=lambda v: getattr(v, "new", v)[:90])
 def test_changed_dropout_is_noticed(change, direction):
     case = Stack(2, 9, 9, 24, dropped=20000, kind="tf32")
     tensors = case.inputs(direction)
@@ -367,6 +367,16 @@ def test_second_derivatives(launches):
     drop = lambda y, n: dropout.Drop.apply(y, seed, n, dropout.count(0.3))  # noqa: E731
     theirs = penalty(*stack._one_by_one(x, layers, h0, "tanh", "tf32x3", drop))
     assert_close(ours, [t.double() for t in theirs], 1e-4)  # first derivatives of fp32, differentiated once more
+
+
+@pytest.mark.interpret
+def test_output_changed_in_place(launches):
+    """As in torch: the backward pass needs y, and says so."""
+    x, layers, h0, _ = network(2, 1, 9, 24, T=1)
+    y, hn = stack.rnn(x, layers, h0, "tanh", None)
+    y.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(y.sum() + hn.sum(), [x])
 
 
 @pytest.mark.interpret
