@@ -51,7 +51,9 @@ CASES = [
 
 
 @pytest.mark.parametrize("direction, case, mode", [
-    pytest.param(direction, case, MODES[i % len(MODES)], id=f"{direction}-{case}")
+    # one pass of each case by default, the other with --long
+    pytest.param(direction, case, MODES[i % len(MODES)], id=f"{direction}-{case}",
+                 marks=() if (i // 2 + i) % 2 == 0 else pytest.mark.long)
     for i, (case, direction) in enumerate(itertools.product(CASES, DIRECTIONS))
     if not (direction == "backward" and case.both and case.home in ("stream", "gemm"))
 ])  # fmt: skip
@@ -59,11 +61,13 @@ def test_values(direction, case, mode, device):
     case.check(direction, device=device, mode=mode)
 
 
-@both_passes
-@pytest.mark.parametrize("dropped", [None, 30000])
-def test_every_schedule_gives_the_same_bits(direction, dropped, device):
+@pytest.mark.parametrize("direction, B, dropped", [
+    ("forward", 3, 30000), ("backward", 3, None),
+    *(pytest.param(d, 9, p, marks=pytest.mark.long) for d in DIRECTIONS for p in (None, 30000)),
+])  # fmt: skip
+def test_every_schedule_gives_the_same_bits(direction, B, dropped, device):
     """Layers that run ahead of the next one to the end, and that are starved: nothing is overrun."""
-    case = Stack(3, 9, 8, 24, layers=3, dropped=dropped)
+    case = Stack(3, B, 8, 24, layers=3, dropped=dropped)
     tensors = case.inputs(direction)
     first, *others = (case.run(direction, tensors, device, mode=mode, seed=3) for mode in MODES)
     if dropped is None:
@@ -105,7 +109,7 @@ def test_a_layer_far_behind_is_not_overrun(direction):
 @pytest.mark.parametrize("kind, local", [("bf16", False), ("tf32", False), ("bf16", True)])
 def test_dropout_in_both_passes(direction, kind, local, device):
     """against the masks that the kernel of whole tensors makes of the same seed"""
-    case = Stack(3, 9, 9, 40, layers=3, dropped=20000, kind=kind)
+    case = Stack(2, 9, 9, 40, layers=3, dropped=20000, kind=kind)
     if local:
         case = case.having(units=128, groups=2, **_LOCAL)
     tensors = case.inputs(direction)
@@ -119,9 +123,9 @@ def test_dropout_in_both_passes(direction, kind, local, device):
 @both_passes
 @pytest.mark.parametrize("dropped", [0, 65536])
 def test_dropout_of_nothing_and_of_all(direction, dropped, device):
-    case = Stack(3, 3, 9, 24, layers=3, dropped=dropped, kind="tf32")
+    case = Stack(2, 3, 9, 24, dropped=dropped, kind="tf32")
     tensors = case.inputs(direction)
-    masks = [torch.full((3, 3, 24), 1.0 - dropped / 65536, dtype=torch.float64)] * 2
+    masks = [torch.full((2, 3, 24), 1.0 - dropped / 65536, dtype=torch.float64)]
     assert_close(case.run(direction, tensors, device, seed=1), case.expected(direction, tensors, masks), case.tolerance)
 
 
@@ -153,8 +157,8 @@ def test_infinite_values_backward(where, device):
 # ---- faults ---------------------------------------------------------------------------------------------------------
 
 
-STUCK = [  # the change, the lane, what is wrong besides
-    (stuck.dead, 0, True),
+STUCK = [  # the change, the lane, is the step before incomplete?
+    pytest.param(stuck.dead, 0, True, marks=pytest.mark.long),
     (stuck.dead, 1, True),
     (stuck.gives_up, 0, False),
 ]
@@ -165,7 +169,7 @@ STUCK = [  # the change, the lane, what is wrong besides
 @pytest.mark.parametrize("change, lane, missing", STUCK)
 def test_stuck(direction, change, lane, missing):
     """and the next launch is right"""
-    case = Stack(5, 3, 8, 40, layers=3, nonlinearity="relu")
+    case = Stack(4, 3, 8, 24, layers=3, nonlinearity="relu")
     with patched(change(lane)) as kernels:
         stuck.check_layers(case, direction, kernels, lane, missing)
     case.having(T=1, H=24).check(direction)
@@ -340,7 +344,11 @@ def changed_dropout():
 
 
 @pytest.mark.interpret
-@pytest.mark.parametrize("change, direction", list(changed_dropout()), ids=lambda v: getattr(v, "new", v)[:90])
+@pytest.mark.parametrize(
+    "change, direction",
+    [pytest.param(*c, marks=() if i % 3 == 0 else pytest.mark.long) for i, c in enumerate(changed_dropout())],
+    ids=lambda v: getattr(v, "new", v)[:90],
+)
 def test_changed_dropout_is_noticed(change, direction):
     case = Stack(2, 9, 9, 24, dropped=20000, kind="tf32")
     tensors = case.inputs(direction)
@@ -350,6 +358,7 @@ def test_changed_dropout_is_noticed(change, direction):
 
 
 @pytest.mark.interpret
+@pytest.mark.long
 def test_second_derivatives(launches):
     """create_graph: of the layers one after the other, with the same masks"""
     x, layers, h0, _ = network(2, 1, 5, 16, T=2, B=2, dtype=torch.float32)
@@ -429,11 +438,11 @@ def test_what_is_kept_for_the_backward_pass(launches):
 
 
 @pytest.mark.interpret
-@pytest.mark.parametrize("p", [0.0, 0.5])
+@pytest.mark.parametrize("p", [pytest.param(0.0, marks=pytest.mark.long), 0.5])
 def test_peak_memory_of_a_train_step(p, launches):
     """y and da of every layer, no more than four activations beside (the gradients of y and of x, a dropped y, a padded
     copy), and a few times the weights"""
-    T, B, H, L = 2, 64, 24, 2
+    T, B, H, L = 1, 24, 24, 2
     x, layers, h0, _ = network(L, 1, H, H, T=T, B=B)
     weights = [t for layer in layers for t in layer]
     with Allocations() as memory:
