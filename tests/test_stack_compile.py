@@ -11,7 +11,7 @@ import pytest
 from support.layouts import check_verify_layout
 
 from bench import resources
-from rnn_triton import grid, hardware, stack
+from rnn_triton import dropout, grid, hardware, stack
 from rnn_triton.candidates import k_tiles
 from rnn_triton.plans import Lanes, Problem
 
@@ -91,3 +91,11 @@ def check_x(kernel, problem, p):
         assert len(polls) == 2
         for i in polls:
             check_verify_layout("\n".join(line for k, line in enumerate(lines) if k == i or k not in polls), p)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
+def test_dropout_of_whole_tensors(dtype):
+    """16 bytes a load and a store, no layout conversion"""
+    kernel = dropout.compile_ahead(dtype, hardware.RECORDS["sm_90"])
+    ptx = kernel.asm["ptx"]
+    assert "ld.global.v4.b32" in ptx and "st.global.v4.b32" in ptx and "shfl" not in ptx and "bar.sync" not in ptx
