@@ -57,22 +57,26 @@ def _words(case: Case) -> str:
 
 
 def _plans(case: Case, device: Device) -> str:
-    """What rnn_triton.explain says of each different layer, forward and backward; cuDNN's line is left to _cudnn, which knows
-    the whole network"""
+    """What rnn_triton.explain says of the launches of a network, or of each different layer where it runs layer by layer, forward
+    and backward; cuDNN's line is left to _cudnn, which knows more of the case"""
     try:
         network = model.layers(case)
     except UnsupportedError as error:
         return f"rnn_triton: {error}"
     inputs = [layer.forward.I for layer in network]
+    whole: dict[str, Any] = {}
+    if model.shares(case):
+        inputs = inputs[:1]
+        whole = {"num_layers": case.layers, "bidirectional": case.bidirectional}
     lines = []
     for I in dict.fromkeys(inputs):
         where = [str(i) for i, of in enumerate(inputs) if of == I]
-        if case.layers > 1:
+        if case.layers > 1 and not whole:
             lines.append(f"layer{'s' * (len(where) > 1)} {', '.join(where)}{', each direction' * case.bidirectional}:")
         for direction in ("forward", "backward"):
             text = rnn_triton.explain(
                 case.T, case.B, I, case.H, dtype=_TORCH[case.dtype], device=device, nonlinearity=case.nonlinearity,
-                precision=case.precision, direction=direction,
+                precision=case.precision, direction=direction, **whole,
             )  # fmt: skip
             lines += [line for line in text.splitlines() if not line.startswith("torch.nn.RNN:")]
     return "\n".join(lines)

@@ -2,8 +2,9 @@
 
 A case is layers, directions and models; latency.py knows one layer in one direction. What is added up, per step of T:
 
-    practical  layer after layer and direction after direction, as the library runs them. Models whose W_hh fits in one CTA
-               run side by side, their batch tiles the rows of one launch; others run one after the other.
+    practical  launch after launch, as the library runs them: several layers, or both directions, share one where that pays
+               (rnn_triton/stack_plan.py). Models go layer by layer and direction by direction; those whose W_hh fits in one
+               CTA run side by side, their batch tiles the rows of one launch; others run one after the other.
     floor      the chain of a step, and what must pass the chip's products and its DRAM, whichever is larger; perfect
                overlap. Layers of one direction are a wavefront: layer l starts one step after layer l-1, so that the chain
                of L layers is T + L - 1 steps. Directions and models run side by side; a layer of two directions waits for
@@ -15,16 +16,18 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import ceil
 
+from rnn_triton import stack_plan
 from rnn_triton.errors import UnsupportedError
 from rnn_triton.hardware import Device
 from rnn_triton.latency import CONSTANTS, Constants, Estimate, floor_us, gemm_us, step
 from rnn_triton.plan import plan
-from rnn_triton.plans import SIZES, Problem, SingleCta
+from rnn_triton.plans import ONE, SIZES, Plan, Problem, SingleCta
+from rnn_triton.stack_plan import Part
 
 from .cases import Case
 from .inputs import lengths_of
 
-__all__ = ["Estimate", "Layer", "gemms", "layers", "of_case", "plan", "problems", "step"]
+__all__ = ["Estimate", "Layer", "gemms", "launches", "layers", "of_case", "plan", "problems", "shares", "step"]
 
 
 @dataclass(frozen=True)
@@ -55,19 +58,22 @@ def problems(case: Case) -> tuple[Problem, Problem]:
 def of_case(case: Case, pass_: str, device: Device, constants: Constants = CONSTANTS) -> Estimate:
     """Estimate per step of T with the plans rnn_triton chooses; UnsupportedError where it has none.
 
-    `parts` of a stack are the sums over its layers, directions and models; of "train" they are named "forward ...",
+    `parts` of a stack are the sums over its launches and models; of "train" they are named "forward ...",
     "backward ..." and "GEMM". Sequences of different lengths cost as many padded steps as the longest."""
     network = layers(case)
     train = pass_ == "train"
     practical = 0.0
     parts: dict[str, float] = {}
     for direction in ("forward", "backward")[: 2 if train else 1]:
-        for layer in network:
-            us, of_layer = _practical(getattr(layer, direction), case.models, device, constants)
-            practical += case.directions * us
-            for name, value in of_layer.items():
+        for part in launches(case, device):
+            if case.models == 1:
+                us, of_part = part.step(direction, device, case.T, constants)
+            else:
+                us, of_part = _models(part.plan(direction, device), case.models, device, constants)
+            practical += us
+            for name, value in of_part.items():
                 key = f"{direction} {name}" if train else name
-                parts[key] = parts.get(key, 0.0) + case.directions * value
+                parts[key] = parts.get(key, 0.0) + value
     if train:
         each = sum(gemms(layer.forward, device, constants)[1] for layer in network)
         parts["GEMM"] = case.directions * case.models * each
@@ -85,13 +91,27 @@ def gemms(problem: Problem, device: Device, constants: Constants = CONSTANTS) ->
     return gemm_us(problem, device, flop, least), gemm_us(problem, device, flop, moved) / constants.efficiency
 
 
-def _practical(
-    problem: Problem, models: int, device: Device, constants: Constants
+def shares(case: Case) -> bool:
+    """May layers or directions of the case share a launch?"""
+    return case.layers * case.directions > 1 and case.models == 1 and case.lengths == "full"
+
+
+def launches(case: Case, device: Device) -> list[Part]:
+    """The launches of a pass of one model of a case, in order"""
+    first = layers(case)[0].forward
+    sharing = (ONE,) * (case.layers * case.directions)
+    if shares(case):
+        sharing = stack_plan.launches(first, case.layers, case.bidirectional, False, device)
+    return stack_plan.parts(first, case.layers, case.bidirectional, sharing)
+
+
+def _models(
+    ran: tuple[Problem, Plan], models: int, device: Device, constants: Constants
 ) -> tuple[float, dict[str, float]]:
     """(microseconds, parts) per step of one layer and direction of all models"""
-    chosen = plan(problem, device)
+    problem, chosen = ran
     times = models
-    if isinstance(chosen, SingleCta) and models > 1:
+    if isinstance(chosen, SingleCta):
         # every model has tiles of its own, padded to whole ones
         problem = replace(problem, B=models * chosen.block_b * ceil(problem.B / chosen.block_b))
         times = 1

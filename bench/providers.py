@@ -6,6 +6,7 @@ Here those that need torch alone; libraries with kernels of their own are in pee
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -82,13 +83,18 @@ class Ours(Provider):
         return ModuleSession(module, inputs, case) if case.models == 1 else stacked(case, module, inputs)
 
     def plan(self, case: Case, device: torch.device) -> dict[str, Any] | None:
-        """Of the first layer in one direction, for one model"""
+        """Of the first launch, for one model, and of a network of several layers or directions of every launch with its lanes,
+        the layers or directions it holds"""
         from rnn_triton import hardware, plans
-        from rnn_triton.plan import plan
 
-        from .model import problems
+        from .model import launches
 
-        return {p.direction: plans.fields(plan(p, hardware.of(device))) for p in problems(case)}
+        found = []
+        for part in launches(case, hardware.of(device)):
+            ran = {pass_: plans.fields(part.plan(pass_, hardware.of(device))[1]) for pass_ in ("forward", "backward")}
+            found.append({"lanes": asdict(part.lanes), **ran})
+        first = {name: found[0][name] for name in ("forward", "backward")}
+        return first if case.layers * case.directions == 1 else {**first, "launches": found}
 
 
 def stacked(case: Case, module: torch.nn.Module, inputs: dict[str, Tensor]) -> Session:

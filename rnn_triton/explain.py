@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import torch
 
-from . import hardware, latency
+from . import hardware, latency, stack_plan
 from .candidates import candidates
 from .errors import UnsupportedError
 from .hardware import Device
 from .plan import best, plan, rejected
-from .plans import DTYPES, Grid, PerStep, Plan, Problem, SingleCta
+from .plans import DTYPES, ONE, Grid, Lanes, PerStep, Plan, Problem, SingleCta
 
 
 def explain(
@@ -29,11 +29,16 @@ def explain(
     precision: str | None = None,
     direction: str = "forward",
     models: int = 1,
+    num_layers: int = 1,
+    bidirectional: bool = False,
+    dropout: float = 0.0,
 ) -> str:
     """In words, a line each: the plan that runs rnn(x[T,B,I], ...) of hidden size H, and why; the time of a step of the best
     plan of every regime, estimated; plans that failed to compile; what cuDNN would have run.
 
     `models`: of an ensemble, which torch.vmap over weights makes: B is the batch of each.
+    `num_layers`, `bidirectional`, `dropout`: of rnn_triton.RNN. Of more than one layer or direction: every launch of the pass,
+    the layers and directions it holds, its CTAs, how they overlap, and its time, estimated.
 
     `device`: a torch device, a hardware.Device record, or None for the current GPU (an H200 where there is none).
     `precision` None means torch.backends.cudnn.rnn.fp32_precision, as in rnn_triton.rnn.
@@ -43,7 +48,8 @@ def explain(
 
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {dtype}")
-    for name, size, least in (("T", T, 1), ("B", B, 0), ("I", I, 1), ("H", H, 1), ("models", models, 1)):
+    sizes = (("T", T, 1), ("B", B, 0), ("I", I, 1), ("H", H, 1), ("models", models, 1), ("num_layers", num_layers, 1))
+    for name, size, least in sizes:
         if size < least:
             raise ValueError(f"{name} must be at least {least}, got {size}")
     if nonlinearity not in ("tanh", "relu"):
@@ -54,6 +60,8 @@ def explain(
         raise ValueError(f"precision must be None unless the dtype is torch.float32, got {precision!r} and {dtype}")
     if direction not in ("forward", "backward"):
         raise ValueError(f"direction must be 'forward' or 'backward', got {direction!r}")
+    if not 0 <= dropout <= 1:
+        raise ValueError(f"dropout must be in [0, 1], got {dropout}")
     if dtype is torch.float32 and precision is None:
         precision = default_precision()
     if not isinstance(device, Device):
@@ -72,15 +80,80 @@ def explain(
     what = f"{direction} of {problem.dtype}{f' ({precision})' if precision else ''} T={T} B={B} I={I} H={H}"
     what += f" of each of {models} models" if models > 1 else ""
     try:
+        if num_layers > 1 or bidirectional:
+            lines = _network(T, problem, device, num_layers, bidirectional, dropout > 0)
+            lines[0] = f"{what}, {_count(num_layers, 'layer')}{' in both directions' * bidirectional}, on {device.name}: {lines[0]}"
+            return "\n".join([*lines, _torchs(problem, num_layers, bidirectional)])
         p = plan(problem, device)
     except UnsupportedError as e:
         return f"{what} on {device.name}: no plan, {e}."
     lines = [f"{what} on {device.name}: {_ran(problem, p, T)}, because {p.reason}.", _estimates(problem, p, device)]
     lines += [f"rejected: {_name(other)}, for it did not compile: {why}" for other, why in rejected(problem, device)]
-    algorithm = cudnn_algorithm(problem)
-    each = " for one model after the other" if models > 1 else ""
-    lines.append(f"torch.nn.RNN: cuDNN's {algorithm.name}{each}, because {algorithm.rule}.")
-    return "\n".join(lines)
+    return "\n".join([*lines, _torchs(problem)])
+
+
+def _torchs(problem: Problem, layers: int = 1, bidirectional: bool = False) -> str:
+    algorithm = cudnn_algorithm(problem, layers=layers, bidirectional=bidirectional)
+    each = " for one model after the other" if problem.models > 1 else ""
+    return f"torch.nn.RNN: cuDNN's {algorithm.name}{each}, because {algorithm.rule}."
+
+
+# ---- stacks and directions ------------------------------------------------------------------------------------------
+
+
+def _network(
+    T: int, problem: Problem, device: Device, layers: int, bidirectional: bool, dropout: bool
+) -> list[str]:
+    """The launches of a pass of several layers or directions, a line each, and what they come to in front"""
+    directions = 2 if bidirectional else 1
+    sharing = (ONE,) * layers * directions
+    if problem.models == 1:
+        forward = replace(problem, direction="forward")
+        sharing = stack_plan.launches(forward, layers, bidirectional, dropout, device)
+    found = stack_plan.parts(problem, layers, bidirectional, sharing)
+    us = sum(part.step(problem.direction, device, T)[0] for part in found)
+    order = ", one after the other" if len(found) > 1 else ""
+    lines = [f"{_count(len(found), 'part')}{order}, {us:.2f} us per step of T, estimated."]
+    for part in found if problem.direction == "forward" else found[::-1]:
+        where = _where(part, directions)
+        of, p = part.plan(problem.direction, device)
+        each = part.step(problem.direction, device, T)[0]
+        if isinstance(p, Grid) and part.lanes.count > 1:
+            where += f": {_shared(part.lanes, p, T)}"
+        else:
+            where += f": {_ran(of, p, T)}"
+        lines.append(f"{where}; {each:.2f} us per step, estimated")
+    if problem.models == 1 and not bidirectional and len(found) > 1:
+        lines.append(
+            f"{len(found)} parts, because fewer of more layers do not fit on {device.name}'s {device.sms} SMs, or are estimated to "
+            "be no faster."
+        )
+    if problem.models == 1 and any(lanes.count > 1 for lanes in sharing):
+        lines.append(
+            "Packed sequences, torch.compile, torch.func and forward-mode derivatives: a launch for each layer and direction."
+        )
+    return lines
+
+
+def _where(part: stack_plan.Part, directions: int) -> str:
+    layer, direction = divmod(part.first, directions)
+    if part.lanes.linked:
+        return f"layers {layer} to {layer + part.lanes.count - 1}"
+    if part.lanes.count > 1:
+        return f"layer {layer}, both directions"
+    return f"layer {layer}" + f", {('forwards', 'backwards')[direction]} in time" * (directions > 1)
+
+
+def _shared(lanes: Lanes, p: Grid, T: int) -> str:
+    """A launch of several lanes"""
+    what, overlap = "directions", "side by side"
+    if lanes.linked:
+        what, overlap = "layers", f"each a step behind the one before it, {T + lanes.count - 1} steps for {T}"
+    exchange = "stays in shared memory" if p.protocol == "local" else f"is exchanged by the {p.protocol} protocol"
+    return (
+        f"one launch of {_count(lanes.count * p.groups * p.ctas, 'CTA')} of {_count(p.warps, 'warp')}, {lanes.count} {what} of "
+        f"{p.groups} x {p.ctas} (groups x CTAs of {p.units} hidden units), {overlap}; the state {exchange}"
+    )
 
 
 def _ran(problem: Problem, p: Plan, T: int) -> str:

@@ -139,14 +139,21 @@ def _practical(problem: Problem, plan: Plan, device: Device, c: Constants) -> tu
     return problem.models * us, {name: problem.models * value for name, value in parts.items()}
 
 
-def lanes_us(problem: Problem, plan: Grid, device: Device, lanes: Lanes, constants: Constants = CONSTANTS) -> float:
-    """`practical_us` of a step of all lanes of a launch, which run side by side and share L2 and DRAM.  Of a stack: of the
-    slowest, a layer fed by another; T steps take T + lanes - 1 of them."""
+def lanes_step(
+    problem: Problem, plan: Grid, device: Device, lanes: Lanes, constants: Constants = CONSTANTS
+) -> tuple[float, dict[str, float]]:
+    """(practical us, parts) of a step of all lanes of a launch, which run side by side and share L2 and DRAM.  Of a stack: of
+    the slowest, a layer fed by another; T steps take T + lanes - 1 of them."""
     shared = replace(constants, l2=constants.l2 / lanes.count)
     if lanes.linked:  # both passes project what comes from the other layer
         problem = replace(problem, direction="forward", I=problem.H)
+    us, parts = _practical(problem, plan, device, shared)
     dram = lanes.count * _traffic(problem) / rates(device).dram / constants.efficiency
-    return max(practical_us(problem, plan, device, shared), dram)
+    return max(us, dram), {**parts, "DRAM": max(parts.get("DRAM", 0.0), dram)}
+
+
+def lanes_us(problem: Problem, plan: Grid, device: Device, lanes: Lanes) -> float:
+    return lanes_step(problem, plan, device, lanes)[0]
 
 
 def launch_us(problem: Problem, plan: Plan, device: Device, T: int, constants: Constants = CONSTANTS) -> float:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import latency
 from .candidates import grid as grid_candidates
 from .hardware import Device
 from .plan import Choices, failures, matches, overrides, plan, rejected, remaining
-from .plans import ONE, Grid, Lanes, Problem
+from .plans import ONE, Grid, Lanes, Plan, Problem
 
 
 def lane_plan(problem: Problem, lanes: Lanes, device: Device, chosen: Choices | None = None) -> Grid | None:
@@ -79,6 +80,49 @@ def runs(problem: Problem, layers: int, dropout: bool, device: Device, chosen: C
 def together(problem: Problem, device: Device, chosen: Choices) -> bool:
     """Do both directions of a layer run in one launch?"""
     return _both_passes(problem, Lanes(2), device, chosen) <= 2 * _alone(problem, device, chosen)
+
+
+class Part(NamedTuple):
+    """A launch for each pass"""
+
+    lanes: Lanes
+    first: int  # layer, or layer and direction in the order of h_n
+    problem: Problem  # forward, of the first lane
+
+    def plan(self, direction: str, device: Device) -> tuple[Problem, Plan]:
+        """What runs in one of the passes: the problem of a lane, and the configuration"""
+        of = of_direction(self.problem, direction)
+        if self.lanes.count == 1:
+            return of, plan(of, device)
+        p = lane_plan(of, self.lanes, device)
+        assert p is not None, "launches() takes lanes that have a plan in both passes"
+        return of, p
+
+    def step(
+        self, direction: str, device: Device, T: int, constants: latency.Constants = latency.CONSTANTS
+    ) -> tuple[float, dict[str, float]]:
+        """Estimated us per step of T, and its parts; T steps of a wavefront take T + lanes - 1"""
+        of, p = self.plan(direction, device)
+        if self.lanes.count == 1:
+            found = latency.step(of, p, device, constants)
+            return found.practical_us, found.parts
+        assert isinstance(p, Grid)
+        us, parts = latency.lanes_step(of, p, device, self.lanes, constants)
+        longer = (T + self.lanes.count - 1) / T if self.lanes.linked else 1.0
+        return us * longer, {name: value * longer for name, value in parts.items()}
+
+
+def parts(problem: Problem, layers: int, bidirectional: bool, sharing: Sequence[Lanes]) -> list[Part]:
+    """The launches that hold `sharing`, in order.  `problem`: the bottom layer's, forward"""
+    directions = 2 if bidirectional else 1
+    found: list[Part] = []
+    at = 0
+    for lanes in sharing:
+        I = problem.I if at < directions else directions * problem.H
+        found.append(Part(lanes, at, replace(problem, I=I)))
+        at += lanes.count
+    assert at == layers * directions, (at, layers, directions)
+    return found
 
 
 def of_direction(problem: Problem, direction: str) -> Problem:

@@ -58,11 +58,22 @@ def test_clocks_and_the_kernels_that_ran_are_named():
     assert "not in one run" in apart and "kernels that ran" not in apart
 
 
-def test_a_stack_says_each_different_layer_once():
-    found = text("h128-i40-b16-t512-l3-bi-fp16")
+def test_a_stack_says_each_launch():
+    found = text("h128-i40-b16-t512-l3-fp16")
+    assert "layers 0 to 2: one launch of" in found and found.count("forward of fp16") == 1 and "3 layers" in found
+    assert f"{model.of_case(cases.parse('h128-i40-b16-t512-l3-fp16'), 'fwd', H200).practical_us:.2f} us per step" in found
+    assert text("h128-i40-b16-t512-l3-bi-fp16").count("layer 2, both directions: ") == 2
+
+
+def test_layer_by_layer_each_different_layer_is_said_once():
+    found = text("h128-i40-b16-t512-l3-bi-uniform-fp16")
     assert "layer 0, each direction:\nforward of fp16 T=512 B=16 I=40 H=128" in found
     assert "layers 1, 2, each direction:\nforward of fp16 T=512 B=16 I=256 H=128" in found
     assert found.count("forward of fp16") == 2 and "3 layers, two directions" in found
+
+
+def test_what_else_is_said_of_a_case():
+    found = text("h128-b16-t8-bf16")
     assert "not 3" in text("h512-b16-t512-l3-fp16")  # cuDNN's persistent algorithm is for one layer
     assert "STANDARD, because the input is packed" in text("h128-b16-t512-uniform-bf16")
     assert "tanh" in found and "relu" in text("h128-b16-t8-bf16-relu") and "(ieee)" in text("h128-b16-t8-fp32-ieee")

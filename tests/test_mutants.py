@@ -104,9 +104,18 @@ def look(mode, case, direction, data, changes=()):
     return None
 
 
-# by default the first mode of each mutant, with --long every one
+STACKS_BY_DEFAULT = ("x is taken as it is found", "its own state for x")  # of the wait between layers, one a mode
+
+
+def by_default(mutant):
+    return not isinstance(mutant.case, Stack) or mutant.name in STACKS_BY_DEFAULT
+
+
+# by default the first mode of each mutant but of most of stacks, with --long every one
 TABLE = [
-    pytest.param(m, mode, id=f"{m.name} - {mode}", marks=() if mode == m.killed_by[0] else pytest.mark.long)
+    pytest.param(
+        m, mode, id=f"{m.name} - {mode}", marks=() if mode == m.killed_by[0] and by_default(m) else pytest.mark.long
+    )
     for m in MUTANTS
     for mode in m.killed_by
 ]
@@ -119,8 +128,9 @@ def test_is_noticed(mutant, mode):
     assert found is not None, f"'{mutant.name}' survives {mode}"
 
 
-def runs(first):
-    return {(mode, m.case, m.direction, m.data) for m in MUTANTS for mode in m.killed_by[: 1 if first else None]}
+def runs(default):
+    chosen = [m for m in MUTANTS if not isinstance(m.case, Stack)] if default else MUTANTS  # test_stack.py runs stacks
+    return {(mode, m.case, m.direction, m.data) for m in chosen for mode in m.killed_by[: 1 if default else None]}
 
 
 @interpret
@@ -158,6 +168,7 @@ def test_patching_leaves_the_source_alone():
 
 
 @interpret
+@pytest.mark.long
 @pytest.mark.parametrize("name", STUCK_LAYERS)
 def test_a_failure_that_does_not_reach_later_layers(name):
     """test_stack.py's test_stuck passes with the same changes less this one."""

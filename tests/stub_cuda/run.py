@@ -24,7 +24,7 @@ import triton.language as tl
 from triton.compiler import CompiledKernel
 from triton.runtime.jit import JITFunction
 
-from rnn_triton import faults, grid, hardware, launch, plan, plans, stack
+from rnn_triton import faults, grid, hardware, launch, plan, plans, stack, stack_plan
 
 CALLS = 2
 
@@ -147,7 +147,7 @@ def layers(case, log, observed):
         return {"da": launch.run(stack._site, call, "backward", *tensors, given["seed"], 100)}
 
     of = plan.Problem(case["direction"], B, I if forward else 1, H, "bf16", None, "tanh")
-    p = stack.lane_plan(of, lanes, record)
+    p = stack_plan.lane_plan(of, lanes, record)
     ahead = grid.compile_ahead(of, p, record, lanes).hash
     return {"plan": plans.fields(p), "ahead": ahead, "calls": calls(function, given, log, observed)}
 
