@@ -16,7 +16,7 @@ from torch import nn
 
 from bench import check, compiling, inputs, peers, providers, records, sessions
 from bench.cases import Job, case, parse
-from rnn_triton import UnsupportedError
+from rnn_triton import UnsupportedError, plans
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 PROVIDERS = providers.PROVIDERS
@@ -646,3 +646,15 @@ def test_a_provider_prepares_by_running_its_shortest_case():
     with mock.patch.dict(PROVIDERS, slow=Slow()), mock.patch.object(Slow, "prepare") as prepare:
         compiling.compile_call(compiling.Call(of, "fwd", provider="slow"))
     prepare.assert_called_once_with(of, "fwd", CUDA)
+
+
+def test_the_plan_of_a_network_is_that_of_its_launches():
+    ours, anywhere = PROVIDERS["rnn_triton"], torch.device("meta")  # which stands for an H200
+    one = case(512, 8, 100, "bf16")
+    assert set(ours.plan(one, anywhere)) == {"forward", "backward"}
+    found = ours.plan(replace(one, layers=4), anywhere)
+    (launch,) = found["launches"]
+    assert launch["lanes"] == {"count": 4, "linked": True, "dropout": False}
+    assert found["forward"] == launch["forward"] and plans.from_fields(launch["backward"]).regime == "grid"
+    apart = ours.plan(replace(one, layers=2, bidirectional=True, models=3), anywhere)["launches"]
+    assert [part["lanes"]["count"] for part in apart] == [1, 1, 1, 1]

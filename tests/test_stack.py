@@ -330,6 +330,46 @@ def test_operator(L, D, I, H, dtype, precision, programs, device, launches):
     assert_close(results, expected(), limit)
 
 
+@pytest.mark.interpret
+def test_the_module_under_autocast(launches, monkeypatch):
+    """rnn_triton.RNN takes the one launch by itself; x, weights and h0 are cast, and gradients come back, as layer by layer."""
+    torch.manual_seed(0)
+    module = rnn_triton.RNN(9, 24, 2, batch_first=True)
+    x, h0 = torch.randn(2, 1, 9, requires_grad=True), torch.randn(2, 2, 24, requires_grad=True)
+
+    def results():
+        with torch.autocast("cpu", torch.bfloat16):
+            y, hn = module(x, h0)
+        return [y, hn, *torch.autograd.grad(y.sum() + hn.sum(), [x, h0, *module.parameters()])]
+
+    found = results()
+    assert launches == [4, 4]
+    monkeypatch.setattr(stack, "_may_share", lambda *_: False)
+    alone = results()
+    assert launches == [4, 4, 2, 2, 2, 2]
+    assert [t.dtype for t in found] == [t.dtype for t in alone] and found[0].dtype is torch.bfloat16
+    assert_close(found, [t.double() for t in alone], Stack(1, 2, 9, 24).tolerance)
+
+
+@pytest.mark.interpret
+def test_wrong_weights_raise_what_they_do_layer_by_layer(monkeypatch):
+    module, x = rnn_triton.RNN(5, 8, 2, bidirectional=True), torch.randn(2, 3, 5)
+    wrong = {
+        "weight_hh_l0_reverse": torch.zeros(8, 7), "weight_ih_l1": torch.zeros(8, 8), "bias_ih_l1": torch.zeros(8).bfloat16(),
+        "weight_ih_l1_reverse": torch.zeros(8, 16, dtype=torch.float64), "bias_hh_l0": torch.zeros(9),
+    }  # fmt: skip
+    assert stack._may_share(x, list(module.parameters()), None)
+    for name, tensor in wrong.items():
+        raised = []
+        for allowed in (stack._may_share, lambda *_: False):
+            monkeypatch.setattr(stack, "_may_share", allowed)
+            with pytest.raises((ValueError, RuntimeError)) as error:
+                torch.func.functional_call(module, {name: tensor}, x)
+            raised.append((error.type, str(error.value)))
+            monkeypatch.undo()
+        assert raised[0] == raised[1], name
+
+
 @pytest.mark.long
 @pytest.mark.interpret
 def test_operator_in_several_launches(monkeypatch, launches):
