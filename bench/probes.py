@@ -20,7 +20,7 @@ import torch
 from . import check, dry, model, run, timing
 from .cases import Case, Job
 from .compiling import Call, choices_of, named
-from .providers import PROVIDERS, tensors
+from .providers import PROVIDERS, plans_on, tensors
 from .records import BASELINES, OURS, quantiles, sampled
 from .worker import in_words
 
@@ -251,11 +251,12 @@ class Equivalence(Item):
         return [fields | more for fields in super().blank()]
 
     def measure(self, place: Place, records: list[Fields]) -> None:
-        from rnn_triton import plans
-
         (record,) = records
         with place.choosing(self.choices):
-            record["plan"] = {p.direction: plans.fields(place.plan(p)) for p in model.problems(self.case)}
+            try:
+                record["plan"] = plans_on(self.case, place.record)
+            except (ValueError, NotImplementedError) as error:
+                raise NotHere(str(error)) from error
             verdict = check.gate(self.case, PROVIDERS[OURS], place.device)
         record |= {"errors": verdict.errors, "implementation": f"Triton kernels on {place.name}"}
         if not verdict.ok:

@@ -83,18 +83,24 @@ class Ours(Provider):
         return ModuleSession(module, inputs, case) if case.models == 1 else stacked(case, module, inputs)
 
     def plan(self, case: Case, device: torch.device) -> dict[str, Any] | None:
-        """Of the first launch, for one model, and of a network of several layers or directions of every launch with its lanes,
-        the layers or directions it holds"""
-        from rnn_triton import hardware, plans
+        from rnn_triton import hardware
 
-        from .model import launches
+        return plans_on(case, hardware.of(device))
 
-        found = []
-        for part in launches(case, hardware.of(device)):
-            ran = {pass_: plans.fields(part.plan(pass_, hardware.of(device))[1]) for pass_ in ("forward", "backward")}
-            found.append({"lanes": asdict(part.lanes), **ran})
-        first = {name: found[0][name] for name in ("forward", "backward")}
-        return first if case.layers * case.directions == 1 else {**first, "launches": found}
+
+def plans_on(case: Case, device: Any) -> dict[str, Any]:
+    """rnn_triton's plans for a hardware.Device: of the first launch, for one model, in each pass, and of a network of several
+    layers or directions of every launch with its lanes, the layers or directions it holds"""
+    from rnn_triton import plans
+
+    from .model import launches
+
+    found = []
+    for part in launches(case, device):
+        ran = {pass_: plans.fields(part.plan(pass_, device)[1]) for pass_ in ("forward", "backward")}
+        found.append({"lanes": asdict(part.lanes), **ran})
+    first = {name: found[0][name] for name in ("forward", "backward")}
+    return first if case.layers * case.directions == 1 else {**first, "launches": found}
 
 
 def stacked(case: Case, module: torch.nn.Module, inputs: dict[str, Tensor]) -> Session:

@@ -146,6 +146,10 @@ def test_items_cover_what_they_should():
     }
     assert any(i.case.B % 2 for i in grids) and any(i.case.nonlinearity == "relu" for i in grids)
     assert {i.case for i in found if i.section == "equivalence"} >= set(cases.suite("check"))
+    networks = [i.case for i in found if i.section == "equivalence" and i.case.layers * i.case.directions > 1]
+    shared = [[part.lanes.count for part in model.launches(case, H200)] for case in networks]
+    assert [4] in shared and [8] in shared and [2, 2] in shared and {c.bidirectional for c in networks} == {True, False}
+    assert all(max(counts) > 1 for counts in shared)
     timed = {i.case for i in found if i.section == "speed"}
     assert len(timed) >= 15 and {min(c.H for c in timed), max(c.H for c in timed)} == {64, 4096}
     assert all(cases.parse(i.case.name) == i.case for i in found)
