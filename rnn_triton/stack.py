@@ -128,6 +128,7 @@ def _may_share(x: Tensor, weights: Sequence[Tensor], h0: Tensor | None) -> bool:
     """May layers share a launch: kernels on this device, and nobody who must see every operation?"""
     return (
         not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
         and (x.is_cuda or (x.is_cpu and interpreter.active()))
         and type(x) in _PLAIN
         and x.shape[0] > 0
