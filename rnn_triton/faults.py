@@ -52,7 +52,8 @@ def word(device: torch.device) -> Tensor:
 def register(description: str, groups: int = 0, lanes: tuple[str, ...] = ("",)) -> int:
     """The launch id, 1 <= id < 2**19, by which a kernel names this launch; the same for the same description.
 
-    `lanes`: names of several lanes of `groups` groups each, which are numbered through; part of the description. After 2**19 - 1 descriptions the oldest is forgotten and its id given to the next."""
+    `lanes`: names of several lanes of `groups` groups each, which are numbered through; part of the description.  After
+    2**19 - 1 descriptions the oldest is forgotten and its id given to the next."""
     global _registered
     if len(lanes) > 1:
         description = f"{description}, {len(lanes)} lanes ({', '.join(lanes)})"

@@ -31,7 +31,8 @@ INTERPRETED_LIMIT = 1 << 10
 class Cooperative:
     """A cooperative launch, as far as it is known from its problem, plan and lanes alone."""
 
-    def __init__(self, problem: Problem, plan: Grid, lanes: Lanes = ONE) -> None:
+    def __init__(self, problem: Problem, plan: Grid, lanes: Lanes = ONE, first: int = 0) -> None:
+        """`first`: the number of the lanes' bottom layer, for reports"""
         self.problem = problem
         self.plan = plan
         self.lanes = lanes
@@ -42,7 +43,7 @@ class Cooperative:
         self.sync_words = _LINE * lanes.count * (plan.groups + math.ceil(problem.B / plan.block_b))
         p = problem
         name = f"{p.direction} of {p.dtype} B={p.B} I={p.I} H={p.H} over {plan.groups} groups of {plan.ctas} CTAs"
-        self.id = faults.register(name, plan.groups, lanes.names(p.direction))
+        self.id = faults.register(name, plan.groups, lanes.names(p.direction, first))
         programs = (plan.groups * plan.ctas, lanes.count, 1)
         self.launch = Launcher(grid, programs, functools.partial(constants, problem, plan, lanes=lanes), options(plan))
 

@@ -132,7 +132,8 @@ class BothDirections(_Lanes):
         tensors = (x_in, w_in_given, self._stacked(w_hh, self.row), *bias, first, u, None, out, hn)
         self._run(tensors, out, sync, (T, B, 0, *strides))
         y = self._units(out, w_hh[0].dtype).view(T, B, -1)
-        return y, self._units(hn, w_hh[0].dtype).transpose(0, 1).contiguous()
+        hn = self._units(hn, w_hh[0].dtype).transpose(0, 1).contiguous()
+        return y.detach(), hn.detach()  # no views, whose in-place changes autograd would refuse
 
     def backward(self, w_hh: Sequence[Tensor], y: Tensor, dy: Tensor | None, dhn: Tensor | None) -> Tensor:
         """da[T,B,2H], of y[T,B,2H], dy[T,B,2H] and dhn[2,B,H]; dy or dhn may be None, not both."""

@@ -37,6 +37,22 @@ def current(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     return _NO_CONTEXT if device.index == torch.cuda.current_device() else torch.cuda.device(device)
 
 
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def have_memory(*tensors: Tensor | None) -> bool:
+    """Are these tensors what they seem, memory that a kernel may be given, with no transform or mode that must see what is
+    done to them: fake tensors, make_fx, counters of operations, either kind of vmap?"""
+    return (
+        not torch._C._are_functorch_transforms_active()
+        and not torch._C._len_torch_dispatch_stack()
+        and all(t is None or (type(t) in _PLAIN and not _is_batched(t)) for t in tensors)
+    )
+
+
+_is_batched = torch._C._functorch.is_legacy_batchedtensor  # of is_grads_batched, and of torch.autograd.functional
+
+
 class Launcher:
     """A kernel, its grid and its options, called with tensors (None: absent) and integers.
 

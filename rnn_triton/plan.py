@@ -30,7 +30,9 @@ __all__ = [
     "reject", "rejected", "_FORMS", "_Form",
 ]  # fmt: skip
 
-CHOICES = {"regime"} | {f.name for regime in (SingleCta, Grid, PerStep) for f in fields_of(regime)} - {"reason"}
+# What `overriding` may ask for: fields of a plan, and what is no plan's: how many layers or directions a launch takes at most
+BESIDES = {"lanes"}
+CHOICES = {"regime"} | {f.name for regime in (SingleCta, Grid, PerStep) for f in fields_of(regime)} - {"reason"} | BESIDES
 
 Choices = tuple[tuple[str, Any], ...]
 Failures = tuple[tuple[Plan, str], ...]
@@ -100,14 +102,17 @@ def best(problem: Problem, device: Device, plans: Sequence[Plan]) -> Plan:
 def overriding(**choices: Any) -> Iterator[None]:
     """While open, in the whole process, plans have these values: names of the fields of a plan, and `regime`.
 
-    `w_ih_home` is about forward passes: backward ones project nothing.  Nested ones add up.  ValueError: no such field,
-    here; no such plan, when one is asked for."""
+    `lanes`: how many layers of a stack, or directions, a launch holds at most; 1: each has its own.  `w_ih_home` is about
+    forward passes: backward ones project nothing.  Nested ones add up.  ValueError: no such field, here; no such plan, when
+    one is asked for."""
     unknown = sorted(set(choices) - CHOICES)
     if unknown:
         raise ValueError(f"a plan has no {', '.join(unknown)}; it has {', '.join(sorted(CHOICES))}")
     for name, value in choices.items():
         if not isinstance(value, str | int):
             raise ValueError(f"{name} must be a string or a number, got {value!r}")
+        if name in BESIDES and not (isinstance(value, int) and value >= 1):
+            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
     with _lock:
         _open.append(choices)
         _combine()
@@ -131,7 +136,7 @@ def overrides() -> Choices:
 
 def matches(p: Plan, choices: Mapping[str, Any]) -> bool:
     for name, value in choices.items():
-        if name == "w_ih_home" and p.w_ih_home == "none":
+        if name in BESIDES or (name == "w_ih_home" and p.w_ih_home == "none"):
             continue
         if getattr(p, name, None) != value:
             return False
@@ -139,6 +144,7 @@ def matches(p: Plan, choices: Mapping[str, Any]) -> bool:
 
 
 def _no_choice(problem: Problem, device: Device, asked: Mapping[str, Any], fitting: Sequence[Plan]) -> str:
+    asked = {name: value for name, value in asked.items() if name not in BESIDES}
     wanted = ", ".join(f"{name}={value!r}" for name, value in asked.items())
     there = []
     for regime in dict.fromkeys(p.regime for p in fitting):
@@ -224,8 +230,8 @@ def read_measured(text: str) -> list[Measured]:
         first, last = row["B"]
         if not 1 <= first <= last or row["H"] < 1:
             raise ValueError(f"{where}: H must be positive and B a range from 1, got {row['H']} and {row['B']}")
-        if not row["choices"] or set(row["choices"]) - CHOICES:
-            raise ValueError(f"{where}: choices must be among {', '.join(sorted(CHOICES))}, got {row['choices']}")
+        if not row["choices"] or set(row["choices"]) - CHOICES | set(row["choices"]) & BESIDES:
+            raise ValueError(f"{where}: choices must be among {', '.join(sorted(CHOICES - BESIDES))}, got {row['choices']}")
         new = Measured(**{**row, "B": (first, last)})
         for old in rows:
             apart = new.B[1] < old.B[0] or old.B[1] < new.B[0]

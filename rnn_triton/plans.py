@@ -78,11 +78,11 @@ class Lanes:
     linked: bool = False  # layers, each fed by the one before; else directions
     dropout: bool = False  # between linked lanes
 
-    def names(self, direction: str) -> tuple[str, ...]:
-        """What the lanes are called, in the order in which they run"""
+    def names(self, direction: str, first: int = 0) -> tuple[str, ...]:
+        """What the lanes are called, in the order in which they run; `first`: the number of the bottom layer"""
         if not self.linked:
-            return ("",) if self.count == 1 else ("direction 0", "direction 1")
-        layers = [f"layer {n} of {self.count}" for n in range(self.count)]
+            return ("",) if self.count == 1 else (f"layer {first} forwards", f"layer {first} backwards in time")
+        layers = [f"layer {first + n}" for n in range(self.count)]
         return tuple(layers if direction == "forward" else layers[::-1])
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from . import dropout as masks
 from . import functional, gemm, hardware, interpreter, launch, op, packed
 from .errors import UnsupportedError
 from .lanes import BothDirections, Wavefront
+from .launcher import have_memory
 from .plan import Choices
 from .plans import DTYPES, ONE, Lanes, Problem
 from .stack_plan import lane_plan, launches
@@ -58,9 +59,11 @@ def rnn(
     layers: list[Layer] = [(*weights[i : i + each], None, None)[:4] for i in range(0, len(weights), each)]  # type: ignore[misc]
     parts = (ONE,) * len(layers)
     between = functools.partial(nn.functional.dropout, p=dropout)
-    dropped = masks.count(dropout)
+    dropped, recording = 0, False
     if runs is None and _may_share(x, weights, h0):
         layer = op.rnn
+        dropped = masks.count(dropout)
+        recording = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, h0, *weights))
         x, layers, h0, precision = _settled(x, layers, h0, nonlinearity, bidirectional, precision)
         problem = Problem(
             "forward", x.shape[1], x.shape[2], layers[0][1].shape[0], DTYPES[x.dtype], precision, nonlinearity
@@ -74,9 +77,11 @@ def rnn(
     between_layers = (lambda y, _: between(y)) if dropout else (lambda y, _: y)
     in_turn = functools.partial(_in_turn, one=functools.partial(layer, **options), between=between_layers)
 
-    def together(x: Tensor, part: Sequence[Layer], h0: Tensor | None, lanes: Lanes) -> tuple[Tensor, Tensor]:
+    def together(
+        x: Tensor, part: Sequence[Layer], h0: Tensor | None, lanes: Lanes, first: int
+    ) -> tuple[Tensor, Tensor]:
         seed = masks.new_seed(x.device) if lanes.dropout else None
-        settings = nonlinearity, precision, dropped, lanes, torch.is_grad_enabled()
+        settings = _Settings(nonlinearity, precision, dropped, lanes, first, recording)
         try:
             return _Lanes.apply(x, h0, seed, settings, *[t for layer in part for t in layer])
         except UnsupportedError:  # nothing compiles
@@ -97,7 +102,7 @@ def _in_turn(
     together: Callable[..., tuple[Tensor, Tensor]] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(y, h_n) as of `rnn`, part after part: one(x, *layer, h0=, reverse=) for a layer in one direction, else together(x, layers,
-    h0, lanes).  between(y, n): what layer n + 1 gets of y of layer n"""
+    h0, lanes, number of the first layer).  between(y, n): what layer n + 1 gets of y of layer n"""
     directions = 2 if bidirectional else 1
     states = [None] * len(parts) if h0 is None else h0.split([lanes.count for lanes in parts])
     h_n: list[Tensor] = []
@@ -111,7 +116,7 @@ def _in_turn(
             hn = hn[None]
         else:
             assert together is not None
-            y, hn = together(x, layers[at : at + lanes.count], h, lanes)
+            y, hn = together(x, layers[at : at + lanes.count], h, lanes, at // directions)
         h_n.append(hn)
         ys.append(y)
         at += lanes.count
@@ -121,23 +126,16 @@ def _in_turn(
     return x, h_n[0] if len(h_n) == 1 else torch.cat(h_n)
 
 
-_PLAIN = (Tensor, nn.Parameter)
-
-
 def _may_share(x: Tensor, weights: Sequence[Tensor], h0: Tensor | None) -> bool:
     """May layers share a launch: kernels on this device, and nobody who must see every operation?"""
     return (
         not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
         and (x.is_cuda or (x.is_cpu and interpreter.active()))
-        and type(x) in _PLAIN
         and x.shape[0] > 0
         and x.shape[1] > 0
-        and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
-        and not torch._C._len_torch_dispatch_stack()  # fake tensors, make_fx, counters of operations
-        and all(type(w) in _PLAIN for w in weights)
-        and (h0 is None or type(h0) in _PLAIN)
+        and have_memory(x, h0, *weights)
     )
 
 
@@ -171,17 +169,30 @@ def _settled(
 
 @functools.lru_cache(maxsize=1024)
 def _site(call: tuple[Any, ...], chosen: Choices) -> Any:
-    """The site of a call (direction, B, I, H, dtype, precision, nonlinearity, lanes, device) under the overrides `chosen`."""
-    direction, B, I, H, dtype, precision, nonlinearity, lanes, device = call
+    """The site of a call (direction, B, I, H, dtype, precision, nonlinearity, lanes, first, device) under the overrides
+    `chosen`."""
+    direction, B, I, H, dtype, precision, nonlinearity, lanes, first, device = call
     problem = Problem(direction, B, I, H, DTYPES[dtype], precision, nonlinearity)
     p = lane_plan(problem, lanes, hardware.of(device), chosen)
     if p is None:
         raise UnsupportedError(f"no plan for {lanes.count} lanes of {problem} compiles on {hardware.of(device).name}")
-    return (Wavefront if lanes.linked else BothDirections)(problem, p, lanes)
+    return (Wavefront if lanes.linked else BothDirections)(problem, p, lanes, first)
 
 
-def _call(direction: str, x: Tensor, I: int, H: int, precision: str | None, nonlinearity: str, lanes: Lanes) -> tuple:
-    return direction, x.shape[-2], I, H, x.dtype, precision, nonlinearity, lanes, x.device
+class _Settings(NamedTuple):
+    """What a launch of several lanes needs to know besides tensors"""
+
+    nonlinearity: str
+    precision: str | None
+    dropped: int  # of 65536 elements between linked lanes
+    lanes: Lanes
+    first: int  # number of the bottom layer in the network
+    recording: bool  # does autograd look at it?
+
+    def call(self, direction: str, x: Tensor, I: int, H: int) -> tuple[Any, ...]:
+        """as of `_site`"""
+        known = self.precision, self.nonlinearity, self.lanes, self.first
+        return direction, x.shape[-2], I, H, x.dtype, *known, x.device
 
 
 def _columns(layers: Sequence[Layer]) -> tuple[list[Tensor], list[Tensor], list[Tensor] | None, list[Tensor] | None]:
@@ -192,88 +203,103 @@ def _columns(layers: Sequence[Layer]) -> tuple[list[Tensor], list[Tensor], list[
 
 
 class _Lanes(torch.autograd.Function):
-    """(y, hn) of (x, h0, seed, settings, *weights, four a lane); settings: (nonlinearity, precision, dropped, lanes,
-    is autograd recording).
+    """(y, hn) of (x, h0, seed, settings, *weights, four a lane).
 
-    Kept for the backward pass: the arguments, and y of every layer.  Derivatives of the gradients are those of the same
-    layers one after the other."""
+    Kept for the backward pass: the arguments, and y of every layer.  What the backward kernel cannot do (derivatives of the
+    gradients, batches of gradients) is done by the same layers one after the other."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, h0: Tensor | None, seed: Tensor | None, settings: Any, *weights: Any) -> Any:
-        nonlinearity, precision, dropped, lanes, recording = settings
+    def forward(
+        ctx: Any, x: Tensor, h0: Tensor | None, seed: Tensor | None, settings: _Settings, *weights: Any
+    ) -> tuple[Tensor, Tensor]:
         w_ih, w_hh, b_ih, b_hh = _columns(_layers(weights))
-        call = _call("forward", x, x.shape[2], w_hh[0].shape[0], precision, nonlinearity, lanes)
-        extra = (seed, dropped) if lanes.linked else ()
+        H = w_hh[0].shape[0]
+        linked = settings.lanes.linked
+        extra = (seed, settings.dropped) if linked else ()
+        call = settings.call("forward", x, x.shape[2], H)
         ys, hn = launch.run(_site, call, "forward", x, w_ih, w_hh, b_ih, b_hh, h0, *extra)
         ctx.settings = settings
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, h0, seed, ys, *weights)
-        if not lanes.linked:
+        if not linked:
             return ys, hn
-        y = ys[-1, ..., : w_hh[0].shape[0]]
-        if recording and y.is_contiguous():
+        y = ys[-1, ..., :H]
+        if settings.recording and y.is_contiguous():
             return y.detach(), hn
         return y.clone(memory_format=torch.contiguous_format), hn  # else it would keep all the layers' memory
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
-        dy, dhn = cotangents
-        x, h0, seed, ys, *weights = ctx.saved_tensors
-        if dy is None and dhn is None:
-            return (None,) * (4 + len(weights))
-        nonlinearity, precision, dropped, lanes, _ = ctx.settings
-        if torch.is_grad_enabled():  # create_graph
-            return _again(ctx, cotangents, True)
-        layers = _layers(weights)
-        w_ih, w_hh, *_ = _columns(layers)
-        H = w_hh[0].shape[0]
-        call = _call("backward", x, 1, H, precision, nonlinearity, lanes)
-        needs = ctx.needs_input_grad
-        given = (w_ih, w_hh, ys, dy, dhn, seed, dropped) if lanes.linked else (w_hh, ys, dy, dhn)
-        try:
-            da = launch.run(_site, call, "backward", *given)
-        except UnsupportedError:  # overrides are others than in the forward pass, or nothing compiles
-            return _again(ctx, cotangents, False)
-        das = list(da) if lanes.linked else list(da.chunk(2, 2))
-        outputs = [y[..., :H] for y in ys] if lanes.linked else list(ys.chunk(2, 2))
-        dx = dh0 = None
-        if needs[0]:
-            both = (das[0], w_ih[0]) if lanes.linked else (da, torch.cat(w_ih))
-            dx = gemm.matmul(both[0].flatten(0, 1), both[1], precision).view_as(x)
-        if needs[1]:
-            first = [d[0 if lanes.linked or n == 0 else -1] for n, d in enumerate(das)]
-            dh0 = torch.stack([gemm.matmul(d, w, precision) for d, w in zip(first, w_hh, strict=True)])
-        gradients: list[Tensor | None] = []
-        for n, (d, y) in enumerate(zip(das, outputs, strict=True)):
-            wanted = needs[4 + 4 * n : 8 + 4 * n]
-            of = wanted[0] * op.DW_IH | wanted[1] * op.DW_HH | (wanted[2] or wanted[3]) * op.DB
-            below = x
-            if lanes.linked and n:
-                below = masks.drop(ys[n - 1], seed, n - 1, dropped)[..., :H] if dropped and wanted[0] else outputs[n - 1]
-            h = None if h0 is None else h0[n]
-            dw_ih, dw_hh, db = op._weight_gradients(d, below, y, h, not lanes.linked and n == 1, precision, of)
-            found = (dw_ih, dw_hh, db, db)
-            gradients += [g if want else None for g, want in zip(found, wanted, strict=True)]
-        return dx, dh0, None, None, *gradients
+        saved = ctx.saved_tensors  # once: torch.utils.checkpoint forgets what it has handed out
+        if all(c is None for c in cotangents):
+            return (None,) * len(ctx.needs_input_grad)
+        create_graph = torch.is_grad_enabled()
+        if not create_graph and have_memory(*cotangents, *saved):
+            try:
+                return _gradients(saved, cotangents, ctx.settings, ctx.needs_input_grad)
+            except UnsupportedError:  # overrides are others than in the forward pass, or nothing compiles
+                pass
+        return _again(saved, cotangents, ctx.settings, ctx.needs_input_grad, create_graph)
+
+
+def _gradients(
+    saved: Sequence[Any], cotangents: Sequence[Tensor | None], settings: _Settings, needs: Sequence[bool]
+) -> tuple[Any, ...]:
+    """of the arguments of `_Lanes` that need one, by the kernel"""
+    x, h0, seed, ys, *weights = saved
+    dy, dhn = cotangents
+    precision, dropped, linked = settings.precision, settings.dropped, settings.lanes.linked
+    w_ih, w_hh, *_ = _columns(_layers(weights))
+    H = w_hh[0].shape[0]
+    given = (w_ih, w_hh, ys, dy, dhn, seed, dropped) if linked else (w_hh, ys, dy, dhn)
+    da = launch.run(_site, settings.call("backward", x, 1, H), "backward", *given)
+    das = list(da) if linked else list(da.chunk(2, 2))
+    outputs = [y[..., :H] for y in ys] if linked else list(ys.chunk(2, 2))
+    dx = dh0 = None
+    if needs[0]:
+        both = (das[0], w_ih[0]) if linked else (da, torch.cat(w_ih))
+        dx = gemm.matmul(both[0].flatten(0, 1), both[1], precision).view_as(x)
+    if needs[1]:
+        first = [d[0 if linked or n == 0 else -1] for n, d in enumerate(das)]
+        dh0 = torch.stack([gemm.matmul(d, w, precision) for d, w in zip(first, w_hh, strict=True)])
+    gradients: list[Tensor | None] = []
+    for n, (d, y) in enumerate(zip(das, outputs, strict=True)):
+        wanted = needs[4 + 4 * n : 8 + 4 * n]
+        of = wanted[0] * op.DW_IH | wanted[1] * op.DW_HH | (wanted[2] or wanted[3]) * op.DB
+        below = x
+        if linked and n:
+            below = masks.drop(ys[n - 1], seed, n - 1, dropped)[..., :H] if dropped and wanted[0] else outputs[n - 1]
+        h = None if h0 is None else h0[n]
+        dw_ih, dw_hh, db = op._weight_gradients(d, below, y, h, not linked and n == 1, precision, of)
+        found = (dw_ih, dw_hh, db, db)
+        gradients += [g if want else None for g, want in zip(found, wanted, strict=True)]
+    return dx, dh0, None, None, *gradients
 
 
 def _layers(weights: Sequence[Tensor | None]) -> list[Layer]:
     return [tuple(weights[i : i + 4]) for i in range(0, len(weights), 4)]  # type: ignore[misc]
 
 
-def _again(ctx: Any, cotangents: Sequence[Tensor | None], create_graph: bool) -> tuple[Any, ...]:
-    """The gradients by running the layers again, one after the other, with the same masks: those can be differentiated"""
-    x, h0, seed, _, *weights = ctx.saved_tensors
-    nonlinearity, precision, dropped, lanes, _ = ctx.settings
+def _again(
+    saved: Sequence[Any],
+    cotangents: Sequence[Tensor | None],
+    settings: _Settings,
+    needs: Sequence[bool],
+    create_graph: bool,
+) -> tuple[Any, ...]:
+    """The same by running the layers again, one after the other, with the same masks: those can be differentiated, for any
+    batch of cotangents"""
+    x, h0, seed, _, *weights = saved
+    dropped = settings.dropped if settings.lanes.dropout else 0
     with torch.enable_grad():
         # views: one of these may have been computed from another, or be the same tensor, and the gradients of each are wanted
         inputs: list[Any] = [None if t is None else t.view_as(t) for t in (x, h0, None, None, *weights)]
         outputs = _in_turn(
-            inputs[0], _layers(inputs[4:]), inputs[1], (ONE,) * lanes.count, not lanes.linked,
-            one=functools.partial(op.rnn, nonlinearity=nonlinearity, precision=precision),
-            between=lambda y, n: masks.Drop.apply(y, seed, n, dropped) if dropped else y,
+            inputs[0], _layers(inputs[4:]), inputs[1], (ONE,) * settings.lanes.count, not settings.lanes.linked,
+            one=functools.partial(op.rnn, nonlinearity=settings.nonlinearity, precision=settings.precision),
+            between=lambda y, n: masks.drop_by_mask(y, seed, n, dropped) if dropped else y,
         )  # fmt: skip
-        wanted = [i for i, need in enumerate(ctx.needs_input_grad) if need]
+        wanted = [i for i, need in enumerate(needs) if need]
         pairs = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if c is not None]
         found = torch.autograd.grad(
             [o for o, _ in pairs], [inputs[i] for i in wanted], [c for _, c in pairs], create_graph=create_graph,

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from . import latency
 from .candidates import grid as grid_candidates
+from .errors import UnsupportedError
 from .hardware import Device
 from .plan import Choices, failures, matches, overrides, plan, rejected, remaining
 from .plans import ONE, Grid, Lanes, Plan, Problem
@@ -44,7 +45,8 @@ def launches(
     problem: Problem, layers: int, bidirectional: bool, dropout: bool, device: Device, chosen: Choices | None = None
 ) -> tuple[Lanes, ...]:
     """What each launch of a pass holds, bottom layer first: layers, or both directions of one, or a layer in one direction
-    (ONE).  `problem`: the bottom layer's, of either pass, with its I."""
+    (ONE).  `problem`: the bottom layer's, of either pass, with its I.  Both passes have the same launches, chosen for the
+    time of both, so that inference runs what training runs."""
     chosen = overrides() if chosen is None else chosen
     return _launches(problem, layers, bidirectional, dropout, device, chosen, failures())
 
@@ -55,31 +57,32 @@ def _launches(
 ) -> tuple[Lanes, ...]:
     if bidirectional:
         each = [replace(problem, I=I) for I in (problem.I, *[2 * problem.H] * (layers - 1))]
-        return tuple(lanes for of in each for lanes in ([Lanes(2)] if together(of, device, chosen) else [ONE, ONE]))
+        both = [together(of, device, chosen) for of in each]
+        return tuple(lanes for of in both for lanes in ([Lanes(2)] if of else [ONE, ONE]))
     sizes = runs(problem, layers, dropout, device, chosen)
     return tuple(ONE if size == 1 else Lanes(size, True, dropout) for size in sizes)
 
 
 def runs(problem: Problem, layers: int, dropout: bool, device: Device, chosen: Choices) -> tuple[int, ...]:
     """How many layers of one direction each launch takes, bottom layer first."""
-    best, least = (1,) * layers, math.inf
-    if layers > 1:
-        times = {1: _alone(problem, device, chosen)}
-        least = layers * times[1]
+    best = (1,) * layers
+    times = {1: _alone(problem, device, chosen)}
+    least = layers * times[1]
     for count in range(layers - 1, 0, -1):
         n, more = divmod(layers, count)
         sizes = (n + 1,) * more + (n,) * (count - more)
         for size in {n, n + (more > 0)} - set(times):
-            times[size] = _both_passes(problem, Lanes(size, True, dropout), device, chosen)
+            times[size] = _shared(problem, Lanes(size, True, dropout), device, chosen)
         total = sum(times[size] for size in sizes)
-        if total <= least:
+        if total <= least and total < math.inf:
             best, least = sizes, total
     return best
 
 
 def together(problem: Problem, device: Device, chosen: Choices) -> bool:
     """Do both directions of a layer run in one launch?"""
-    return _both_passes(problem, Lanes(2), device, chosen) <= 2 * _alone(problem, device, chosen)
+    us = _shared(problem, Lanes(2), device, chosen)
+    return us < math.inf and us <= 2 * _alone(problem, device, chosen)
 
 
 class Part(NamedTuple):
@@ -130,8 +133,10 @@ def of_direction(problem: Problem, direction: str) -> Problem:
     return replace(problem, direction=direction, I=problem.I if direction == "forward" else 1)
 
 
-def _both_passes(problem: Problem, lanes: Lanes, device: Device, chosen: Choices) -> float:
+def _shared(problem: Problem, lanes: Lanes, device: Device, chosen: Choices) -> float:
     """Estimated time of a step forward and one backward, where a launch of these lanes has a plan for both; else inf"""
+    if lanes.count > dict(chosen).get("lanes", lanes.count):
+        return math.inf
     total = 0.0
     for direction in ("forward", "backward"):
         of = of_direction(problem, direction)
@@ -141,6 +146,9 @@ def _both_passes(problem: Problem, lanes: Lanes, device: Device, chosen: Choices
 
 
 def _alone(problem: Problem, device: Device, chosen: Choices) -> float:
-    """The same of one layer in one direction"""
-    passes = [of_direction(problem, direction) for direction in ("forward", "backward")]
-    return sum(latency.practical_us(of, plan(of, device, chosen), device) for of in passes)
+    """The same of one layer in one direction; inf where the overrides ask for what one of the passes does not have"""
+    of = [of_direction(problem, direction) for direction in ("forward", "backward")]
+    try:
+        return sum(latency.practical_us(each, plan(each, device, chosen), device) for each in of)
+    except (ValueError, UnsupportedError):
+        return math.inf

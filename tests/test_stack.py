@@ -1,28 +1,25 @@
 """Several lanes in a launch (kernels/grid.py): stacks as a wavefront, both directions side by side, dropout between
-layers; and the operator over them (rnn_triton/stack.py).
+layers.  The operator over them is in test_stack_op.py.
 
 Launches by hand-written plans (support/stacks.py) as in test_grid.py: in the cooperative interpreter, whose schedules
 make layers run ahead and fall behind, and on a GPU.  That the tests of the wait between layers can fail is what
 test_stack_mutants.py shows.
 """
 
-import functools
 import itertools
 
 import pytest
 import torch
-from cooperative import Schedule, cooperate
+from cooperative import Schedule
 from support import stuck
 from support.grids import MODES, assert_close, assert_same_where_finite, bits
-from support.memory import Allocations
 from support.mutants import Change, patched
-from support.stacks import Stack, dropout_masks, network
-from torch.autograd import forward_ad
+from support.stacks import Stack, dropout_masks
 
 import rnn_triton
-from rnn_triton import dropout, faults, grid, hardware, latency, op, plan, reference, stack, stack_plan
+from rnn_triton import faults, hardware, latency, plan, stack_plan
 from rnn_triton.errors import ExchangeError
-from rnn_triton.plans import ONE, Lanes, Problem
+from rnn_triton.plans import Lanes, Problem
 
 CPU = torch.device("cpu")
 DIRECTIONS = ("forward", "backward")
@@ -165,6 +162,36 @@ def test_infinite_values_backward(where, device):
     assert_same_where_finite(case.run("backward", tensors, device, mode=MODES[1]), expected, case.tolerance)
 
 
+def changed_dropout():
+    """Of a mask's place: another layer, step, row, unit, or seed; no scale; in one of the passes"""
+    forward = "drop_input(v, seed, k * TILE, tile * BLOCK_B, t, layer - 1, lane_dropped"
+    backward = "acc_a + acc_b, seed, unit0, tile * BLOCK_B, t, layer, lane_dropped, scale"
+    for text, direction in ((forward, "forward"), (backward, "backward")):
+        for old, new in (("layer", "1 + layer"), (" t,", " t + 1,"), ("BLOCK_B,", "BLOCK_B + 1,"), ("seed", "seed + 1")):
+            yield Change("grid.py", text, text.replace(old, new)), direction
+        yield Change("grid.py", text, text.replace("lane_dropped", "dropped - 5000")), direction
+    yield Change("grid.py", forward, forward.replace("k * TILE", "k * TILE + 4")), "forward"
+    yield Change("grid.py", backward, backward.replace("unit0", "unit0 + 8")), "backward"
+    yield Change("grid.py", "            if DROPOUT and FIRST_IS_STATE:\n                acc_a *= scale\n",
+                 "            if False:\n                acc_a *= scale\n"), "forward"  # fmt: skip
+    yield Change("grid.py", backward, backward.replace("scale", "1.0")), "backward"
+
+
+@pytest.mark.long
+@pytest.mark.interpret
+@pytest.mark.parametrize(
+    "change, direction",
+    list(changed_dropout()),
+    ids=lambda v: getattr(v, "new", v)[:90],
+)
+def test_changed_dropout_is_noticed(change, direction):
+    case = Stack(2, 9, 9, 24, dropped=20000, kind="tf32")
+    tensors = case.inputs(direction)
+    expected = case.expected(direction, tensors, dropout_masks(case, seed=5))
+    with patched(change) as kernels, pytest.raises(AssertionError):
+        assert_close(case.run(direction, tensors, module=kernels.lanes, seed=5), expected, case.tolerance)
+
+
 # ---- faults ---------------------------------------------------------------------------------------------------------
 
 
@@ -199,7 +226,7 @@ def test_a_layer_that_never_ran():
         y, hn = case.run(
             "forward", tensors, module=kernels.lanes, mode=dict(schedule="rr", races="off", max_idle=4000)
         )
-    with pytest.raises(ExchangeError, match="group 0 of layer 1 of 2 waited .* time step 0 "):
+    with pytest.raises(ExchangeError, match="group 0 of layer 1 waited .* time step 0 "):
         faults.check(CPU)
     assert y[1].isnan().all() and hn[1].isnan().all()
 
@@ -276,360 +303,3 @@ def test_explain():
     for wrong in (dict(layers=0), dict(layers=2, dropout=1.5)):
         with pytest.raises(ValueError, match="must be"):
             explained(10, 64, **wrong)
-
-
-# ---- the operator ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def launches(monkeypatch):
-    """Programs of each cooperative launch, in order.  In the interpreter each is run with all its programs alive."""
-    seen, plain = [], grid.Cooperative._run
-
-    def run(site, tensors, out, *arguments):
-        if out.is_cuda:
-            return plain(site, tensors, out, *arguments)
-        with cooperate(channels=("out_ptr",), schedule="random", seed=1) as session:
-            plain(site, tensors, out, *arguments)
-        seen.append(session.stats["programs"])
-
-    monkeypatch.setattr(grid.Cooperative, "_run", run)
-    with plan.overriding(regime="grid"):
-        yield seen
-
-
-def rnn(x, layers, h0, precision=None, **options):
-    """(y, hn) of stack.rnn, of weights layer by layer"""
-    return stack.rnn(x, [t for layer in layers for t in layer], h0, precision=precision, **options)
-
-
-def run(x, layers, h0, precision=None, **options):
-    """y, hn, and the gradients of x, h0 and weights for cotangents of one"""
-    y, hn = rnn(x, layers, h0, precision, **options)
-    return [y, hn, *torch.autograd.grad(y.sum() + hn.sum(), [x, h0, *[t for layer in layers for t in layer]])]
-
-
-OPERATOR = [
-    (3, 1, 9, 24, torch.bfloat16, None, [6, 6]),
-    # groups of one CTA
-    pytest.param(2, 1, 40, 21, torch.float32, "tf32", [2, 2], marks=pytest.mark.long),
-    pytest.param(2, 2, 9, 21, torch.float32, "tf32", [2, 2, 2, 2], marks=pytest.mark.long),
-]
-
-
-@pytest.mark.parametrize("L, D, I, H, dtype, precision, programs", OPERATOR)
-def test_operator(L, D, I, H, dtype, precision, programs, device, launches):
-    """y, hn and all gradients against torch.nn.RNN in fp64"""
-    x, layers, h0, expected = network(L, D, I, H, dtype=dtype, device=device)
-    results = run(x, layers, h0, precision, bidirectional=D == 2)
-    faults.synchronize(device)
-    assert launches == (programs if device == "cpu" else [])
-    kind = "bf16" if dtype is torch.bfloat16 else "tf32"
-    # a weight gradient sums T * B products of two rounded values; the second pass rounds as the first one did
-    limit = Stack(2 * 3, 3, I, H, kind=kind, layers=L).tolerance
-    assert_close(results, expected(), limit)
-
-
-@pytest.mark.interpret
-def test_the_module_under_autocast(launches, monkeypatch):
-    """rnn_triton.RNN takes the one launch by itself; x, weights and h0 are cast, and gradients come back, as layer by layer."""
-    torch.manual_seed(0)
-    module = rnn_triton.RNN(9, 24, 2, batch_first=True)
-    x, h0 = torch.randn(2, 1, 9, requires_grad=True), torch.randn(2, 2, 24, requires_grad=True)
-
-    def results():
-        with torch.autocast("cpu", torch.bfloat16):
-            y, hn = module(x, h0)
-        return [y, hn, *torch.autograd.grad(y.sum() + hn.sum(), [x, h0, *module.parameters()])]
-
-    found = results()
-    assert launches == [4, 4]
-    monkeypatch.setattr(stack, "_may_share", lambda *_: False)
-    alone = results()
-    assert launches == [4, 4, 2, 2, 2, 2]
-    assert [t.dtype for t in found] == [t.dtype for t in alone] and found[0].dtype is torch.bfloat16
-    assert_close(found, [t.double() for t in alone], Stack(1, 2, 9, 24).tolerance)
-
-
-@pytest.mark.interpret
-def test_wrong_weights_raise_what_they_do_layer_by_layer(monkeypatch):
-    module, x = rnn_triton.RNN(5, 8, 2, bidirectional=True), torch.randn(2, 3, 5)
-    wrong = {
-        "weight_hh_l0_reverse": torch.zeros(8, 7), "weight_ih_l1": torch.zeros(8, 8), "bias_ih_l1": torch.zeros(8).bfloat16(),
-        "weight_ih_l1_reverse": torch.zeros(8, 16, dtype=torch.float64), "bias_hh_l0": torch.zeros(9),
-    }  # fmt: skip
-    assert stack._may_share(x, list(module.parameters()), None)
-    for name, tensor in wrong.items():
-        raised = []
-        for allowed in (stack._may_share, lambda *_: False):
-            monkeypatch.setattr(stack, "_may_share", allowed)
-            with pytest.raises((ValueError, RuntimeError)) as error:
-                torch.func.functional_call(module, {name: tensor}, x)
-            raised.append((error.type, str(error.value)))
-            monkeypatch.undo()
-        assert raised[0] == raised[1], name
-
-
-@pytest.mark.long
-@pytest.mark.interpret
-def test_operator_in_several_launches(monkeypatch, launches):
-    """runs of two and one layers, with dropout between them, too"""
-    monkeypatch.setattr(stack, "launches", lambda *given: (Lanes(2, True, given[3]), ONE))
-    x, layers, h0, expected = network(3, 1, 9, 24)
-    results = run(x, layers, h0)
-    assert launches == [4, 2, 2, 4]
-    assert_close(results, expected(), Stack(6, 3, 9, 24, layers=3).tolerance)
-    torch.manual_seed(1)
-    again = run(x, layers, h0, dropout=0.5)
-    assert not torch.equal(again[0], results[0])
-    torch.manual_seed(1)
-    assert torch.equal(rnn(x, layers, h0, dropout=0.5)[0], again[0])
-
-
-@pytest.mark.long
-@pytest.mark.interpret
-def test_gradients_with_dropout_are_those_of_the_masks(launches):
-    """of x, h0 and all weights: the same network with its masks as constants, in fp64"""
-    x, layers, h0, _ = network(2, 1, 9, 24, dtype=torch.float32)
-    torch.manual_seed(3)
-    results = run(x, layers, h0, "tf32x3", dropout=0.4)
-    torch.manual_seed(3)
-    case = Stack(3, 3, 9, 24, kind="tf32x3", dropped=dropout.count(0.4))
-    masks = dropout_masks(case, seed=int(dropout.new_seed(CPU)))
-    exact = [t.detach().double().requires_grad_() for t in (x, h0, *[t for layer in layers for t in layer])]
-    below, states = exact[0], []
-    for n in range(2):
-        y, hn = reference.rnn(below, *exact[2 + 4 * n : 6 + 4 * n], exact[1][n])
-        below = y * masks[0]
-        states.append(hn)
-    hn = torch.stack(states)
-    found = torch.autograd.grad(y.sum() + hn.sum(), exact)
-    assert_close(results, [y, hn, *found], Stack(6, 3, 9, 24, kind="tf32x3").tolerance)
-
-
-def changed_dropout():
-    """Of a mask's place: another layer, step, row, unit, or seed; no scale; in one of the passes"""
-    forward = "drop_input(v, seed, k * TILE, tile * BLOCK_B, t, layer - 1, lane_dropped"
-    backward = "acc_a + acc_b, seed, unit0, tile * BLOCK_B, t, layer, lane_dropped, scale"
-    for text, direction in ((forward, "forward"), (backward, "backward")):
-        for old, new in (("layer", "1 + layer"), (" t,", " t + 1,"), ("BLOCK_B,", "BLOCK_B + 1,"), ("seed", "seed + 1")):
-            yield Change("grid.py", text, text.replace(old, new)), direction
-        yield Change("grid.py", text, text.replace("lane_dropped", "dropped - 5000")), direction
-    yield Change("grid.py", forward, forward.replace("k * TILE", "k * TILE + 4")), "forward"
-    yield Change("grid.py", backward, backward.replace("unit0", "unit0 + 8")), "backward"
-    yield Change("grid.py", "            if DROPOUT and FIRST_IS_STATE:\n                acc_a *= scale\n",
-                 "            if False:\n                acc_a *= scale\n"), "forward"  # fmt: skip
-    yield Change("grid.py", backward, backward.replace("scale", "1.0")), "backward"
-
-
-@pytest.mark.long
-@pytest.mark.interpret
-@pytest.mark.parametrize(
-    "change, direction",
-    list(changed_dropout()),
-    ids=lambda v: getattr(v, "new", v)[:90],
-)
-def test_changed_dropout_is_noticed(change, direction):
-    case = Stack(2, 9, 9, 24, dropped=20000, kind="tf32")
-    tensors = case.inputs(direction)
-    expected = case.expected(direction, tensors, dropout_masks(case, seed=5))
-    with patched(change) as kernels, pytest.raises(AssertionError):
-        assert_close(case.run(direction, tensors, module=kernels.lanes, seed=5), expected, case.tolerance)
-
-
-@pytest.mark.interpret
-@pytest.mark.long
-def test_second_derivatives(launches):
-    """create_graph: of the layers one after the other, with the same masks"""
-    x, layers, h0, _ = network(2, 1, 5, 16, T=2, B=2, dtype=torch.float32)
-    weights = [t for layer in layers for t in layer]
-
-    def penalty(y, hn):
-        tensors = [x, h0, *weights]
-        g = torch.autograd.grad(y.square().sum() + hn.sum(), tensors, create_graph=True)
-        return torch.autograd.grad(sum(t.square().sum() for t in g), tensors)
-
-    torch.manual_seed(3)
-    ours = penalty(*rnn(x, layers, h0, "tf32x3", dropout=0.3))
-    torch.manual_seed(3)
-    seed = dropout.new_seed(CPU)
-    drop = lambda y, n: dropout.Drop.apply(y, seed, n, dropout.count(0.3))  # noqa: E731
-    one = functools.partial(op.rnn, nonlinearity="tanh", precision="tf32x3")
-    theirs = penalty(*stack._in_turn(x, layers, h0, (ONE, ONE), False, one=one, between=drop))
-    assert_close(ours, [t.double() for t in theirs], 1e-4)  # first derivatives of fp32, differentiated once more
-
-
-@pytest.mark.long
-@pytest.mark.interpret
-def test_derivatives_where_arguments_depend_on_each_other(launches):
-    """Weights that layers share, h0 computed from x: the layers run again for create_graph, and each gets its own gradient"""
-    g = torch.Generator().manual_seed(1)
-    x, w = (torch.randn(*shape, generator=g).requires_grad_() for shape in ((1, 2, 16), (16, 16)))
-    layers = [(w, w, None, None)] * 2
-
-    def gradients(create_graph):
-        y, hn = stack.rnn(x, [w] * 4, torch.cat([x, 2 * x]) * 0.1, bias=False, precision="tf32x3")
-        return torch.autograd.grad(y.square().sum() + hn.sum(), [x, w], create_graph=create_graph)
-
-    plain = gradients(False)
-    assert_close(gradients(True), [t.double() for t in plain], 1e-5)  # both to a few roundings of fp32
-    one = functools.partial(op.rnn, nonlinearity="tanh", precision="tf32x3")
-    y, hn = stack._in_turn(x, layers, torch.cat([x, 2 * x]) * 0.1, (ONE, ONE), False, one=one, between=lambda y, _: y)
-    assert_close(plain, [t.double() for t in torch.autograd.grad(y.square().sum() + hn.sum(), [x, w])], 1e-5)
-
-
-@pytest.mark.interpret
-def test_output_changed_in_place(launches):
-    """As in torch: the backward pass needs y, and says so."""
-    x, layers, h0, _ = network(2, 1, 9, 24, T=1)
-    y, hn = rnn(x, layers, h0)
-    y.mul_(2)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        torch.autograd.grad(y.sum() + hn.sum(), [x])
-
-
-@pytest.mark.long
-@pytest.mark.interpret
-def test_a_backward_pass_under_other_overrides(launches):
-    """that lanes do not have: the layers one by one"""
-    x, layers, h0, expected = network(2, 1, 9, 24)
-    y, hn = rnn(x, layers, h0)
-    assert launches == [4]
-    with plan.overriding(protocol="counter"):
-        found = torch.autograd.grad(y.sum() + hn.sum(), [x, h0, *[t for layer in layers for t in layer]])
-    assert launches == [4, 2, 2, 2, 2]
-    assert_close([y, hn, *found], expected(), Stack(6, 3, 9, 24).tolerance)
-
-
-@pytest.mark.interpret
-def test_what_lanes_cannot_do_goes_layer_by_layer():
-    """fp64, functorch transforms, forward mode: the same call, nothing launched with lanes"""
-    x, layers, h0, expected = network(2, 1, 5, 16, T=2, B=2, dtype=torch.float64)
-    y, hn = rnn(x, layers, h0)
-    assert_close([y, hn], expected()[:2], 1e-12)
-    x, layers, h0, _ = network(2, 1, 5, 16, T=2, B=2, dtype=torch.float32)
-    with plan.overriding(regime="grid"):
-        weights = [t for layer in layers for t in layer]
-        assert stack._may_share(x, weights, h0) and not stack._may_share(x[:, :0], weights, h0)
-        seen = []
-        torch.func.vmap(lambda x: seen.append(stack._may_share(x, weights, h0)) or x)(x)
-        with forward_ad.dual_level():
-            seen.append(stack._may_share(x, weights, h0))
-        with Allocations():  # a mode that sees every operation
-            seen.append(stack._may_share(x, weights, h0))
-        torch.jit.trace(lambda x: seen.append(stack._may_share(x, weights, h0)) or x, x.detach(), check_trace=False)
-        assert seen == [False] * 4
-
-
-@pytest.mark.long
-@pytest.mark.interpret
-def test_what_is_kept_for_the_backward_pass(launches):
-    """The arguments and y of every layer, in one tensor; with dropout the seed besides"""
-    x, layers, h0, _ = network(3, 1, 9, 24)
-    given = {t.data_ptr() for t in (x, h0, *[t for layer in layers for t in layer])}
-    for p in (0.0, 0.5):
-        kept = {}
-
-        def pack(t, kept=kept):
-            kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
-            return t
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            rnn(x, layers, h0, dropout=p)
-        more = [n for at, n in kept.items() if at not in given]
-        sync = 128 * 3 * 2  # a line for the error word and one for the counter of the one group of each layer
-        assert sorted(more)[-1] <= 3 * x.shape[0] * x.shape[1] * 24 * 2 + sync + 128
-        assert sorted(more)[:-1] == ([8] if p else [])
-        with torch.no_grad():
-            y, _ = rnn(x, layers, h0, dropout=p)
-        assert y.untyped_storage().nbytes() == y.nbytes  # without autograd the layers below are freed
-
-
-@pytest.mark.long
-@pytest.mark.interpret
-@pytest.mark.parametrize("p", [0.0, 0.5])
-def test_peak_memory_of_a_train_step(p, launches, monkeypatch):
-    """y and da of every layer, no more than four activations beside (the gradients of y and of x, a dropped y, a padded
-    copy), and a few times the weights"""
-    T, B, H, L = 1, 24, 24, 2
-    x, layers, h0, _ = network(L, 1, H, H, T=T, B=B)
-    weights = [t for layer in layers for t in layer]
-    monkeypatch.setattr(stack, "_may_share", lambda *_: True)  # the mode that counts would prevent it
-    with Allocations() as memory:
-        y, hn = rnn(x, layers, h0, dropout=p)
-        torch.autograd.grad(y.sum() + hn.sum(), [x, h0, *weights])
-    activation = T * B * H * 2
-    sync = 2 * 128 * L * 2 * 8  # of both launches, a line for a group and for each tile
-    assert memory.peak <= (2 * L + 4) * activation + 6 * sum(t.nbytes for t in weights) + 4 * h0.nbytes + sync
-
-
-# ---- on a GPU only --------------------------------------------------------------------------------------------------
-
-CUDA = torch.device("cuda")
-
-
-def cuda_network(L, D, H, B=8, T=20, dtype=torch.bfloat16):
-    x, layers, h0, expected = network(L, D, H, H, T=T, B=B, dtype=dtype, device=CUDA)
-    return x, layers, h0, expected
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("L, D, H", [(2, 1, 128), (4, 1, 512), (8, 1, 1024), (9, 1, 1024), (2, 2, 512), (1, 2, 128)])
-def test_networks(L, D, H):
-    """y, hn and all gradients, by plans that the planner makes"""
-    x, layers, h0, expected = cuda_network(L, D, H)
-    results = run(x, layers, h0, bidirectional=D == 2)
-    faults.synchronize(CUDA)
-    assert_close(results, expected(), Stack(2 * 20, 8, H, H, layers=L).tolerance)
-
-
-@pytest.mark.gpu
-def test_bitwise_the_same():
-    x, layers, h0, _ = cuda_network(4, 1, 512, T=200)
-    first, *others = (run(x, layers, h0) for _ in range(10))
-    faults.synchronize(CUDA)
-    assert all(torch.equal(bits(a), bits(b)) for other in others for a, b in zip(first, other, strict=True))
-
-
-@pytest.mark.gpu
-def test_cuda_graph_with_dropout():
-    """Every replay draws another mask, the same for both passes: the gradient of dropped sums tells"""
-    x, layers, h0, _ = cuda_network(2, 1, 256)
-    run(x, layers, h0, dropout=0.5)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = run(x, layers, h0, dropout=0.5)
-    seen = []
-    for _ in range(3):
-        graph.replay()
-        faults.synchronize(CUDA)
-        seen.append([t.clone() for t in captured])
-    assert not torch.equal(seen[0][0], seen[1][0]) and not torch.equal(seen[1][0], seen[2][0])
-    assert all(t.isfinite().all() for one in seen for t in one)
-
-
-@pytest.mark.gpu
-def test_peak_memory_against_torch(record_property):
-    """of a train step of four layers; both are reported"""
-    T, B, H, L = 512, 32, 512, 4
-    x, layers, h0, _ = cuda_network(L, 1, H, B=B, T=T)
-    theirs = torch.nn.RNN(H, H, L, device=CUDA, dtype=torch.bfloat16)
-
-    def peak(step):
-        step()
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-
-    def torch_step():
-        y, hn = theirs(x, h0)
-        torch.autograd.grad(y.sum() + hn.sum(), [x, h0, *theirs.parameters()])
-
-    found = peak(lambda: run(x, layers, h0)), peak(torch_step)
-    for who, size in zip(("rnn_triton", "torch"), found, strict=True):
-        record_property(f"peak_bytes_{who}", size)
-    assert found[0] <= (2 * L + 4) * T * B * H * 2 + 2**24

@@ -102,7 +102,7 @@ def check_layers(case, direction, kernels, lane, missing, limit=64):
         text = str(error)
     else:
         raise AssertionError("nothing was reported")
-    assert f"group 0 of layer {layer} of {case.layers} waited" in text and f"time step {STEP} " in text, text
+    assert f"group 0 of layer {layer} waited" in text and f"time step {STEP} " in text, text
     expected = case.expected(direction, tensors)
     steps = list(range(case.T))[:: 1 if forward else -1]
     for n, at in enumerate(list(range(case.layers))[:: 1 if forward else -1]):
