@@ -4,6 +4,7 @@ Statistics: a mean or a correlation of N independent elements has a standard dev
 element; five of them are exceeded once in 1.7 million times, and the seeds are fixed.
 """
 
+import functools
 import itertools
 
 import pytest
@@ -86,6 +87,18 @@ def test_gradient(device):
     assert torch.equal(dy, dropout.drop(g.detach(), seed, 1, dropout.count(0.4)))
     (again,) = torch.autograd.grad(dy.sum(), g)
     assert torch.equal(again, dropout.drop(torch.ones_like(g), seed, 1, dropout.count(0.4)))
+
+
+@pytest.mark.interpret
+def test_batches_of_gradients():
+    """of both kinds, each element by the mask of the forward pass"""
+    y = torch.randn(2, 3, 8, requires_grad=True)
+    z = dropout.drop_anew(y, 20000)
+    cotangents = torch.randn(4, *y.shape)
+    expected = torch.stack([torch.autograd.grad(z, y, c, retain_graph=True)[0] for c in cotangents])
+    of = functools.partial(torch.autograd.grad, z, y, retain_graph=True)
+    assert torch.equal(of(cotangents, is_grads_batched=True)[0], expected)
+    assert torch.equal(torch.func.vmap(lambda c: of(c)[0])(cotangents), expected)
 
 
 def test_a_new_seed_follows_torchs_generator():

@@ -264,6 +264,13 @@ def test_one_launch_where_it_fits_and_several_where_not():
     assert stack_plan.runs(fp64, 3, False, H200, ()) == (1, 1, 1) and not stack_plan.together(fp64, H200, ())
 
 
+def test_overrides_that_one_pass_does_not_have():
+    """x is loaded ahead in the forward pass alone: nothing is raised before a backward pass asks for it"""
+    chosen = (("x_depth", 2),)
+    assert stack_plan.runs(bf16(8, 128), 3, False, H200, chosen) == (1, 1, 1)
+    assert not stack_plan.together(bf16(8, 128), H200, chosen)
+
+
 def test_a_plan_that_does_not_compile_gives_way(monkeypatch):
     monkeypatch.setattr(plan, "_rejected", {})
     lanes, problem = Lanes(4, True), bf16(8, 512)
