@@ -76,7 +76,7 @@ def compile_call(call: Call) -> None:
         provider.prepare(call.case, call.pass_, device)
         return
     import rnn_triton
-    from rnn_triton import launch, stack
+    from rnn_triton import launch, network
 
     # ValueError: no such plan, NotImplementedError: no plan at all; both show again when the case runs
     with contextlib.suppress(ValueError, NotImplementedError):
@@ -85,7 +85,7 @@ def compile_call(call: Call) -> None:
             with first_launches_compile(), rnn_triton.overriding(**dict(call.choices)):
                 session.forward() if call.pass_ == "fwd" else session.train()
         finally:
-            for sites in (launch._site, stack._site):
+            for sites in (launch._site, network._site):
                 sites.cache_clear()  # they keep kernels, and a kept one would be launched
 
 

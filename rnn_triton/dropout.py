@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 from . import interpreter
 from .hardware import Device
 from .kernels.dropout import drop as _kernel
-from .launcher import TRITON_DTYPES, compiled_ahead, current, have_memory, whole
+from .launcher import TRITON_DTYPES, compiled_ahead, current, whole
 from .plans import DTYPES, SIZES, row_units
 
 _BLOCK = 128  # vectors of 16 bytes a program
@@ -48,25 +48,6 @@ def drop_by_mask(y: Tensor, seed: Tensor, layer: int, dropped: int) -> Tensor:
     with torch.no_grad():
         kept = drop(torch.ones(y.shape, dtype=y.dtype, device=y.device), seed, layer, dropped) != 0
     return torch.where(kept, y * (65536 / max(65536 - dropped, 1)), 0.0)
-
-
-class Drop(torch.autograd.Function):
-    """`drop`, which is linear: it is its own derivative, and nothing is kept for it but the seed."""
-
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, seed: Tensor, layer: int, dropped: int) -> Tensor:
-        ctx.settings = seed, layer, dropped
-        return drop(y, seed, layer, dropped)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        of = Drop.apply if have_memory(*gradients) else drop_by_mask
-        return of(gradients[0], *ctx.settings), None, None, None
-
-
-def drop_anew(y: Tensor, dropped: int) -> Tensor:
-    """y[T,B,H] with a mask of a new seed, which is all that autograd keeps of it"""
-    return Drop.apply(y, new_seed(y.device), 0, dropped)
 
 
 def compile_ahead(dtype: str, device: Device) -> Any:

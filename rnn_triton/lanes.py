@@ -50,7 +50,7 @@ class Wavefront(_Lanes):
         seed: Tensor | None = None,
         dropped: int = 0,
     ) -> tuple[Tensor, Tensor]:
-        """y of every layer, [L,T,B,row], zeros beyond H, and hn[L,B,H].  x[T,B,I], w_ih of L layers, h0[L,B,H]."""
+        """y[L,T,B,H] of every layer and hn[L,B,H].  x[T,B,I], w_ih of L layers, h0[L,B,H]."""
         T, B, I = x.shape
         out, sync = self._out(x, len(w_hh), T, B)
         hn = torch.empty((len(w_hh), B, out.shape[3]), dtype=torch.int32, device=x.device)
@@ -71,7 +71,7 @@ class Wavefront(_Lanes):
         first = None if h0 is None else self._rows(h0, 0)
         tensors = (given, w_in, w_rec, self._biases(b_ih), self._biases(b_hh), first, u, None, out, hn)
         self._run(tensors, out, sync, (T, B, 0, *strides), seed, dropped)
-        return out.view(w_hh[0].dtype).detach(), self._units(hn, w_hh[0].dtype)
+        return self._units(out, w_hh[0].dtype), self._units(hn, w_hh[0].dtype)
 
     def backward(
         self,
@@ -83,8 +83,8 @@ class Wavefront(_Lanes):
         seed: Tensor | None = None,
         dropped: int = 0,
     ) -> Tensor:
-        """da of every layer, [L,T,B,H], a view of longer rows, from y as `forward` gave it, dy[T,B,H] of the last layer and
-        dhn[L,B,H]; dy or dhn may be None, not both."""
+        """da of every layer, [L,T,B,H], a view of longer rows, from y[L,T,B,H], dy[T,B,H] of the last layer and dhn[L,B,H]; dy
+        or dhn may be None, not both."""
         L, T, B, _ = y.shape
         out, sync = self._out(y, L, T, B)
         stride_t = stride_b = 0
@@ -94,7 +94,7 @@ class Wavefront(_Lanes):
         w_in = self._stacked([*[w.t() for w in w_ih[1:]], top], self.row)
         w_rec = self._stacked([w.t() for w in w_hh], self.row)
         first = None if dhn is None else self._rows(dhn, 0)
-        tensors = (None, w_in, w_rec, None, None, first, dy, y, out, None)
+        tensors = (None, w_in, w_rec, None, None, first, dy, self._rows(y, 0), out, None)
         self._run(tensors, out, sync, (T, B, 1, 0, 0, stride_t, stride_b), seed, dropped)
         return out.view(y.dtype)[..., : self.problem.H]
 

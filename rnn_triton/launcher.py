@@ -37,20 +37,12 @@ def current(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     return _NO_CONTEXT if device.index == torch.cuda.current_device() else torch.cuda.device(device)
 
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+def batched(*tensors: Tensor | None) -> bool:
+    """Does one of them stand for several, which vmap has made of it (or any transform of torch.func something else)?"""
+    return torch._C._are_functorch_transforms_active() or any(t is not None and _is_batched(t) for t in tensors)
 
 
-def have_memory(*tensors: Tensor | None) -> bool:
-    """Are these tensors what they seem, memory that a kernel may be given, with no transform or mode that must see what is
-    done to them: fake tensors, make_fx, counters of operations, either kind of vmap?"""
-    return (
-        not torch._C._are_functorch_transforms_active()
-        and not torch._C._len_torch_dispatch_stack()
-        and all(t is None or (type(t) in _PLAIN and not _is_batched(t)) for t in tensors)
-    )
-
-
-_is_batched = torch._C._functorch.is_legacy_batchedtensor  # of is_grads_batched, and of torch.autograd.functional
+_is_batched = torch._C._functorch.is_legacy_batchedtensor  # by is_grads_batched, and by torch.autograd.functional
 
 
 class Launcher:

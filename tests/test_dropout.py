@@ -4,7 +4,6 @@ Statistics: a mean or a correlation of N independent elements has a standard dev
 element; five of them are exceeded once in 1.7 million times, and the seeds are fixed.
 """
 
-import functools
 import itertools
 
 import pytest
@@ -77,28 +76,17 @@ def test_nothing_and_all(device):
     assert not dropout.drop(y, seed, 0, 65536).any()
 
 
-def test_gradient(device):
-    """the same mask and scale, once more and twice"""
-    y = torch.randn(2, 3, 16, device=device, requires_grad=True)
-    seed = torch.tensor([9], device=device)
-    z = dropout.Drop.apply(y, seed, 1, dropout.count(0.4))
-    g = torch.randn(2, 3, 16, device=device, requires_grad=True)
-    (dy,) = torch.autograd.grad(z, y, g, create_graph=True)
-    assert torch.equal(dy, dropout.drop(g.detach(), seed, 1, dropout.count(0.4)))
-    (again,) = torch.autograd.grad(dy.sum(), g)
-    assert torch.equal(again, dropout.drop(torch.ones_like(g), seed, 1, dropout.count(0.4)))
-
-
-@pytest.mark.interpret
-def test_batches_of_gradients():
-    """of both kinds, each element by the mask of the forward pass"""
-    y = torch.randn(2, 3, 8, requires_grad=True)
-    z = dropout.drop_anew(y, 20000)
-    cotangents = torch.randn(4, *y.shape)
-    expected = torch.stack([torch.autograd.grad(z, y, c, retain_graph=True)[0] for c in cotangents])
-    of = functools.partial(torch.autograd.grad, z, y, retain_graph=True)
-    assert torch.equal(of(cotangents, is_grads_batched=True)[0], expected)
-    assert torch.equal(torch.func.vmap(lambda c: of(c)[0])(cotangents), expected)
+def test_by_a_mask_in_memory(device):
+    """the same values, to the bit, and the same of the gradient and its gradient"""
+    for dtype in (torch.float32, torch.bfloat16):
+        y, g = (torch.randn(2, 3, 16, device=device).to(dtype).requires_grad_() for _ in range(2))
+        place = torch.tensor([9], device=device), 1, dropout.count(0.4)
+        z = dropout.drop_by_mask(y, *place)
+        assert torch.equal(z, dropout.drop(y.detach(), *place))
+        (dy,) = torch.autograd.grad(z, y, g, create_graph=True)
+        assert torch.equal(dy, dropout.drop(g.detach(), *place))
+        (again,) = torch.autograd.grad(dy.sum(), g)
+        assert torch.equal(again, dropout.drop(torch.ones_like(g), *place))
 
 
 def test_a_new_seed_follows_torchs_generator():

@@ -24,7 +24,7 @@ import triton.language as tl
 from triton.compiler import CompiledKernel
 from triton.runtime.jit import JITFunction
 
-from rnn_triton import faults, grid, hardware, launch, plan, plans, stack, stack_plan
+from rnn_triton import faults, grid, hardware, launch, network, plan, plans, stack_plan
 
 CALLS = 2
 
@@ -138,13 +138,13 @@ def layers(case, log, observed):
     biases = [tensor(H)] * L
 
     def function():
-        call = (case["direction"], B, I if forward else 1, H, torch.bfloat16, None, "tanh", lanes, given["seed"].device)
+        call = (case["direction"], B, I if forward else 1, H, torch.bfloat16, None, "tanh", lanes, 0, given["seed"].device)
         if forward:
             tensors = (given["x"], w_ih, w_hh, biases, biases, given["h0"])
-            y, hn = launch.run(stack._site, call, "forward", *tensors, given["seed"], 100)
+            y, hn = launch.run(network._site, call, "forward", *tensors, given["seed"], 100)
             return {"y": y, "hn": hn}
         tensors = (w_ih, w_hh, given["y"], given["dy"], given["dhn"])
-        return {"da": launch.run(stack._site, call, "backward", *tensors, given["seed"], 100)}
+        return {"da": launch.run(network._site, call, "backward", *tensors, given["seed"], 100)}
 
     of = plan.Problem(case["direction"], B, I if forward else 1, H, "bf16", None, "tanh")
     p = stack_plan.lane_plan(of, lanes, record)

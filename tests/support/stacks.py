@@ -119,14 +119,10 @@ class Stack(Case):
         there = [[e.to(device) for e in t] if isinstance(t, list) else None if t is None else t.to(device) for t in tensors]
         site = self.site(direction, module)
         dropout = () if self.dropped is None else (torch.tensor([seed], device=device), self.dropped)
-        if direction == "backward" and not self.both:  # y as the forward launch leaves it
-            row = plans.row_units(self.H, plans.DTYPES[self.dtype])
-            there[2] = torch.nn.functional.pad(there[2], (0, row - self.H))
         with self.interpreted(direction, device, mode):
             results = getattr(site, direction)(*there, *dropout)
         if direction == "forward":
-            y, hn = results
-            return (y if self.both else y[..., : self.H]), hn
+            return results
         return (results,)
 
 
@@ -138,7 +134,7 @@ def dropout_masks(case, seed, device="cpu"):
     return [k.double() * 65536 / (65536 - case.dropped) for k in kept]
 
 
-def network(layers, directions, I, H, *, T=3, B=3, dtype=torch.bfloat16, device="cpu", seed=0):
+def example(layers, directions, I, H, *, T=3, B=3, dtype=torch.bfloat16, device="cpu", seed=0):
     """(x, layers, h0) as stack.rnn takes them, and a function of nothing: torch's (y, hn, gradients) for cotangents of one,
     in fp64 of the same rounded values; gradients of x, h0 and the weights in torch's order"""
     torch.manual_seed(seed)
