@@ -88,6 +88,47 @@ class Ours(Provider):
         return plans_on(case, hardware.of(device))
 
 
+class OurLayers(Ours):
+    """rnn_triton.RNN with a launch for each layer and direction: what sharing launches saves."""
+
+    name, label = "rnn_triton-layers", "rnn_triton, a launch a layer and direction"
+
+    def unsupported(self, case: Case) -> str:
+        if case.layers * case.directions == 1:
+            return "one layer in one direction: the same as rnn_triton"
+        if case.models > 1 or case.lengths != "full":
+            return "several models and sequences of different lengths share no launch: the same as rnn_triton"
+        return super().unsupported(case)
+
+    def session(self, case: Case, inputs: dict[str, Tensor]) -> Session:
+        return Apart(super().session(case, inputs))
+
+    def plan(self, case: Case, device: torch.device) -> dict[str, Any] | None:
+        import rnn_triton
+
+        with rnn_triton.overriding(lanes=1):
+            return super().plan(case, device)
+
+
+class Apart:
+    """A session whose layers share no launch"""
+
+    def __init__(self, session: Session):
+        self.session = session
+
+    def forward(self) -> tuple[Any, Any]:
+        import rnn_triton
+
+        with rnn_triton.overriding(lanes=1):
+            return self.session.forward()
+
+    def train(self) -> Result:
+        import rnn_triton
+
+        with rnn_triton.overriding(lanes=1):
+            return self.session.train()
+
+
 def plans_on(case: Case, device: Any) -> dict[str, Any]:
     """rnn_triton's plans for a hardware.Device: of the first launch, for one model, in each pass, and of a network of several
     layers or directions of every launch with its lanes, the layers or directions it holds"""
@@ -346,6 +387,6 @@ class Replayed:
 PROVIDERS: dict[str, Provider] = {
     provider.name: provider
     for provider in (
-        Ours(), TorchRNN(), TorchLayers(), Loop(), Compiled(), Graphed(), FlashRNN(), XMA(), FlagGems(), TorchRL(),
+        Ours(), OurLayers(), TorchRNN(), TorchLayers(), Loop(), Compiled(), Graphed(), FlashRNN(), XMA(), FlagGems(), TorchRL(),
     )
 }  # fmt: skip

@@ -130,7 +130,7 @@ def test_the_reference_leaves_torchs_switches_as_they_were():
 
 
 def test_they_are_listed_in_order_with_what_a_record_and_a_figure_need():
-    names = ["rnn_triton", "cudnn", "cudnn-layers", "loop", "compile", "graph", "flashrnn", "xma", "flaggems", "torchrl"]
+    names = ["rnn_triton", "rnn_triton-layers", "cudnn", "cudnn-layers", "loop", "compile", "graph", "flashrnn", "xma", "flaggems", "torchrl"]
     assert list(PROVIDERS) == names and {records.OURS, *records.BASELINES} <= set(names)
     assert len({p.label for p in PROVIDERS.values()}) == len(names) and all(p.label for p in PROVIDERS.values())
     assert [name for name, p in PROVIDERS.items() if p.captured] == ["graph"]
@@ -159,6 +159,23 @@ def test_torchs_providers_give_torchs_numbers(name, shape, cell):
         return
     verdict = check.gate(of, provider, CPU)
     assert verdict.ok and 0 < verdict.worst() < 0.5, verdict.message  # fp32, far from its bound, and not fp64 itself
+
+
+def test_our_layers_apart():
+    """the numbers of the network, its overrides open during its calls alone, and a plan for each layer"""
+    import rnn_triton
+    from rnn_triton import plan
+
+    of, apart = small(layers=2, bidirectional=True), PROVIDERS["rnn_triton-layers"]
+    assert check.gate(of, apart, CPU).ok and plan.overrides() == ()
+    session = apart.session(of, inputs.tensors(of, CPU))
+    seen = []
+    session.session.call = lambda: seen.append(plan.overrides()) or (torch.zeros(1), (torch.zeros(1),))
+    session.forward()
+    assert seen == [(("lanes", 1),)] and plan.overrides() == ()
+    plans = apart.plan(parse("h512-b8-t9-l4-bf16"), torch.device("meta"))
+    assert [part["lanes"]["count"] for part in plans["launches"]] == [1] * 4
+    assert rnn_triton.explain(9, 8, 512, 512, dtype=torch.bfloat16, device="meta", num_layers=4).count("layers 0 to 3") == 1
 
 
 def test_ours_runs_models_by_one_call_and_says_what_it_does_not_run():
@@ -522,7 +539,8 @@ def test_flashrnn_needs_a_compiler(tmp_path):
         ("xma", "gru-h16-b2-t3-bf16", "reset gate before the recurrent product"), ("xma", "h512-b2-t3-bf16", "got 512"),
         ("flashrnn", "h16-b2-t3-bf16-relu", "tanh"), ("flaggems", "lstm-h16-b2-t3-bf16", "no lstm with a backward pass"),
         ("torchrl", "gru-h16-b2-t3-bf16", "fp32"), ("torchrl", "h16-b2-t3-fp32", "a GRU and an LSTM"),
-        ("cudnn-layers", "h16-b2-t3-bf16", "the same as cudnn"), ("loop", "h16-b2-t3-heavy-bf16", "padded"),
+        ("cudnn-layers", "h16-b2-t3-bf16", "the same as cudnn"), ("rnn_triton-layers", "h16-b2-t3-bf16", "the same as rnn_triton"),
+        ("rnn_triton-layers", "h16-b2-t3-l2-m2-bf16", "share no launch"), ("loop", "h16-b2-t3-heavy-bf16", "padded"),
         ("graph", "h16-b2-t3-heavy-bf16", "padded"), ("compile", "h16-b2-t3-uniform-bf16", "padded"),
     ],
 )  # fmt: skip
