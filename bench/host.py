@@ -22,14 +22,14 @@ T, B, H = 2, 1, 16  # tiny: the one torch kernel left, the sum for db, must cost
 @contextmanager
 def nothing_runs() -> Iterator[None]:
     """Everything but Triton's launcher and the GEMMs, whose results are torch.empty."""
-    from rnn_triton import launcher, op
+    from rnn_triton import gemm, launcher, op
 
     def matmul(a: Any, b: Any, precision: Any) -> torch.Tensor:
         return a.new_empty((a.shape[0], b.shape[1]))
 
     with (
         mock.patch.object(launcher.Launcher, "__call__", lambda *_: None),
-        mock.patch.object(op.gemm, "matmul", matmul),
+        mock.patch.object(gemm, "matmul", matmul),
         mock.patch.object(op.interpreter, "active", lambda: True),  # CPU tensors take the kernels' way
     ):
         yield

@@ -27,8 +27,9 @@ def new_seed(device: torch.device) -> Tensor:
     return torch.randint(2**63 - 1, (1,), dtype=torch.int64, device=device)
 
 
-def drop(y: Tensor, seed: Tensor, layer: int, dropped: int) -> Tensor:
-    """y[T,B,H] with what is dropped on its way from this layer to the next set to zero and the rest scaled, in y's dtype"""
+def drop(y: Tensor, seed: Tensor, layer: int, dropped: int, t0: int = 0) -> Tensor:
+    """y[T,B,H] with what is dropped on its way from this layer to the next set to zero and the rest scaled, in y's dtype.
+    y[0] is the output of step t0."""
     T, B, H = y.shape
     row = row_units(H, DTYPES[y.dtype])
     y = whole(pad(y, (0, row - H)) if row != H else y)
@@ -36,7 +37,7 @@ def drop(y: Tensor, seed: Tensor, layer: int, dropped: int) -> Tensor:
     vectors = y.numel() * y.element_size() // 16
     with current(y.device) if y.is_cuda else interpreter.accurate():
         _kernel[(-(-vectors // _BLOCK),)](
-            y.view(torch.int32), out.view(torch.int32), seed, T, B, layer, dropped,
+            y.view(torch.int32), out.view(torch.int32), seed, T, B, t0, layer, dropped,
             WORDS=row * y.element_size() // 4, BLOCK=_BLOCK, DTYPE=TRITON_DTYPES[DTYPES[y.dtype]],
         )  # fmt: skip
     return out[..., :H]

@@ -46,8 +46,11 @@ def _options(block_m: int, precision: str | None) -> dict[str, int | None]:
     return {"num_warps": 8 if block_m == 128 else 4, "num_stages": 3, "maxnreg": registers}
 
 
-def matmul(a: torch.Tensor, b: torch.Tensor, precision: str | None) -> torch.Tensor:
-    """a[M, K] @ b[K, N] of any strides and one dtype, accumulated in fp32 (fp64 in fp64), in that dtype.
+def matmul(
+    a: torch.Tensor, b: torch.Tensor, precision: str | None, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """a[M, K] @ b[K, N] of any strides and one dtype, accumulated in fp32 (fp64 in fp64), in that dtype; in `out`, contiguous,
+    where it is given.
 
     a[P, M, K] and b[P, K, N] are P products, one launch: an expanded P is not copied.
     precision, for fp32: "tf32", "tf32x3" or "ieee"; None for other dtypes. By torch.mm or torch.bmm where torch's
@@ -56,13 +59,29 @@ def matmul(a: torch.Tensor, b: torch.Tensor, precision: str | None) -> torch.Ten
     """
     if torch.is_autocast_enabled(a.device.type):  # it would round fp32 operands to 16 bits
         with torch.autocast(a.device.type, enabled=False):
-            return matmul(a, b, precision)
+            return matmul(a, b, precision, out)
     # the setting that cuBLAS calls consult; the older allow_tf32 raises when both kinds of switches were used
     torch_tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
     if a.dtype != torch.float32 or not a.is_cuda or torch_tf32 == (precision == "tf32"):
         multiply = torch.mm if a.dim() == 2 else torch.bmm
-        return multiply(a, b) if _accumulates_wide(a) else multiply(a.float(), b.float()).to(a.dtype)
-    return triton_matmul(a, b, precision)
+        if _accumulates_wide(a):
+            return multiply(a, b, out=out)
+        product = multiply(a.float(), b.float())
+        return product.to(a.dtype) if out is None else out.copy_(product)
+    return triton_matmul(a, b, precision, out)
+
+
+def wide(a: torch.Tensor, b: torch.Tensor, precision: str | None) -> torch.Tensor:
+    """a[.., M, K] @ b[.., K, N] as `matmul`, but in the dtype it was accumulated in: fp32, fp64 for fp64."""
+    if torch.is_autocast_enabled(a.device.type):
+        with torch.autocast(a.device.type, enabled=False):
+            return wide(a, b, precision)
+    if a.element_size() > 2:
+        return matmul(a, b, precision)
+    multiply = torch.mm if a.dim() == 2 else torch.bmm
+    if a.is_cuda and _accumulates_wide(a):
+        return multiply(a, b, out_dtype=torch.float32)
+    return multiply(a.float(), b.float())
 
 
 def _accumulates_wide(a: torch.Tensor) -> bool:
@@ -82,40 +101,39 @@ def project(
     16-bit products are not rounded to 16 bits. x of any strides, copied where its T*B rows have no common one;
     precision as in `matmul`.
     """
-    if torch.is_autocast_enabled(x.device.type):
-        with torch.autocast(x.device.type, enabled=False):
-            return project(x, w_ih, b_ih, b_hh, precision)
     T, B, I = x.shape
-    rows, columns = x.reshape(T * B, I), w_ih.t()
-    if x.element_size() > 2:
-        u = matmul(rows, columns, precision)
-    elif x.is_cuda and _accumulates_wide(x):
-        u = torch.mm(rows, columns, out_dtype=torch.float32)
-    else:
-        u = torch.mm(rows.float(), columns.float())
+    u = wide(x.reshape(T * B, I), w_ih.t(), precision)
     biases = [b.to(u.dtype) for b in (b_ih, b_hh) if b is not None]
     if biases:
         u += sum(biases[1:], biases[0])  # the biases first: one pass over u
     return u.view(T, B, -1)
 
 
-def triton_matmul(a: torch.Tensor, b: torch.Tensor, precision: str | None) -> torch.Tensor:
-    """fp32 a[M, K] @ b[K, N], or P of them, by the kernel, on CUDA tensors (in the interpreter: on CPU tensors)."""
+def triton_matmul(
+    a: torch.Tensor, b: torch.Tensor, precision: str | None, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """fp32 a[M, K] @ b[K, N], or P of them, by the kernel, on CUDA tensors (in the interpreter: on CPU tensors); in `out`,
+    contiguous, where it is given."""
     *several, M, K = a.shape
     N = b.shape[-1]
     P = several[0] if several else 1
     strides = (*a.stride(), *b.stride()) if several else (0, *a.stride(), 0, *b.stride())
     plan = tiling(M, N, K, hardware.of(a.device).sms, P)
-    out = a.new_empty((plan.splits, *several, M, N))
+    if out is None or plan.splits > 1:
+        parts = a.new_empty((plan.splits, *several, M, N))
+    else:
+        parts = out.unsqueeze(0)
     reach = max(_reach(a, plan.block_m, BLOCK_K), _reach(b, BLOCK_K, plan.block_n), plan.block_m * N)
     grid = (P * triton.cdiv(M, plan.block_m) * triton.cdiv(N, plan.block_n), plan.splits)
     with torch.cuda.device_of(a), interpreter.accurate():
         matmul_kernel[grid](
-            a, b, out, M, N, K, *strides, plan.split_k,
+            a, b, parts, M, N, K, *strides, plan.split_k,
             PRECISION=precision, BLOCK_M=plan.block_m, BLOCK_N=plan.block_n, BLOCK_K=BLOCK_K,
             OFFSETS=tl.int32 if reach < 2**31 else tl.int64, **_options(plan.block_m, precision),
         )  # fmt: skip
-    return out[0] if plan.splits == 1 else out.sum(0)  # torch.sum adds in a fixed order
+    if plan.splits == 1:
+        return parts[0]
+    return torch.sum(parts, 0, out=out)  # adds in a fixed order
 
 
 def _reach(matrix: torch.Tensor, rows: int, columns: int) -> int:

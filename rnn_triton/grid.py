@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +29,14 @@ SPIN_LIMIT = 1 << 22
 INTERPRETED_LIMIT = 1 << 10
 
 
+class Backward(NamedTuple):
+    """A backward pass that can be launched by chunks of its steps"""
+
+    da: Tensor  # what it computes
+    T: int
+    launch: Callable[[int, int], None]  # of steps begin .. end - 1, in launch order: chunks one after the other from 0 to T
+
+
 class Cooperative:
     """A cooperative launch, as far as it is known from its problem, plan and lanes alone."""
 
@@ -43,6 +52,7 @@ class Cooperative:
         self.sync_words = _LINE * lanes.count * (plan.groups + math.ceil(problem.B / plan.block_b))
         p = problem
         name = f"{p.direction} of {p.dtype} B={p.B} I={p.I} H={p.H} over {plan.groups} groups of {plan.ctas} CTAs"
+        self.chunks: dict[tuple[int, tuple[int, ...]], int] = {}  # by T and what follows (overlap.py)
         self.id = faults.register(name, plan.groups, lanes.names(p.direction, first))
         programs = (plan.groups * plan.ctas, lanes.count, 1)
         self.launch = Launcher(grid, programs, functools.partial(constants, problem, plan, lanes=lanes), options(plan))
@@ -70,11 +80,30 @@ class Cooperative:
 
     def _run(
         self, tensors: tuple[Tensor | None, ...], out: Tensor, sync: Tensor, scalars: tuple[int, ...],
-        seed: Tensor | None = None, dropped: int = 0,
+        seed: Tensor | None, dropped: int, begin: int, end: int,
     ) -> None:  # fmt: skip
         limit = min(SPIN_LIMIT, INTERPRETED_LIMIT) if interpreter.active() else SPIN_LIMIT
-        self.launch((*tensors, sync, faults.word(out.device), seed), out, (*scalars, self.id, limit, dropped))
+        T, B, *others = scalars
+        self.launch(
+            (*tensors, sync, faults.word(out.device), seed), out, (T, B, begin, end, *others, self.id, limit, dropped)
+        )
         faults.after_launch(out.device)
+
+    def backward(self, *arguments: Any) -> Tensor:
+        """da, by one launch; arguments as of `start_backward`"""
+        started = self.start_backward(*arguments)
+        started.launch(0, started.T)
+        return started.da
+
+    def start_backward(self, *arguments: Any) -> Backward:
+        raise NotImplementedError
+
+    def _backward(
+        self, dtype: torch.dtype, tensors: tuple[Tensor | None, ...], out: Tensor, sync: Tensor, scalars: tuple[int, ...],
+        seed: Tensor | None = None, dropped: int = 0,
+    ) -> Backward:  # fmt: skip
+        launch = functools.partial(self._run, tensors, out, sync, scalars, seed, dropped)
+        return Backward(out.view(dtype)[..., : self.problem.H], scalars[0], launch)
 
 
 class Site(Cooperative):
@@ -113,12 +142,13 @@ class Site(Cooperative):
             bias = [None if b is None else whole(b) for b in (b_ih, b_hh)]
             given = (x, whole(w_ih), w_rec, *bias, first, None)
             strides = (stride_t, stride_b, 0, 0)
-        self._run((*given, None, out, hn), out, sync, (T, B, int(reverse), *strides))
+        self._run((*given, None, out, hn), out, sync, (T, B, int(reverse), *strides), None, 0, 0, T)
         return self._units(out, w_hh.dtype), self._units(hn, w_hh.dtype)
 
-    def backward(
+    def start_backward(
         self, w_hh: Tensor, y: Tensor, dy: Tensor | None, dhn: Tensor | None, reverse: bool
-    ) -> Tensor:
+    ) -> Backward:
+        """of da[T,B,H], a view of longer rows"""
         T, B, _ = y.shape
         out, sync = self._out(y, T, B)
         stride_t = stride_b = 0
@@ -127,8 +157,8 @@ class Site(Cooperative):
         first = None if dhn is None else self._rows(dhn, 0)
         w_rec = self._rows(w_hh.t(), self.padding)
         tensors = (None, None, w_rec, None, None, first, dy, self._rows(y, 0), out, None)
-        self._run(tensors, out, sync, (T, B, int(not reverse), 0, 0, stride_t, stride_b))
-        return self._units(out, y.dtype)
+        scalars = (T, B, int(not reverse), 0, 0, stride_t, stride_b)
+        return self._backward(y.dtype, tensors, out, sync, scalars)
 
 
 def compile_ahead(problem: Problem, plan: Grid, device: Device, lanes: Lanes = ONE) -> Any:

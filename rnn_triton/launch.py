@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from . import faults, grid, hardware, per_step, single_cta
+from . import faults, grid, hardware, overlap, per_step, single_cta
 from .errors import UnsupportedError
 from .hardware import Device
 from .launcher import DoesNotCompile
@@ -50,13 +50,16 @@ def backward(
     nonlinearity: str,
     reverse: bool,
     precision: str | None,
+    work: overlap.Work | None = None,
 ) -> Tensor:
-    """da[T,B,H], the gradient of every pre-activation, from y[T,B,H], dy[T,B,H] and dhn[B,H].
+    """da[T,B,H], the gradient of every pre-activation, from y[T,B,H], dy[T,B,H] and dhn[B,H]; a view of longer rows, maybe.
 
-    dy or dhn may be None, not both; any strides.  An ensemble as in `forward`."""
+    dy or dhn may be None, not both; any strides.  An ensemble as in `forward`.  `work`, if given, is done by the end, in part
+    beside the recurrence where that pays."""
     *M, _, B, H = y.shape
     call = ("backward", *M, B, 1, H, y.dtype, precision, nonlinearity, y.device)
-    return run(_site, call, "backward", w_hh, y, dy, dhn, reverse)
+    pass_ = "backward" if work is None else functools.partial(overlap.backward, work)
+    return run(_site, call, pass_, w_hh, y, dy, dhn, reverse)
 
 
 def compile_ahead(problem: Problem, p: Plan, device: Device) -> Any:
@@ -65,9 +68,9 @@ def compile_ahead(problem: Problem, p: Plan, device: Device) -> Any:
     return _REGIMES[p.regime].compile_ahead(problem, p, device)
 
 
-def run(sites: Any, call: tuple[Any, ...], pass_: str, *arguments: Any) -> Any:
-    """The pass at sites(call, overrides), a cached function; its next site where a kernel does not compile.  The last of
-    `call` is the device."""
+def run(sites: Any, call: tuple[Any, ...], pass_: str | Callable[..., Any], *arguments: Any) -> Any:
+    """The pass, a method's name or a function of the site, at sites(call, overrides), a cached function; at its next site
+    where a kernel does not compile.  The last of `call` is the device."""
     faults.check(call[-1])
     failure = None
     while True:
@@ -76,7 +79,7 @@ def run(sites: Any, call: tuple[Any, ...], pass_: str, *arguments: Any) -> Any:
         except UnsupportedError as error:
             raise error from failure
         try:
-            return getattr(site, pass_)(*arguments)
+            return getattr(site, pass_)(*arguments) if isinstance(pass_, str) else pass_(site, *arguments)
         except DoesNotCompile as error:
             failure = error
             reject(site.problem, hardware.of(call[-1]), site.plan, str(error), getattr(site, "lanes", ONE))

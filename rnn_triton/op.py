@@ -18,10 +18,8 @@ import torch
 from torch import _VF, Tensor
 from torch.autograd import forward_ad
 
-from . import gemm, interpreter, launch, reference
-
-# Gradients asked of rnn_backward, added up in `needs`: what is frozen, or needs no gradient, costs no GEMM.
-DX, DW_IH, DW_HH, DB, DH0 = 1, 2, 4, 8, 16
+from . import interpreter, launch, reference
+from .gradients import DB, DH0, DW_HH, DW_IH, DX, Layer
 
 _NAMESPACE = "rnn_triton"
 _vjp: Any = torch.func.vjp  # (outputs, pull_back)
@@ -71,20 +69,21 @@ def _run_backward(
     """
     if y.numel() == 0:
         return _allocate_gradients(y.new_zeros, x, w_ih, w_hh, h0, needs, groups)
+    layer = Layer(x, w_ih, w_hh, h0, y, reverse, precision, needs if groups is None else needs & (DX | DH0))
     if y.is_cuda or interpreter.active():
-        da = launch.backward(w_hh, y, dy, dhn, nonlinearity, reverse, precision)
+        da = launch.backward(w_hh, y, dy, dhn, nonlinearity, reverse, precision, layer)
     else:
         da = _cpu_backward(w_hh, y, dy, dhn, nonlinearity, reverse)
-    # a tensor each for what is not needed, too: the outputs of an op must not alias
-    dx = gemm.matmul(da.flatten(-3, -2), w_ih, precision).view_as(x) if needs & DX else y.new_empty(0)
-    dh0 = gemm.matmul(da.select(-3, -1 if reverse else 0), w_hh, precision) if needs & DH0 else y.new_empty(0)
+        layer.take(da, 0, layer.T)
     if groups is None:
-        return dx, *_weight_gradients(da, x, y, h0, reverse, precision, needs), dh0
+        return layer.gradients()
     M = y.shape[:-3]
     da, x, y = (_parts(t, groups, 3) for t in (da, x, y))
     h0 = None if h0 is None else _parts(h0, groups, 2)
-    parts = _weight_gradients(da, x, y, h0, reverse, precision, needs)
-    dw_ih, dw_hh, db = (part.view(*M, groups, *part.shape[1:]) for part in parts)
+    each = Layer(x, w_ih, w_hh, h0, y, reverse, precision, needs & ~(DX | DH0))
+    each.take(da, 0, each.T)
+    dx, _, _, _, dh0 = layer.gradients()
+    dw_ih, dw_hh, db = (part.view(*M, groups, *part.shape[1:]) for part in each.gradients()[1:4])
     return dx, dw_ih, dw_hh, db, dh0
 
 
@@ -97,32 +96,11 @@ def _parts(t: Tensor, groups: int, dims: int) -> Tensor:
 def _weight_gradients(
     da: Tensor, x: Tensor, y: Tensor, h0: Tensor | None, reverse: bool, precision: str | None, needs: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dw_ih = sum over t of da_t^T x_t, dw_hh = sum of da_t^T h_{t-1}, db = sum of da_t; of each model."""
-    *M, T, B, H = da.shape
-    rows = da.flatten(-3, -2)  # [T*B,H]; a view, as those of x and y are unless their strides forbid it
-    columns = rows.mT
-    nothing = (*M, 0)
-    dw_ih = gemm.matmul(columns, _rows(x), precision) if needs & DW_IH else y.new_empty(nothing)
-    db = rows.sum(-2) if needs & DB else y.new_empty(nothing)
-    if not needs & DW_HH:
-        return dw_ih, y.new_empty(nothing), db
-    # h_{t-1} is y, B rows further up (in reverse: down), which is a view; h0 has a term of its own
-    n = (T - 1) * B
-    dw_hh = None
-    if n > 0:
-        before = y.flatten(-3, -2).narrow(-2, B if reverse else 0, n)
-        dw_hh = gemm.matmul(columns.narrow(-1, 0 if reverse else B, n), before, precision)
-    if h0 is not None:
-        of_h0 = gemm.matmul(columns.narrow(-1, n if reverse else 0, B), h0, precision)
-        dw_hh = of_h0 if dw_hh is None else dw_hh.add_(of_h0)
-    return dw_ih, y.new_zeros(*M, H, H) if dw_hh is None else dw_hh, db
-
-
-def _rows(x: Tensor) -> Tensor:
-    """x[..,T,B,I] as [..,T*B,I]: a view, or a copy, as of a batch_first x; never one for each model that shares it"""
-    if x.dim() == 4 and x.stride(0) == 0:
-        return x[0].flatten(0, 1).expand(x.shape[0], -1, -1)
-    return x.flatten(-3, -2)
+    """dw_ih, dw_hh and db of all of da"""
+    layer = Layer(x, x, y, h0, y, reverse, precision, needs)
+    layer.take(da, 0, layer.T)
+    _, dw_ih, dw_hh, db, _ = layer.gradients()
+    return dw_ih, dw_hh, db
 
 
 def _cpu_forward(

@@ -30,9 +30,10 @@ __all__ = [
     "reject", "rejected", "_FORMS", "_Form",
 ]  # fmt: skip
 
-# What `overriding` may ask for: fields of a plan, and what is no plan's: how many layers or directions a launch takes at most
-BESIDES = {"lanes"}
-CHOICES = {"regime"} | {f.name for regime in (SingleCta, Grid, PerStep) for f in fields_of(regime)} - {"reason"} | BESIDES
+_OF_PLANS = {"regime"} | {f.name for regime in (SingleCta, Grid, PerStep) for f in fields_of(regime)} - {"reason"}
+# What is no plan's: how many layers or directions a launch takes at most, how many launches a backward pass
+BESIDES = {"lanes", "chunks"}
+CHOICES = _OF_PLANS | BESIDES
 
 Choices = tuple[tuple[str, Any], ...]
 Failures = tuple[tuple[Plan, str], ...]
@@ -102,7 +103,8 @@ def best(problem: Problem, device: Device, plans: Sequence[Plan]) -> Plan:
 def overriding(**choices: Any) -> Iterator[None]:
     """While open, in the whole process, plans have these values: names of the fields of a plan, and `regime`.
 
-    `lanes`: how many layers of a stack, or directions, a launch holds at most; 1: each has its own.  `w_ih_home` is about
+    `lanes`: how many layers of a stack, or directions, a launch holds at most; 1: each has its own.  `chunks`: how many
+    launches a backward pass is cut into, where its regime can be (overlap.py).  `w_ih_home` is about
     forward passes: backward ones project nothing.  Nested ones add up.  ValueError: no such field, here; no such plan, when
     one is asked for."""
     unknown = sorted(set(choices) - CHOICES)
@@ -230,8 +232,8 @@ def read_measured(text: str) -> list[Measured]:
         first, last = row["B"]
         if not 1 <= first <= last or row["H"] < 1:
             raise ValueError(f"{where}: H must be positive and B a range from 1, got {row['H']} and {row['B']}")
-        if not row["choices"] or set(row["choices"]) - CHOICES | set(row["choices"]) & BESIDES:
-            raise ValueError(f"{where}: choices must be among {', '.join(sorted(CHOICES - BESIDES))}, got {row['choices']}")
+        if not row["choices"] or set(row["choices"]) - _OF_PLANS:
+            raise ValueError(f"{where}: choices must be among {', '.join(sorted(_OF_PLANS))}, got {row['choices']}")
         new = Measured(**{**row, "B": (first, last)})
         for old in rows:
             apart = new.B[1] < old.B[0] or old.B[1] < new.B[0]

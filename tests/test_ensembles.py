@@ -15,7 +15,7 @@ from test_compile import name as name_of
 from test_kernels import KINDS, assert_close, tolerance
 
 import rnn_triton
-from rnn_triton import hardware, launch, launcher, op, plan, reference, single_cta
+from rnn_triton import gemm, hardware, launch, launcher, op, plan, reference, single_cta
 
 kinds = pytest.mark.parametrize("kind", list(KINDS))
 M = 2  # models
@@ -176,8 +176,8 @@ def test_nothing_is_copied(device, launches):
 def test_forward_and_backward_are_a_launch_each(kind, device, launches, monkeypatch):
     """and the GEMMs are as many as those of one model: dx, dw_ih, dw_hh with h0's part, dh0"""
     products = []
-    matmul = op.gemm.matmul
-    monkeypatch.setattr(op.gemm, "matmul", lambda *a: products.append(a) or matmul(*a))
+    matmul = gemm.matmul
+    monkeypatch.setattr(gemm, "matmul", lambda *a: products.append(a) or matmul(*a))
     dims, tensors = stacked(members(kind, 3, 2, 5, 18, device, n=7))
     launches.run = False
     tensors = leaves(tensors)
@@ -191,8 +191,8 @@ def test_forward_and_backward_are_a_launch_each(kind, device, launches, monkeypa
 def test_frozen_weights_cost_no_gemm(device, launches, monkeypatch):
     launches.run = False
     products = []
-    matmul = op.gemm.matmul
-    monkeypatch.setattr(op.gemm, "matmul", lambda *a: products.append(a) or matmul(*a))
+    matmul = gemm.matmul
+    monkeypatch.setattr(gemm, "matmul", lambda *a: products.append(a) or matmul(*a))
     dims, tensors = stacked(members("ieee", 3, 2, 5, 18, device))
     for wanted, count in (((1,), 1), ((2,), 2), ((3, 4), 0), ((0, 5), 2)):
         given = [t.clone().requires_grad_(i in wanted) for i, t in enumerate(tensors)]

@@ -12,7 +12,7 @@ from support.problems import gradients, like, over_present, problem
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from rnn_triton import op, reference
+from rnn_triton import gemm, op, reference
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 # T, B, I, H
@@ -226,9 +226,9 @@ def test_saves_inputs_and_y_only():
 @pytest.mark.parametrize("T, h0", [(4, True), (4, False), (1, True), (1, False)])
 def test_frozen_arguments_cost_no_gemm(T, h0, monkeypatch):
     products = []
-    original = op.gemm.matmul
+    original = gemm.matmul
     monkeypatch.setattr(
-        op.gemm, "matmul", lambda a, b, p: products.append((a.shape, b.shape)) or original(a, b, p)
+        gemm, "matmul", lambda a, b, p: products.append((a.shape, b.shape)) or original(a, b, p)
     )
     full = gradients(rnn(*(t := problem(T, 3, 5, 7, h0=h0))), [None, t[0].new_ones(3, 7)], t)
     full = dict(zip([i for i, v in enumerate(t) if v is not None], full, strict=True))
@@ -244,9 +244,9 @@ def test_frozen_arguments_cost_no_gemm(T, h0, monkeypatch):
 
 def test_weight_gradient_does_not_copy_y(monkeypatch):
     bases = []
-    original = op.gemm.matmul
+    original = gemm.matmul
     monkeypatch.setattr(
-        op.gemm, "matmul", lambda a, b, p: bases.append(b.untyped_storage().data_ptr()) or original(a, b, p)
+        gemm, "matmul", lambda a, b, p: bases.append(b.untyped_storage().data_ptr()) or original(a, b, p)
     )
     for reverse in (False, True):
         x, w_ih, w_hh, *_ = problem(5, 3, 4, 7)

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import rnn_triton
-from rnn_triton import launcher, op, reference
+from rnn_triton import gemm, launcher, op, reference
 
 T, B, I, H = 2, 2, 3, 4
 LAYERS = [dict(), dict(nonlinearity="relu"), dict(reverse=True)]
@@ -54,8 +54,8 @@ def launches(monkeypatch):
 def products(monkeypatch):
     """The operands of every GEMM"""
     seen = []
-    matmul = op.gemm.matmul
-    monkeypatch.setattr(op.gemm, "matmul", lambda *a: seen.append(a[:2]) or matmul(*a))
+    matmul = gemm.matmul
+    monkeypatch.setattr(gemm, "matmul", lambda *a: seen.append(a[:2]) or matmul(*a))
     return seen
 
 
