@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import hardware, latency, stack_plan
+from . import hardware, latency, overlap, stack_plan
 from .candidates import candidates
 from .errors import UnsupportedError
 from .hardware import Device
@@ -88,8 +88,23 @@ def explain(
     except UnsupportedError as e:
         return f"{what} on {device.name}: no plan, {e}."
     lines = [f"{what} on {device.name}: {_ran(problem, p, T)}, because {p.reason}.", _estimates(problem, p, device)]
+    overlapped = _overlapped(problem, p, device, T)
+    lines += [overlapped] * (overlapped != "")
     lines += [f"rejected: {_name(other)}, for it did not compile: {why}" for other, why in rejected(problem, device)]
     return "\n".join([*lines, _torchs(problem)])
+
+
+def _overlapped(problem: Problem, p: Plan, device: Device, T: int) -> str:
+    """How a backward pass and the GEMMs over its result overlap, if they do, where all gradients are asked for"""
+    if problem.direction == "forward" or problem.models > 1:
+        return ""
+    found = overlap.schedule(problem, p, ONE, device, T, (problem.I, problem.I, problem.H), overlap.asked_chunks())
+    if found is None or found.chunks == 1:
+        return ""
+    return (
+        f"cut into {found.chunks} launches, and the GEMMs of dx, dw_ih and dw_hh run beside the next one: {found.us:.0f} us with them, "
+        f"{found.in_turn_us:.0f} one after the other, estimated{', as asked for' if overlap.asked_chunks() else ''}."
+    )
 
 
 def _torchs(problem: Problem, layers: int = 1, bidirectional: bool = False) -> str:

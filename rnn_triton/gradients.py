@@ -47,7 +47,9 @@ class Layer:
         self.T = y.shape[-3]
         self.dx: Tensor | None = None
         self.dh0: Tensor | None = None
-        self.sums: list[Tensor | None] = [None, None, None]  # dw_ih, dw_hh, db
+        self.dw_ih: Tensor | None = None  # the sums so far
+        self.dw_hh: Tensor | None = None
+        self.db: Tensor | None = None
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -57,32 +59,50 @@ class Layer:
 
     def take(self, da: Tensor, begin: int, end: int) -> None:
         """The part of steps begin .. end - 1, in launch order; da[..,T,B,H] is final there and before."""
-        t0, t1 = times(begin, end, self.T, self.reverse)
-        whole = t1 - t0 == self.T
-        rows = da.narrow(-3, t0, t1 - t0).flatten(-3, -2)  # [T*B,H]; a view, as those of x and y unless strides forbid it
-        if self.needs & DX:
-            self._dx(rows, t0, t1)
-        if self.needs & DH0 and end == self.T:
-            self.dh0 = gemm.matmul(da.select(-3, -1 if self.reverse else 0), self.w_hh, self.precision)
+        T, needs, reverse, precision = self.T, self.needs, self.reverse, self.precision
+        t0, t1 = times(begin, end, T, reverse)
+        whole = t1 - t0 == T
+        # [T*B,H]: a view, as those of x and y are unless their strides forbid it
+        rows = (da if whole else da.narrow(-3, t0, t1 - t0)).flatten(-3, -2)
+        columns = rows.mT
         multiply = gemm.matmul if whole else gemm.wide
-        if self.needs & DW_IH:
-            x = self.x.narrow(-3, t0, t1 - t0) if isinstance(self.x, Tensor) else self.x(t0, t1)
-            self._add(0, multiply(rows.mT, _rows(x), self.precision))
-        if self.needs & DW_HH:
-            self._dw_hh(da, t0, t1, multiply)
-        if self.needs & DB:
-            self._add(2, rows.sum(-2, dtype=rows.dtype if whole or rows.element_size() > 2 else torch.float32))
+        if needs & DX:
+            self._dx(rows, t0, t1)
+        if needs & DH0 and end == T:
+            self.dh0 = gemm.matmul(da.select(-3, -1 if reverse else 0), self.w_hh, precision)
+        if needs & DW_IH:
+            x = self.x(t0, t1) if not isinstance(self.x, Tensor) else self.x if whole else self.x.narrow(-3, t0, t1 - t0)
+            self.dw_ih = _added(self.dw_ih, multiply(columns, _rows(x), precision))
+        if needs & DW_HH:
+            # h_{t-1} is y, B rows further up (in reverse: down), which is a view; h0 has a term of its own
+            B = da.shape[-2]
+            at_h0 = end == T  # it comes before the last step of all
+            n = (t1 - t0 - at_h0) * B
+            first = 0 if reverse or not at_h0 else B
+            if n > 0:
+                before = self.y.flatten(-3, -2).narrow(-2, t0 * B + first + (B if reverse else -B), n)
+                self.dw_hh = _added(self.dw_hh, multiply(columns.narrow(-1, first, n), before, precision))
+            if at_h0 and self.h0 is not None:
+                of_h0 = multiply(columns.narrow(-1, n if reverse else 0, B), self.h0, precision)
+                self.dw_hh = _added(self.dw_hh, of_h0)
+        if needs & DB:
+            narrow = not whole and rows.element_size() == 2
+            self.db = _added(self.db, rows.sum(-2, dtype=torch.float32) if narrow else rows.sum(-2))
 
     def gradients(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """(dx, dw_ih, dw_hh, db, dh0), each empty unless `needs` asks for it"""
-        y, (dw_ih, dw_hh, db) = self.y, self.sums
+        y = self.y
         M = y.shape[:-3]
+
+        def rounded(t: Tensor | None) -> Tensor:
+            return y.new_empty(*M, 0) if t is None else t if t.dtype is y.dtype else t.to(y.dtype)
+
+        dw_hh = self.dw_hh
         if dw_hh is None and self.needs & DW_HH:  # T = 1 without h0
             dw_hh = y.new_zeros(*M, y.shape[-1], y.shape[-1])
         # a tensor each for what is not needed: the outputs of an op must not alias
-        weights = [y.new_empty(*M, 0) if t is None else t.to(y.dtype) for t in (dw_ih, dw_hh, db)]
         dx, dh0 = (y.new_empty(0) if t is None else t for t in (self.dx, self.dh0))
-        return dx, weights[0], weights[1], weights[2], dh0
+        return dx, rounded(self.dw_ih), rounded(dw_hh), rounded(self.db), dh0
 
     def _dx(self, rows: Tensor, t0: int, t1: int) -> None:
         assert isinstance(self.x, Tensor)
@@ -92,22 +112,6 @@ class Layer:
         if self.dx is None:
             self.dx = rows.new_empty(self.x.shape)
         gemm.matmul(rows, self.w_ih, self.precision, self.dx.narrow(-3, t0, t1 - t0).flatten(-3, -2))
-
-    def _dw_hh(self, da: Tensor, t0: int, t1: int, multiply: Callable[..., Tensor]) -> None:
-        # h_{t-1} is y a step further down in time (in reverse: up), which is a view; h0 has a term of its own
-        first = self.T - 1 if self.reverse else 0  # the step that h0 comes before
-        has_first = t0 <= first < t1
-        n = t1 - t0 - has_first
-        start = t0 + (has_first and not self.reverse)
-        if n > 0:
-            before = self.y.narrow(-3, start + (1 if self.reverse else -1), n).flatten(-3, -2)
-            self._add(1, multiply(da.narrow(-3, start, n).flatten(-3, -2).mT, before, self.precision))
-        if has_first and self.h0 is not None:
-            self._add(1, multiply(da.select(-3, first).mT, self.h0, self.precision))
-
-    def _add(self, which: int, part: Tensor) -> None:
-        total = self.sums[which]
-        self.sums[which] = part if total is None else total.add_(part)
 
 
 class Layers:
@@ -123,6 +127,10 @@ class Layers:
     def take(self, da: Tensor, begin: int, end: int) -> None:
         for layer, part in zip(self.layers, self.parts(da), strict=True):
             layer.take(part, begin, end)
+
+
+def _added(total: Tensor | None, part: Tensor) -> Tensor:
+    return part if total is None else total.add_(part)
 
 
 def _rows(x: Tensor) -> Tensor:

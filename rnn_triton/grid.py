@@ -52,7 +52,7 @@ class Cooperative:
         self.sync_words = _LINE * lanes.count * (plan.groups + math.ceil(problem.B / plan.block_b))
         p = problem
         name = f"{p.direction} of {p.dtype} B={p.B} I={p.I} H={p.H} over {plan.groups} groups of {plan.ctas} CTAs"
-        self.chunks: dict[tuple[int, tuple[int, ...]], int] = {}  # by T and what follows (overlap.py)
+        self.chunks: dict[tuple[Any, ...], int] = {}  # of a backward pass, by what decides (overlap.py)
         self.id = faults.register(name, plan.groups, lanes.names(p.direction, first))
         programs = (plan.groups * plan.ctas, lanes.count, 1)
         self.launch = Launcher(grid, programs, functools.partial(constants, problem, plan, lanes=lanes), options(plan))

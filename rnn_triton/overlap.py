@@ -62,17 +62,25 @@ def schedule(
     device: Device,
     T: int,
     widths: Sequence[int],
+    asked: int | None = None,
     constants: latency.Constants = latency.CONSTANTS,
-) -> Schedule:
-    """Into how many launches a backward pass of T steps is cut, and the GEMMs of these `widths` with it.  Pure."""
-    if not can_chunk(plan) or not device.cooperative:
-        return Schedule(1, 0.0, 0.0)
+) -> Schedule | None:
+    """Into how many launches a backward pass of T steps is cut, and the GEMMs of these `widths` with it; None where a plan's
+    launches cannot be.  `asked`: so many, T at most.  Pure."""
+    if not can_chunk(plan):
+        return None
     assert isinstance(plan, Grid)
-    times = {n: _pipeline_us(problem, plan, lanes, device, T, widths, n, constants) for n in COUNTS if n <= T}
-    best = min(times, key=lambda n: times[n])
-    if times[1] - times[best] < max(LEAST_US, LEAST_SHARE * times[1]):
+    counts = {1, min(asked, T)} if asked else {n for n in COUNTS if n <= T} if device.cooperative else {1}
+    times = {n: _pipeline_us(problem, plan, lanes, device, T, widths, n, constants) for n in sorted(counts)}
+    best = min(asked, T) if asked else min(times, key=lambda n: times[n])
+    if not asked and times[1] - times[best] < max(LEAST_US, LEAST_SHARE * times[1]):
         best = 1
     return Schedule(best, times[best], times[1])
+
+
+def asked_chunks() -> int | None:
+    """by `overriding`"""
+    return dict(overrides()).get("chunks")
 
 
 def can_chunk(plan: Plan) -> bool:
@@ -143,14 +151,11 @@ def backward(work: Work, site: Any, *arguments: Any) -> Tensor:
 
 
 def _chunks(site: Any, T: int, widths: tuple[int, ...], device: torch.device) -> int:
-    asked = dict(overrides()).get("chunks")
-    if asked is not None:
-        return min(asked, T) if can_chunk(site.plan) else 1
-    found: int | None = site.chunks.get((T, widths))
+    key = T, widths, asked_chunks()
+    found: int | None = site.chunks.get(key)
     if found is None:
-        found = site.chunks[T, widths] = schedule(
-            site.problem, site.plan, site.lanes, hardware.of(device), T, widths
-        ).chunks
+        best = schedule(site.problem, site.plan, site.lanes, hardware.of(device), *key)
+        found = site.chunks[key] = 1 if best is None else best.chunks
     return found
 
 

@@ -462,6 +462,11 @@ def test_channel_contract():
     y.view(torch.int16).fill_(-1)
     with cooperate(channels=("y_ptr",)):
         launch(x, y.view(torch.int32), STEPS, UNITS, WIDTH, "")
+    with cooperate(channels=("y_ptr",), continued=True), pytest.raises(ContractError, match="what is there is final"):
+        launch(x, y.view(torch.int32), STEPS, UNITS, WIDTH, "")
+    y.view(torch.int16).fill_(-1)
+    with cooperate(channels=("y_ptr",), continued=True):
+        launch(x, y.view(torch.int32), STEPS, UNITS, WIDTH, "")
     with cooperate() as run:
         for bad in (y[:, :4], y.view(-1)[1:3], y.view(-1)[:3]):  # strided, not aligned, not whole
             with pytest.raises(ValueError, match="whole 32-bit words"):

@@ -332,6 +332,14 @@ class Engine:
                 f"{program} stores {8 * item}-bit elements to {region.describe(addresses[0])}, a channel of "
                 f"{8 * WORD}-bit words: a consumer may take a half-written word\n  at {_place(site)}"
             )
+        if region.final is not None:
+            stored = region.cells(addresses, item).reshape(-1)
+            if region.final[stored].any():
+                first = stored[np.argmax(region.final[stored])]
+                raise ContractError(
+                    f"{program} stores to {region.describe(region.address(first))}, which an earlier launch has stored: "
+                    f"what is there is final\n  at {_place(site)}"
+                )
         sentinel = region.unwritten(raw).reshape(-1)
         if sentinel.any() and (region.role == "channel" or not sentinel.all()):
             first = region.cells(addresses, item).reshape(-1)[np.argmax(sentinel)]

@@ -43,6 +43,7 @@ class Region:
         self.n = -(-(end - base) // self.cell)
         self.bytes = np.frombuffer((ctypes.c_uint8 * (end - base)).from_address(base), np.uint8)
         self.shadow = None  # the race detector's
+        self.final = None  # of a channel, bool [n]: words that an earlier launch has stored
 
     @property
     def name(self):

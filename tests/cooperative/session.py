@@ -37,6 +37,7 @@ class Options:
     poisoned: tuple = ()
     channels: tuple = ()
     rings: tuple = ()
+    continued: bool = False
 
     def __post_init__(self):
         for name, values in (
@@ -204,8 +205,12 @@ class _Patches:
             return
         memory_map = MemoryMap(named, self.session._marks(named))
         for region in memory_map.regions:
-            if region.channel and not region.unwritten(region.bytes.reshape(-1, WORD)).all():
-                fresh = ~region.unwritten(region.bytes.reshape(-1, WORD))[:, 0]
+            if not region.channel:
+                continue
+            fresh = ~region.unwritten(region.bytes.reshape(-1, WORD))[:, 0]
+            if options.continued:
+                region.final = fresh
+            elif fresh.any():
                 first = region.describe(region.address(np.argmax(fresh)))
                 raise ContractError(
                     f"channel '{region.name}' is not pre-filled: {int(fresh.sum())} of {region.n} words do not hold "
@@ -412,6 +417,8 @@ def cooperate(schedule="rr", seed=0, **options):
     poisoned, channels, rings
                 names of kernel arguments: like Session.poison and Session.channel(fill=False), for tensors that
                 only the launch code under test gets to see
+    continued   a launch may go on in channels that an earlier one has filled in part: words that are there are final,
+                and a store to one is an error.  Otherwise channels must be filled with the sentinel before each launch
     """
     global _open
     if not interpreter.active():

@@ -128,7 +128,7 @@ class Case:
 
     @contextlib.contextmanager
     def interpreted(self, direction, device="cpu", mode=MODES[0]):
-        """All programs alive, outputs poisoned; nothing on a GPU."""
+        """All programs alive, outputs poisoned before each launch, unless `mode` says otherwise; nothing on a GPU."""
         if device != "cpu":
             yield
             return
@@ -138,7 +138,7 @@ class Case:
             roles = dict(channels=("out_ptr",), poisoned=poisoned)
         else:
             roles = dict(poisoned=("out_ptr", *poisoned))
-        with cooperate(**roles, **mode) as session:
+        with cooperate(**{**roles, **mode}) as session:
             yield session
 
     def check(self, direction, tensors=None, device="cpu", **how):

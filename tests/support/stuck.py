@@ -34,7 +34,7 @@ def check(case, direction, kernels, limit=64, device="cpu"):
     kernels.host.SPIN_LIMIT = limit
     tensors = case.inputs(direction)
     # what the dead program leaves unwritten is read: no detector
-    mode = dict(schedule="random", seed=5, races="off", max_idle=20 * limit)
+    mode = dict(schedule="random", seed=5, races="off", max_idle=20 * limit, poisoned=(), continued=True)
     results = case.run(direction, tensors, device, module=kernels.host, mode=mode)
     try:
         faults.synchronize(device)
@@ -92,7 +92,7 @@ def check_layers(case, direction, kernels, lane, missing, limit=64):
     one of the changes above; missing: what is published in the step before the failure is incomplete, and lost above."""
     kernels.host.SPIN_LIMIT = limit
     tensors = case.inputs(direction)
-    mode = dict(schedule="random", seed=5, races="off", max_idle=20 * limit)
+    mode = dict(schedule="random", seed=5, races="off", max_idle=20 * limit, poisoned=(), continued=True)
     results = case.run(direction, tensors, module=kernels.lanes, mode=mode)
     forward = direction == "forward"
     layer = lane if forward else case.layers - 1 - lane
