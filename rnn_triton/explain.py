@@ -88,23 +88,22 @@ def explain(
     except UnsupportedError as e:
         return f"{what} on {device.name}: no plan, {e}."
     lines = [f"{what} on {device.name}: {_ran(problem, p, T)}, because {p.reason}.", _estimates(problem, p, device)]
-    overlapped = _overlapped(problem, p, device, T)
-    lines += [overlapped] * (overlapped != "")
+    if problem.direction == "backward" and problem.models == 1:
+        lines += _overlapped(problem, p, device, T)
     lines += [f"rejected: {_name(other)}, for it did not compile: {why}" for other, why in rejected(problem, device)]
     return "\n".join([*lines, _torchs(problem)])
 
 
-def _overlapped(problem: Problem, p: Plan, device: Device, T: int) -> str:
+def _overlapped(problem: Problem, p: Plan, device: Device, T: int) -> list[str]:
     """How a backward pass and the GEMMs over its result overlap, if they do, where all gradients are asked for"""
-    if problem.direction == "forward" or problem.models > 1:
-        return ""
-    found = overlap.schedule(problem, p, ONE, device, T, (problem.I, problem.I, problem.H), overlap.asked_chunks())
+    asked = overlap.asked_chunks()
+    found = overlap.schedule(problem, p, ONE, device, T, overlap.all_widths(ONE, problem.I, problem.H), asked)
     if found is None or found.chunks == 1:
-        return ""
-    return (
-        f"cut into {found.chunks} launches, and the GEMMs of dx, dw_ih and dw_hh run beside the next one: {found.us:.0f} us with them, "
-        f"{found.in_turn_us:.0f} one after the other, estimated{', as asked for' if overlap.asked_chunks() else ''}."
-    )
+        return []
+    return [
+        f"cut into {found.chunks} launches{', as asked for' if asked else ''}; the GEMMs of dx, dw_ih and dw_hh run beside the "
+        f"recurrence: {found.us:.0f} us for all of it, {found.in_turn_us:.0f} one after the other, estimated."
+    ]
 
 
 def _torchs(problem: Problem, layers: int = 1, bidirectional: bool = False) -> str:
@@ -138,6 +137,8 @@ def _network(
         else:
             where += f": {_ran(of, p, T)}"
         lines.append(f"{where}; {each:.2f} us per step, estimated")
+        if of.direction == "backward" and part.lanes.count == 1 and of.models == 1:
+            lines += _overlapped(replace(of, I=part.problem.I), p, device, T)
     if problem.models == 1 and not bidirectional and len(found) > 1:
         lines.append(
             f"{len(found)} parts, because fewer of more layers do not fit on {device.name}'s {device.sms} SMs, or are estimated to "

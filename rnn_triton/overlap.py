@@ -42,6 +42,15 @@ class Work(Protocol):
         """Do the part of steps begin .. end - 1, in launch order, and all before.  da is final there."""
 
 
+def all_widths(lanes: Lanes, I: int, H: int) -> tuple[int, ...]:
+    """The `widths` of a launch where all gradients are asked for; I: columns of x of its first layer.  Each layer has dw_ih and
+    dw_hh.  dx of the first layer alone is a product of its own: between layers it is part of the recurrence, and that of two
+    directions waits for both."""
+    if lanes.linked:
+        return (I, I, H) + (lanes.count - 1) * (H, H)
+    return (I, I, H) if lanes.count == 1 else 2 * (I, H)
+
+
 # ---- the decision ---------------------------------------------------------------------------------------------------
 
 

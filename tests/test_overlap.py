@@ -294,6 +294,12 @@ def test_decision():
     assert small is None and isinstance(plan.plan(Problem("backward", 8, 1, 128, "bf16", None, "tanh"), H200), SingleCta)
 
 
+def test_all_gradients_of_a_layer():
+    x, y, w_ih, w_hh = torch.empty(2, 1, 5), torch.empty(2, 1, 3), torch.empty(3, 5), torch.empty(3, 3)
+    everything = Layer(x, w_ih, w_hh, None, y, False, "ieee", sum(NEEDS))
+    assert everything.widths == overlap.all_widths(ONE, 5, 3)
+
+
 def test_more_free_sms_save_more():
     device = [dataclasses.replace(H200, sms=sms) for sms in (80, 100, 132)]
     of = Problem("backward", 8, 1, 2048, "bf16", None, "tanh")
