@@ -4,10 +4,10 @@ A group of CTAs computes s_t[rows, H] together, each CTA its own hidden units, a
 all-gather through L2 at every step.  The state is exchanged where it is a result anyway, in out[T, B, H]; its 32-bit
 word is the unit of the protocols, whatever the dtype.  Two protocols, PROTOCOL:
 
-"sentinel"  The data are the flag.  Before the launch `out` is filled with 0xFF bytes; no producer ever stores the word
+"sentinel"  The data are the flag.  Before the first step `out` is filled with 0xFF bytes; no producer ever stores the word
             0xFFFFFFFF (`published` sees to it: it is a NaN in every format, and another NaN takes its place); a
             consumer reads its 16-byte chunks again until none of their words is 0xFFFFFFFF.  Invariant: a word is
-            written once per launch, by one 32-bit store, so a word that is not the sentinel is final.  No fence, no
+            written once per fill, by one 32-bit store, so a word that is not the sentinel is final.  No fence, no
             atomic, no order between words is needed, and none is assumed.
 "counter"   Per batch tile a counter of finished slices.  A producer stores its slice, then, behind a CTA barrier, adds 1
             with release semantics; a consumer's thread 0 acquires the counter until all CTAs of the group are through

@@ -34,7 +34,8 @@ def explain(
     dropout: float = 0.0,
 ) -> str:
     """In words, a line each: the plan that runs rnn(x[T,B,I], ...) of hidden size H, and why; the time of a step of the best
-    plan of every regime, estimated; plans that failed to compile; what cuDNN would have run.
+    plan of every regime, estimated; how many launches a backward pass is cut into, if it is, and the time of it and its GEMMs,
+    estimated; plans that failed to compile; what cuDNN would have run.
 
     `models`: of an ensemble, which torch.vmap over weights makes: B is the batch of each.
     `num_layers`, `bidirectional`, `dropout`: of rnn_triton.RNN. Of more than one layer or direction: every launch of the pass,

@@ -144,6 +144,6 @@ def _report(device: torch.device, view: ctypes.c_int64) -> None:
         description = f"launch {value >> 44}, whose description is no longer kept,"
     raise ExchangeError(
         f"{description} got stuck on {_key(device)}: {where} waited in vain for other CTAs at time step {step} "
-        "(in launch order). From that step on this group's outputs are NaN; the launch after it is unaffected. "
+        "(in launch order). From that step on this group's outputs are NaN; the pass after it is unaffected. "
         "If several launches got stuck, this is the last of them."
     )

@@ -158,7 +158,7 @@ class TestCheck:
         with pytest.raises(ExchangeError, match=text) as caught:
             faults.check(CPU)
         assert "outputs are NaN" in str(caught.value)
-        assert "the launch after it is unaffected" in str(caught.value)
+        assert "the pass after it is unaffected" in str(caught.value)
         assert faults.word(CPU).item() == 0
         faults.check(CPU)
 
