@@ -92,15 +92,13 @@ def gemms(problem: Problem, device: Device, constants: Constants = CONSTANTS) ->
 
 
 def _overlapped(case: Case, device: Device, constants: Constants) -> float:
-    """Microseconds per step of those GEMMs that backward recurrences hide, by chunks of T (rnn_triton/overlap.py); those of one
-    layer in one direction only"""
+    """Microseconds per step of those GEMMs that backward recurrences hide, by chunks of T (rnn_triton/overlap.py)"""
     saved = 0.0
     for part in launches(case, device) if case.models == 1 and case.lengths == "full" else ():
-        if part.lanes.count == 1:
-            problem, chosen = part.plan("backward", device)
-            widths = overlap.all_widths(ONE, part.problem.I, problem.H)
-            found = overlap.schedule(problem, chosen, ONE, device, case.T, widths, constants=constants)
-            saved += found.saved_us / case.T if found else 0.0
+        problem, chosen = part.plan("backward", device)
+        widths = overlap.all_widths(part.lanes, part.problem.I, problem.H)
+        found = overlap.schedule(problem, chosen, part.lanes, device, case.T, widths, constants=constants)
+        saved += found.saved_us / case.T if found else 0.0
     return saved
 
 

@@ -95,10 +95,10 @@ def explain(
     return "\n".join([*lines, _torchs(problem)])
 
 
-def _overlapped(problem: Problem, p: Plan, device: Device, T: int) -> list[str]:
+def _overlapped(problem: Problem, p: Plan, device: Device, T: int, lanes: Lanes = ONE) -> list[str]:
     """How a backward pass and the GEMMs over its result overlap, if they do, where all gradients are asked for"""
     asked = overlap.asked_chunks()
-    found = overlap.schedule(problem, p, ONE, device, T, overlap.all_widths(ONE, problem.I, problem.H), asked)
+    found = overlap.schedule(problem, p, lanes, device, T, overlap.all_widths(lanes, problem.I, problem.H), asked)
     if found is None or found.chunks == 1:
         return []
     return [
@@ -138,8 +138,8 @@ def _network(
         else:
             where += f": {_ran(of, p, T)}"
         lines.append(f"{where}; {each:.2f} us per step, estimated")
-        if of.direction == "backward" and part.lanes.count == 1 and of.models == 1:
-            lines += _overlapped(replace(of, I=part.problem.I), p, device, T)
+        if of.direction == "backward" and of.models == 1:
+            lines += _overlapped(replace(of, I=part.problem.I), p, device, T, part.lanes)
     if problem.models == 1 and not bidirectional and len(found) > 1:
         lines.append(
             f"{len(found)} parts, because fewer of more layers do not fit on {device.name}'s {device.sms} SMs, or are estimated to "

@@ -115,17 +115,17 @@ class Layer:
 
 
 class Layers:
-    """The layers of one launch: `parts` gives da of each from the launch's da."""
+    """The layers, or directions, of one launch, whose da has dimension `dim` of them."""
 
-    def __init__(self, layers: Sequence[Layer], parts: Callable[[Tensor], Sequence[Tensor]]) -> None:
-        self.layers, self.parts = layers, parts
+    def __init__(self, layers: Sequence[Layer], dim: int) -> None:
+        self.layers, self.dim = layers, dim
 
     @property
     def widths(self) -> tuple[int, ...]:
         return tuple(n for layer in self.layers for n in layer.widths)
 
     def take(self, da: Tensor, begin: int, end: int) -> None:
-        for layer, part in zip(self.layers, self.parts(da), strict=True):
+        for layer, part in zip(self.layers, da.unbind(self.dim), strict=True):
             layer.take(part, begin, end)
 
 

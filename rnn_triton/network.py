@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from . import dropout as masks
-from . import gemm, hardware, launch, op
+from . import gemm, gradients, hardware, launch, op, overlap
 from .errors import UnsupportedError
+from .gradients import DB, DH0, DW_HH, DW_IH, DX
 from .lanes import BothDirections, Wavefront
 from .launcher import batched
 from .plan import Choices
@@ -203,57 +204,49 @@ def _backward_in(
     states: list[Tensor] = []  # dh0, the last first
     weights: list[Tensor] = []  # gradients of the weights, the last layer and direction first
     dx: Tensor | None = None
-    inputs: dict[int, Tensor] = {}
-
-    def input_of(layer: int) -> Tensor:
-        """of both directions of a layer, computed once"""
-        if layer not in inputs:
-            inputs.clear()
-            inputs[layer] = _dropped(ys[layer - 1], seed, layer - 1, net) if layer else x
-        return inputs[layer]
-
     at = len(layers)
     for lanes in reversed(parts):
         above, at = at, at - lanes.count
         if not (for_x or for_h0 or any(for_weights[: 3 * above])):
             break
         layer, direction = divmod(at, net.directions)
-        mine = layers[at:above]
-        w_ih, w_hh, *_ = _columns(mine)
+        w_ih, w_hh, *_ = _columns(layers[at:above])
         d = None if dhn is None else dhn[at:above]
-        if lanes.count == 1:
-            columns = slice(direction * H, (direction + 1) * H)
-            of_y = None if dy is None else dy[..., columns]
-            reverse = direction == 1
-            d = None if d is None else d[0]
-            da = launch.backward(w_hh[0], ys[layer][..., columns], of_y, d, net.nonlinearity, reverse, net.precision)
-            das, outputs = [da], [ys[layer][..., columns]]
-        else:
-            call = _call("backward", x, 1, H, lanes, layer, net)
-            if lanes.linked:
-                outputs = list(ys[layer : layer + lanes.count])
-                given: tuple[Any, ...] = (w_ih, w_hh, ys[layer : layer + lanes.count], dy, d, seed, net.dropped)
-            else:
-                outputs = list(ys[layer].chunk(2, 2))
-                given = (w_hh, ys[layer], dy, d)
-            da = launch.run(_site, call, "backward", *given)
-            das = list(da) if lanes.linked else list(da.chunk(2, 2))
-
-        for n in reversed(range(lanes.count)):
-            number = (at + n) // net.directions
-            reverse = (at + n) % net.directions == 1
+        outputs = list(ys[layer].chunk(2, 2) if net.bidirectional else ys[layer : layer + lanes.count])
+        if net.bidirectional and lanes.count == 1:
+            outputs = [outputs[direction].contiguous()]
+        need_dx = for_x or (layer and (for_h0 or any(for_weights[: 3 * layer * net.directions])))
+        each: list[gradients.Layer] = []
+        for n, y in enumerate(outputs):
+            number, backwards = divmod(at + n, net.directions)
             wanted = for_weights[3 * (at + n) : 3 * (at + n + 1)]
-            of = wanted[0] * op.DW_IH | wanted[1] * op.DW_HH | wanted[2] * op.DB
-            below = input_of(number) if wanted[0] else x
+            of = wanted[0] * DW_IH | wanted[1] * DW_HH | wanted[2] * DB | for_h0 * DH0
+            of |= bool(need_dx and n == 0 and (lanes.linked or lanes.count == 1)) * DX
             h = None if h0 is None else h0[at + n]
-            dw_ih, dw_hh, db = op._weight_gradients(das[n], below, outputs[n], h, reverse, net.precision, of)
-            weights += [db, dw_hh, dw_ih]
-            if for_h0:
-                states.append(gemm.matmul(das[n][-1 if reverse else 0], w_hh[n], net.precision))
+            below = x if number == 0 else _below(ys[number - 1], seed, number - 1, net, of)
+            each.append(gradients.Layer(below, w_ih[n], w_hh[n], h, y, backwards == 1, net.precision, of))
 
-        if for_x or (layer and (for_h0 or any(for_weights[: 3 * layer * net.directions]))):
-            both = (das[0], w_ih[0]) if lanes.linked or lanes.count == 1 else (da, torch.cat(w_ih))
-            of_x = gemm.matmul(both[0].flatten(0, 1), both[1], net.precision).view(*x.shape[:2], -1)
+        if lanes.count == 1:
+            of_y = None if dy is None else dy[..., direction * H : (direction + 1) * H]
+            d = None if d is None else d[0]
+            launch.backward(w_hh[0], outputs[0], of_y, d, net.nonlinearity, direction == 1, net.precision, each[0])
+        else:
+            given: tuple[Any, ...] = (w_hh, ys[layer], dy, d)
+            if lanes.linked:
+                given = (w_ih, w_hh, ys[layer : layer + lanes.count], dy, d, seed, net.dropped)
+            work = gradients.Layers(each, 0 if lanes.linked else 2)
+            call = _call("backward", x, 1, H, lanes, layer, net)
+            da = launch.run(_site, call, functools.partial(overlap.backward, work), *given)
+
+        found = [one.gradients() for one in each]
+        for _, *of_weights, dh0 in reversed(found):
+            weights += reversed(of_weights)
+            states.append(dh0)
+        if need_dx:
+            if lanes.linked or lanes.count == 1:
+                of_x = found[0][0]
+            else:
+                of_x = gemm.matmul(da.flatten(2).flatten(0, 1), torch.cat(w_ih), net.precision).view(*x.shape[:2], -1)
             dx = of_x if dx is None else dx.add_(of_x)  # of the other direction
         if not direction:
             dy, dx = dx, None
@@ -263,6 +256,15 @@ def _backward_in(
     weights += [x.new_empty(0) for _ in range(missing)]
     dh0 = torch.stack(states[::-1]) if for_h0 else x.new_empty(0)
     return dy if for_x and dy is not None else x.new_empty(0), dh0, weights[::-1]
+
+
+def _below(y: Tensor, seed: Tensor | None, layer: int, net: Settings, needs: int) -> gradients.Below:
+    """What the next layer gets of this one's y, as far as the gradients `needs` look at it: in chunks of time where they can"""
+    if seed is None or not needs & DW_IH:
+        return y
+    if needs & DX:
+        return masks.drop(y, seed, layer, net.dropped)
+    return lambda t0, t1: masks.drop(y[t0:t1], seed, layer, net.dropped, t0)
 
 
 def _dropped(y: Tensor, seed: Tensor | None, layer: int, net: Settings) -> Tensor:

@@ -93,16 +93,6 @@ def _parts(t: Tensor, groups: int, dims: int) -> Tensor:
     return t.flatten(0, -dims - 1)
 
 
-def _weight_gradients(
-    da: Tensor, x: Tensor, y: Tensor, h0: Tensor | None, reverse: bool, precision: str | None, needs: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """dw_ih, dw_hh and db of all of da"""
-    layer = Layer(x, x, y, h0, y, reverse, precision, needs)
-    layer.take(da, 0, layer.T)
-    _, dw_ih, dw_hh, db, _ = layer.gradients()
-    return dw_ih, dw_hh, db
-
-
 def _cpu_forward(
     x: Tensor,
     w_ih: Tensor,
