@@ -44,9 +44,11 @@ def _kept_words(words, r, dropped, E: tl.constexpr):
 
 @triton.jit
 def drop_input(
-    words, seed, start, row0, t, layer, dropped, BLOCK_B: tl.constexpr, WARPS: tl.constexpr, E: tl.constexpr
+    words, seed, start, row0, t, layer, dropped, BLOCK_B: tl.constexpr, WARPS: tl.constexpr, E: tl.constexpr,
+    APART: tl.constexpr = 16,
 ):  # fmt: skip
-    """A K tile of operand B (exchange.load_words), words `start`.. of rows row0.. at step t, with zeros for what is dropped.
+    """A K tile of operand B, words `start`.. of rows row0.. at step t, with zeros for what is dropped.  APART: words from
+    one warp's to the next one's, 16 of `exchange.load_words`, 0 of `fragments.load_input`.
 
     One call of the generator for a thread's 16 bytes: the vector does not depend on the word, which the compiler sees."""
     q = tl.arange(0, 4)[:, None, None, None, None]
@@ -55,7 +57,7 @@ def drop_input(
     j = tl.arange(0, BLOCK_B // 8)[None, None, None, :, None]
     i = tl.arange(0, 4)[None, None, None, None, :]
     row = row0 + 8 * j + l
-    r = _random(seed, start // 4 + 4 * w + q + 0 * row, row + 0 * (w + q), t, layer)
+    r = _random(seed, start // 4 + APART // 4 * w + q + 0 * row, row + 0 * (w + q), t, layer)
     return _kept_words(words, _word(i, r), dropped, E)
 
 
@@ -66,6 +68,12 @@ def drop_products(
     """Products [WARPS, UNITS, BLOCK_B] of units unit0.. and rows row0..: scaled where the element is kept, else zero"""
     unit = unit0 + tl.arange(0, UNITS)[None, :, None]
     row = row0 + tl.arange(0, BLOCK_B)[None, None, :]
+    return drop_values(acc, unit, row, seed, t, layer, dropped, scale, E)
+
+
+@triton.jit
+def drop_values(acc, unit, row, seed, t, layer, dropped, scale, E: tl.constexpr):
+    """fp32 of these hidden units and rows, which broadcast to acc's shape: scaled where the element is kept, else zero"""
     unit, row = unit + 0 * row, row + 0 * unit
     r = _word(unit // E % 4, _random(seed, unit // (4 * E), row, t, layer))
     bits = (r >> (unit % E * 16).to(tl.uint32)) & 0xFFFF

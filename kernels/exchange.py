@@ -271,6 +271,23 @@ def publish(ptrs, words, mask):
 
 
 @triton.jit
+def verdict(error_ptr, lane, apart, LINKED: tl.constexpr):
+    """Of a group that is through: (the step from which on its outputs are no result, as its error word has it; is that to be
+    reported, as this group's own failure?).  LINKED: it also fails with the same group of every lane before, whose error
+    words lie `apart` words before each other."""
+    at = tl.load(error_ptr, volatile=True)
+    found = at != SENTINEL  # by this group
+    if LINKED:  # what came of a layer that has failed is no result, whether or not this one had to wait for it
+        earliest = at.to(tl.uint32, bitcast=True)
+        for k in range(1, lane + 1):
+            source = tl.load(error_ptr - k * apart, volatile=True).to(tl.uint32, bitcast=True)
+            found = found & (at.to(tl.uint32, bitcast=True) + 1 < source)  # else that one's failure is the reason
+            earliest = tl.minimum(earliest, source)
+        at = earliest.to(tl.int32, bitcast=True)
+    return at, found
+
+
+@triton.jit
 def arrive(counter_ptr, PROTOCOL: tl.constexpr):
     """Let the group know that all of the CTA's words are stored."""
     if PROTOCOL == "counter":

@@ -25,6 +25,8 @@ tests/test_compile.py checks that none appears.
 import triton
 import triton.language as tl
 
+from .exchange import published
+
 # ---------------------------------------------------------------------------------------------- index helpers
 
 
@@ -66,14 +68,20 @@ def state_index(H_PAD: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.constexpr)
 
 
 @triton.jit
-def is_unit(H: tl.constexpr, H_PAD: tl.constexpr, WARPS: tl.constexpr, FORM: tl.constexpr):
-    """[H_PAD, 1]: is row m of a state tile a hidden unit, and not padding?"""
+def hidden_units(H_PAD: tl.constexpr, WARPS: tl.constexpr, FORM: tl.constexpr):
+    """[H_PAD, 1]: the hidden unit that row m of a state tile is"""
     m = tl.arange(0, H_PAD)[:, None]
     if FORM == "fma":
-        return m < H
+        return m
     else:
         R: tl.constexpr = H_PAD // (16 * WARPS)
-        return (8 * ((m // 16) % WARPS) + m % 8) * (2 * R) + 2 * (m // (16 * WARPS)) + (m // 8) % 2 < H
+        return (8 * ((m // 16) % WARPS) + m % 8) * (2 * R) + 2 * (m // (16 * WARPS)) + (m // 8) % 2
+
+
+@triton.jit
+def is_unit(H: tl.constexpr, H_PAD: tl.constexpr, WARPS: tl.constexpr, FORM: tl.constexpr):
+    """[H_PAD, 1]: is row m of a state tile a hidden unit, and not padding?"""
+    return hidden_units(H_PAD, WARPS, FORM) < H
 
 
 @triton.jit
@@ -122,16 +130,38 @@ def load_state(
 
 
 @triton.jit
+def _pair_index(H_PAD: tl.constexpr, WARPS: tl.constexpr):
+    """pair of hidden units of each word of a 16-bit raw state tile [4, 8, WARPS, 2, BLOCK_B / 8, R], int32"""
+    R: tl.constexpr = H_PAD // (16 * WARPS)
+    return (_axis(WARPS, 2, 6) * 8 + _axis(8, 1, 6)) * R + _axis(R, 5, 6)
+
+
+@triton.jit
 def store_state(
-    ptr, v, rows, H: tl.constexpr, H_PAD: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.constexpr,
-    FORM: tl.constexpr, ALIGNED: tl.constexpr,
+    ptr, v, rows, H: tl.constexpr, ROW: tl.constexpr, H_PAD: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.constexpr,
+    FORM: tl.constexpr, ALIGNED: tl.constexpr, PUBLISH: tl.constexpr,
 ):  # fmt: skip
-    """[H_PAD, BLOCK_B] in hidden order to the contiguous rows ptr[row * H + unit]"""
+    """[H_PAD, BLOCK_B] in hidden order to ptr[row * ROW + unit]
+
+    PUBLISH: other CTAs wait for it (exchange.py): by 32-bit words, ALIGNED, never the sentinel, in the mma forms."""
     row, unit = state_index(H_PAD, BLOCK_B, WARPS)
     mask = (row < rows) & (unit < H)
-    p = ptr + (row * H + unit)
+    p = ptr + (row * ROW + unit)
     v = raw_state(v, H_PAD, BLOCK_B, WARPS, FORM)
-    if ALIGNED:
+    if PUBLISH:
+        words = ptr.to(tl.pointer_type(tl.int32), bitcast=True)
+        if FORM == "mma16":
+            pair = _pair_index(H_PAD, WARPS)
+            low, high = tl.split(tl.reshape(v, (4, 8, WARPS, 2, BLOCK_B // 8, H_PAD // (16 * WARPS), 2)))
+            low = low.to(tl.uint16, bitcast=True).to(tl.uint32)
+            v = low | (high.to(tl.uint16, bitcast=True).to(tl.uint32) << 16)
+            p = words + (row * (ROW // 2) + pair)
+            mask = (row < rows) & (pair < H // 2)
+        else:
+            p = words + (row * ROW + unit)
+        v = published(v.to(tl.int32, bitcast=True))
+        tl.store(tl.max_contiguous(p, [32, 16, 4, 2, 1, 64]), v, mask=mask, cache_modifier=".cg")
+    elif ALIGNED:
         tl.store(tl.max_contiguous(p, [32, 16, 4, 2, 1, 64]), v, mask=mask)
     else:
         tl.store(tl.max_contiguous(p, [32, 16, 4, 2, 1, 1]), v, mask=mask)
@@ -154,16 +184,17 @@ def words_to_halves(v, DTYPE: tl.constexpr):
 @triton.jit
 def load_stream(
     ptr, stride_b, rows, H: tl.constexpr, H_PAD: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.constexpr,
-    FORM: tl.constexpr, ALIGNED: tl.constexpr,
+    FORM: tl.constexpr, ALIGNED: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """raw tile of one step of a stream: int32 words [4, 8, WARPS, 2, BLOCK_B / 8, R] for aligned 16-bit, else elements
 
-    stride_b in units of 2R elements where ALIGNED: the factor in the code is what shows Triton the alignment."""
+    WIDE: fp32 whatever FORM is.  stride_b in units of 2R elements where ALIGNED: the factor in the code is what shows
+    Triton the alignment."""
     row, unit = state_index(H_PAD, BLOCK_B, WARPS)
     R: tl.constexpr = H_PAD // (16 * WARPS)
     UNIT: tl.constexpr = 2 * R if ALIGNED else 1
-    if FORM == "mma16" and ALIGNED:
-        pair = (_axis(WARPS, 2, 6) * 8 + _axis(8, 1, 6)) * R + _axis(R, 5, 6)
+    if FORM == "mma16" and ALIGNED and not WIDE:
+        pair = _pair_index(H_PAD, WARPS)
         words = ptr.to(tl.pointer_type(tl.int32), bitcast=True)
         mask = (row < rows) & (pair < H // 2)
         return _load_raw_state(words, row.to(tl.int64) * stride_b * R + pair, mask, True)
@@ -175,10 +206,10 @@ def load_stream(
 @triton.jit
 def stream_tile(
     v, DTYPE: tl.constexpr, H_PAD: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.constexpr, FORM: tl.constexpr,
-    ALIGNED: tl.constexpr,
+    ALIGNED: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """raw stream tile -> [H_PAD, BLOCK_B] in DTYPE"""
-    if FORM == "mma16" and ALIGNED:
+    """raw stream tile -> [H_PAD, BLOCK_B] in DTYPE, or WIDE"""
+    if FORM == "mma16" and ALIGNED and not WIDE:
         low, high = words_to_halves(v, DTYPE)
         v = tl.reshape(tl.join(low, high), (4, 8, WARPS, 2, BLOCK_B // 8, H_PAD // (8 * WARPS)))
     return state_tile(v, H_PAD, BLOCK_B, WARPS, FORM)
@@ -301,13 +332,15 @@ def load_input_weight(
 
 @triton.jit
 def load_input(
-    ptr, stride_b, k0, rows, zero, I: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.constexpr, CHUNK: tl.constexpr,
-    FORM: tl.constexpr, ALIGNED: tl.constexpr,
+    ptr, stride_b, k0, rows, zero, I, BLOCK_B: tl.constexpr, WARPS: tl.constexpr, CHUNK: tl.constexpr,
+    FORM: tl.constexpr, ALIGNED: tl.constexpr, PROBE: tl.constexpr,
 ):  # fmt: skip
-    """raw tile of inputs k0.. of one step: int32 words [4, 8, WARPS, BLOCK_B / 8, 4] for aligned 16-bit, else elements
+    """raw tile of inputs k0.. of one step: int32 words [4, 8, WARPS, BLOCK_B / 8, 4] for aligned 16-bit or PROBE, else
+    elements.  Zero from input I, constant or not, on.
 
-    stride_b in units of CHUNK / 4 elements where ALIGNED (not fma).  zero is a 0 the compiler cannot see: a tile that
-    visibly does not depend on its warp would be loaded once and broadcast, and its rows spread over the warps."""
+    PROBE: may still be being written (ALIGNED, not fma).  stride_b in units of CHUNK / 4 elements where ALIGNED (not
+    fma).  zero is a 0 the compiler cannot see: a tile that visibly does not depend on its warp would be loaded once and
+    broadcast, and its rows spread over the warps."""
     if FORM == "fma":
         k = k0 + tl.arange(0, CHUNK)[:, None]
         row = tl.arange(0, BLOCK_B)[None, :]
@@ -316,12 +349,13 @@ def load_input(
         E: tl.constexpr = CHUNK // 4
         row = _axis(8, 1, 5) + 8 * _axis(BLOCK_B // 8, 3, 5)
         warp = _axis(WARPS, 2, 5) * (zero * 16)
-        if FORM == "mma16" and ALIGNED:
-            pair = k0 // 2 + _axis(4, 0, 5) * 4 + _axis(4, 4, 5)
+        if (FORM == "mma16" and ALIGNED) or PROBE:
+            PER: tl.constexpr = E // 4  # elements a word
+            word = k0 // PER + _axis(4, 0, 5) * 4 + _axis(4, 4, 5)
             words = ptr.to(tl.pointer_type(tl.int32), bitcast=True)
-            p = words + (row.to(tl.int64) * stride_b * (E // 2) + pair + warp)
-            mask = (row < rows) & (pair < I // 2)
-            return tl.load(tl.max_contiguous(p, [32, 16, 4, 2, 64]), mask=mask, other=0)
+            p = words + (row.to(tl.int64) * stride_b * 4 + word + warp)
+            mask = (row < rows) & (word < I // PER)
+            return tl.load(tl.max_contiguous(p, [32, 16, 4, 2, 64]), mask=mask, other=0, volatile=PROBE)
         else:
             k = k0 + _axis(4, 0, 5) * E + _axis(E, 4, 5)
             UNIT: tl.constexpr = E if ALIGNED else 1
@@ -331,6 +365,16 @@ def load_input(
             else:
                 p = tl.max_contiguous(p, [32, 16, 4, 2, 1])
             return tl.load(p, mask=(row < rows) & (k < I), other=0)
+
+
+@triton.jit
+def input_addresses(ptr, stride_b, zero, BLOCK_B: tl.constexpr, WARPS: tl.constexpr):
+    """int64: where the words of the first tile of `load_input` lie, PROBE; those of the next ones 64 bytes further on each"""
+    row = _axis(8, 1, 5) + 8 * _axis(BLOCK_B // 8, 3, 5)
+    words = ptr.to(tl.pointer_type(tl.int32), bitcast=True)
+    word = _axis(4, 0, 5) * 4 + _axis(4, 4, 5) + _axis(WARPS, 2, 5) * (zero * 16)
+    p = words + (row.to(tl.int64) * stride_b * 4 + word)
+    return tl.max_contiguous(p, [32, 16, 4, 2, 64]).to(tl.int64)
 
 
 @triton.jit
@@ -347,6 +391,8 @@ def input_tiles(
             low, high = tl.split(tl.reshape(v, (4, 8, WARPS, BLOCK_B // 8, 4, 2)))
         return (_input_operand(low, BLOCK_B, WARPS, FORM), _input_operand(high, BLOCK_B, WARPS, FORM))
     else:
+        if v.dtype == tl.int32:
+            v = v.to(DTYPE, bitcast=True)
         return (_input_operand(v, BLOCK_B, WARPS, FORM),)
 
 

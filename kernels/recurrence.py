@@ -32,9 +32,13 @@ PRECISION for fp32) with fp32 accumulation (fp64: fp64), the state rounded to th
 import triton
 import triton.language as tl
 
+from .dropout import drop_input, drop_values, kept_scale
+from .exchange import LINE, SENTINEL, verdict, verify_input
 from .fragments import (
     halves_of_state,
     halves_of_weight,
+    hidden_units,
+    input_addresses,
     input_tiles,
     is_unit,
     load_input,
@@ -62,13 +66,36 @@ def _products(acc, a, b, PRECISION: tl.constexpr, ACC: tl.constexpr):
 
 @triton.jit
 def _load_inputs(
-    ptr, stride_b, rows, zero, I: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.constexpr, CHUNK: tl.constexpr,
-    N_CHUNKS: tl.constexpr, FORM: tl.constexpr, ALIGNED: tl.constexpr,
+    ptr, stride_b, k0, rows, zero, I, BLOCK_B: tl.constexpr, WARPS: tl.constexpr, CHUNK: tl.constexpr,
+    N_CHUNKS: tl.constexpr, FORM: tl.constexpr, ALIGNED: tl.constexpr, PROBE: tl.constexpr,
 ):  # fmt: skip
     x = ()
     for c in tl.static_range(N_CHUNKS):
-        x = x + (load_input(ptr, stride_b, c * CHUNK, rows, zero, I, BLOCK_B, WARPS, CHUNK, FORM, ALIGNED),)
+        x = x + (load_input(ptr, stride_b, k0 + c * CHUNK, rows, zero, I, BLOCK_B, WARPS, CHUNK, FORM, ALIGNED, PROBE),)
     return x
+
+
+@triton.jit
+def _received(
+    x_raw, ptr, stride_b, k0, row0, t, step, zero, link, drop, BLOCK_B: tl.constexpr, WARPS: tl.constexpr, CHUNK: tl.constexpr,
+    FORM: tl.constexpr, DROPPED: tl.constexpr,
+):  # fmt: skip
+    """x_raw of inputs k0.. of time t, found in memory that another lane writes: once it has, DROPPED with zeros for what
+    is dropped.  step: t in launch order."""
+    skip, error_ptr, source_ptr, limit = link
+    words = verify_input(
+        input_addresses(ptr + k0, stride_b, zero, BLOCK_B, WARPS), x_raw, skip, error_ptr.to(tl.int64),
+        source_ptr.to(tl.int64), step, limit, len(x_raw), BLOCK_B // 2, 64,
+    )  # fmt: skip
+    if DROPPED:
+        seed, boundary, dropped, _ = drop
+        E: tl.constexpr = 2 if FORM == "mma16" else 1
+        kept = ()
+        for c in tl.static_range(len(words)):
+            start = (k0 + c * CHUNK) // E
+            kept = kept + (drop_input(words[c], seed, start, row0, t, boundary, dropped, BLOCK_B, WARPS, E, 0),)
+        words = kept
+    return words
 
 
 @triton.jit
@@ -84,30 +111,49 @@ def _project(
 
 
 @triton.jit
+def _between(
+    p, row0, t, drop, H_PAD: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.constexpr, FORM: tl.constexpr,
+    FORWARD: tl.constexpr,
+):  # fmt: skip
+    """Products of what is dropped between layers: scaled, and in the backward pass dropped here"""
+    seed, boundary, dropped, scale = drop
+    if FORWARD:
+        return p * scale
+    else:
+        E: tl.constexpr = 2 if FORM == "mma16" else 1
+        unit = hidden_units(H_PAD, WARPS, FORM)
+        return drop_values(p, unit, row0 + tl.arange(0, BLOCK_B)[None, :], seed, t, boundary, dropped, scale, E)
+
+
+@triton.jit
 def _project_streamed(
-    x_ptr, stride_x_b, rows, zero, w_in_ptr, I: tl.constexpr, H: tl.constexpr, H_PAD: tl.constexpr,
+    x_ptr, stride_x_b, row0, t, rows, width, zero, link, drop, w_in_ptr, I: tl.constexpr, H: tl.constexpr, H_PAD: tl.constexpr,
     BLOCK_B: tl.constexpr, WARPS: tl.constexpr, CHUNK: tl.constexpr, FORM: tl.constexpr, DTYPE: tl.constexpr,
     PRECISION: tl.constexpr, X_ALIGNED: tl.constexpr, W_ALIGNED: tl.constexpr, UNROLL: tl.constexpr,
-    ACC: tl.constexpr,
+    ACC: tl.constexpr, LINKED: tl.constexpr, DROPPED: tl.constexpr,
 ):  # fmt: skip
-    """W_in x with W_in read from global memory, UNROLL chunks in flight"""
+    """W_in x with W_in read from global memory, UNROLL chunks in flight.  LINKED: x of the first step, as `_received`"""
     acc = projection_zeros(H_PAD, BLOCK_B, WARPS, FORM, ACC)
     for k0 in range(0, I + zero, CHUNK * UNROLL):  # + zero: else ptxas unrolls it all and spills
         for c in tl.static_range(UNROLL):
             k = k0 + c * CHUNK
             w = load_input_weight(w_in_ptr, k, H, I, H_PAD, WARPS, CHUNK, FORM, W_ALIGNED, False)
-            x = load_input(x_ptr, stride_x_b, k, rows, zero, I, BLOCK_B, WARPS, CHUNK, FORM, X_ALIGNED)
+            x = load_input(x_ptr, stride_x_b, k, rows, zero, width, BLOCK_B, WARPS, CHUNK, FORM, X_ALIGNED, LINKED)
+            if LINKED:
+                (x,) = _received(
+                    (x,), x_ptr, stride_x_b, k, row0, t, 0, zero, link, drop, BLOCK_B, WARPS, CHUNK, FORM, DROPPED
+                )
             acc = _products(acc, w, input_tiles(x, DTYPE, BLOCK_B, WARPS, FORM, X_ALIGNED), PRECISION, ACC)
     return projection_tile(acc, H_PAD, BLOCK_B, WARPS, FORM)
 
 
 _PER_CALL = ["T", "B", "reverse", "stride_x_t", "stride_x_b", "stride_u_t", "stride_u_b"]
-_PER_CALL += ["per_model", "stride_x_m", "stride_u_m"]
+_PER_CALL += ["launch", "limit", "dropped", "per_model", "stride_x_m", "stride_u_m"]
 
 
 @triton.jit(do_not_specialize=_PER_CALL)
 def recurrence(
-    # where MODELS: of all shapes [M, ..], of w_in, w_rec, bias0, bias1 and first as per_model says
+    # where MODELS: of all shapes [M, ..], of w_in, w_rec, bias0, bias1 and first as per_model says; of LANES see "Lanes"
     x_ptr,  # [T, B, I], strides (stride_x_t, stride_x_b, 1); where W_IN_HOME is "none": unused
     w_in_ptr,  # [H, I] contiguous
     w_rec_ptr,  # [W_ROWS, W_ROWS] contiguous W_hh, W_ROWS being H or, with zeros, H_PAD; transposed where TRANSPOSED
@@ -118,6 +164,9 @@ def recurrence(
     saved_ptr,  # [T, B, H] contiguous stream where HAS_SAVED
     out_ptr,  # [T, B, H] contiguous: s_t
     last_ptr,  # [B, H] contiguous where HAS_LAST: s of the last step
+    sync_ptr,  # int32 [LANES programs, 32], filled with 0xFF bytes, where LINKED: error words
+    report_ptr,  # int64 [1] in memory of the host, where LINKED: what failed (rnn_triton/faults.py), not written otherwise
+    seed_ptr,  # int64 [1] where DROPOUT
     T,
     B,
     reverse,  # 1: time runs from T - 1 down to 0
@@ -125,11 +174,15 @@ def recurrence(
     stride_x_b,
     stride_u_t,
     stride_u_b,
+    launch,  # what the report calls this launch, where LINKED
+    limit,  # polls before the second lane gives up, where LINKED
+    dropped,  # of 65536 elements between layers, where DROPOUT (dropout.py)
     per_model,  # bits 0-4: do w_in, w_rec, bias0, bias1, first have a part for each model?  Else the models share one
     stride_x_m,  # counted as the others; 0 where the models share x
     stride_u_m,
     I: tl.constexpr,
-    H: tl.constexpr,
+    H: tl.constexpr,  # with LANES the length of a row, whole 16-byte vectors of UNITS units and zeros
+    UNITS: tl.constexpr,
     CELL: tl.constexpr,
     ACCURACY: tl.constexpr,
     FIRST_IS_STATE: tl.constexpr,
@@ -140,6 +193,7 @@ def recurrence(
     HAS_U: tl.constexpr,
     HAS_SAVED: tl.constexpr,
     HAS_LAST: tl.constexpr,
+    WIDE_U: tl.constexpr,  # u is fp32 whatever DTYPE is
     MODELS: tl.constexpr,  # several: without them their addresses would only take registers
     X_ALIGNED: tl.constexpr,  # rows of x are whole aligned 16-byte vectors; its strides are counted in them (not fma)
     W_ALIGNED: tl.constexpr,  # rows of W_in are
@@ -158,9 +212,14 @@ def recurrence(
     CHAINS: tl.constexpr,
     X_DEPTH: tl.constexpr,  # 2: x_{t+2} is loaded during step t; 1: x_{t+1} is (W_in on chip)
     STREAM_UNROLL: tl.constexpr,
+    LANES: tl.constexpr,
+    LINKED: tl.constexpr,  # lanes are layers, else directions
+    DROPOUT: tl.constexpr,
 ):
     ACC: tl.constexpr = tl.float64 if DTYPE == tl.float64 else tl.float32
-    N_CHUNKS: tl.constexpr = (I + CHUNK - 1) // CHUNK if W_IN_HOME == "registers" or W_IN_HOME == "shared" else 0
+    K_IN: tl.constexpr = H if LINKED else I  # columns of W_in
+    ROW: tl.constexpr = H if LINKED else LANES * H  # of a batch row of s
+    N_CHUNKS: tl.constexpr = (K_IN + CHUNK - 1) // CHUNK if W_IN_HOME == "registers" or W_IN_HOME == "shared" else 0
     tile = tl.program_id(0)
     if MODELS:  # one dimension of the grid, since the second ends at 65,535
         tiles = (B + BLOCK_B - 1) // BLOCK_B
@@ -168,17 +227,64 @@ def recurrence(
         tile = tile % tiles
     row0 = tile * BLOCK_B
     rows = B - row0
+    rows_u = rows
     zero = (T < 0).to(tl.int32)
-    step_out = tl.cast(B, tl.int64) * H
-    start = row0.to(tl.int64) * H
-    t = reverse * (T - 1)
-    dt = 1 - 2 * reverse
+    step_out = tl.cast(B, tl.int64) * ROW
+    start = row0.to(tl.int64) * ROW
     R: tl.constexpr = H_PAD // (16 * WARPS)
     X_UNIT: tl.constexpr = CHUNK // 4 if X_ALIGNED and FORM != "fma" else 1
     U_UNIT: tl.constexpr = 2 * R if U_ALIGNED else 1
     S_UNIT: tl.constexpr = 2 * R if S_ALIGNED else 1
     step_x = stride_x_t.to(tl.int64) * X_UNIT
     step_u = stride_u_t.to(tl.int64) * U_UNIT
+
+    # ---- the lane's own tensors
+    x_width = I
+    link = ()
+    drop = ()
+    if LANES > 1:
+        lane = tl.program_id(1)
+        layer = lane  # which of the tensors' parts
+        out_ptr = out_ptr.to(tl.pointer_type(DTYPE), bitcast=True)
+        last_ptr = last_ptr.to(tl.pointer_type(DTYPE), bitcast=True)
+        if LINKED:
+            if not FIRST_IS_STATE:
+                layer = LANES - 1 - lane
+            first_lane = lane == 0
+            apart = T * step_out  # from one layer's s to the next one's
+            out_ptr += layer * apart
+            saved_ptr += layer * apart
+            first_ptr += layer * step_out
+            last_ptr += layer * step_out
+            # x of all lanes but the first is what the lane before publishes, in its own time
+            below = out_ptr - apart if FIRST_IS_STATE else out_ptr + apart
+            x_ptr = tl.where(first_lane, x_ptr.to(below.dtype, bitcast=True), below)
+            step_x = tl.where(first_lane, step_x, step_out)
+            stride_x_b = tl.where(first_lane, stride_x_b, H // X_UNIT)
+            if I != H:
+                x_width = tl.where(first_lane, I, H)
+            rows_u = tl.where(first_lane, rows, 0)
+            lanes_apart = tl.num_programs(0) * LINE
+            error_ptr = sync_ptr + (lane * tl.num_programs(0) + tile) * LINE
+            # each later lane waits longer, so that the first one that waits in vain is the one that says so
+            link = (first_lane.to(tl.int32), error_ptr, error_ptr - lanes_apart, lane * limit)
+            if DROPOUT:
+                lane_dropped = tl.where(first_lane, 0, dropped)
+                boundary = layer - 1 if FIRST_IS_STATE else layer  # the layer below it
+                drop = (tl.load(seed_ptr), boundary, lane_dropped, kept_scale(lane_dropped))
+        else:
+            out_ptr += lane * H
+            saved_ptr += lane * H
+            u_ptr += lane * H
+            first_ptr += lane * H
+            last_ptr += lane * H
+            reverse = reverse ^ lane
+        w_in_ptr += layer * (H * K_IN)
+        w_rec_ptr += layer * (W_ROWS * W_ROWS)
+        bias0_ptr += layer * H
+        bias1_ptr += layer * H
+    t = reverse * (T - 1)
+    dt = 1 - 2 * reverse
     x_ptr += row0.to(tl.int64) * stride_x_b * X_UNIT
     u_ptr += row0.to(tl.int64) * stride_u_b * U_UNIT
     first_ptr += start
@@ -203,7 +309,7 @@ def recurrence(
         w_a, w_b = halves_of_weight(w, H_PAD)
     w_in = ()
     for c in tl.static_range(N_CHUNKS):
-        w_c = load_input_weight(w_in_ptr, c * CHUNK, H, I, H_PAD, WARPS, CHUNK, FORM, W_ALIGNED, W_IN_HOME == "shared")
+        w_c = load_input_weight(w_in_ptr, c * CHUNK, H, K_IN, H_PAD, WARPS, CHUNK, FORM, W_ALIGNED, W_IN_HOME == "shared")
         w_in = w_in + (w_c,)
     # Where there is neither bias nor u, a zero the compiler cannot see: a known zero would merge the two chains.
     bias = load_state(bias0_ptr, 0, BLOCK_B, HAS_BIAS0 or T < 0, H, H_PAD, BLOCK_B, WARPS, FORM, False).to(ACC)
@@ -214,28 +320,36 @@ def recurrence(
     s = tl.zeros((H_PAD, BLOCK_B), DTYPE)
     p = tl.zeros((H_PAD, BLOCK_B), ACC)
     if HAS_FIRST:
-        first = load_state(first_ptr, H, rows, True, H, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED)
+        first = load_state(first_ptr, ROW, rows, True, H, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED)
         if FIRST_IS_STATE:
             s = first
         else:
             p += first.to(ACC)
     if W_IN_HOME != "none":
-        p += _project_streamed(
-            x_ptr + t * step_x, stride_x_b, rows, zero, w_in_ptr, I, H, H_PAD, BLOCK_B, WARPS, CHUNK,
-            FORM, DTYPE, PRECISION, X_ALIGNED, W_ALIGNED, 1, ACC,
+        p_first = _project_streamed(
+            x_ptr + t * step_x, stride_x_b, row0, t, rows, x_width, zero, link, drop, w_in_ptr, K_IN, H, H_PAD, BLOCK_B, WARPS,
+            CHUNK, FORM, DTYPE, PRECISION, X_ALIGNED, W_ALIGNED, 1, ACC, LINKED, DROPOUT and FIRST_IS_STATE,
         )  # fmt: skip
+        if DROPOUT:
+            p_first = _between(p_first, row0, t, drop, H_PAD, BLOCK_B, WARPS, FORM, FIRST_IS_STATE)
+        p += p_first
     x_raw = ()
     if X_DEPTH == 2 and N_CHUNKS > 0:
         x_t = x_ptr + (t + dt * tl.minimum(1, T - 1)) * step_x
-        x_raw = _load_inputs(x_t, stride_x_b, rows, zero, I, BLOCK_B, WARPS, CHUNK, N_CHUNKS, FORM, X_ALIGNED)
+        x_raw = _load_inputs(
+            x_t, stride_x_b, 0, rows, zero, x_width, BLOCK_B, WARPS, CHUNK, N_CHUNKS, FORM, X_ALIGNED, LINKED
+        )
     u_raw = 0
     saved_raw = 0
     if HAS_U:
         u_t = u_ptr + t * step_u
-        u_raw = load_stream(u_t, stride_u_b, rows, H, H_PAD, BLOCK_B, WARPS, FORM, U_ALIGNED)
+        u_raw = load_stream(u_t, stride_u_b, rows_u, H, H_PAD, BLOCK_B, WARPS, FORM, U_ALIGNED, WIDE_U)
     if HAS_SAVED:
-        saved_raw = load_stream(saved_ptr + t * step_out, H // S_UNIT, rows, H, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED)
+        saved_t = saved_ptr + t * step_out
+        saved_raw = load_stream(saved_t, ROW // S_UNIT, rows, H, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED, False)
 
+    if LINKED:
+        error = tl.load(error_ptr, volatile=True)
     for step in range(T):
         # ---- in the shadow of the exchange
         if CHAINS == 2:
@@ -243,22 +357,31 @@ def recurrence(
         u = bias
         saved = 0.0
         if HAS_U:
-            u = stream_tile(u_raw, DTYPE, H_PAD, BLOCK_B, WARPS, FORM, U_ALIGNED).to(ACC) + bias
+            u = stream_tile(u_raw, DTYPE, H_PAD, BLOCK_B, WARPS, FORM, U_ALIGNED, WIDE_U).to(ACC) + bias
         if HAS_SAVED:
-            saved = stream_tile(saved_raw, DTYPE, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED).to(ACC)
+            saved = stream_tile(saved_raw, DTYPE, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED, False).to(ACC)
         t_1 = t + dt * tl.minimum(1, T - 1 - step)
         t_2 = t + dt * tl.minimum(2, T - 1 - step)
         if HAS_U:
             u_t = u_ptr + t_1 * step_u
-            u_raw = load_stream(u_t, stride_u_b, rows, H, H_PAD, BLOCK_B, WARPS, FORM, U_ALIGNED)
+            u_raw = load_stream(u_t, stride_u_b, rows_u, H, H_PAD, BLOCK_B, WARPS, FORM, U_ALIGNED, WIDE_U)
         if HAS_SAVED:
             saved_t = saved_ptr + t_1 * step_out
-            saved_raw = load_stream(saved_t, H // S_UNIT, rows, H, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED)
+            saved_raw = load_stream(saved_t, ROW // S_UNIT, rows, H, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED, False)
         p_next = tl.zeros((H_PAD, BLOCK_B), ACC)
+        if LINKED:
+            skip = (first_lane | (error != SENTINEL)).to(tl.int32)
+            link = (skip, error_ptr, error_ptr - lanes_apart, lane * limit)
+            error = tl.load(error_ptr, volatile=True)  # for the next step, which need not wait for it
         if N_CHUNKS > 0:
+            if LINKED and X_DEPTH == 2:
+                x_raw = _received(
+                    x_raw, x_ptr + t_1 * step_x, stride_x_b, 0, row0, t_1, step + 1, zero, link, drop, BLOCK_B, WARPS,
+                    CHUNK, FORM, DROPOUT and FIRST_IS_STATE,
+                )  # fmt: skip
             x_t = x_ptr + (t_2 if X_DEPTH == 2 else t_1) * step_x
             x_next = _load_inputs(
-                x_t, stride_x_b, rows, zero, I, BLOCK_B, WARPS, CHUNK, N_CHUNKS, FORM, X_ALIGNED
+                x_t, stride_x_b, 0, rows, zero, x_width, BLOCK_B, WARPS, CHUNK, N_CHUNKS, FORM, X_ALIGNED, LINKED
             )  # fmt: skip
             if X_DEPTH == 2:
                 p_next = _project(x_raw, w_in, H_PAD, BLOCK_B, WARPS, FORM, DTYPE, PRECISION, X_ALIGNED, ACC)
@@ -271,22 +394,41 @@ def recurrence(
         if not FIRST_IS_STATE:
             a = tl.where(step == 0, p + u, a)  # there is no state yet, and 0 * W_rec is NaN where W_rec is infinite
         s = CELL(a, saved, ACCURACY).to(DTYPE)
-        if H != H_PAD:
+        if UNITS != H_PAD:
             # an infinite input makes NaN of its products with padding, and NaN would spread in the next step
-            s = tl.where(is_unit(H, H_PAD, WARPS, FORM), s, 0.0)
-        store_state(out_ptr + t * step_out, s, rows, H, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED)
+            s = tl.where(is_unit(UNITS, H_PAD, WARPS, FORM), s, 0.0)
+        store_state(out_ptr + t * step_out, s, rows, H, ROW, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED, LINKED)
         # ---- behind it, what has no registers to run ahead
         if N_CHUNKS > 0:
             if X_DEPTH == 2:
                 x_raw = x_next
             else:
+                if LINKED:
+                    x_next = _received(
+                        x_next, x_ptr + t_1 * step_x, stride_x_b, 0, row0, t_1, step + 1, zero, link, drop, BLOCK_B, WARPS,
+                        CHUNK, FORM, DROPOUT and FIRST_IS_STATE,
+                    )  # fmt: skip
                 p_next = _project(x_next, w_in, H_PAD, BLOCK_B, WARPS, FORM, DTYPE, PRECISION, X_ALIGNED, ACC)
         if W_IN_HOME == "stream":
             p_next = _project_streamed(
-                x_ptr + t_1 * step_x, stride_x_b, rows, zero, w_in_ptr, I, H, H_PAD, BLOCK_B, WARPS, CHUNK, FORM,
-                DTYPE, PRECISION, X_ALIGNED, W_ALIGNED, STREAM_UNROLL, ACC,
+                x_ptr + t_1 * step_x, stride_x_b, row0, t_1, rows, x_width, zero, link, drop, w_in_ptr, I, H, H_PAD, BLOCK_B, WARPS,
+                CHUNK, FORM, DTYPE, PRECISION, X_ALIGNED, W_ALIGNED, STREAM_UNROLL, ACC, False, False,
             )  # fmt: skip
+        if DROPOUT:
+            p_next = _between(p_next, row0, t_1, drop, H_PAD, BLOCK_B, WARPS, FORM, FIRST_IS_STATE)
         p = p_next
         t = t_1
     if HAS_LAST:
-        store_state(last_ptr, s, rows, H, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED)
+        store_state(last_ptr, s, rows, H, ROW, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED, False)
+    if LINKED:
+        tl.debug_barrier()  # what is abandoned has been stored
+        at, found = verdict(error_ptr, lane, lanes_apart, True)
+        if at != SENTINEL:
+            nan = tl.full((H_PAD, BLOCK_B), float("nan"), DTYPE)
+            for step in range(at, T):
+                t = reverse * (T - 1) + dt * step
+                store_state(out_ptr + t * step_out, nan, rows, H, ROW, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED, True)
+            if HAS_LAST:
+                store_state(last_ptr, nan, rows, H, ROW, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED, False)
+            number = lane * tl.num_programs(0) + tile
+            tl.store(report_ptr, (launch.to(tl.int64) << 44) | (number.to(tl.int64) << 32) | at, mask=found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -37,25 +38,46 @@ class Backward(NamedTuple):
     launch: Callable[[int, int], None]  # of steps begin .. end - 1, in launch order: chunks one after the other from 0 to T
 
 
+@dataclass(frozen=True)
+class Engine:
+    """A kernel with TENSORS, as a problem, plan and lanes have it"""
+
+    launch: Launcher
+    groups: int
+    ctas: int  # of a group
+    x_unit: int  # elements in which the strides of x are counted
+    u_unit: int
+    chunks: bool = True  # it can run a part of the steps
+    waits: bool = True  # its CTAs wait for each other
+    more: tuple[int, ...] = ()  # scalars behind those of kernels/grid.py
+
+
+def engine(problem: Problem, plan: Grid, lanes: Lanes = ONE) -> Engine:
+    of = functools.partial(constants, problem, plan, lanes=lanes)
+    launch = Launcher(grid, (plan.groups * plan.ctas, lanes.count, 1), of, options(plan))
+    return Engine(launch, plan.groups, plan.ctas, row_units(1, problem.dtype), 2)
+
+
 class Cooperative:
     """A cooperative launch, as far as it is known from its problem, plan and lanes alone."""
 
-    def __init__(self, problem: Problem, plan: Grid, lanes: Lanes = ONE, first: int = 0) -> None:
-        """`first`: the number of the lanes' bottom layer, for reports"""
+    def __init__(
+        self, problem: Problem, plan: Any, lanes: Lanes = ONE, first: int = 0, of: Engine | None = None
+    ) -> None:
+        """`first`: the number of the lanes' bottom layer, for reports.  `of`: another kernel than this file's"""
         self.problem = problem
         self.plan = plan
         self.lanes = lanes
         self.row = row_units(problem.H, problem.dtype)
         self.padding = self.row - problem.H
-        self.vector = row_units(1, problem.dtype)  # elements of 16 bytes
+        self.engine = engine(problem, plan, lanes) if of is None else of
+        groups, ctas = self.engine.groups, self.engine.ctas
         # error words of the groups, counters of the tiles
-        self.sync_words = _LINE * lanes.count * (plan.groups + math.ceil(problem.B / plan.block_b))
+        self.sync_words = _LINE * lanes.count * (groups + math.ceil(problem.B / plan.block_b))
         p = problem
-        name = f"{p.direction} of {p.dtype} B={p.B} I={p.I} H={p.H} over {plan.groups} groups of {plan.ctas} CTAs"
+        name = f"{p.direction} of {p.dtype} B={p.B} I={p.I} H={p.H} over {groups} groups of {ctas} CTAs"
         self.chunks: dict[tuple[Any, ...], int] = {}  # of a backward pass, by what decides (overlap.py)
-        self.id = faults.register(name, plan.groups, lanes.names(p.direction, first))
-        programs = (plan.groups * plan.ctas, lanes.count, 1)
-        self.launch = Launcher(grid, programs, functools.partial(constants, problem, plan, lanes=lanes), options(plan))
+        self.id = faults.register(name, groups, lanes.names(p.direction, first))
 
     def _out(self, like: Tensor, *shape: int) -> tuple[Tensor, Tensor]:
         """The words of [*shape, row], and behind them, on lines of their own, the synchronisation words: one allocation and
@@ -63,7 +85,9 @@ class Cooperative:
         words = self.row * like.element_size() // 4
         n = math.prod(shape) * words
         at = -(-n // _LINE) * _LINE
-        buffer = torch.empty(at + self.sync_words, dtype=torch.int32, device=like.device).fill_(-1)
+        buffer = torch.empty(at + self.sync_words, dtype=torch.int32, device=like.device)
+        if self.engine.waits:
+            buffer.fill_(-1)
         return buffer[:n].view(*shape, words), buffer[at:]
 
     def _rows(self, t: Tensor, padding: int) -> Tensor:
@@ -84,9 +108,10 @@ class Cooperative:
     ) -> None:  # fmt: skip
         limit = min(SPIN_LIMIT, INTERPRETED_LIMIT) if interpreter.active() else SPIN_LIMIT
         T, B, *others = scalars
-        self.launch(
-            (*tensors, sync, faults.word(out.device), seed), out, (T, B, begin, end, *others, self.id, limit, dropped)
-        )
+        steps = (begin, end) if self.engine.chunks else ()
+        assert steps or (begin, end) == (0, T)
+        all_scalars = (T, B, *steps, *others, self.id, limit, dropped, *self.engine.more)
+        self.engine.launch((*tensors, sync, faults.word(out.device), seed), out, all_scalars)
         faults.after_launch(out.device)
 
     def backward(self, *arguments: Any) -> Tensor:
@@ -138,7 +163,7 @@ class Site(Cooperative):
         else:
             if self.input_padding:
                 x, w_ih = (pad(t, (0, self.input_padding)) for t in (x, w_ih))
-            x, stride_t, stride_b = strided(x, self.vector)
+            x, stride_t, stride_b = strided(x, self.engine.x_unit)
             bias = [None if b is None else whole(b) for b in (b_ih, b_hh)]
             given = (x, whole(w_ih), w_rec, *bias, first, None)
             strides = (stride_t, stride_b, 0, 0)
@@ -162,17 +187,22 @@ class Site(Cooperative):
 
 
 def compile_ahead(problem: Problem, plan: Grid, device: Device, lanes: Lanes = ONE) -> Any:
+    present, parameter = described(problem, plan.w_ih_home, lanes)
+    return compiled_ahead(grid, constants(problem, plan, present, lanes), parameter, options(plan), device.capability)
+
+
+def described(problem: Problem, w_ih_home: str, lanes: Lanes) -> tuple[tuple[bool, ...], Callable[[str], str]]:
+    """Of the launch with every optional tensor of its pass: which of TENSORS are there, and the type of a parameter"""
     forward = problem.direction == "forward"
     absent = ["last"] if not forward else ["saved"]
-    if not forward or (plan.w_ih_home == "gemm" and not lanes.linked):  # linked lanes have their biases in the kernel
+    if not forward or (w_ih_home == "gemm" and not lanes.linked):  # linked lanes have their biases in the kernel
         absent += ["bias0", "bias1"]
-    if not lanes.linked and (not forward or plan.w_ih_home == "gemm"):
+    if not lanes.linked and (not forward or w_ih_home == "gemm"):
         absent.append("w_in")
-    given = forward and plan.w_ih_home != "gemm" and (not lanes.linked or problem.I <= row_units(problem.H, problem.dtype))
+    given = forward and w_ih_home != "gemm" and (not lanes.linked or problem.I <= row_units(problem.H, problem.dtype))
     absent.append("u" if given else "x")
     if not lanes.dropout:
         absent.append("seed")
-    present = tuple(name not in absent for name in TENSORS)
     # absent tensors are stood for by out
     pointers = {f"{name}_ptr": "*i32" for name in (*absent, "out", "last", "sync")} | {"report_ptr": "*i64"}
     if "seed" not in absent:
@@ -180,10 +210,8 @@ def compile_ahead(problem: Problem, plan: Grid, device: Device, lanes: Lanes = O
     if forward and "u" not in absent:
         pointers["u_ptr"] = "*fp32"
     of = POINTERS[problem.dtype]
-    return compiled_ahead(
-        grid, constants(problem, plan, present, lanes), lambda n: pointers.get(n, of) if n.endswith("_ptr") else "i32",
-        options(plan), device.capability,
-    )  # fmt: skip
+    present = tuple(name not in absent for name in TENSORS)
+    return present, lambda name: pointers.get(name, of) if name.endswith("_ptr") else "i32"
 
 
 def options(p: Grid) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""Launches of kernels/grid.py with several lanes: the layers of a stack as a wavefront, or both directions of a layer."""
+"""Launches of several lanes: the layers of a stack as a wavefront, or both directions of a layer.  Of kernels/recurrence.py
+where one CTA holds a layer, else of kernels/grid.py."""
 
 from __future__ import annotations
 
@@ -9,15 +10,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from . import gemm
+from . import gemm, single_cta
 from .grid import Backward, Cooperative
 from .launcher import strided
-from .plans import row_units
+from .plans import Grid, Lanes, Problem, SingleCta, row_units
 
 Biases = Sequence[Tensor] | None
 
 
 class _Lanes(Cooperative):
+    def __init__(self, problem: Problem, plan: SingleCta | Grid, lanes: Lanes, first: int = 0) -> None:
+        alone = isinstance(plan, SingleCta)
+        super().__init__(problem, plan, lanes, first, single_cta.engine(problem, plan, lanes) if alone else None)
+
     def _stacked(self, weights: Sequence[Tensor], columns: int) -> Tensor:
         """[.., H, k] of every lane, k <= columns, as [N, row, columns] with zeros in what is not there"""
         sizes = [(columns - w.shape[1], self.row - w.shape[0]) for w in weights]
@@ -32,8 +37,8 @@ class _Lanes(Cooperative):
 
     def _x(self, x: Tensor) -> tuple[Tensor, int, int]:
         """x with rows of whole vectors, and its strides as the kernel takes them"""
-        missing = -x.shape[2] % self.vector
-        return strided(pad(x, (0, missing)) if missing else x, self.vector)
+        missing = row_units(x.shape[2], self.problem.dtype) - x.shape[2]
+        return strided(pad(x, (0, missing)) if missing else x, self.engine.x_unit)
 
 
 class Wavefront(_Lanes):
@@ -64,7 +69,7 @@ class Wavefront(_Lanes):
             first_w = w_ih[0]
         else:  # more columns than the layers above have: the first one's x comes projected
             wide = pad(w_ih[0], (0, 0, 0, self.padding)) if self.padding else w_ih[0]
-            u, stride_t, stride_b = strided(gemm.project(x, wide, None, None, self.problem.precision), 2)
+            u, stride_t, stride_b = strided(gemm.project(x, wide, None, None, self.problem.precision), self.engine.u_unit)
             strides = (0, 0, stride_t, stride_b)
             first_w = w_hh[0].new_zeros(self.row, self.row)
         w_in = self._stacked([first_w, *w_ih[1:]], self.row)
@@ -90,7 +95,7 @@ class Wavefront(_Lanes):
         out, sync = self._out(y, L, T, B)
         stride_t = stride_b = 0
         if dy is not None:
-            dy, stride_t, stride_b = strided(pad(dy, (0, self.padding)) if self.padding else dy, 2)
+            dy, stride_t, stride_b = strided(pad(dy, (0, self.padding)) if self.padding else dy, self.engine.u_unit)
         top = w_hh[0].new_zeros(self.row, self.row)  # nothing comes from above the last layer but dy
         w_in = self._stacked([*[w.t() for w in w_ih[1:]], top], self.row)
         w_rec = self._stacked([w.t() for w in w_hh], self.row)
@@ -122,7 +127,7 @@ class BothDirections(_Lanes):
         if self.plan.w_ih_home == "gemm":
             b_ih_rows, b_hh_rows = (None if b is None else b.flatten() for b in biases)
             u = gemm.project(x, w_in.flatten(0, 1), b_ih_rows, b_hh_rows, self.problem.precision)
-            u, stride_t, stride_b = strided(u, 2)
+            u, stride_t, stride_b = strided(u, self.engine.u_unit)
             given, strides = (None, None, None, None), (0, 0, stride_t, stride_b)
         else:
             x, stride_t, stride_b = self._x(x)
@@ -142,7 +147,7 @@ class BothDirections(_Lanes):
         stride_t = stride_b = 0
         if dy is not None:
             padded = self._rows(dy.unflatten(2, (2, -1)), 0).flatten(2) if self.padding else dy
-            dy, stride_t, stride_b = strided(padded, 2)
+            dy, stride_t, stride_b = strided(padded, self.engine.u_unit)
         first = None if dhn is None else self._rows(dhn.transpose(0, 1), 0)
         w_rec = self._stacked([w.t() for w in w_hh], self.row)
         saved = self._rows(y.unflatten(2, (2, -1)), 0)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .grid import TENSORS, Engine, described
 from .hardware import Device
 from .kernels.recurrence import recurrence
 from .launcher import (
@@ -23,12 +24,13 @@ from .launcher import (
     strided_models,
     whole,
 )
-from .plans import SIZES, Problem, SingleCta
+from .plans import ONE, SIZES, Lanes, Problem, SingleCta, row_units
 
-# The pointer parameters of the kernel, in order; an absent tensor is never read.
-TENSORS = ("x", "w_in", "w_rec", "bias0", "bias1", "first", "u", "saved", "out", "last")
-FORWARD = tuple(name not in ("u", "saved") for name in TENSORS)
+FORWARD = tuple(name not in ("u", "saved", *TENSORS[-3:]) for name in TENSORS)
 BACKWARD = tuple(name in ("w_rec", "first", "u", "saved", "out") for name in TENSORS)
+
+_NOTHING = (None, None, None)  # of a single lane: sync, report, seed
+_NO_LINK = (0, 0, 0)  # launch, limit, dropped
 
 
 class Site:
@@ -40,7 +42,7 @@ class Site:
         self.input_unit = _input_unit(problem, plan)
         self.state_unit = _state_unit(plan)
         grid = (problem.models * math.ceil(problem.B / plan.block_b), 1, 1)
-        self.launch = Launcher(recurrence, grid, functools.partial(constants, problem, plan), options(plan))
+        self.launch = Launcher(recurrence, grid, functools.partial(constants, problem, plan), options(plan, ONE))
 
     def forward(
         self,
@@ -65,8 +67,8 @@ class Site:
         h0 = None if h0 is None else whole(h0)
         y = empty(x, *M, T, B, H)
         hn = empty(x, *M, B, H)
-        tensors = (x, whole(w_ih), self._w_rec(w_hh), b_ih, b_hh, h0, None, None, y, hn)
-        self.launch(tensors, y, (T, B, int(reverse), stride_t, stride_b, 0, 0, per_model, stride_m, 0))
+        tensors = (x, whole(w_ih), self._w_rec(w_hh), b_ih, b_hh, h0, None, None, y, hn, *_NOTHING)
+        self.launch(tensors, y, (T, B, int(reverse), stride_t, stride_b, 0, 0, *_NO_LINK, per_model, stride_m, 0))
         return y, hn
 
     def backward(
@@ -82,8 +84,8 @@ class Site:
             dy, stride_t, stride_b = strided(dy, self.state_unit)
         dhn = None if dhn is None else whole(dhn)
         da = empty(y, *M, T, B, H)
-        tensors = (None, None, self._w_rec(w_hh), None, None, dhn, dy, whole(y), da, None)
-        self.launch(tensors, da, (T, B, int(not reverse), 0, 0, stride_t, stride_b, per_model, 0, stride_m))
+        tensors = (None, None, self._w_rec(w_hh), None, None, dhn, dy, whole(y), da, None, *_NOTHING)
+        self.launch(tensors, da, (T, B, int(not reverse), 0, 0, stride_t, stride_b, *_NO_LINK, per_model, 0, stride_m))
         return da
 
     def _w_rec(self, w_hh: Tensor) -> Tensor:
@@ -94,52 +96,70 @@ class Site:
         return whole(w_hh)
 
 
+def engine(problem: Problem, plan: SingleCta, lanes: Lanes) -> Engine:
+    """Of a launch of several lanes, a group for each batch tile.  Only linked lanes wait for each other."""
+    tiles = math.ceil(problem.B / plan.block_b)
+    of = functools.partial(constants, problem, plan, lanes=lanes)
+    launch = Launcher(recurrence, (tiles, lanes.count, 1), of, options(plan, lanes))
+    return Engine(launch, tiles, 1, _input_unit(problem, plan), _state_unit(plan), (0, 0, 0), lanes.linked)
+
+
 def _per_model(*tensors: Tensor | None) -> tuple[tuple[Any, ...], int]:
     """w_in, w_rec, bias0, bias1 and first of an ensemble, without M where the models share one; bit i: the i-th has it."""
     parts = tuple([shared(t) for t in tensors])
     return parts, sum(1 << i for i, (t, part) in enumerate(zip(tensors, parts, strict=True)) if part is t is not None)
 
 
-def compile_ahead(problem: Problem, plan: SingleCta, device: Device) -> Any:
-    present = FORWARD if problem.direction == "forward" else BACKWARD
-    pointer = POINTERS[problem.dtype]
-    return compiled_ahead(
-        recurrence, constants(problem, plan, present), lambda n: pointer if n.endswith("_ptr") else "i32",
-        options(plan), device.capability,
-    )  # fmt: skip
+def compile_ahead(problem: Problem, plan: SingleCta, device: Device, lanes: Lanes = ONE) -> Any:
+    present, parameter = described(problem, plan.w_ih_home, lanes)
+    if lanes.count == 1:
+        present = FORWARD if problem.direction == "forward" else BACKWARD
+        parameter = lambda name: POINTERS[problem.dtype] if name.endswith("_ptr") else "i32"  # noqa: E731
+    constexprs = constants(problem, plan, present, lanes)
+    return compiled_ahead(recurrence, constexprs, parameter, options(plan, lanes), device.capability)
 
 
-def options(p: SingleCta) -> dict[str, int]:
-    options = dict(num_warps=p.warps, num_stages=1)  # pipelined loads would be hoisted above the stores of a step
+def options(p: SingleCta, lanes: Lanes) -> dict[str, Any]:
+    options: dict[str, Any] = dict(num_warps=p.warps, num_stages=1)  # pipelined loads would be hoisted above the stores of a step
     if p.formulation != "fma":  # there ptxas would hoist loads until it runs out
         options["maxnreg"] = 255  # else ptxas spills a few registers to fit one more CTA on an SM
+    if lanes.linked:
+        options["launch_cooperative_grid"] = True
     return options
 
 
-def constants(problem: Problem, p: SingleCta, present: tuple[bool, ...]) -> dict[str, Any]:
+def constants(problem: Problem, p: SingleCta, present: tuple[bool, ...], lanes: Lanes = ONE) -> dict[str, Any]:
     """The constexpr parameters of the kernel, in its order"""
     forward = problem.direction == "forward"
-    inputs = problem.I % _input_unit(problem, p) == 0
-    units = problem.H % _state_unit(p) == 0
     has = dict(zip(TENSORS, present, strict=True))
+    several = lanes.count > 1
+    I, row = problem.I if has["x"] else 1, problem.H  # not read without a projection: one kernel for every I
+    if several:
+        I, row = row_units(I, problem.dtype), row_units(row, problem.dtype)
+    if lanes.linked and not has["x"]:
+        I = 0
+    inputs = (row if lanes.linked else I) % _input_unit(problem, p) == 0
+    units = row % _state_unit(p) == 0
     return dict(
-        I=problem.I if forward else 1,  # not read without a projection: one kernel for every I
-        H=problem.H,
+        I=I,
+        H=row,
+        UNITS=problem.H,
         CELL=CELLS[problem.nonlinearity, problem.direction],
         ACCURACY=p.accuracy,
         FIRST_IS_STATE=forward,
-        TRANSPOSED=not forward,
+        TRANSPOSED=not forward and not several,
         HAS_BIAS0=has["bias0"],
         HAS_BIAS1=has["bias1"],
         HAS_FIRST=has["first"],
         HAS_U=has["u"],
         HAS_SAVED=has["saved"],
         HAS_LAST=has["last"],
+        WIDE_U=forward,
         MODELS=problem.models > 1,
         X_ALIGNED=inputs,
         W_ALIGNED=inputs,
         W_REC_ALIGNED=p.pad_w_hh or units,
-        W_ROWS=p.h_pad if p.pad_w_hh else problem.H,
+        W_ROWS=p.h_pad if p.pad_w_hh else row,
         U_ALIGNED=units,
         S_ALIGNED=units,
         DTYPE=TRITON_DTYPES[problem.dtype],
@@ -153,6 +173,9 @@ def constants(problem: Problem, p: SingleCta, present: tuple[bool, ...]) -> dict
         CHAINS=p.chains,
         X_DEPTH=p.x_depth,
         STREAM_UNROLL=p.stream_unroll,
+        LANES=lanes.count,
+        LINKED=lanes.linked,
+        DROPOUT=lanes.dropout,
     )
 
 

@@ -24,6 +24,9 @@ KINDS = {
     "fp16": (torch.float16, None, "fast", 2.0**-11, 0.0),
     "tf32": (torch.float32, "tf32", "fast", 2.0**-24, 2.0**-11),
     "tf32x3": (torch.float32, "tf32x3", "full", 2.0**-24, 2.0**-24),
+    # one CTA only
+    "ieee": (torch.float32, "ieee", "full", 2.0**-24, 2.0**-24),
+    "fp64": (torch.float64, None, "double", 2.0**-53, 2.0**-53),
 }
 
 # How the interpreter runs a launch, and in which memory; the race detector is on in all of them.
@@ -72,6 +75,11 @@ class Case:
     def tolerance(self):
         *_, state, product = KINDS[self.kind]
         return 4 * (state + 2 * product) * (self.T + 1) ** 0.5
+
+    @property
+    def polled(self):
+        """Do programs wait for words of the output?"""
+        return self.protocol != "counter"
 
     def having(self, **changes):
         return replace(self, **changes)
@@ -134,7 +142,7 @@ class Case:
             return
         # hn exists in the forward pass only; in the backward pass `out` stands for it
         poisoned = ("last_ptr",) if direction == "forward" else ()
-        if self.protocol != "counter":
+        if self.polled:
             roles = dict(channels=("out_ptr",), poisoned=poisoned)
         else:
             roles = dict(poisoned=("out_ptr", *poisoned))

@@ -16,15 +16,21 @@ from .problems import problem
 
 @dataclass(frozen=True)
 class Stack(Case):
-    """`layers` layers, or with `both` the two directions of one; dropped: of 65536"""
+    """`layers` layers, or with `both` the two directions of one; dropped: of 65536; depth: of x, and each layer on one
+    CTA (kernels/recurrence.py), else on groups (kernels/grid.py)"""
 
     layers: int = 2
     both: bool = False
     dropped: int | None = None
+    depth: int | None = None
 
     @property
     def tolerance(self):
         return super().tolerance * self.layers**0.5
+
+    @property
+    def polled(self):
+        return super().polled and not (self.both and self.depth is not None)
 
     def __str__(self):
         fields = type(self).__dataclass_fields__
@@ -37,12 +43,22 @@ class Stack(Case):
         forward = direction == "forward"
         home = self.home if forward or not self.both else "none"
         of = plans.Problem(direction, self.B, self.I if forward else 1, self.H, name, precision, self.nonlinearity)
-        plan = plans.Grid(
-            block_b=self.block_b, warps=self.warps, formulation="mma32" if name == "fp32" else "mma16",
-            precision=precision or "ieee", accuracy=accuracy, units=self.units,
-            ctas=-(-plans.row_units(self.H, name) // self.units), groups=self.groups, w_hh_shared=self.shared,
-            w_ih_home=home, protocol=self.protocol, chains=self.chains, reason="test",
+        formulation = "fma" if precision == "ieee" or name == "fp64" else "mma32" if name == "fp32" else "mma16"
+        common = dict(
+            block_b=self.block_b, formulation=formulation, precision=precision or "ieee", accuracy=accuracy, w_ih_home=home,
+            chains=self.chains, reason="test",
         )  # fmt: skip
+        if self.depth is not None:
+            h_pad = max(16, 1 << (self.H - 1).bit_length())
+            plan = plans.SingleCta(
+                warps=min(8, h_pad // 16), h_pad=h_pad, chunk=32 if formulation == "mma16" else 16, x_depth=self.depth,
+                stream_unroll=1, pad_w_hh=False, **common,
+            )  # fmt: skip
+        else:
+            plan = plans.Grid(
+                warps=self.warps, units=self.units, ctas=-(-plans.row_units(self.H, name) // self.units),
+                groups=self.groups, w_hh_shared=self.shared, protocol=self.protocol, **common,
+            )  # fmt: skip
         if self.both:
             return module.BothDirections(of, plan, Lanes(2))
         return module.Wavefront(of, plan, Lanes(self.layers, True, self.dropped is not None))
