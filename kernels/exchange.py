@@ -98,12 +98,12 @@ def _give_up(error, step, limit, source=None):
     or the next leaves the words of this step incomplete: this group fails, too."""
     failed = "setp.ne.u32 q, t, 0xFFFFFFFF;\n@q bra DONE;"
     if source is not None:
-        failed = f"add.u32 d, {step}, 1;\nsetp.le.u32 q, t, d;\n@q bra FAIL;"
+        failed += f"\nld.relaxed.gpu.global.u32 t, [{source}];\nadd.u32 d, {step}, 1;\nsetp.le.u32 q, t, d;\n@q bra FAIL;"
     return f"""add.u32 n, n, 1;
 and.b32 t, n, {POLLS_PER_LOOK.value - 1};
 setp.ne.u32 q, t, 0;
 @q bra SPIN;
-ld.relaxed.gpu.global.u32 t, [{source or error}];
+ld.relaxed.gpu.global.u32 t, [{error}];
 {failed}
 setp.lt.u32 q, n, {limit};
 @q bra SPIN;

@@ -22,10 +22,30 @@ Where registers are short (X_DEPTH 1) x_{t+1} is loaded at the top and projected
 CHAINS = 2 splits K in two independent accumulators (one starts from p, one from u): the mma latency (24 cycles on
 sm_90), not its rate, is what a step of a small batch tile waits for.  They are added with the cell's first operation.
 
+Lanes.  The second axis of programs, as in grid.py: LANES single launches side by side, each with its own weights and its
+own part of every tensor.  In the other tensors' shapes below, of several lanes:
+
+    LINKED      layers of a stack, a wavefront: first, saved, out, last [LANES, ..], numbered by layer; forward lane n is
+                layer n, backward layer LANES - 1 - n.  x of every lane but the first is out of the lane before, at the same
+                t; backward W_in is W_ih^T of the layer above.  Only the first lane has u, and x where I is not 0.
+    otherwise   directions of one layer: first, u, saved, out, last [.., LANES, H]; the second lane runs through time the
+                other way, over the same x, and nobody waits for anybody.
+
+w_in, w_rec and the biases are [LANES, ..] in both.  Linked lanes wait for x by the sentinel (exchange.py), with no barrier:
+
+    p_t = W_in x_t                        independent of s: fills the gaps of the chain below
+    a_t = p_t + W_rec s_{t-1} + u_t       critical
+    verify x_{t+1}                        in the shadow of the products: read again what is still the sentinel
+    issue the loads of x_{t+2}            and of the streams of t + 1, into registers that are free by now
+    s_t = CELL(a_t, saved_t), rounded; published to out[t]
+
+Where registers are short (X_DEPTH 1) p_{t+1} is computed as soon as x_{t+1} is verified, and x_{t+2} takes its registers.  A
+lane that fails leaves NaN from the step on whose x never came, and so does every later one.
+
 Cost of a step (sm_90, bf16, H = 128, BLOCK_B = 8): 2 barriers, 2 stmatrix, 4 ldmatrix, 4 dependent mma, the cell.
 Global traffic inside the loop: x (and W_in where its home is "stream"), the streams, out.
 
-Nothing needs to be co-resident: programs do not talk to each other.  Numerics: products in the storage dtype (tf32 per
+Only linked lanes need to be co-resident; no other programs talk to each other.  Numerics: products in the storage dtype (tf32 per
 PRECISION for fp32) with fp32 accumulation (fp64: fp64), the state rounded to the storage dtype each step.
 """
 
@@ -66,25 +86,25 @@ def _products(acc, a, b, PRECISION: tl.constexpr, ACC: tl.constexpr):
 
 @triton.jit
 def _load_inputs(
-    ptr, stride_b, k0, rows, zero, I, BLOCK_B: tl.constexpr, WARPS: tl.constexpr, CHUNK: tl.constexpr,
+    ptr, stride_b, rows, zero, I, BLOCK_B: tl.constexpr, WARPS: tl.constexpr, CHUNK: tl.constexpr,
     N_CHUNKS: tl.constexpr, FORM: tl.constexpr, ALIGNED: tl.constexpr, PROBE: tl.constexpr,
 ):  # fmt: skip
     x = ()
     for c in tl.static_range(N_CHUNKS):
-        x = x + (load_input(ptr, stride_b, k0 + c * CHUNK, rows, zero, I, BLOCK_B, WARPS, CHUNK, FORM, ALIGNED, PROBE),)
+        x = x + (load_input(ptr, stride_b, c * CHUNK, rows, zero, I, BLOCK_B, WARPS, CHUNK, FORM, ALIGNED, PROBE),)
     return x
 
 
 @triton.jit
 def _received(
-    x_raw, ptr, stride_b, k0, row0, t, step, zero, link, drop, BLOCK_B: tl.constexpr, WARPS: tl.constexpr, CHUNK: tl.constexpr,
+    x_raw, ptr, stride_b, row0, t, step, zero, link, drop, BLOCK_B: tl.constexpr, WARPS: tl.constexpr, CHUNK: tl.constexpr,
     FORM: tl.constexpr, DROPPED: tl.constexpr,
 ):  # fmt: skip
-    """x_raw of inputs k0.. of time t, found in memory that another lane writes: once it has, DROPPED with zeros for what
+    """x_raw, words of time t as they were found in memory that another lane writes, once it has; DROPPED: with zeros for what
     is dropped.  step: t in launch order."""
     skip, error_ptr, source_ptr, limit = link
     words = verify_input(
-        input_addresses(ptr + k0, stride_b, zero, BLOCK_B, WARPS), x_raw, skip, error_ptr.to(tl.int64),
+        input_addresses(ptr, stride_b, zero, BLOCK_B, WARPS), x_raw, skip, error_ptr.to(tl.int64),
         source_ptr.to(tl.int64), step, limit, len(x_raw), BLOCK_B // 2, 64,
     )  # fmt: skip
     if DROPPED:
@@ -92,7 +112,7 @@ def _received(
         E: tl.constexpr = 2 if FORM == "mma16" else 1
         kept = ()
         for c in tl.static_range(len(words)):
-            start = (k0 + c * CHUNK) // E
+            start = c * CHUNK // E
             kept = kept + (drop_input(words[c], seed, start, row0, t, boundary, dropped, BLOCK_B, WARPS, E, 0),)
         words = kept
     return words
@@ -111,38 +131,38 @@ def _project(
 
 
 @triton.jit
-def _between(
-    p, row0, t, drop, H_PAD: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.constexpr, FORM: tl.constexpr,
-    FORWARD: tl.constexpr,
+def _project_received(
+    x, w_in, row0, t, drop, H_PAD: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.constexpr, FORM: tl.constexpr,
+    DTYPE: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr, FORWARD: tl.constexpr, DROPOUT: tl.constexpr,
 ):  # fmt: skip
-    """Products of what is dropped between layers: scaled, and in the backward pass dropped here"""
-    seed, boundary, dropped, scale = drop
-    if FORWARD:
-        return p * scale
-    else:
-        E: tl.constexpr = 2 if FORM == "mma16" else 1
-        unit = hidden_units(H_PAD, WARPS, FORM)
-        return drop_values(p, unit, row0 + tl.arange(0, BLOCK_B)[None, :], seed, t, boundary, dropped, scale, E)
+    """W_in x of what another lane has published; DROPOUT: scaled, and in the backward pass dropped, which follows W_in there"""
+    p = _project(x, w_in, H_PAD, BLOCK_B, WARPS, FORM, DTYPE, PRECISION, True, ACC)
+    if DROPOUT:
+        seed, boundary, dropped, scale = drop
+        if FORWARD:
+            p *= scale
+        else:
+            E: tl.constexpr = 2 if FORM == "mma16" else 1
+            unit = hidden_units(H_PAD, WARPS, FORM)
+            row = row0 + tl.arange(0, BLOCK_B)[None, :]
+            p = drop_values(p, unit, row, seed, t, boundary, dropped, scale, E)
+    return p
 
 
 @triton.jit
 def _project_streamed(
-    x_ptr, stride_x_b, row0, t, rows, width, zero, link, drop, w_in_ptr, I: tl.constexpr, H: tl.constexpr, H_PAD: tl.constexpr,
+    x_ptr, stride_x_b, rows, zero, w_in_ptr, I: tl.constexpr, H: tl.constexpr, H_PAD: tl.constexpr,
     BLOCK_B: tl.constexpr, WARPS: tl.constexpr, CHUNK: tl.constexpr, FORM: tl.constexpr, DTYPE: tl.constexpr,
     PRECISION: tl.constexpr, X_ALIGNED: tl.constexpr, W_ALIGNED: tl.constexpr, UNROLL: tl.constexpr,
-    ACC: tl.constexpr, LINKED: tl.constexpr, DROPPED: tl.constexpr,
+    ACC: tl.constexpr,
 ):  # fmt: skip
-    """W_in x with W_in read from global memory, UNROLL chunks in flight.  LINKED: x of the first step, as `_received`"""
+    """W_in x with W_in read from global memory, UNROLL chunks in flight"""
     acc = projection_zeros(H_PAD, BLOCK_B, WARPS, FORM, ACC)
     for k0 in range(0, I + zero, CHUNK * UNROLL):  # + zero: else ptxas unrolls it all and spills
         for c in tl.static_range(UNROLL):
             k = k0 + c * CHUNK
             w = load_input_weight(w_in_ptr, k, H, I, H_PAD, WARPS, CHUNK, FORM, W_ALIGNED, False)
-            x = load_input(x_ptr, stride_x_b, k, rows, zero, width, BLOCK_B, WARPS, CHUNK, FORM, X_ALIGNED, LINKED)
-            if LINKED:
-                (x,) = _received(
-                    (x,), x_ptr, stride_x_b, k, row0, t, 0, zero, link, drop, BLOCK_B, WARPS, CHUNK, FORM, DROPPED
-                )
+            x = load_input(x_ptr, stride_x_b, k, rows, zero, I, BLOCK_B, WARPS, CHUNK, FORM, X_ALIGNED, False)
             acc = _products(acc, w, input_tiles(x, DTYPE, BLOCK_B, WARPS, FORM, X_ALIGNED), PRECISION, ACC)
     return projection_tile(acc, H_PAD, BLOCK_B, WARPS, FORM)
 
@@ -219,6 +239,7 @@ def recurrence(
     ACC: tl.constexpr = tl.float64 if DTYPE == tl.float64 else tl.float32
     K_IN: tl.constexpr = H if LINKED else I  # columns of W_in
     ROW: tl.constexpr = H if LINKED else LANES * H  # of a batch row of s
+    DROPPED: tl.constexpr = DROPOUT and FIRST_IS_STATE
     N_CHUNKS: tl.constexpr = (K_IN + CHUNK - 1) // CHUNK if W_IN_HOME == "registers" or W_IN_HOME == "shared" else 0
     tile = tl.program_id(0)
     if MODELS:  # one dimension of the grid, since the second ends at 65,535
@@ -325,20 +346,23 @@ def recurrence(
             s = first
         else:
             p += first.to(ACC)
-    if W_IN_HOME != "none":
-        p_first = _project_streamed(
-            x_ptr + t * step_x, stride_x_b, row0, t, rows, x_width, zero, link, drop, w_in_ptr, K_IN, H, H_PAD, BLOCK_B, WARPS,
-            CHUNK, FORM, DTYPE, PRECISION, X_ALIGNED, W_ALIGNED, 1, ACC, LINKED, DROPOUT and FIRST_IS_STATE,
-        )  # fmt: skip
-        if DROPOUT:
-            p_first = _between(p_first, row0, t, drop, H_PAD, BLOCK_B, WARPS, FORM, FIRST_IS_STATE)
-        p += p_first
     x_raw = ()
-    if X_DEPTH == 2 and N_CHUNKS > 0:
-        x_t = x_ptr + (t + dt * tl.minimum(1, T - 1)) * step_x
-        x_raw = _load_inputs(
-            x_t, stride_x_b, 0, rows, zero, x_width, BLOCK_B, WARPS, CHUNK, N_CHUNKS, FORM, X_ALIGNED, LINKED
-        )
+    x_1 = x_ptr + (t + dt * tl.minimum(1, T - 1)) * step_x
+    if LINKED:
+        x_0 = x_ptr + t * step_x
+        x = _load_inputs(x_0, stride_x_b, rows, zero, x_width, BLOCK_B, WARPS, CHUNK, N_CHUNKS, FORM, X_ALIGNED, True)
+        x = _received(x, x_0, stride_x_b, row0, t, 0, zero, link, drop, BLOCK_B, WARPS, CHUNK, FORM, DROPPED)
+        if X_DEPTH == 1:
+            p += _project_received(
+                x, w_in, row0, t, drop, H_PAD, BLOCK_B, WARPS, FORM, DTYPE, PRECISION, ACC, FIRST_IS_STATE, DROPOUT
+            )
+    elif W_IN_HOME != "none":
+        p += _project_streamed(
+            x_ptr + t * step_x, stride_x_b, rows, zero, w_in_ptr, I, H, H_PAD, BLOCK_B, WARPS, CHUNK,
+            FORM, DTYPE, PRECISION, X_ALIGNED, W_ALIGNED, 1, ACC,
+        )  # fmt: skip
+    if (X_DEPTH == 2 or LINKED) and N_CHUNKS > 0:
+        x_raw = _load_inputs(x_1, stride_x_b, rows, zero, x_width, BLOCK_B, WARPS, CHUNK, N_CHUNKS, FORM, X_ALIGNED, LINKED)
     u_raw = 0
     saved_raw = 0
     if HAS_U:
@@ -348,8 +372,6 @@ def recurrence(
         saved_t = saved_ptr + t * step_out
         saved_raw = load_stream(saved_t, ROW // S_UNIT, rows, H, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED, False)
 
-    if LINKED:
-        error = tl.load(error_ptr, volatile=True)
     for step in range(T):
         # ---- in the shadow of the exchange
         if CHAINS == 2:
@@ -362,35 +384,54 @@ def recurrence(
             saved = stream_tile(saved_raw, DTYPE, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED, False).to(ACC)
         t_1 = t + dt * tl.minimum(1, T - 1 - step)
         t_2 = t + dt * tl.minimum(2, T - 1 - step)
-        if HAS_U:
-            u_t = u_ptr + t_1 * step_u
-            u_raw = load_stream(u_t, stride_u_b, rows_u, H, H_PAD, BLOCK_B, WARPS, FORM, U_ALIGNED, WIDE_U)
-        if HAS_SAVED:
-            saved_t = saved_ptr + t_1 * step_out
-            saved_raw = load_stream(saved_t, ROW // S_UNIT, rows, H, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED, False)
         p_next = tl.zeros((H_PAD, BLOCK_B), ACC)
-        if LINKED:
-            skip = (first_lane | (error != SENTINEL)).to(tl.int32)
-            link = (skip, error_ptr, error_ptr - lanes_apart, lane * limit)
-            error = tl.load(error_ptr, volatile=True)  # for the next step, which need not wait for it
-        if N_CHUNKS > 0:
-            if LINKED and X_DEPTH == 2:
-                x_raw = _received(
-                    x_raw, x_ptr + t_1 * step_x, stride_x_b, 0, row0, t_1, step + 1, zero, link, drop, BLOCK_B, WARPS,
-                    CHUNK, FORM, DROPOUT and FIRST_IS_STATE,
+        if not LINKED:
+            if HAS_U:
+                u_t = u_ptr + t_1 * step_u
+                u_raw = load_stream(u_t, stride_u_b, rows, H, H_PAD, BLOCK_B, WARPS, FORM, U_ALIGNED, WIDE_U)
+            if HAS_SAVED:
+                saved_t = saved_ptr + t_1 * step_out
+                saved_raw = load_stream(saved_t, ROW // S_UNIT, rows, H, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED, False)
+            if N_CHUNKS > 0:
+                x_t = x_ptr + (t_2 if X_DEPTH == 2 else t_1) * step_x
+                x_next = _load_inputs(
+                    x_t, stride_x_b, rows, zero, I, BLOCK_B, WARPS, CHUNK, N_CHUNKS, FORM, X_ALIGNED, False
                 )  # fmt: skip
-            x_t = x_ptr + (t_2 if X_DEPTH == 2 else t_1) * step_x
-            x_next = _load_inputs(
-                x_t, stride_x_b, 0, rows, zero, x_width, BLOCK_B, WARPS, CHUNK, N_CHUNKS, FORM, X_ALIGNED, LINKED
-            )  # fmt: skip
-            if X_DEPTH == 2:
-                p_next = _project(x_raw, w_in, H_PAD, BLOCK_B, WARPS, FORM, DTYPE, PRECISION, X_ALIGNED, ACC)
+                if X_DEPTH == 2:
+                    p_next = _project(x_raw, w_in, H_PAD, BLOCK_B, WARPS, FORM, DTYPE, PRECISION, X_ALIGNED, ACC)
+        elif X_DEPTH == 2:
+            p_t = _project_received(
+                x, w_in, row0, t, drop, H_PAD, BLOCK_B, WARPS, FORM, DTYPE, PRECISION, ACC, FIRST_IS_STATE, DROPOUT
+            )
+            p_next += zero.to(ACC)  # a known zero would merge the chains
         # ---- critical path
         if CHAINS == 2:
             a = tl.dot(w_a, operand(s_a, PRECISION), p, input_precision=PRECISION, out_dtype=ACC)
             a += tl.dot(w_b, operand(s_b, PRECISION), u, input_precision=PRECISION, out_dtype=ACC)
         else:
             a = tl.dot(w, operand(s, PRECISION), p + u, input_precision=PRECISION, out_dtype=ACC)
+        if LINKED:
+            x = _received(
+                x_raw, x_1, stride_x_b, row0, t_1, step + 1, zero, link, drop, BLOCK_B, WARPS, CHUNK, FORM, DROPPED
+            )  # fmt: skip
+            if X_DEPTH == 2:
+                a += p_t
+                p += p_t
+            else:
+                p_next = _project_received(
+                    x, w_in, row0, t_1, drop, H_PAD, BLOCK_B, WARPS, FORM, DTYPE, PRECISION, ACC, FIRST_IS_STATE, DROPOUT
+                )
+            x_1 = x_ptr + t_2 * step_x
+            x_raw = _load_inputs(
+                x_1, stride_x_b, rows, zero, x_width, BLOCK_B, WARPS, CHUNK, N_CHUNKS, FORM, X_ALIGNED, True
+            )  # fmt: skip
+            # not before u and saved are used: ptxas would load into other registers, and wait here to move them
+            if HAS_U:
+                u_t = u_ptr + t_1 * step_u
+                u_raw = load_stream(u_t, stride_u_b, rows_u, H, H_PAD, BLOCK_B, WARPS, FORM, U_ALIGNED, WIDE_U)
+            if HAS_SAVED:
+                saved_t = saved_ptr + t_1 * step_out
+                saved_raw = load_stream(saved_t, ROW // S_UNIT, rows, H, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED, False)
         if not FIRST_IS_STATE:
             a = tl.where(step == 0, p + u, a)  # there is no state yet, and 0 * W_rec is NaN where W_rec is infinite
         s = CELL(a, saved, ACCURACY).to(DTYPE)
@@ -399,23 +440,16 @@ def recurrence(
             s = tl.where(is_unit(UNITS, H_PAD, WARPS, FORM), s, 0.0)
         store_state(out_ptr + t * step_out, s, rows, H, ROW, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED, LINKED)
         # ---- behind it, what has no registers to run ahead
-        if N_CHUNKS > 0:
+        if N_CHUNKS > 0 and not LINKED:
             if X_DEPTH == 2:
                 x_raw = x_next
             else:
-                if LINKED:
-                    x_next = _received(
-                        x_next, x_ptr + t_1 * step_x, stride_x_b, 0, row0, t_1, step + 1, zero, link, drop, BLOCK_B, WARPS,
-                        CHUNK, FORM, DROPOUT and FIRST_IS_STATE,
-                    )  # fmt: skip
                 p_next = _project(x_next, w_in, H_PAD, BLOCK_B, WARPS, FORM, DTYPE, PRECISION, X_ALIGNED, ACC)
         if W_IN_HOME == "stream":
             p_next = _project_streamed(
-                x_ptr + t_1 * step_x, stride_x_b, row0, t_1, rows, x_width, zero, link, drop, w_in_ptr, I, H, H_PAD, BLOCK_B, WARPS,
-                CHUNK, FORM, DTYPE, PRECISION, X_ALIGNED, W_ALIGNED, STREAM_UNROLL, ACC, False, False,
+                x_ptr + t_1 * step_x, stride_x_b, rows, zero, w_in_ptr, I, H, H_PAD, BLOCK_B, WARPS, CHUNK, FORM,
+                DTYPE, PRECISION, X_ALIGNED, W_ALIGNED, STREAM_UNROLL, ACC,
             )  # fmt: skip
-        if DROPOUT:
-            p_next = _between(p_next, row0, t_1, drop, H_PAD, BLOCK_B, WARPS, FORM, FIRST_IS_STATE)
         p = p_next
         t = t_1
     if HAS_LAST:
@@ -426,8 +460,8 @@ def recurrence(
         if at != SENTINEL:
             nan = tl.full((H_PAD, BLOCK_B), float("nan"), DTYPE)
             for step in range(at, T):
-                t = reverse * (T - 1) + dt * step
-                store_state(out_ptr + t * step_out, nan, rows, H, ROW, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED, True)
+                out_t = out_ptr + (reverse * (T - 1) + dt * step) * step_out
+                store_state(out_t, nan, rows, H, ROW, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED, True)
             if HAS_LAST:
                 store_state(last_ptr, nan, rows, H, ROW, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED, False)
             number = lane * tl.num_programs(0) + tile

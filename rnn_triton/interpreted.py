@@ -38,10 +38,7 @@ def register(exchange: Any, slices: Any) -> None:
         addresses: Any, words: tuple, skip: Any, error_address: Any, step: Any, limit: Any, TILES: Any, PACK: Any,
         APART: Any,
     ) -> tuple:  # fmt: skip
-        def others_failed() -> bool:
-            return _scalar(tl.load(_pointer(error_address), volatile=True)) != -1
-
-        return polled(addresses, words, skip, error_address, step, limit, APART, others_failed, False)
+        return polled(addresses, words, skip, error_address, step, limit, APART, lambda: False)
 
     @interpreter.interpreter_impl(exchange.verify_input)
     def verify_input(
@@ -52,11 +49,11 @@ def register(exchange: Any, slices: Any) -> None:
             at = _scalar(tl.load(_pointer(source_address), volatile=True))
             return at % 2**32 <= _scalar(step) + 1
 
-        return polled(addresses, words, skip, error_address, step, limit, APART, source_failed, True)
+        return polled(addresses, words, skip, error_address, step, limit, APART, source_failed)
 
     def polled(
         addresses: Any, words: tuple, skip: Any, error_address: Any, step: Any, limit: Any, APART: Any,
-        failed: Callable[[], bool], contagious: bool,
+        failed: Callable[[], bool],
     ) -> tuple:  # fmt: skip
         a = addresses.handle.data.astype(np.int64)
         if (a[..., 0] % 16).any() or (np.diff(a, axis=-1) != 4).any():  # the assembly takes it for granted
@@ -73,12 +70,11 @@ def register(exchange: Any, slices: Any) -> None:
                     values[k] = tl.load(_pointer(addresses + k * _scalar(APART)), mask=mask, other=values[k], volatile=True)
             polls += 1
             if polls % exchange.POLLS_PER_LOOK.value == 0:
-                gone = failed()
-                if polls >= _scalar(limit) if not gone else contagious:
+                if _scalar(tl.load(_pointer(error_address), volatile=True)) != -1:
+                    break
+                if failed() or polls >= _scalar(limit):
                     words_of = _pointer(error_address).to(tl.pointer_type(tl.uint32), bitcast=True)
-                    tl.atomic_min(words_of, step.to(tl.uint32, bitcast=True), sem="relaxed", scope="gpu")
-                    gone = True
-                if gone:
+                    tl.atomic_min(words_of, tl.to_tensor(step).to(tl.uint32, bitcast=True), sem="relaxed", scope="gpu")
                     break
         return tuple(values)
 
