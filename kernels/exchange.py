@@ -21,8 +21,8 @@ group's error word, from the largest unsigned number, to the step it waits in; w
 and waits no more.  What was waited for then still holds the sentinel, a NaN, and `grid` (grid.py) fills the rest of the
 group's outputs with NaN and reports the step.
 
-Groups of linked lanes (grid.py) wait in one direction more: for what the same group of the lane before publishes.  Always
-by the sentinel; `verify_input`.
+Groups of linked lanes (grid.py, recurrence.py) wait in one direction more: for what the same group of the lane before
+publishes.  Always by the sentinel; `verify_input`.
 
 Of the two protocols PTX's memory model covers the counter alone: in the other, stores (weak, `.cg`) race with relaxed
 loads.  Both are single accesses of L2 in machine code (STG, LDG .STRONG.GPU), and words do not tear.
@@ -147,9 +147,8 @@ def verify_input(
     addresses, words, skip, error_address, source_address, step, limit, TILES: tl.constexpr, PACK: tl.constexpr,
     APART: tl.constexpr,
 ):  # fmt: skip
-    """`verify` of words that another group publishes, whose error word lies at source_address.  They are there later
-    than this group's own state at most by what that group is behind, so its failure comes before this limit, which is
-    the larger one; this group's error word is lowered by either."""
+    """`verify` of words that another group publishes, whose error word lies at source_address: this group's is lowered when
+    that one has failed, or at the limit, which is larger than the other group's: its failure comes first."""
     return tl.inline_asm_elementwise(
         _verify_text(TILES, PACK, APART, True), _verify_constraints(TILES, PACK, True),
         (addresses, skip, error_address, step, limit, source_address) + words, dtype=_int32s(TILES), is_pure=False,
@@ -271,12 +270,12 @@ def publish(ptrs, words, mask):
 
 
 @triton.jit
-def verdict(error_ptr, lane, apart, LINKED: tl.constexpr):
-    """Of a group that is through: (the step from which on its outputs are no result, as its error word has it; is that to be
-    reported, as this group's own failure?).  LINKED: it also fails with the same group of every lane before, whose error
-    words lie `apart` words before each other."""
+def verdict(error_ptr, begin, lane, apart, LINKED: tl.constexpr):
+    """Of a group that is through with a launch's steps, which are `begin` and later ones: (the step from which on its outputs
+    are no result, SENTINEL if they all are; is that to be reported as this group's own failure?).  LINKED: a group fails with
+    the same group of any lane before, too; their error words lie `apart` words before each other."""
     at = tl.load(error_ptr, volatile=True)
-    found = at != SENTINEL  # by this group
+    found = at >= begin  # by this group, in this launch; the sentinel is negative
     if LINKED:  # what came of a layer that has failed is no result, whether or not this one had to wait for it
         earliest = at.to(tl.uint32, bitcast=True)
         for k in range(1, lane + 1):

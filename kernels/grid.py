@@ -58,7 +58,7 @@ import triton
 import triton.language as tl
 
 from .dropout import drop_input, drop_products, kept_scale
-from .exchange import LINE, NAN, SENTINEL, arrive, gather, load_words, publish, verify_input, word_pointers
+from .exchange import LINE, NAN, SENTINEL, arrive, gather, load_words, publish, verdict, verify_input, word_pointers
 from .fragments import operand
 from .slices import (
     load_own,
@@ -440,15 +440,7 @@ def grid(
                 tl.store(last_ptr + at + offsets, s_last, mask=mask)
 
     tl.debug_barrier()  # what is abandoned has been stored
-    at = tl.load(error_ptr, volatile=True)
-    found = at >= begin  # by this group, in this launch; the sentinel is negative
-    if LINKED:  # what came of a layer that has failed is no result, whether or not this one had to wait for it
-        earliest = at.to(tl.uint32, bitcast=True)
-        for k in range(1, lane + 1):
-            source = tl.load(error_ptr - k * groups * LINE, volatile=True).to(tl.uint32, bitcast=True)
-            found = found & (at.to(tl.uint32, bitcast=True) + 1 < source)  # else that one's failure is the reason
-            earliest = tl.minimum(earliest, source)
-        at = earliest.to(tl.int32, bitcast=True)
+    at, found = verdict(error_ptr, begin, lane if LINKED else 0, groups * LINE, LINKED)
     if at != SENTINEL:
         _abandon(
             out_ptr, last_ptr, tl.maximum(at, begin), end, B, t_first, dt, group, groups, own_tiles, unit0, UNITS, BLOCK_B, WORDS, ROW_WORDS, E,

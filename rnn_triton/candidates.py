@@ -29,16 +29,18 @@ class _Form:
     registers: tuple[int, int]
     shared: tuple[int, int]
     stream_unroll: int
+    # H_PAD of linked lanes, whose W_in is all in registers: the largest with x two steps ahead, and with x one step ahead.
+    linked: tuple[int, int]
 
 
 # Two accumulators: mma16 from halves of K = 16 on, for latency; mma32 none, each half would take barriers of its own; fma
 # at 128, where one chain spills (and the halves do take barriers of their own).
 _FORMS = {
-    "16-bit": _Form("mma16", "ieee", 256, 32, 32, (8, 2), (16, 12), 2),
-    "tf32": _Form("mma32", "tf32", 128, 16, 256, (8, 0), (12, 0), 2),
-    "tf32x3": _Form("mma32", "tf32x3", 128, 16, 256, (2, 0), (4, 0), 2),
-    "ieee": _Form("fma", "ieee", 128, 64, 128, (0, 0), (2, 0), 1),
-    "fp64": _Form("fma", "ieee", 64, 16, 128, (0, 0), (2, 0), 1),
+    "16-bit": _Form("mma16", "ieee", 256, 32, 32, (8, 2), (16, 12), 2, (128, 128)),
+    "tf32": _Form("mma32", "tf32", 128, 16, 256, (8, 0), (12, 0), 2, (64, 128)),
+    "tf32x3": _Form("mma32", "tf32x3", 128, 16, 256, (2, 0), (4, 0), 2, (0, 64)),
+    "ieee": _Form("fma", "ieee", 128, 64, 128, (0, 0), (2, 0), 1, (0, 0)),
+    "fp64": _Form("fma", "ieee", 64, 16, 128, (0, 0), (2, 0), 1, (0, 0)),
 }
 
 
@@ -92,7 +94,7 @@ def candidates(problem: Problem, device: Device, asked: Mapping[str, Any] | None
     """The plans that fit.  `asked`: values of fields that are derived otherwise ("groups", "chains", "w_hh_shared", tiles of
     the step kernel), and regime="grid" on a device that does not run all programs of a launch at once."""
     asked = asked or {}
-    yield from single_cta(problem, device)
+    yield from single_cta(problem, device, asked)
     grids = list(grid(problem, device, asked))
     yield from grids
     yield from per_step(problem, device, bool(grids), asked)
@@ -109,8 +111,11 @@ def _accuracy(problem: Problem) -> str:
 # ---- one CTA --------------------------------------------------------------------------------------------------------
 
 
-def single_cta(problem: Problem, device: Device) -> Iterator[SingleCta]:
-    """The configuration for one CTA, if W_hh fits on it"""
+def single_cta(
+    problem: Problem, device: Device, asked: Mapping[str, Any] | None = None, lanes: Lanes = ONE
+) -> Iterator[SingleCta]:
+    """The configuration for one CTA, if W_hh fits on it; of linked lanes, if W_in of as many columns fits beside it, and all
+    of them at once on the device"""
     form = _FORMS[kind(problem)]
     size = SIZES[problem.dtype]
     h_pad = max(16, 1 << (problem.H - 1).bit_length())
@@ -119,7 +124,14 @@ def single_cta(problem: Problem, device: Device) -> Iterator[SingleCta]:
         return
     warps = min(8, h_pad // 16)  # 16 warps would leave 128 registers a thread, too few at H_PAD = 256
     block_b = 8
-    crowded = problem.models * math.ceil(problem.B / 8) > device.sms
+    programs = lanes.count * problem.models * math.ceil(problem.B / 8)
+    if lanes.linked:
+        cooperative = device.cooperative or (asked or {}).get("regime") == "single_cta"
+        if h_pad > form.linked[1] or programs > device.sms or not cooperative:
+            return
+    if lanes.count > 1:  # the launch pads rows to whole vectors
+        problem = replace(problem, I=row_units(problem.I, problem.dtype), H=row_units(problem.H, problem.dtype))
+    crowded = programs > device.sms
     if form.formulation == "mma16" and crowded and problem.B > 8 and h_pad <= 128 and device.capability < 100:
         block_b = (
             16  # tiles of 8 no longer fit on the chip at once (sm_100: a tile of 16 goes to tcgen05, 4 to 11 barriers)
@@ -131,7 +143,9 @@ def single_cta(problem: Problem, device: Device) -> Iterator[SingleCta]:
     # padded in global memory first, and W_ih and a second accumulator give up their registers.
     ragged_h = h_pad == 256 and problem.H % (h_pad // (8 * warps)) != 0
     home, x_depth = "none", 1
-    if problem.direction == "forward":
+    if lanes.linked:
+        home, x_depth = "registers", 2 if h_pad <= form.linked[0] else 1
+    elif problem.direction == "forward":
         home, x_depth = "stream", 1
         if not ragged_h:
             home, x_depth = _w_ih_home(problem, form, h_pad, block_b, chunk, size, device)

@@ -133,8 +133,9 @@ def _network(
         where = _where(part, directions)
         of, p = part.plan(problem.direction, device)
         each = part.step(problem.direction, device, T)[0]
-        if isinstance(p, Grid) and part.lanes.count > 1:
-            where += f": {_shared(part.lanes, p, T)}"
+        if part.lanes.count > 1:
+            assert isinstance(p, SingleCta | Grid)
+            where += f": {_shared(of, part.lanes, p, T)}"
         else:
             where += f": {_ran(of, p, T)}"
         lines.append(f"{where}; {each:.2f} us per step, estimated")
@@ -161,16 +162,20 @@ def _where(part: stack_plan.Part, directions: int) -> str:
     return f"layer {layer}" + f", {('forwards', 'backwards')[direction]} in time" * (directions > 1)
 
 
-def _shared(lanes: Lanes, p: Grid, T: int) -> str:
+def _shared(problem: Problem, lanes: Lanes, p: SingleCta | Grid, T: int) -> str:
     """A launch of several lanes"""
     what, overlap = "directions", "side by side"
     if lanes.linked:
-        what, overlap = "layers", f"each a step behind the one before it, {T + lanes.count - 1} steps for {T}"
-    exchange = "stays in shared memory" if p.protocol == "local" else f"is exchanged by the {p.protocol} protocol"
-    return (
-        f"one launch of {_count(lanes.count * p.groups * p.ctas, 'CTA')} of {_count(p.warps, 'warp')}, {lanes.count} {what} of "
-        f"{p.groups} x {p.ctas} (groups x CTAs of {p.units} hidden units), {overlap}; the state {exchange}"
-    )
+        steps = T + latency.fill(p, lanes)
+        what, overlap = "layers", f"each some steps behind the one before it, at least {steps} steps for {T}"
+    if isinstance(p, Grid):
+        ctas = p.groups * p.ctas
+        of = f"{p.groups} x {p.ctas} (groups x CTAs of {p.units} hidden units), {overlap}"
+        of += f"; the state is exchanged by the {p.protocol} protocol"
+    else:
+        ctas = math.ceil(problem.B / p.block_b)
+        of = f"{_count(ctas, 'CTA')}, each {p.block_b} batch rows and all of W_hh, {overlap}; the state stays in the CTA"
+    return f"one launch of {_count(lanes.count * ctas, 'CTA')} of {_count(p.warps, 'warp')}, {lanes.count} {what} of {of}"
 
 
 def _ran(problem: Problem, p: Plan, T: int) -> str:

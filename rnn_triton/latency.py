@@ -140,20 +140,28 @@ def _practical(problem: Problem, plan: Plan, device: Device, c: Constants) -> tu
 
 
 def lanes_step(
-    problem: Problem, plan: Grid, device: Device, lanes: Lanes, constants: Constants = CONSTANTS
+    problem: Problem, plan: SingleCta | Grid, device: Device, lanes: Lanes, constants: Constants = CONSTANTS
 ) -> tuple[float, dict[str, float]]:
     """(practical us, parts) of a step of all lanes of a launch, which run side by side and share L2 and DRAM.  Of a stack: of
-    the slowest, a layer fed by another; T steps take T + lanes - 1 of them."""
+    the slowest, a layer fed by another; T steps take `fill` more of them."""
     shared = replace(constants, l2=constants.l2 / lanes.count)
     if lanes.linked:  # both passes project what comes from the other layer
         problem = replace(problem, direction="forward", I=problem.H)
-    us, parts = _practical(problem, plan, device, shared)
+    # batch tiles of two directions on one CTA each are as those of two models
+    programs = problem if lanes.linked or isinstance(plan, Grid) else replace(problem, models=lanes.count)
+    us, parts = _practical(programs, plan, device, shared)
     dram = lanes.count * _traffic(problem) / rates(device).dram / constants.efficiency
     return max(us, dram), {**parts, "DRAM": max(parts.get("DRAM", 0.0), dram)}
 
 
-def lanes_us(problem: Problem, plan: Grid, device: Device, lanes: Lanes) -> float:
+def lanes_us(problem: Problem, plan: SingleCta | Grid, device: Device, lanes: Lanes) -> float:
     return lanes_step(problem, plan, device, lanes)[0]
+
+
+def fill(plan: SingleCta | Grid, lanes: Lanes) -> int:
+    """Steps that the last of linked lanes is behind the first, at least.  On one CTA x of the next step is waited for in this
+    one, so a lane is a step further back."""
+    return (lanes.count - 1) * (1 if isinstance(plan, Grid) else 2) if lanes.linked else 0
 
 
 def launch_us(problem: Problem, plan: Plan, device: Device, T: int, constants: Constants = CONSTANTS) -> float:

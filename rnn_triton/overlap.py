@@ -104,7 +104,7 @@ def _pipeline_us(
     """Recurrence and GEMMs of n chunks.  Beside the recurrence the GEMMs have the SMs that it leaves; what is left of them
     when it is through has the chip."""
     step = latency.lanes_step(problem, plan, device, lanes, c)[0]
-    fill = lanes.count - 1 if lanes.linked else 0  # of linked lanes, by each launch
+    fill = latency.fill(plan, lanes)  # by each launch
     recurrence = (T / chunks + fill) * step
     gemms = [_gemm_us(problem, device, T, n, c) / chunks for n in widths]
     free = max(0.0, 1 - lanes.count * plan.groups * plan.ctas / device.sms)

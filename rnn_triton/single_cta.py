@@ -101,7 +101,8 @@ def engine(problem: Problem, plan: SingleCta, lanes: Lanes) -> Engine:
     tiles = math.ceil(problem.B / plan.block_b)
     of = functools.partial(constants, problem, plan, lanes=lanes)
     launch = Launcher(recurrence, (tiles, lanes.count, 1), of, options(plan, lanes))
-    return Engine(launch, tiles, 1, _input_unit(problem, plan), _state_unit(plan), (0, 0, 0), lanes.linked)
+    units = _input_unit(problem, plan), _state_unit(plan)
+    return Engine(launch, tiles, 1, *units, chunks=False, waits=lanes.linked, more=(0, 0, 0))  # it has no models
 
 
 def _per_model(*tensors: Tensor | None) -> tuple[tuple[Any, ...], int]:

@@ -13,14 +13,14 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from . import latency
-from .candidates import grid as grid_candidates
+from .candidates import grid, single_cta
 from .errors import UnsupportedError
 from .hardware import Device
 from .plan import Choices, failures, matches, overrides, plan, rejected, remaining
-from .plans import ONE, Grid, Lanes, Plan, Problem
+from .plans import ONE, Grid, Lanes, Plan, Problem, SingleCta
 
 
-def lane_plan(problem: Problem, lanes: Lanes, device: Device, chosen: Choices | None = None) -> Grid | None:
+def lane_plan(problem: Problem, lanes: Lanes, device: Device, chosen: Choices | None = None) -> SingleCta | Grid | None:
     """The configuration of least estimated time for a launch of these lanes; None where none fits, or compiles.  `problem`
     is of one lane, the first; its I does not matter to linked ones."""
     chosen = overrides() if chosen is None else chosen
@@ -28,15 +28,15 @@ def lane_plan(problem: Problem, lanes: Lanes, device: Device, chosen: Choices | 
 
 
 @functools.lru_cache(maxsize=4096)
-def _lane_plan(problem: Problem, lanes: Lanes, device: Device, chosen: Choices, failed: Any) -> Grid | None:
+def _lane_plan(problem: Problem, lanes: Lanes, device: Device, chosen: Choices, failed: Any) -> SingleCta | Grid | None:
     asked = dict(chosen)
     if device.capability < 80:
         return None
-    fitting = [p for p in grid_candidates(problem, device, asked, lanes) if matches(p, asked)]
-    left = remaining(fitting, failed)
+    fitting = [*single_cta(problem, device, asked, lanes), *grid(problem, device, asked, lanes)]
+    left = remaining([p for p in fitting if matches(p, asked)], failed)
 
-    def cost(p: Grid) -> tuple[float, int]:
-        return latency.lanes_us(problem, p, device, lanes), p.groups * p.ctas
+    def cost(p: SingleCta | Grid) -> tuple[float, int]:
+        return latency.lanes_us(problem, p, device, lanes), p.groups * p.ctas if isinstance(p, Grid) else 0
 
     return min(left, key=cost, default=None)
 
@@ -104,14 +104,14 @@ class Part(NamedTuple):
     def step(
         self, direction: str, device: Device, T: int, constants: latency.Constants = latency.CONSTANTS
     ) -> tuple[float, dict[str, float]]:
-        """Estimated us per step of T, and its parts; T steps of a wavefront take T + lanes - 1"""
+        """Estimated us per step of T, and its parts; T steps of a wavefront take `latency.fill` more"""
         of, p = self.plan(direction, device)
         if self.lanes.count == 1:
             found = latency.step(of, p, device, constants)
             return found.practical_us, found.parts
-        assert isinstance(p, Grid)
+        assert isinstance(p, SingleCta | Grid)
         us, parts = latency.lanes_step(of, p, device, self.lanes, constants)
-        longer = (T + self.lanes.count - 1) / T if self.lanes.linked else 1.0
+        longer = (T + latency.fill(p, self.lanes)) / T
         return us * longer, {name: value * longer for name, value in parts.items()}
 
 
