@@ -33,9 +33,6 @@ with a part for each lane are numbered by layer, whichever way the lanes run.
 Nobody waits for a later lane, and out of a layer is written once per step and never again: a lane may run ahead of the
 next one, or that one fall behind, by any number of steps, and nothing is overrun.
 
-A group that is one CTA, with a tile of its own, keeps the state to itself (PROTOCOL "local"): it goes from step to step
-through shared memory, and out is only a result, and the next lane's x.
-
 Invariants.  A word of out is stored once, and by one program: s_t of a unit and a row belongs to one CTA.  A tile's step
 t is computed by a CTA only after it has seen all of step t - 1 of that tile, so no CTA is ever more than a step ahead of
 another at one tile, which the counters rely on.  All rows are whole 16-byte vectors (ROW elements, H of them hidden
@@ -58,13 +55,23 @@ import triton
 import triton.language as tl
 
 from .dropout import drop_input, drop_products, kept_scale
-from .exchange import LINE, NAN, SENTINEL, arrive, gather, load_words, publish, verdict, verify_input, word_pointers
+from .exchange import (
+    LINE,
+    NAN,
+    SENTINEL,
+    arrive,
+    gather,
+    load_words,
+    publish,
+    verdict,
+    verify_input,
+    word_pointers,
+)
 from .fragments import operand
 from .slices import (
     load_own,
     load_weight,
     operand_tiles,
-    own_state,
     own_tile,
     own_units,
     own_words,
@@ -174,7 +181,7 @@ def grid(
     seed_ptr,  # int64 [1] where DROPOUT
     T,
     B,
-    begin,  # of steps, in launch order: 0 <= begin < end <= T; where PROTOCOL is "local" 0
+    begin,  # of steps, in launch order: 0 <= begin < end <= T
     end,
     reverse,  # 1: time runs from T - 1 down to 0
     stride_x_t,
@@ -207,7 +214,7 @@ def grid(
     WARPS: tl.constexpr,
     SHARED_TILES: tl.constexpr,
     CHAINS: tl.constexpr,
-    PROTOCOL: tl.constexpr,  # "sentinel", "counter"; "local": CTAS is 1, and P the number of batch tiles
+    PROTOCOL: tl.constexpr,  # "sentinel", "counter"
     LANES: tl.constexpr,
     LINKED: tl.constexpr,  # lanes are layers, else directions
     DROPOUT: tl.constexpr,
@@ -313,15 +320,6 @@ def grid(
     if HAS_SAVED:
         saved_t = saved_ptr + t_begin * step_s + row0 * ROW_S
         saved_raw = load_own(saved_t, ROW_S, rows, True, unit0, ROW, UNITS, BLOCK_B, E, False)
-    s_words = ()
-    if PROTOCOL == "local":  # the state, which stays in the CTA
-        for i in tl.static_range(2 // E):
-            offsets, mask = own_words(unit0, rows, i, WORDS, ROW_WORDS, UNITS, BLOCK_B, E)
-            if HAS_FIRST and FIRST_IS_STATE:
-                first_words = first_ptr.to(tl.pointer_type(tl.int32), bitcast=True) + row0 * ROW_WORDS
-                s_words = s_words + (tl.load(first_words + offsets, mask=mask, other=0),)
-            else:
-                s_words = s_words + (tl.zeros((BLOCK_B, UNITS // 2), tl.int32),)
 
     error = tl.load(error_ptr, volatile=True)
     step = begin
@@ -391,19 +389,16 @@ def grid(
         tl.debug_barrier()
 
         # ---- critical path
-        if PROTOCOL == "local":
-            words = (own_state(s_words, UNITS, BLOCK_B, WARPS, E),)
-        else:
-            before = out_ptr + ((t - dt) * step_words + row0 * ROW_WORDS)
-            given = step < 0
-            if HAS_FIRST and FIRST_IS_STATE:
-                first_words = first_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
-                before = tl.where(step > 0, before, first_words + row0 * ROW_WORDS)
-                given = step == 0
-            words = gather(
-                before, rows, step > 0, given, failed, error_ptr, counters + tile * LINE, CTAS * step - 1, step, limit,
-                WORDS, ROW_WORDS, HAS_FIRST and FIRST_IS_STATE, BLOCK_B, WARPS, PROTOCOL,
-            )  # fmt: skip
+        before = out_ptr + ((t - dt) * step_words + row0 * ROW_WORDS)
+        given = step < 0
+        if HAS_FIRST and FIRST_IS_STATE:
+            first_words = first_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
+            before = tl.where(step > 0, before, first_words + row0 * ROW_WORDS)
+            given = step == 0
+        words = gather(
+            before, rows, step > 0, given, failed, error_ptr, counters + tile * LINE, CTAS * step - 1, step, limit,
+            WORDS, ROW_WORDS, HAS_FIRST and FIRST_IS_STATE, BLOCK_B, WARPS, PROTOCOL,
+        )  # fmt: skip
         for k in tl.static_range(len(w_rec)):
             s = operand_tiles(words[k], DTYPE, BLOCK_B, WARPS, FORM)
             acc_a, acc_b = _products(acc_a, acc_b, w_rec[k], s, k * E, PRECISION, CHAINS)
@@ -419,8 +414,6 @@ def grid(
             # an infinite state makes NaN of its products with padding, and NaN would spread in the next step
             s_t = tl.where(unit < H, s_t, 0.0)
         out_words = round_to_words(s_t, DTYPE)
-        if PROTOCOL == "local":
-            s_words = out_words
         out_t = out_ptr + (t * step_words + row0 * ROW_WORDS)
         for i in tl.static_range(len(out_words)):
             offsets, mask = own_words(unit0, rows, i, WORDS, ROW_WORDS, UNITS, BLOCK_B, E)

@@ -194,14 +194,3 @@ def own_words(
     row = tl.arange(0, BLOCK_B)[:, None]
     word = unit0 // E + UNITS // 2 * number + tl.arange(0, UNITS // 2)[None, :]
     return row * ROW_WORDS + word, (row < rows) & (word < WORDS)
-
-
-@triton.jit
-def own_state(words, UNITS: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.constexpr, E: tl.constexpr):
-    """The words of `round_to_words`, of a CTA whose units are all units, as the words of the one K tile that they are,
-    [4, 8, WARPS, BLOCK_B / 8, 4]: through shared memory.  UNITS = 16 WARPS E."""
-    if E == 1:
-        w = tl.reshape(tl.permute(tl.join(words[0], words[1]), (0, 2, 1)), (BLOCK_B, UNITS))
-    else:
-        w = words[0]
-    return tl.permute(tl.reshape(w, (BLOCK_B // 8, 8, WARPS, 4, 4)), (3, 1, 2, 0, 4))  # j l w q i -> q l w j i

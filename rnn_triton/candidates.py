@@ -56,7 +56,6 @@ class _Room:
     from_shared: int = 8  # more where W_ih comes from shared memory
     linked: int = 32  # more where x comes from another lane and is waited for
     dropout: int = 48  # more where it is dropped
-    local: int = 4  # more where the state passes through shared memory
 
 
 # What ptxas is seen to need beside weights and state.
@@ -227,7 +226,7 @@ def grid_registers(problem: Problem, plan: Grid, lanes: Lanes = ONE) -> int:
     rest = room.base + room.rows * (plan.block_b // 8 - 1)
     rest += room.staged * plan.units // 2 * (plan.w_hh_shared > 0 or plan.w_ih_home == "shared")
     rest += room.warps16 * (plan.warps == 16) + room.from_shared * (plan.w_ih_home == "shared")
-    rest += room.linked * lanes.linked + room.dropout * lanes.dropout + room.local * (plan.protocol == "local")
+    rest += room.linked * lanes.linked + room.dropout * lanes.dropout
     accumulators = plan.chains * plan.units * plan.block_b // 32
     return held * plan.units // 2 * room.weight + (state + x) * plan.block_b // 2 + accumulators + rest
 
@@ -261,8 +260,6 @@ def grid(problem: Problem, device: Device, asked: Mapping[str, Any], lanes: Lane
         homes, problem = ("registers", "shared"), replace(problem, I=problem.H)
     elif problem.direction == "forward":
         homes = ("registers", "shared", "stream", "gemm")
-    if lanes.count > 1:
-        yield from _local(problem, device, asked, lanes, homes)
     for units in _UNITS:
         ctas = math.ceil(row_units(problem.H, problem.dtype) / units)
         most = device.sms // (lanes.count * ctas)
@@ -289,26 +286,6 @@ def grid(problem: Problem, device: Device, asked: Mapping[str, Any], lanes: Lane
                     if found is not None:
                         for protocol in _PROTOCOLS[: 1 if lanes.linked else 2]:
                             yield _replaced(found, protocol=protocol)
-
-
-def _local(
-    problem: Problem, device: Device, asked: Mapping[str, Any], lanes: Lanes, homes: tuple[str, ...]
-) -> Iterator[Grid]:
-    """Groups of one CTA with one batch tile each, whose units are the one K tile that holds the state"""
-    form = _FORMS[kind(problem)]
-    for warps in (4, 8):
-        units = 16 * warps * 4 // SIZES[problem.dtype]
-        for block_b in _BLOCK_B if row_units(problem.H, problem.dtype) <= units else ():
-            groups = math.ceil(problem.B / block_b)
-            for home in homes if lanes.count * groups <= device.sms else ():
-                plan = Grid(
-                    block_b=block_b, warps=warps, formulation=form.formulation, precision=form.precision,
-                    accuracy=_accuracy(problem), units=units, ctas=1, groups=groups, w_hh_shared=0, w_ih_home=home,
-                    protocol="local", chains=1, reason="",
-                )  # fmt: skip
-                found = _share(problem, plan, device, 1, asked.get("w_hh_shared"), lanes)
-                if found is not None:
-                    yield found
 
 
 def _share(problem: Problem, plan: Grid, device: Device, state: int, asked: int | None, lanes: Lanes) -> Grid | None:

@@ -20,8 +20,8 @@ Biases = Sequence[Tensor] | None
 
 class _Lanes(Cooperative):
     def __init__(self, problem: Problem, plan: SingleCta | Grid, lanes: Lanes, first: int = 0) -> None:
-        alone = isinstance(plan, SingleCta)
-        super().__init__(problem, plan, lanes, first, single_cta.engine(problem, plan, lanes) if alone else None)
+        of = single_cta.engine(problem, plan, lanes) if isinstance(plan, SingleCta) else None
+        super().__init__(problem, plan, lanes, first, of)
 
     def _stacked(self, weights: Sequence[Tensor], columns: int) -> Tensor:
         """[.., H, k] of every lane, k <= columns, as [N, row, columns] with zeros in what is not there"""

@@ -287,9 +287,6 @@ def _grid(problem: Problem, plan: Grid, device: Device, c: Constants) -> tuple[f
     sentinel = plan.protocol == "sentinel"
     exchange = (c.sentinel_us if sentinel else c.counter_us)[1]
     busy = c.sentinel_busy_us if sentinel else c.counter_busy_us
-    if plan.protocol == "local":  # through shared memory, in place of L2
-        exchange, busy, work["L2"] = 0.0, 0.0, 0.0
-        local += c.hand_over_cycles * cycle
 
     # x is loaded a step ahead, so its bytes only take up the port to L2; its products and W_ih take the CTA's time
     projection = ahead = 0.0

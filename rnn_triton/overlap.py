@@ -94,7 +94,7 @@ def asked_chunks() -> int | None:
 
 def can_chunk(plan: Plan) -> bool:
     """Can a launch go on where an earlier one ended?  The state must be in memory."""
-    return isinstance(plan, Grid) and plan.protocol != "local"
+    return isinstance(plan, Grid)
 
 
 def _pipeline_us(

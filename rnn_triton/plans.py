@@ -65,14 +65,15 @@ class Grid:
     groups: int  # of batch tiles; tile i belongs to group i % groups
     w_hh_shared: int  # K tiles of W_hh in shared memory, the rest in registers
     w_ih_home: str  # "registers", "shared", "stream", "gemm" (projected before the launch), "none" (backward)
-    protocol: str  # "sentinel", "counter"; "local": a group is one CTA, with one batch tile
+    protocol: str  # "sentinel", "counter"
     chains: int  # independent accumulators
     reason: str
 
 
 @dataclass(frozen=True)
 class Lanes:
-    """The second axis of the kernel's programs (kernels/grid.py): the layer itself, layers of a stack, or directions."""
+    """The second axis of a kernel's programs (kernels/grid.py, kernels/recurrence.py): the layer itself, layers of a stack, or
+    directions."""
 
     count: int = 1
     linked: bool = False  # layers, each fed by the one before; else directions

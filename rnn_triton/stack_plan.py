@@ -32,7 +32,7 @@ def _lane_plan(problem: Problem, lanes: Lanes, device: Device, chosen: Choices, 
     asked = dict(chosen)
     if device.capability < 80:
         return None
-    fitting = [*single_cta(problem, device, asked, lanes), *grid(problem, device, asked, lanes)]
+    fitting: list[SingleCta | Grid] = [*single_cta(problem, device, asked, lanes), *grid(problem, device, asked, lanes)]
     left = remaining([p for p in fitting if matches(p, asked)], failed)
 
     def cost(p: SingleCta | Grid) -> tuple[float, int]:
