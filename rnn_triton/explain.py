@@ -166,8 +166,8 @@ def _shared(problem: Problem, lanes: Lanes, p: SingleCta | Grid, T: int) -> str:
     """A launch of several lanes"""
     what, overlap = "directions", "side by side"
     if lanes.linked:
-        steps = T + latency.fill(p, lanes)
-        what, overlap = "layers", f"each some steps behind the one before it, at least {steps} steps for {T}"
+        behind = "a step" if isinstance(p, Grid) else "two steps"
+        what, overlap = "layers", f"each {behind} behind the one before it, {T + latency.fill(p, lanes)} steps for {T}"
     if isinstance(p, Grid):
         ctas = p.groups * p.ctas
         of = f"{p.groups} x {p.ctas} (groups x CTAs of {p.units} hidden units), {overlap}"

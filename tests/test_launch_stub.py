@@ -16,7 +16,8 @@ from stub_cuda import stub
 
 pytestmark = pytest.mark.compiled
 
-ONE_MODEL = [0, 0, 0]  # which tensors are per model, and how far the models' x and u lie apart
+ONE_LANE = [0, 0, 0]  # the launch's id, its limit of polls, what is dropped
+ONE_MODEL = [*ONE_LANE, 0, 0, 0]  # which tensors are per model, and how far the models' x and u lie apart
 TOO_LARGE = "RuntimeError: Triton Error [CUDA]: too many blocks in cooperative launch"
 
 FORWARD = dict(direction="forward", dtype="bf16", T=3)
@@ -141,11 +142,11 @@ def test_the_parameters_of_the_single_cta_kernel(answers):
     """In the kernel's order; out stands for what is absent; behind them Triton's two scratch buffers, unused."""
     for call in answers["single_cta-forward"]["calls"]:
         (launch,) = launches(call)
-        tensors = ["x", "w_ih", "w_hh", "b_ih", "b_hh", "h0", "y", "y", "y", "hn"]
+        tensors = ["x", "w_ih", "w_hh", "b_ih", "b_hh", "h0", "y", "y", "y", "hn", "y", "y", "y"]
         assert named(call, launch) == [*tensors, 3, 9, 0, 9 * 16 // 8, 16 // 8, 0, 0, *ONE_MODEL, 0, 0]
     for call in answers["single_cta-backward"]["calls"]:
         (launch,) = launches(call)
-        tensors = ["da", "da", "w_hh", "da", "da", "dhn", "dy", "y", "da", "da"]
+        tensors = ["da", "da", "w_hh", "da", "da", "dhn", "dy", "y", "da", "da", "da", "da", "da"]
         unit = 2 * 32 // 16 // answers["single_cta-backward"]["plan"]["warps"]
         assert named(call, launch) == [*tensors, 3, 9, 1, 0, 0, 9 * 32 // unit, 32 // unit, *ONE_MODEL, 0, 0]
 
@@ -154,14 +155,14 @@ def test_the_parameters_of_an_ensemble(answers):
     """W_ih and h0 are shared; the models' x lie T B I elements apart, dy T B H"""
     for call in answers["single_cta-ensemble"]["calls"]:
         (launch,) = launches(call)
-        tensors = ["x", "w_ih", "w_hh", "b_ih", "b_hh", "h0", "y", "y", "y", "hn"]
-        strides = [9 * 16 // 8, 16 // 8, 0, 0, 0b01110, 3 * 9 * 16 // 8, 0]
+        tensors = ["x", "w_ih", "w_hh", "b_ih", "b_hh", "h0", "y", "y", "y", "hn", "y", "y", "y"]
+        strides = [9 * 16 // 8, 16 // 8, 0, 0, *ONE_LANE, 0b01110, 3 * 9 * 16 // 8, 0]
         assert named(call, launch) == [*tensors, 3, 9, 0, *strides, 0, 0]
     for call in answers["single_cta-ensemble-backward"]["calls"]:
         (launch,) = launches(call)
-        tensors = ["da", "da", "w_hh", "da", "da", "dhn", "dy", "y", "da", "da"]
+        tensors = ["da", "da", "w_hh", "da", "da", "dhn", "dy", "y", "da", "da", "da", "da", "da"]
         unit = 2 * 32 // 16 // answers["single_cta-ensemble-backward"]["plan"]["warps"]
-        strides = [0, 0, 9 * 32 // unit, 32 // unit, 0b10010, 0, 3 * 9 * 32 // unit]
+        strides = [0, 0, 9 * 32 // unit, 32 // unit, *ONE_LANE, 0b10010, 0, 3 * 9 * 32 // unit]
         assert named(call, launch) == [*tensors, 3, 9, 1, *strides, 0, 0]
 
 

@@ -1,5 +1,5 @@
-"""Several lanes in a launch (kernels/grid.py): stacks as a wavefront, both directions side by side, dropout between
-layers.  The operator over them is in test_stack_op.py.
+"""Several lanes in a launch (kernels/grid.py, kernels/recurrence.py): stacks as a wavefront, both directions side by side,
+dropout between layers.  The operator over them is in test_stack_op.py.
 
 Launches by hand-written plans (support/stacks.py) as in test_grid.py: in the cooperative interpreter, whose schedules
 make layers run ahead and fall behind, and on a GPU.  That the tests of the wait between layers can fail is what
@@ -19,12 +19,11 @@ from support.stacks import Stack, dropout_masks
 import rnn_triton
 from rnn_triton import faults, hardware, latency, plan, stack_plan
 from rnn_triton.errors import ExchangeError
-from rnn_triton.plans import Lanes, Problem
+from rnn_triton.plans import Lanes, Problem, SingleCta
 
 CPU = torch.device("cpu")
 DIRECTIONS = ("forward", "backward")
 both_passes = pytest.mark.parametrize("direction", DIRECTIONS)
-_LOCAL = dict(protocol="local", chains=1)
 
 CASES = [
     # one step; one row; odd sizes; a group of several CTAs a layer, tiles in turn, more layers than steps
@@ -38,19 +37,28 @@ CASES = [
     Stack(2, 3, 100, 140, units=64, home="shared", kind="tf32"),
     Stack(3, 3, 9, 72, warps=8, chains=1, nonlinearity="relu"),
     Stack(2, 9, 30, 24, block_b=16, kind="fp16", nonlinearity="relu"),
-    # groups of one CTA
-    Stack(3, 9, 9, 21, units=128, groups=2, layers=3, **_LOCAL),
-    Stack(3, 3, 40, 50, units=64, kind="tf32", nonlinearity="relu", home="shared", first=False, **_LOCAL),
-    Stack(2, 3, 33, 64, units=64, kind="tf32x3", dy=False, **_LOCAL),
+    # each layer on one CTA
+    Stack(3, 9, 9, 21, layers=3, depth=2),
+    Stack(3, 3, 40, 50, kind="tf32", nonlinearity="relu", first=False, depth=1, chains=1),
+    Stack(2, 3, 33, 64, kind="tf32x3", dy=False, depth=1, chains=1),
+    Stack(3, 3, 70, 20, bias=(False, True), depth=2),
+    Stack(4, 3, 5, 40, kind="fp16", layers=4, dy=False, depth=2),
+    Stack(1, 1, 1, 17, depth=1),
     # both directions
     Stack(3, 9, 11, 21, both=True, kind="fp16", protocol="counter", groups=2),
     Stack(3, 3, 40, 24, both=True, kind="tf32", home="gemm", dy=False),
     Stack(2, 11, 9, 33, both=True, home="stream", first=False, nonlinearity="relu"),
-    Stack(3, 3, 16, 24, both=True, units=128, **_LOCAL),
+    Stack(3, 9, 16, 21, both=True, depth=2),
+    Stack(2, 3, 9, 24, both=True, home="stream", kind="fp16", dy=False, depth=1),
+    Stack(3, 3, 7, 20, both=True, home="shared", kind="fp64", chains=1, depth=1),
+    Stack(3, 3, 7, 20, both=True, home="stream", kind="ieee", first=False, chains=1, depth=1),
 ]
 
 
-BY_DEFAULT = {(0, "forward"), (9, "backward"), (11, "backward"), (12, "forward"), (14, "forward")}
+BY_DEFAULT = {
+    (0, "forward"), (8, "forward"), (9, "backward"), (11, "backward"), (14, "backward"), (15, "forward"), (18, "forward"),
+    (20, "backward"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("direction, case, mode", [
@@ -58,19 +66,20 @@ BY_DEFAULT = {(0, "forward"), (9, "backward"), (11, "backward"), (12, "forward")
     pytest.param(direction, case, MODES[i % len(MODES)], id=f"{direction}-{case}",
                  marks=() if (i // 2, direction) in BY_DEFAULT else pytest.mark.long)
     for i, (case, direction) in enumerate(itertools.product(CASES, DIRECTIONS))
-    if not (direction == "backward" and case.both and case.home in ("stream", "gemm"))
+    if not (direction == "backward" and case.both and case.home in ("stream", "gemm") and case.depth is None)
 ])  # fmt: skip
 def test_values(direction, case, mode, device):
     case.check(direction, device=device, mode=mode)
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("depth", [None, 1, 2])
 @pytest.mark.parametrize("direction, B, dropped", [
     ("forward", 3, 30000), ("backward", 3, None), *((d, 9, p) for d in DIRECTIONS for p in (None, 30000)),
 ])  # fmt: skip
-def test_every_schedule_gives_the_same_bits(direction, B, dropped, device):
+def test_every_schedule_gives_the_same_bits(direction, B, dropped, depth, device):
     """Layers that run ahead of the next one to the end, and that are starved: nothing is overrun."""
-    case = Stack(3, B, 8, 24, layers=3, dropped=dropped)
+    case = Stack(3, B, 8, 24, layers=3, dropped=dropped, depth=depth)
     tensors = case.inputs(direction)
     first, *others = (case.run(direction, tensors, device, mode=mode, seed=3) for mode in MODES)
     if dropped is None:
@@ -82,9 +91,11 @@ def test_every_schedule_gives_the_same_bits(direction, B, dropped, device):
 @pytest.mark.long
 @pytest.mark.interpret
 @both_passes
-def test_a_layer_far_behind_is_not_overrun(direction):
+@pytest.mark.parametrize("depth", [None, 1, 2])
+def test_a_layer_far_behind_is_not_overrun(direction, depth):
     """The first lane runs all its steps, and so on, lane by lane; and the last lane is always the last to run."""
-    case = Stack(6, 3, 8, 24, layers=3)
+    case = Stack(6, 3, 8, 24, layers=3, depth=depth)
+    programs = 2 if depth is None else 1
     tensors = case.inputs(direction)
     order = []
 
@@ -105,19 +116,17 @@ def test_a_layer_far_behind_is_not_overrun(direction):
         order.clear()
         case.check(direction, tensors, mode=dict(schedule=InOrder(sign)))
         if sign > 0:  # nobody of a lane ran before the lanes before it were through: six steps ahead
-            lanes = [p // 2 for p in order]
+            lanes = [p // programs for p in order]
             assert lanes == sorted(lanes) and set(lanes) == {0, 1, 2}
 
 
 @both_passes
-@pytest.mark.parametrize("kind, local", [
-    ("bf16", True), *(pytest.param(kind, False, marks=pytest.mark.long) for kind in ("bf16", "tf32")),
+@pytest.mark.parametrize("kind, depth", [
+    ("bf16", 2), *(pytest.param(*case, marks=pytest.mark.long) for case in (("tf32", 1), ("bf16", None), ("tf32", None))),
 ])  # fmt: skip
-def test_dropout_in_both_passes(direction, kind, local, device):
+def test_dropout_in_both_passes(direction, kind, depth, device):
     """against the masks that the kernel of whole tensors makes of the same seed"""
-    case = Stack(2, 9, 9, 40, layers=3, dropped=20000, kind=kind)
-    if local:
-        case = case.having(units=128, groups=2, **_LOCAL)
+    case = Stack(2, 9, 9, 40, layers=3, dropped=20000, kind=kind, depth=depth)
     tensors = case.inputs(direction)
     masks = dropout_masks(case, seed=5, device=device)
     kept = torch.stack(masks) != 0
@@ -129,16 +138,18 @@ def test_dropout_in_both_passes(direction, kind, local, device):
 @pytest.mark.long
 @both_passes
 @pytest.mark.parametrize("dropped", [0, 65536])
-def test_dropout_of_nothing_and_of_all(direction, dropped, device):
-    case = Stack(2, 3, 9, 24, dropped=dropped, kind="tf32")
+@pytest.mark.parametrize("depth", [None, 1])
+def test_dropout_of_nothing_and_of_all(direction, dropped, depth, device):
+    case = Stack(2, 3, 9, 24, dropped=dropped, kind="tf32", depth=depth)
     tensors = case.inputs(direction)
     masks = [torch.full((2, 3, 24), 1.0 - dropped / 65536, dtype=torch.float64)]
     assert_close(case.run(direction, tensors, device, seed=1), case.expected(direction, tensors, masks), case.tolerance)
 
 
-def test_nan_weights_end_in_nan(device):
+@pytest.mark.parametrize("depth", [pytest.param(None, marks=pytest.mark.long), pytest.param(1, marks=pytest.mark.long), 2])
+def test_nan_weights_end_in_nan(depth, device):
     """as in torch, at every layer above, with nobody waiting"""
-    case = Stack(2, 3, 9, 24, layers=3)
+    case = Stack(2, 3, 9, 24, layers=3, depth=depth)
     tensors = case.inputs("forward")
     tensors[2][1][:] = float("nan")
     expected = case.expected("forward", tensors)
@@ -149,9 +160,10 @@ def test_nan_weights_end_in_nan(device):
 
 @pytest.mark.long
 @pytest.mark.parametrize("where", ["w_hh of the top", "w_ih of the top", "dy"])
-def test_infinite_values_backward(where, device):
+@pytest.mark.parametrize("depth", [None, 1, 2])
+def test_infinite_values_backward(where, depth, device):
     """No product in the first step, where there is no state yet"""
-    case = Stack(2, 4, 9, 21, kind="tf32")
+    case = Stack(2, 4, 9, 21, kind="tf32", depth=depth)
     tensors = case.inputs("backward")
     if where == "dy":
         tensors[3][1, 2, 3] = float("inf")
@@ -199,6 +211,10 @@ STUCK = [  # the change, the lane, is the step before incomplete?
     pytest.param(stuck.dead, 0, True, marks=pytest.mark.long),
     (stuck.dead, 1, True),
     (stuck.gives_up, 0, False),
+    (stuck.dead_alone, 0, True),
+    (stuck.dead_alone, 1, True),
+    (stuck.gives_up_alone, 0, False),
+    (stuck.gives_up_alone, 1, False),
 ]
 
 
@@ -208,7 +224,7 @@ STUCK = [  # the change, the lane, is the step before incomplete?
 @pytest.mark.parametrize("change, lane, missing", STUCK)
 def test_stuck(direction, change, lane, missing):
     """and the next launch is right"""
-    case = Stack(4, 3, 8, 24, layers=3, nonlinearity="relu")
+    case = Stack(4, 3, 8, 24, layers=3, nonlinearity="relu", depth=2 if "alone" in change.__name__ else None)
     with patched(change(lane)) as kernels:
         stuck.check_layers(case, direction, kernels, lane, missing)
     case.having(T=1, H=24).check(direction)
@@ -217,11 +233,11 @@ def test_stuck(direction, change, lane, missing):
 
 @pytest.mark.interpret
 def test_a_layer_that_never_ran():
-    """Groups of one CTA wait for nobody but the layer before: the one that waits for it says so."""
-    case = Stack(3, 3, 8, 24, layers=2, units=128, **_LOCAL)
+    """One CTA waits for nobody but the layer before: the one that waits for it says so, and nobody else."""
+    case = Stack(3, 3, 8, 24, layers=3, depth=2)
     tensors = case.inputs("forward")
-    steps = "for _ in range((end - begin) * own_tiles):"
-    absent = Change("grid.py", steps, "for _ in range(tl.where(lane == 0, 0, end - begin) * own_tiles):")
+    steps = "    for step in range(T):\n        # ---- in the shadow"
+    absent = Change("recurrence.py", steps, steps.replace("range(T)", "range(tl.where(lane == 0, 0, T))"))
     with patched(absent) as kernels:
         kernels.host.SPIN_LIMIT = 64
         y, hn = case.run(
@@ -229,7 +245,7 @@ def test_a_layer_that_never_ran():
         )
     with pytest.raises(ExchangeError, match="group 0 of layer 1 waited .* time step 0 "):
         faults.check(CPU)
-    assert y[1].isnan().all() and hn[1].isnan().all()
+    assert y.isnan().all() and hn[1:].isnan().all()
 
 
 # ---- the plan -------------------------------------------------------------------------------------------------------
@@ -249,10 +265,11 @@ def test_every_run_of_layers_fits(H, B, L):
     for size in set(sizes) - {1}:
         for direction in DIRECTIONS:
             p = stack_plan.lane_plan(bf16(B, H, direction), Lanes(size, True, True), H200, ())
-            assert size * p.groups * p.ctas <= H200.sms and p.ctas * p.units >= H
-            assert p.protocol in ("sentinel", "local") and p.w_ih_home in ("registers", "shared")
-            if p.protocol == "local":
-                assert p.ctas == 1 and p.groups * p.block_b >= B
+            if isinstance(p, SingleCta):
+                assert H <= 128 and size * -(-B // p.block_b) <= H200.sms and p.w_ih_home == "registers"
+                continue
+            assert size * p.groups * p.ctas <= H200.sms and p.ctas * p.units >= H and H > 128
+            assert p.protocol == "sentinel" and p.w_ih_home in ("registers", "shared")
 
 
 def test_one_launch_where_it_fits_and_several_where_not():
@@ -262,7 +279,7 @@ def test_one_launch_where_it_fits_and_several_where_not():
     assert stack_plan.runs(bf16(8, 512), 70, False, H200, ()) != (70,)  # 70 lanes of 4 CTAs or more
     assert set(stack_plan.runs(bf16(128, 2048), 4, False, H200, ())) == {1}
     fp64 = Problem("forward", 8, 64, 64, "fp64", None, "tanh")
-    assert stack_plan.runs(fp64, 3, False, H200, ()) == (1, 1, 1) and not stack_plan.together(fp64, H200, ())
+    assert stack_plan.runs(fp64, 3, False, H200, ()) == (1, 1, 1) and stack_plan.together(fp64, H200, ())
 
 
 def test_overrides_that_one_pass_does_not_have():
@@ -306,6 +323,11 @@ def test_explain():
     assert backward[3].startswith("2 parts, because fewer of more layers do not fit on H200's 132 SMs")
     both = explained(10, 1024, 2, bidirectional=True)
     assert both[2].startswith("layer 1, both directions: one launch of ") and "side by side" in both[2]
+    alone = explained(1000, 128, 4)[1]
+    assert alone.startswith("layers 0 to 3: one launch of 4 CTAs of 8 warps, 4 layers of 1 CTA, each 8 batch rows and all of W_hh")
+    assert "each two steps behind the one before it, 1006 steps for 1000; the state stays in the CTA" in alone
+    both = explained(10, 64, 1, bidirectional=True)[1]
+    assert both.startswith("layer 0, both directions: one launch of 2 CTAs of 4 warps, 2 directions of 1 CTA") and "side by side" in both
     assert explained(10, 8192, 2)[1].startswith("layer 0: ") and "2 parts" in explained(10, 8192, 2)[0]
     assert explained(10, 1024, 3, models=2)[3].startswith("layer 2: 2 waves")
     for wrong in (dict(layers=0), dict(layers=2, dropout=1.5)):

@@ -30,13 +30,13 @@ def launches(monkeypatch):
     def run(site, tensors, out, *arguments):
         if out.is_cuda:
             return plain(site, tensors, out, *arguments)
-        begin = arguments[-2]
-        with cooperate(channels=("out_ptr",), continued=begin > 0, schedule="random", seed=1) as session:
+        roles = dict(channels=("out_ptr",), continued=arguments[-2] > 0) if site.engine.waits else dict(poisoned=("out_ptr",))
+        with cooperate(**roles, schedule="random", seed=1) as session:
             plain(site, tensors, out, *arguments)
         seen.append(session.stats["programs"])
 
     monkeypatch.setattr(grid.Cooperative, "_run", run)
-    with plan.overriding(regime="grid"):
+    with plan.overriding(regime="grid"):  # on groups, unless a test asks for another one
         yield seen
 
 
@@ -52,21 +52,24 @@ def run(x, layers, h0, precision=None, **options):
 
 
 OPERATOR = [
-    (3, 1, 9, 24, torch.bfloat16, None, [6, 6]),
-    # groups of one CTA
-    pytest.param(2, 1, 40, 21, torch.float32, "tf32", [2, 2], marks=pytest.mark.long),
-    pytest.param(2, 2, 9, 21, torch.float32, "tf32", [2, 2, 2, 2], marks=pytest.mark.long),
+    ("grid", 3, 1, 9, 24, torch.bfloat16, None, [6, 6]),
+    ("single_cta", 3, 1, 9, 21, torch.bfloat16, None, [3, 3]),
+    # x has more columns than the layers
+    pytest.param("single_cta", 2, 1, 40, 21, torch.float32, "tf32", [2, 2], marks=pytest.mark.long),
+    pytest.param("single_cta", 2, 2, 9, 21, torch.float32, "tf32", [2, 2, 2, 2], marks=pytest.mark.long),
+    pytest.param("single_cta", 2, 2, 9, 21, torch.float64, None, [2, 2, 2, 2], marks=pytest.mark.long),
 ]
 
 
-@pytest.mark.parametrize("L, D, I, H, dtype, precision, programs", OPERATOR)
-def test_operator(L, D, I, H, dtype, precision, programs, device, launches):
+@pytest.mark.parametrize("regime, L, D, I, H, dtype, precision, programs", OPERATOR)
+def test_operator(regime, L, D, I, H, dtype, precision, programs, device, launches):
     """y, hn and all gradients against torch.nn.RNN in fp64"""
     x, layers, h0, expected = example(L, D, I, H, dtype=dtype, device=device)
-    results = run(x, layers, h0, precision, bidirectional=D == 2)
+    with plan.overriding(regime=regime):
+        results = run(x, layers, h0, precision, bidirectional=D == 2)
     faults.synchronize(device)
     assert launches == (programs if device == "cpu" else [])
-    kind = "bf16" if dtype is torch.bfloat16 else "tf32"
+    kind = {torch.bfloat16: "bf16", torch.float32: "tf32", torch.float64: "fp64"}[dtype]
     # a weight gradient sums T * B products of two rounded values; the second pass rounds as the first one did
     limit = Stack(2 * 3, 3, I, H, kind=kind, layers=L).tolerance
     assert_close(results, expected(), limit)

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import rnn_triton.grid
 import rnn_triton.lanes
+import rnn_triton.single_cta
 from rnn_triton import interpreted, kernels
 
 from .grids import Case
@@ -46,31 +47,35 @@ def changed(source, change):
 
 @contextlib.contextmanager
 def patched(*changes):
-    """Namespace of modules made of the changed source: exchange, slices, grid, and host, rnn_triton/grid.py with that
-    kernel, and lanes, rnn_triton/lanes.py with that host.  What everybody else imports is as it was.
+    """Namespace of modules made of the changed source: exchange, slices, grid, recurrence, and host, rnn_triton/grid.py with
+    that kernel, alone, rnn_triton/single_cta.py with that one, and lanes, rnn_triton/lanes.py with those hosts.  What
+    everybody else imports is as it was.
 
     In a temporary folder: Triton reads a kernel's source from its file."""
     number = next(_numbers)
     name = f"kernels_with_changes_{number}"
-    hosts = {"host": f"rnn_triton.grid_with_changes_{number}", "lanes": f"rnn_triton.lanes_with_changes_{number}"}
+    sources = {"host": rnn_triton.grid, "alone": rnn_triton.single_cta, "lanes": rnn_triton.lanes}
+    hosts = {key: f"{module.__name__}_with_changes_{number}" for key, module in sources.items()}
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder, name)
-        paths = {"rnn_triton/grid.py": Path(folder, "host.py"), "rnn_triton/lanes.py": Path(folder, "lanes.py")}
+        paths = {f"rnn_triton/{Path(module.__file__).name}": Path(folder, f"{key}.py") for key, module in sources.items()}
         shutil.copytree(SOURCE, package, ignore=shutil.ignore_patterns("__pycache__"))
-        for module, path in zip((rnn_triton.grid, rnn_triton.lanes), paths.values(), strict=True):
+        for module, path in zip(sources.values(), paths.values(), strict=True):
             shutil.copy(module.__file__, path)
         for change in [*changes, Change("rnn_triton/lanes.py", "from .grid import", f"from .{hosts['host'][11:]} import")]:
             path = paths.get(change.file, package / change.file)
             path.write_text(changed(path.read_text(), change))
         sys.path.insert(0, folder)
         try:
-            modules = {m: importlib.import_module(f"{name}.{m}") for m in ("exchange", "slices", "grid")}
+            modules = {m: importlib.import_module(f"{name}.{m}") for m in ("exchange", "slices", "grid", "recurrence")}
             interpreted.register(modules["exchange"], modules["slices"])
             for (key, full_name), path in zip(hosts.items(), paths.values(), strict=True):
                 spec = importlib.util.spec_from_file_location(full_name, path)
                 modules[key] = sys.modules[full_name] = importlib.util.module_from_spec(spec)
                 spec.loader.exec_module(modules[key])
             modules["host"].grid = modules["grid"].grid
+            modules["alone"].recurrence = modules["recurrence"].recurrence
+            modules["lanes"].single_cta = modules["alone"]
             yield SimpleNamespace(**modules)
         finally:
             sys.path.remove(folder)
@@ -105,7 +110,8 @@ _STUCK_COUNTER = Case(5, 29, 8, 21, groups=2, protocol="counter", nonlinearity="
 
 _STACK = Stack(3, 3, 8, 24, layers=3)
 _BOTH = Stack(3, 3, 8, 24, both=True)
-_LOCAL = Stack(3, 3, 8, 24, units=128, protocol="local", chains=1)
+_ALONE = _STACK.having(depth=2)
+_ALONE_1 = _STACK.having(depth=1)
 
 _WAIT_BARRIER = "        dtype=tl.int32, is_pure=False, pack=1,\n    )  # fmt: skip\n"
 _PUBLISH = '    tl.store(ptrs, published(words), mask=mask, cache_modifier=".cg")\n'
@@ -194,7 +200,7 @@ MUTANTS = (
             "backward", _STUCK, "stuck"),
     _mutant("the failing step is kept", "grid.py", "range(at * own_tiles, end", "range((at + 1) * own_tiles, end",
             "backward", _STUCK_COUNTER, "stuck"),
-    _mutant("nobody looks for a failure", "grid.py", "    at = tl.load(error_ptr, volatile=True)",
+    _mutant("nobody looks for a failure", "exchange.py", "    at = tl.load(error_ptr, volatile=True)",
             "    at = 0 * tl.load(error_ptr, volatile=True) + SENTINEL", "backward", _STUCK, "stuck"),
     _mutant("another launch is reported", "grid.py", "tl.store(report_ptr, (launch", "tl.store(report_ptr, 0 * (launch",
             "forward", _STUCK, "stuck"),
@@ -227,23 +233,43 @@ MUTANTS = (
             "forward", _BOTH, "numbers"),
     _mutant("both directions with the same bias", "grid.py", "        bias1_ptr += layer * ROW\n", "",
             "forward", _BOTH, "numbers"),
-    _mutant("a state that stays in the CTA is not replaced", "grid.py", "            s_words = out_words\n",
-            "            s_words = s_words\n", "backward", _LOCAL, "numbers"),
-    _mutant("the words of a state in another order", "slices.py", "(3, 1, 2, 0, 4))  # j l w q i", "(4, 1, 2, 0, 3))  # j l w q i",
-            "forward", _LOCAL, "numbers"),
+    # ---- lanes of one CTA each
+    _mutant("x is taken as it is found, on one CTA", "recurrence.py", "    words = verify_input(",
+            "    words = x_raw\n    unused = verify_input(", "forward", _ALONE, "numbers"),
+    _mutant("x counts as given, on one CTA", "recurrence.py", "link = (first_lane.to(tl.int32),", "link = (1 + 0 * lane,",
+            "backward", _ALONE_1, "numbers"),
+    _mutant("waits for the x of this step, not the next", "recurrence.py", "x_raw, x_1, stride_x_b, row0, t_1,",
+            "x_raw, x_ptr + t * step_x, stride_x_b, row0, t_1,", "forward", _ALONE, "numbers"),
+    _mutant("projects the x of the next step", "recurrence.py", "            x = _received(\n                x_raw",
+            "            unused = _received(\n                x_raw", "backward", _ALONE, "numbers"),
+    _mutant("its own state for x, on one CTA", "recurrence.py", "else out_ptr + apart", "else out_ptr", "backward", _ALONE,
+            "deadlock"),
+    _mutant("backward in the order of forward, on one CTA", "recurrence.py", "layer = LANES - 1 - lane", "layer = lane + 0",
+            "backward", _ALONE_1, "deadlock"),
+    _mutant("dy for every layer, on one CTA", "recurrence.py", "rows_u = tl.where(first_lane, rows, 0)", "rows_u = rows + 0",
+            "backward", _ALONE, "numbers"),
+    _mutant("nothing from above in the first step, on one CTA", "recurrence.py", "                p += p_t\n", "",
+            "backward", _ALONE, "numbers"),
+    _mutant("a product in the first step, on one CTA", "recurrence.py", "a = tl.where(step == 0, p + u, a)", "a = a + 0.0",
+            "backward", _ALONE_1.having(T=1), "numbers", data="infinite weight"),
+    _mutant("half words are published", "recurrence.py", "FORM, S_ALIGNED, LINKED)", "FORM, S_ALIGNED, False)",
+            "forward", _ALONE, "contract"),
+    _mutant("the wrong pairs are published", "fragments.py", "v = low | (high", "v = high | (low", "forward", _ALONE, "numbers"),
+    _mutant("both directions the same way, on one CTA", "recurrence.py", "reverse = reverse ^ lane", "reverse = reverse + 0",
+            "forward", _BOTH.having(depth=2), "numbers"),
 )  # fmt: skip
 
 # Changes of how later layers learn of a failure, each with one of `stuck` that shows it: (change, what happens, direction)
 STUCK_LAYERS = {
     "results of a failed layer are used": (
-        Change("grid.py", "earliest = tl.minimum(earliest, source)", "earliest = earliest + 0"), "gives_up", "backward",
+        Change("exchange.py", "earliest = tl.minimum(earliest, source)", "earliest = earliest + 0"), "gives_up", "backward",
     ),
     "later layers look at the wrong word": (
-        Change("grid.py", "source = tl.load(error_ptr - k * groups", "source = tl.load(error_ptr + k * groups"),
+        Change("exchange.py", "source = tl.load(error_ptr - k * apart", "source = tl.load(error_ptr + k * apart"),
         "gives_up", "forward",
     ),
     "every layer reports": (
-        Change("grid.py", "found = found & (at.to(tl.uint32, bitcast=True) + 1 < source)", "found = found | True"),
+        Change("exchange.py", "found = found & (at.to(tl.uint32, bitcast=True) + 1 < source)", "found = found | True"),
         "gives_up", "forward",
     ),
     "the report names another layer": (
