@@ -270,7 +270,7 @@ def test_other_regimes_are_never_cut():
 
 @pytest.mark.parametrize("chunks", [0, -1, "two"])
 def test_bad_numbers_of_chunks(chunks):
-    with pytest.raises(ValueError, match="chunks must be a positive number"), plan.overriding(chunks=chunks):
+    with pytest.raises(ValueError, match="chunks must be an integer of at least 1"), plan.overriding(chunks=chunks):
         pass
 
 

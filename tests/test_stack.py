@@ -285,7 +285,7 @@ def test_one_launch_where_it_fits_and_several_where_not():
 def test_overrides_that_one_pass_does_not_have():
     """x is loaded ahead in the forward pass alone: nothing is raised before a backward pass asks for it"""
     chosen = (("x_depth", 2),)
-    assert stack_plan.runs(bf16(8, 128), 3, False, H200, chosen) == (1, 1, 1)
+    assert stack_plan.runs(bf16(8, 512), 3, False, H200, chosen) == (1, 1, 1)
     assert not stack_plan.together(bf16(8, 128), H200, chosen)
 
 
