@@ -40,7 +40,8 @@ w_in, w_rec and the biases are [LANES, ..] in both.  Linked lanes wait for x by 
     s_t = CELL(a_t, saved_t), rounded; published to out[t]
 
 Where registers are short (X_DEPTH 1) p_{t+1} is computed as soon as x_{t+1} is verified, and x_{t+2} takes its registers.  A
-lane that fails leaves NaN from the step on whose x never came, and so does every later one.
+lane that fails leaves NaN from the step on whose x never came, and so does every later one, from that step or the one
+before on.
 
 Cost of a step (sm_90, bf16, H = 128, BLOCK_B = 8): 2 barriers, 2 stmatrix, 4 ldmatrix, 4 dependent mma, the cell.
 Global traffic inside the loop: x (and W_in where its home is "stream"), the streams, out.

@@ -1,6 +1,6 @@
 """What the compiler made of launches with several lanes, as test_compile.py looks at those with one.
 
-L = 2, 4, 8 at H = 128 .. 1024 as stack_plan.lane_plan plans them, with and without dropout, and both directions.  A subset by
+L = 2, 4, 8 at H = 64 .. 1024 as stack_plan.lane_plan plans them, with and without dropout, and both directions.  A subset by
 default, all of it with --long.
 """
 
@@ -11,27 +11,32 @@ import pytest
 from support.layouts import check_verify_layout
 
 from bench import resources
-from rnn_triton import dropout, grid, hardware, stack_plan
+from rnn_triton import dropout, grid, hardware, single_cta, stack_plan
 from rnn_triton.candidates import k_tiles
-from rnn_triton.plans import Lanes, Problem
+from rnn_triton.plans import Lanes, Problem, SingleCta
 
 pytestmark = pytest.mark.compiled
+
 
 def jobs():
     """(problem, lanes, device)"""
     lanes = [Lanes(2), *(Lanes(n, True, dropout) for n in (2, 4, 8) for dropout in (False, True))]
-    shapes = [("bf16", None, "sm_90", of, H) for of in lanes for H in (128, 256, 512, 1024)]
+    shapes = [("bf16", None, "sm_90", of, H) for of in lanes for H in (64, 128, 256, 512, 1024)]
     shapes.remove(("bf16", None, "sm_90", Lanes(8, True, True), 1024))  # too large by a few registers: two launches of four
     shapes += [(dtype, precision, "sm_90", Lanes(4, True), 512) for dtype, precision in
                (("fp16", None), ("fp32", "tf32"), ("fp32", "tf32x3"))]  # fmt: skip
-    shapes += [("bf16", None, arch, Lanes(4, True), H) for arch in ("sm_80", "sm_100") for H in (256, 512)]
+    shapes += [("bf16", None, arch, Lanes(4, True), H) for arch in ("sm_80", "sm_100") for H in (128, 256, 512)]
+    # one CTA's largest
+    shapes += [(*kind, arch, Lanes(4, True, dropout), H) for arch in ("sm_80", "sm_90", "sm_100") for dropout in (False, True)
+               for kind, H in ((("fp16", None), 125), (("fp32", "tf32"), 128), (("fp32", "tf32"), 64), (("fp32", "tf32x3"), 64))]  # fmt: skip
+    shapes += [("fp64", None, "sm_90", Lanes(2), 64), ("fp32", "ieee", "sm_90", Lanes(2), 128)]
     for (dtype, precision, arch, of, H), direction in itertools.product(shapes, ("forward", "backward")):
         I = H if direction == "forward" else 1
         yield Problem(direction, 8, I, H, dtype, precision, "tanh"), of, hardware.RECORDS[arch]
 
 
 def in_subset(problem, lanes, device):
-    """On sm_90, in bf16: one for each number of layers; groups of one CTA, W_in in registers, in shared memory; dropout"""
+    """On sm_90, in bf16: one for each number of layers; one CTA, W_in in registers, in shared memory; dropout"""
     if device.capability != 90 or problem.dtype != "bf16":
         return False
     return (problem.direction, problem.H, lanes) in (
@@ -53,7 +58,9 @@ JOBS = [pytest.param(*job, marks=() if in_subset(*job) else pytest.mark.long, id
 @pytest.mark.parametrize("problem, lanes, gpu", JOBS)
 def test_plan(problem, lanes, gpu):
     p = stack_plan.lane_plan(problem, lanes, gpu, ())
-    kernel = grid.compile_ahead(problem, p, gpu, lanes)
+    alone = isinstance(p, SingleCta)
+    assert alone or problem.H > (64 if problem.precision == "tf32x3" else 128)
+    kernel = (single_cta if alone else grid).compile_ahead(problem, p, gpu, lanes)
     r = resources.analyze(kernel)
     assert (r.spill_stores, r.spill_loads) == (0, 0), "registers spill"
     assert r.shared_bytes <= gpu.shared_bytes
@@ -61,33 +68,36 @@ def test_plan(problem, lanes, gpu):
     read = {"x_ptr", "u_ptr", "saved_ptr", "out_ptr", "first_ptr", "sync_ptr"}
     read |= {"w_in_ptr"} if p.w_ih_home == "stream" else set()
     assert set(r.global_load_arguments) <= read, "weights are read from global memory every step"
-    # a group of one CTA hands its state over behind two barriers of its own; that a lane waits for another costs none
-    assert r.barriers <= 2 + 2 * (p.protocol == "local") + (p.w_ih_home == "shared")
-    assert r.shuffles == 0
+    # that a lane waits for another costs no barrier
+    if alone:
+        assert r.barriers <= (2 if p.formulation != "fma" else 5)
+    else:
+        assert r.barriers <= 2 + (p.w_ih_home == "shared")
+    assert r.shuffles == 0 or p.formulation == "fma"
     ptx = kernel.asm["ptx"]
     published = re.findall(r"st\.global\.cg\.(\S+)", ptx)
-    assert len(published) == (1 if p.formulation == "mma16" else 2)
+    if not alone:
+        assert len(published) == (1 if p.formulation == "mma16" else 2)
     assert all(re.fullmatch(r"(v[24]\.)?b32|b64|b128", width) for width in published), "narrower than a word"
+    assert bool(published) == (lanes.linked or not alone)
     if lanes.linked:
         check_x(kernel, problem, p)
 
 
 def check_x(kernel, problem, p):
-    """x, by 16 bytes a load: before the loop and in it, beside the state where that comes from others"""
+    """x, by 16 bytes a load: before the loop and in it, beside the state where that comes from others; on one CTA, where each
+    warp has all of x, also that of the first step"""
     ptx = kernel.asm["ptx"]
-    chunks = k_tiles(problem.H, p.warps, problem.dtype) * (p.block_b // 8)
+    chunks = -(-problem.H // p.chunk) if isinstance(p, SingleCta) else k_tiles(problem.H, p.warps, problem.dtype)
+    chunks *= p.block_b // 8
     gathered = re.findall(r"ld\.volatile\.global\.v4\.b32", ptx)
-    assert len(gathered) == chunks * (2 if p.protocol == "local" else 3)
-    assert ptx.count("red.relaxed.gpu.global.min") == (1 if p.protocol == "local" else 2)
-    text = kernel.asm["ttgir"]
-    if p.protocol == "local":
-        check_verify_layout(text, p)
-    else:  # one line for x, one for the state
-        lines = text.splitlines()
-        polls = [i for i, line in enumerate(lines) if "elementwise_inline_asm" in line and "ld.relaxed.gpu.global.v4" in line]
-        assert len(polls) == 2
-        for i in polls:
-            check_verify_layout("\n".join(line for k, line in enumerate(lines) if k == i or k not in polls), p)
+    assert len(gathered) == 3 * chunks
+    assert ptx.count("red.relaxed.gpu.global.min") == 2
+    lines = kernel.asm["ttgir"].splitlines()  # a line for x and one for the state, or for x_0 and the others
+    polls = [i for i, line in enumerate(lines) if "elementwise_inline_asm" in line and "ld.relaxed.gpu.global.v4" in line]
+    assert len(polls) == 2
+    for i in polls:
+        check_verify_layout("\n".join(line for k, line in enumerate(lines) if k == i or k not in polls), p)
 
 
 @pytest.mark.parametrize("dtype", ["bf16", *(pytest.param(d, marks=pytest.mark.long) for d in ("fp16", "fp32"))])

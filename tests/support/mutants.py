@@ -254,7 +254,8 @@ MUTANTS = (
             "backward", _ALONE_1.having(T=1), "numbers", data="infinite weight"),
     _mutant("half words are published", "recurrence.py", "FORM, S_ALIGNED, LINKED)", "FORM, S_ALIGNED, False)",
             "forward", _ALONE, "contract"),
-    _mutant("the wrong pairs are published", "fragments.py", "v = low | (high", "v = high | (low", "forward", _ALONE, "numbers"),
+    _mutant("the wrong pairs are published", "fragments.py", "low, high = tl.split(tl.reshape(v, (4, 8, WARPS, 2,",
+            "high, low = tl.split(tl.reshape(v, (4, 8, WARPS, 2,", "forward", _ALONE, "numbers"),
     _mutant("both directions the same way, on one CTA", "recurrence.py", "reverse = reverse ^ lane", "reverse = reverse + 0",
             "forward", _BOTH.having(depth=2), "numbers"),
 )  # fmt: skip

@@ -128,7 +128,8 @@ def check_layers(case, direction, kernels, lane, missing, limit=64):
             continue
         lost = step if silent else STEP - (missing and n > lane)
         assert y[steps[lost:]].isnan().all()
-        right = steps[: STEP - missing]
+        # who waits for a layer that has failed at the next step gives up, too: it need not have published this one yet
+        right = steps[: STEP - missing - (silent and n > lane + 1)]
         assert_close([y[right]], [e[right]], case.tolerance)
         if forward and not (silent and n == lane):
             assert results[1][at].isnan().all()
