@@ -118,7 +118,7 @@ def test_layers_above_the_first_read_both_directions():
 def test_directions_run_side_by_side():
     one = cases.case(128, 16, 512, "bf16")
     of_one, of_two = (model.of_case(replace(one, bidirectional=b), "fwd", H200) for b in (False, True))
-    assert of_one.practical_us < of_two.practical_us < 2 * of_one.practical_us
+    assert of_one.practical_us <= of_two.practical_us < 2 * of_one.practical_us
     assert of_two.floor_us == pytest.approx(of_one.floor_us)
     # the second layer waits for both directions of the first: no wavefront
     of_stack = model.of_case(replace(one, bidirectional=True, layers=2), "fwd", H200)

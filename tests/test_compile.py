@@ -212,7 +212,7 @@ def test_reloading_w_is_rejected(monkeypatch, tmp_path):
     loop = "    for step in range(T):\n"
     assert source.count(line) == source.count(halves) == source.count(loop) == 1
     again = "".join(f"    {text}\n" for text in (line + "\n" + halves).splitlines())
-    mutant = source.replace(loop, loop + again).replace("from .fragments", "from rnn_triton.kernels.fragments")
+    mutant = source.replace(loop, loop + again).replace("from .", "from rnn_triton.kernels.")
     path = tmp_path / "mutant.py"
     path.write_text(mutant)
     spec = importlib.util.spec_from_file_location("mutant", path)
