@@ -161,7 +161,7 @@ def _abandon(
 @triton.jit(
     do_not_specialize=[
         "T", "B", "begin", "end", "reverse", "stride_x_t", "stride_x_b", "stride_u_t", "stride_u_b", "launch", "limit",
-        "dropped",
+        "dropped", "bottom",
     ]
 )  # fmt: skip
 def grid(
@@ -191,6 +191,7 @@ def grid(
     launch,  # what the report calls this launch
     limit,  # polls before a group gives up
     dropped,  # of 65536 elements between layers, where DROPOUT (dropout.py)
+    bottom,  # number of layer 0 in the network, by which masks are told
     I: tl.constexpr,  # 0: the first of linked lanes has no x
     H: tl.constexpr,
     ROW: tl.constexpr,
@@ -350,7 +351,7 @@ def grid(
             for k in tl.static_range(X_TILES):
                 v = x_raw[k]
                 if DROPOUT and FIRST_IS_STATE:
-                    v = drop_input(v, seed, k * TILE, tile * BLOCK_B, t, layer - 1, lane_dropped, BLOCK_B, WARPS, E)
+                    v = drop_input(v, seed, k * TILE, tile * BLOCK_B, t, bottom + layer - 1, lane_dropped, BLOCK_B, WARPS, E)
                 x = operand_tiles(v, DTYPE, BLOCK_B, WARPS, FORM)
                 acc_a, acc_b = _products(acc_a, acc_b, w_in[k], x, k * E, PRECISION, CHAINS)
             if DROPOUT and FIRST_IS_STATE:
@@ -358,7 +359,7 @@ def grid(
                 acc_b *= scale
             if DROPOUT and not FIRST_IS_STATE:
                 acc_a = drop_products(
-                    acc_a + acc_b, seed, unit0, tile * BLOCK_B, t, layer, lane_dropped, scale, UNITS, BLOCK_B, E
+                    acc_a + acc_b, seed, unit0, tile * BLOCK_B, t, bottom + layer, lane_dropped, scale, UNITS, BLOCK_B, E
                 )
                 acc_b = tl.zeros((WARPS, UNITS, BLOCK_B), tl.float32) + zero
             x_t = x_words + t_1 * step_x + row0_1 * row_x

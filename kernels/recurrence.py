@@ -169,7 +169,7 @@ def _project_streamed(
 
 
 _PER_CALL = ["T", "B", "reverse", "stride_x_t", "stride_x_b", "stride_u_t", "stride_u_b"]
-_PER_CALL += ["launch", "limit", "dropped", "per_model", "stride_x_m", "stride_u_m"]
+_PER_CALL += ["launch", "limit", "dropped", "bottom", "per_model", "stride_x_m", "stride_u_m"]
 
 
 @triton.jit(do_not_specialize=_PER_CALL)
@@ -198,6 +198,7 @@ def recurrence(
     launch,  # what the report calls this launch, where LINKED
     limit,  # polls before the second lane gives up, where LINKED
     dropped,  # of 65536 elements between layers, where DROPOUT (dropout.py)
+    bottom,  # number of layer 0 in the network, by which masks are told
     per_model,  # bits 0-4: do w_in, w_rec, bias0, bias1, first have a part for each model?  Else the models share one
     stride_x_m,  # counted as the others; 0 where the models share x
     stride_u_m,
@@ -292,7 +293,7 @@ def recurrence(
             link = (first_lane.to(tl.int32), error_ptr, error_ptr - lanes_apart, lane * limit)
             if DROPOUT:
                 lane_dropped = tl.where(first_lane, 0, dropped)
-                boundary = layer - 1 if FIRST_IS_STATE else layer  # the layer below it
+                boundary = bottom + (layer - 1 if FIRST_IS_STATE else layer)  # the layer below it
                 drop = (tl.load(seed_ptr), boundary, lane_dropped, kept_scale(lane_dropped))
         else:
             out_ptr += lane * H

@@ -64,10 +64,11 @@ class Cooperative:
     def __init__(
         self, problem: Problem, plan: Any, lanes: Lanes = ONE, first: int = 0, of: Engine | None = None
     ) -> None:
-        """`first`: the number of the lanes' bottom layer, for reports.  `of`: another kernel than this file's"""
+        """`first`: the number of the lanes' bottom layer, for reports and masks.  `of`: another kernel than this file's"""
         self.problem = problem
         self.plan = plan
         self.lanes = lanes
+        self.first = first
         self.row = row_units(problem.H, problem.dtype)
         self.padding = self.row - problem.H
         self.engine = engine(problem, plan, lanes) if of is None else of
@@ -110,7 +111,7 @@ class Cooperative:
         T, B, *others = scalars
         steps = (begin, end) if self.engine.chunks else ()
         assert steps or (begin, end) == (0, T)
-        all_scalars = (T, B, *steps, *others, self.id, limit, dropped, *self.engine.more)
+        all_scalars = (T, B, *steps, *others, self.id, limit, dropped, self.first, *self.engine.more)
         self.engine.launch((*tensors, sync, faults.word(out.device), seed), out, all_scalars)
         faults.after_launch(out.device)
 

@@ -30,7 +30,7 @@ FORWARD = tuple(name not in ("u", "saved", *TENSORS[-3:]) for name in TENSORS)
 BACKWARD = tuple(name in ("w_rec", "first", "u", "saved", "out") for name in TENSORS)
 
 _NOTHING = (None, None, None)  # of a single lane: sync, report, seed
-_NO_LINK = (0, 0, 0)  # launch, limit, dropped
+_NO_LINK = (0, 0, 0, 0)  # launch, limit, dropped, bottom
 
 
 class Site:

@@ -16,7 +16,7 @@ from stub_cuda import stub
 
 pytestmark = pytest.mark.compiled
 
-ONE_LANE = [0, 0, 0]  # the launch's id, its limit of polls, what is dropped
+ONE_LANE = [0, 0, 0, 0]  # the launch's id, its limit of polls, what is dropped, the number of the bottom layer
 ONE_MODEL = [*ONE_LANE, 0, 0, 0]  # which tensors are per model, and how far the models' x and u lie apart
 TOO_LARGE = "RuntimeError: Triton Error [CUDA]: too many blocks in cooperative launch"
 
@@ -172,16 +172,17 @@ def test_the_parameters_of_the_grid_kernel(answers):
     for call in answer["calls"]:
         (launch,) = launches(call)
         got = named(call, launch)
-        sync, identity, limit = got.pop(10), got.pop(-5), got.pop(-4)
+        sync, identity, limit = got.pop(10), got.pop(-6), got.pop(-5)
         assert sync == call["tensors"]["y"] + 3 * 16 * 512 * 2
         assert 0 < identity < 2**19
         assert limit >= 2**20
         tensors = ["x", "w_ih", "w_hh", "b_ih", "b_hh", "h0", "y", "y", "y", "hn", "word", "y"]
-        assert got == [*tensors, 3, 16, 0, 3, 0, 16 * 32 // 8, 32 // 8, 0, 0, 0, 0, 0]
+        assert got == [*tensors, 3, 16, 0, 3, 0, 16 * 32 // 8, 32 // 8, 0, 0, 0, 0, 0, 0]
 
 
 def test_the_parameters_of_a_stack(answers):
-    """Weights and biases come stacked; x of the bottom layer, dy of the top one; seed and what is dropped"""
+    """Weights and biases come stacked; x of the bottom layer, dy of the top one; seed, what is dropped, the bottom layer's
+    number"""
     for name, first, end, reverse, strides in (
         ("forward", ["x", "h0", "y", "y", "y", "hn"], "y", 0, [8 * 64 // 8, 64 // 8, 0, 0]),
         ("backward", ["da", "dhn", "dy", "y", "da", "da"], "da", 1, [0, 0, 8 * 256 // 2, 256 // 2]),
@@ -192,7 +193,7 @@ def test_the_parameters_of_a_stack(answers):
             assert [got[0], *got[5:10], got[11], got[12]] == [*first, "word", "seed"]
             assert got[10] == call["tensors"][end] + 4 * 3 * 8 * 256 * 2
             assert got[13:22] == [3, 8, 0, 3, reverse, *strides]
-            assert got[24:] == [100, 0, 0]
+            assert got[24:] == [100, 5, 0, 0]
 
 
 def test_a_plan_beyond_the_chip_raises(answers):

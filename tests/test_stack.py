@@ -126,7 +126,7 @@ def test_a_layer_far_behind_is_not_overrun(direction, depth):
 ])  # fmt: skip
 def test_dropout_in_both_passes(direction, kind, depth, device):
     """against the masks that the kernel of whole tensors makes of the same seed"""
-    case = Stack(2, 9, 9, 40, layers=3, dropped=20000, kind=kind, depth=depth)
+    case = Stack(2, 9, 9, 40, layers=3, dropped=20000, bottom=2, kind=kind, depth=depth)
     tensors = case.inputs(direction)
     masks = dropout_masks(case, seed=5, device=device)
     kept = torch.stack(masks) != 0
@@ -176,8 +176,8 @@ def test_infinite_values_backward(where, depth, device):
 
 def changed_dropout():
     """Of a mask's place: another layer, step, row, unit, or seed; no scale; in one of the passes"""
-    forward = "drop_input(v, seed, k * TILE, tile * BLOCK_B, t, layer - 1, lane_dropped"
-    backward = "acc_a + acc_b, seed, unit0, tile * BLOCK_B, t, layer, lane_dropped, scale"
+    forward = "drop_input(v, seed, k * TILE, tile * BLOCK_B, t, bottom + layer - 1, lane_dropped"
+    backward = "acc_a + acc_b, seed, unit0, tile * BLOCK_B, t, bottom + layer, lane_dropped, scale"
     for text, direction in ((forward, "forward"), (backward, "backward")):
         for old, new in (("layer", "1 + layer"), (" t,", " t + 1,"), ("BLOCK_B,", "BLOCK_B + 1,"), ("seed", "seed + 1")):
             yield Change("grid.py", text, text.replace(old, new)), direction

@@ -149,6 +149,23 @@ def test_operator_in_several_launches(monkeypatch, launches):
     assert torch.equal(rnn(x, layers, h0, dropout=0.5)[0], again[0])
 
 
+@pytest.mark.interpret
+def test_masks_do_not_depend_on_what_is_launched(launches, monkeypatch):
+    """nor the gradients: each pass may have launches of its own"""
+    x, layers, h0, _ = example(3, 1, 9, 16, T=2, B=2, dtype=torch.float32)
+    weights = [t.detach() for layer in layers for t in layer]
+    given = x.detach(), weights, h0.detach(), torch.tensor([7])
+    net = network.Settings(True, "relu", False, "tf32x3", 30000)
+    found = []
+    for parts in ((Lanes(3, True, True),), (Lanes(2, True, True), ONE), (ONE, Lanes(2, True, True)), (ONE,) * 3):
+        monkeypatch.setattr(network, "launches", lambda *_, parts=parts: parts)
+        y, hn, kept = network.forward(*given, *net, True)
+        dx, dh0, dweights = network.backward(*given, kept, y, hn, *net, [True] * 11)
+        found.append([y, hn, kept, dx, dh0, *dweights])
+    for other in found[1:]:
+        assert_close(other, [t.double() for t in found[0]], 1e-5)
+
+
 @pytest.mark.long
 @pytest.mark.interpret
 def test_gradients_with_dropout_are_those_of_the_masks(launches):

@@ -22,6 +22,7 @@ class Stack(Case):
     layers: int = 2
     both: bool = False
     dropped: int | None = None
+    bottom: int = 0  # the number of the first layer
     depth: int | None = None
 
     @property
@@ -61,7 +62,7 @@ class Stack(Case):
             )  # fmt: skip
         if self.both:
             return module.BothDirections(of, plan, Lanes(2))
-        return module.Wavefront(of, plan, Lanes(self.layers, True, self.dropped is not None))
+        return module.Wavefront(of, plan, Lanes(self.layers, True, self.dropped is not None), self.bottom)
 
     @staticmethod
     def module(kernels):
@@ -146,7 +147,8 @@ def dropout_masks(case, seed, device="cpu"):
     """What the outputs of a case's layers are multiplied by on their way up, fp64, by the kernel of whole tensors"""
     ones = torch.ones(case.T, case.B, case.H, dtype=case.dtype, device=device)
     seed = torch.tensor([seed], device=device)
-    kept = [dropout.drop(ones, seed, layer, case.dropped).cpu() != 0 for layer in range(case.layers - 1)]
+    layers = range(case.bottom, case.bottom + case.layers - 1)
+    kept = [dropout.drop(ones, seed, layer, case.dropped).cpu() != 0 for layer in layers]
     return [k.double() * 65536 / (65536 - case.dropped) for k in kept]
 
 
