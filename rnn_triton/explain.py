@@ -148,7 +148,7 @@ def _network(
         )
     if problem.models == 1 and any(lanes.count > 1 for lanes in sharing):
         lines.append(
-            "Packed sequences, torch.compile, torch.func and forward-mode derivatives: a launch for each layer and direction."
+            "Packed sequences, torch.func and forward-mode derivatives: a launch for each layer and direction."
         )
     return lines
 
