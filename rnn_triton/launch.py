@@ -18,7 +18,7 @@ from .errors import UnsupportedError
 from .hardware import Device
 from .launcher import DoesNotCompile
 from .plan import Choices, Plan, Problem, overrides, plan, reject
-from .plans import DTYPES, ONE
+from .plans import DTYPES, ONE, Lanes
 
 _REGIMES: dict[str, Any] = {"single_cta": single_cta, "grid": grid, "per_step": per_step}
 
@@ -62,10 +62,11 @@ def backward(
     return run(_site, call, pass_, w_hh, y, dy, dhn, reverse)
 
 
-def compile_ahead(problem: Problem, p: Plan, device: Device) -> Any:
+def compile_ahead(problem: Problem, p: Plan, device: Device, lanes: Lanes = ONE) -> Any:
     """The compiled kernel (.asm, .metadata) of a plan for a device, which need not be present: the variant with every
     optional tensor of its pass and with aligned rows wherever the sizes allow them."""
-    return _REGIMES[p.regime].compile_ahead(problem, p, device)
+    several = (lanes,) if lanes.count > 1 else ()
+    return _REGIMES[p.regime].compile_ahead(problem, p, device, *several)
 
 
 def run(sites: Any, call: tuple[Any, ...], pass_: str | Callable[..., Any], *arguments: Any) -> Any:

@@ -187,6 +187,18 @@ def changed_dropout():
     yield Change("grid.py", "            if DROPOUT and FIRST_IS_STATE:\n                acc_a *= scale\n",
                  "            if False:\n                acc_a *= scale\n"), "forward"  # fmt: skip
     yield Change("grid.py", backward, backward.replace("scale", "1.0")), "backward"
+    # each layer on one CTA
+    for old, new, direction in (
+        ("start = c * CHUNK // E", "start = c * CHUNK // E + 4", "forward"),
+        ("boundary = layer - 1 if FIRST_IS_STATE else layer", "boundary = layer + 0 * lane", "forward"),
+        ("boundary = layer - 1 if FIRST_IS_STATE else layer", "boundary = layer - 1", "backward"),
+        ("            p *= scale\n", "            p *= 1.0\n", "forward"),
+        ("unit = hidden_units(H_PAD, WARPS, FORM)", "unit = hidden_units(H_PAD, WARPS, FORM) + 8", "backward"),
+        ("row = row0 + tl.arange(0, BLOCK_B)[None, :]", "row = row0 + 1 + tl.arange(0, BLOCK_B)[None, :]", "backward"),
+        ("seed, boundary, dropped, scale = drop\n", "seed, boundary, dropped, scale = drop\n        t += 1\n", "backward"),
+        ("lane_dropped = tl.where(first_lane, 0, dropped)", "lane_dropped = dropped + 0 * lane", "forward"),
+    ):
+        yield Change("recurrence.py", old, new), direction
 
 
 @pytest.mark.long
@@ -197,7 +209,7 @@ def changed_dropout():
     ids=lambda v: getattr(v, "new", v)[:90],
 )
 def test_changed_dropout_is_noticed(change, direction):
-    case = Stack(2, 9, 9, 24, dropped=20000, kind="tf32")
+    case = Stack(2, 9, 9, 24, dropped=20000, kind="tf32", depth=2 if change.file == "recurrence.py" else None)
     tensors = case.inputs(direction)
     expected = case.expected(direction, tensors, dropout_masks(case, seed=5))
     with patched(change) as kernels, pytest.raises(AssertionError):

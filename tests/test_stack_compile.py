@@ -11,7 +11,7 @@ import pytest
 from support.layouts import check_verify_layout
 
 from bench import resources
-from rnn_triton import dropout, grid, hardware, single_cta, stack_plan
+from rnn_triton import dropout, hardware, launch, stack_plan
 from rnn_triton.candidates import k_tiles
 from rnn_triton.plans import Lanes, Problem, SingleCta
 
@@ -60,7 +60,7 @@ def test_plan(problem, lanes, gpu):
     p = stack_plan.lane_plan(problem, lanes, gpu, ())
     alone = isinstance(p, SingleCta)
     assert alone or problem.H > (64 if problem.precision == "tf32x3" else 128)
-    kernel = (single_cta if alone else grid).compile_ahead(problem, p, gpu, lanes)
+    kernel = launch.compile_ahead(problem, p, gpu, lanes)
     r = resources.analyze(kernel)
     assert (r.spill_stores, r.spill_loads) == (0, 0), "registers spill"
     assert r.shared_bytes <= gpu.shared_bytes

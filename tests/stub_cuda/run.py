@@ -24,7 +24,7 @@ import triton.language as tl
 from triton.compiler import CompiledKernel
 from triton.runtime.jit import JITFunction
 
-from rnn_triton import faults, grid, hardware, launch, network, plan, plans, stack_plan
+from rnn_triton import faults, hardware, launch, network, plan, plans, stack_plan
 
 CALLS = 2
 
@@ -148,7 +148,7 @@ def layers(case, log, observed):
 
     of = plan.Problem(case["direction"], B, I if forward else 1, H, "bf16", None, "tanh")
     p = stack_plan.lane_plan(of, lanes, record)
-    ahead = grid.compile_ahead(of, p, record, lanes).hash
+    ahead = launch.compile_ahead(of, p, record, lanes).hash
     return {"plan": plans.fields(p), "ahead": ahead, "calls": calls(function, given, log, observed)}
 
 
