@@ -97,6 +97,23 @@ def _load_inputs(
 
 
 @triton.jit
+def _load_streams(
+    u_ptr, stride_u_b, rows_u, saved_ptr, rows, H: tl.constexpr, ROW: tl.constexpr, H_PAD: tl.constexpr,
+    BLOCK_B: tl.constexpr, WARPS: tl.constexpr, FORM: tl.constexpr, U_ALIGNED: tl.constexpr, S_ALIGNED: tl.constexpr,
+    HAS_U: tl.constexpr, HAS_SAVED: tl.constexpr, WIDE_U: tl.constexpr,
+):  # fmt: skip
+    """(u, saved) of one step, raw; 0 in place of what there is not"""
+    S_UNIT: tl.constexpr = H_PAD // (8 * WARPS) if S_ALIGNED else 1
+    u_raw = 0
+    saved_raw = 0
+    if HAS_U:
+        u_raw = load_stream(u_ptr, stride_u_b, rows_u, H, H_PAD, BLOCK_B, WARPS, FORM, U_ALIGNED, WIDE_U)
+    if HAS_SAVED:
+        saved_raw = load_stream(saved_ptr, ROW // S_UNIT, rows, H, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED, False)
+    return u_raw, saved_raw
+
+
+@triton.jit
 def _received(
     x_raw, ptr, stride_b, row0, t, step, zero, link, drop, BLOCK_B: tl.constexpr, WARPS: tl.constexpr, CHUNK: tl.constexpr,
     FORM: tl.constexpr, DROPPED: tl.constexpr,
@@ -257,7 +274,6 @@ def recurrence(
     R: tl.constexpr = H_PAD // (16 * WARPS)
     X_UNIT: tl.constexpr = CHUNK // 4 if X_ALIGNED and FORM != "fma" else 1
     U_UNIT: tl.constexpr = 2 * R if U_ALIGNED else 1
-    S_UNIT: tl.constexpr = 2 * R if S_ALIGNED else 1
     step_x = stride_x_t.to(tl.int64) * X_UNIT
     step_u = stride_u_t.to(tl.int64) * U_UNIT
 
@@ -365,14 +381,10 @@ def recurrence(
         )  # fmt: skip
     if (X_DEPTH == 2 or LINKED) and N_CHUNKS > 0:
         x_raw = _load_inputs(x_1, stride_x_b, rows, zero, x_width, BLOCK_B, WARPS, CHUNK, N_CHUNKS, FORM, X_ALIGNED, LINKED)
-    u_raw = 0
-    saved_raw = 0
-    if HAS_U:
-        u_t = u_ptr + t * step_u
-        u_raw = load_stream(u_t, stride_u_b, rows_u, H, H_PAD, BLOCK_B, WARPS, FORM, U_ALIGNED, WIDE_U)
-    if HAS_SAVED:
-        saved_t = saved_ptr + t * step_out
-        saved_raw = load_stream(saved_t, ROW // S_UNIT, rows, H, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED, False)
+    u_raw, saved_raw = _load_streams(
+        u_ptr + t * step_u, stride_u_b, rows_u, saved_ptr + t * step_out, rows, H, ROW, H_PAD, BLOCK_B, WARPS, FORM,
+        U_ALIGNED, S_ALIGNED, HAS_U, HAS_SAVED, WIDE_U,
+    )  # fmt: skip
 
     for step in range(T):
         # ---- in the shadow of the exchange
@@ -388,12 +400,10 @@ def recurrence(
         t_2 = t + dt * tl.minimum(2, T - 1 - step)
         p_next = tl.zeros((H_PAD, BLOCK_B), ACC)
         if not LINKED:
-            if HAS_U:
-                u_t = u_ptr + t_1 * step_u
-                u_raw = load_stream(u_t, stride_u_b, rows, H, H_PAD, BLOCK_B, WARPS, FORM, U_ALIGNED, WIDE_U)
-            if HAS_SAVED:
-                saved_t = saved_ptr + t_1 * step_out
-                saved_raw = load_stream(saved_t, ROW // S_UNIT, rows, H, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED, False)
+            u_raw, saved_raw = _load_streams(
+                u_ptr + t_1 * step_u, stride_u_b, rows_u, saved_ptr + t_1 * step_out, rows, H, ROW, H_PAD, BLOCK_B, WARPS, FORM,
+                U_ALIGNED, S_ALIGNED, HAS_U, HAS_SAVED, WIDE_U,
+            )  # fmt: skip
             if N_CHUNKS > 0:
                 x_t = x_ptr + (t_2 if X_DEPTH == 2 else t_1) * step_x
                 x_next = _load_inputs(
@@ -428,12 +438,10 @@ def recurrence(
                 x_1, stride_x_b, rows, zero, x_width, BLOCK_B, WARPS, CHUNK, N_CHUNKS, FORM, X_ALIGNED, True
             )  # fmt: skip
             # not before u and saved are used: ptxas would load into other registers, and wait here to move them
-            if HAS_U:
-                u_t = u_ptr + t_1 * step_u
-                u_raw = load_stream(u_t, stride_u_b, rows_u, H, H_PAD, BLOCK_B, WARPS, FORM, U_ALIGNED, WIDE_U)
-            if HAS_SAVED:
-                saved_t = saved_ptr + t_1 * step_out
-                saved_raw = load_stream(saved_t, ROW // S_UNIT, rows, H, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED, False)
+            u_raw, saved_raw = _load_streams(
+                u_ptr + t_1 * step_u, stride_u_b, rows_u, saved_ptr + t_1 * step_out, rows, H, ROW, H_PAD, BLOCK_B, WARPS, FORM,
+                U_ALIGNED, S_ALIGNED, HAS_U, HAS_SAVED, WIDE_U,
+            )  # fmt: skip
         if not FIRST_IS_STATE:
             a = tl.where(step == 0, p + u, a)  # there is no state yet, and 0 * W_rec is NaN where W_rec is infinite
         s = CELL(a, saved, ACCURACY).to(DTYPE)

@@ -59,7 +59,7 @@ JOBS = [pytest.param(*job, marks=() if in_subset(*job) else pytest.mark.long, id
 def test_plan(problem, lanes, gpu):
     p = stack_plan.lane_plan(problem, lanes, gpu, ())
     alone = isinstance(p, SingleCta)
-    assert alone or problem.H > (64 if problem.precision == "tf32x3" else 128)
+    assert alone or problem.H > (64 if problem.dtype == "fp32" else 128)
     kernel = launch.compile_ahead(problem, p, gpu, lanes)
     r = resources.analyze(kernel)
     assert (r.spill_stores, r.spill_loads) == (0, 0), "registers spill"
