@@ -212,7 +212,7 @@ def test_the_parameters_of_a_stack_on_one_cta_a_layer(answers):
             assert got[10] == call["tensors"][end] + 3 * 3 * 9 * 128 * 2
             assert got[13:20] == [3, 9, reverse, *strides]
             assert 0 < got[20] < 2**19 and got[21] >= 2**20
-            assert got[22:] == [100, 0, 0, 0, 0, 0]
+            assert got[22:] == [100, 5, 0, 0, 0, 0, 0]
 
 
 def test_a_plan_beyond_the_chip_raises(answers):
