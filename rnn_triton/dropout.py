@@ -30,6 +30,8 @@ def new_seed(device: torch.device) -> Tensor:
 def drop(y: Tensor, seed: Tensor, layer: int, dropped: int, t0: int = 0) -> Tensor:
     """y[T,B,H] with what is dropped on its way from this layer to the next set to zero and the rest scaled, in y's dtype.
     y[0] is the output of step t0."""
+    if not (y.is_cuda or interpreter.active()):
+        return _drop_without_kernels(y, seed, layer, dropped, t0)
     T, B, H = y.shape
     row = row_units(H, DTYPES[y.dtype])
     y = whole(pad(y, (0, row - H)) if row != H else y)
@@ -41,6 +43,14 @@ def drop(y: Tensor, seed: Tensor, layer: int, dropped: int, t0: int = 0) -> Tens
             WORDS=row * y.element_size() // 4, BLOCK=_BLOCK, DTYPE=TRITON_DTYPES[DTYPES[y.dtype]],
         )  # fmt: skip
     return out[..., :H]
+
+
+def _drop_without_kernels(y: Tensor, seed: Tensor, layer: int, dropped: int, t0: int) -> Tensor:
+    """The same on CPU tensors, which programs see that were exported where there are kernels; other masks"""
+    generator = torch.Generator().manual_seed(int(seed))
+    for _ in range(layer + 1):
+        bits = torch.randint(65536, (t0 + y.shape[0], *y.shape[1:]), generator=generator)
+    return torch.where(bits[t0:] >= dropped, y * (65536 / max(65536 - dropped, 1)), 0.0)
 
 
 def drop_by_mask(y: Tensor, seed: Tensor, layer: int, dropped: int) -> Tensor:

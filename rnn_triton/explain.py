@@ -10,10 +10,10 @@ from typing import NamedTuple
 import torch
 
 from . import hardware, latency, overlap, stack_plan
-from .candidates import candidates
+from .candidates import candidates, kind
 from .errors import UnsupportedError
 from .hardware import Device
-from .plan import best, plan, rejected
+from .plan import best, overrides, plan, rejected
 from .plans import DTYPES, ONE, Grid, Lanes, PerStep, Plan, Problem, SingleCta
 
 
@@ -91,7 +91,7 @@ def explain(
     lines = [f"{what} on {device.name}: {_ran(problem, p, T)}, because {p.reason}.", _estimates(problem, p, device)]
     if problem.direction == "backward" and problem.models == 1:
         lines += _overlapped(problem, p, device, T)
-    lines += [f"rejected: {_name(other)}, for it did not compile: {why}" for other, why in rejected(problem, device)]
+    lines += [_refused(other, why) for other, why in rejected(problem, device)]
     return "\n".join([*lines, _torchs(problem)])
 
 
@@ -101,10 +101,15 @@ def _overlapped(problem: Problem, p: Plan, device: Device, T: int, lanes: Lanes 
     found = overlap.schedule(problem, p, lanes, device, T, overlap.all_widths(lanes, problem.I, problem.H), asked)
     if found is None or found.chunks == 1:
         return []
+    products = "dw_ih and dw_hh" if lanes.count > 1 and not lanes.linked else "dx, dw_ih and dw_hh"
     return [
-        f"cut into {found.chunks} launches{', as asked for' if asked else ''}; the GEMMs of dx, dw_ih and dw_hh run beside the "
+        f"cut into {found.chunks} launches{', as asked for' if asked else ''}; the GEMMs of {products} run beside the "
         f"recurrence: {found.us:.0f} us for all of it, {found.in_turn_us:.0f} one after the other, estimated."
     ]
+
+
+def _refused(p: Plan, why: str) -> str:
+    return f"rejected: {_name(p)}, for it did not compile: {why}"
 
 
 def _torchs(problem: Problem, layers: int = 1, bidirectional: bool = False) -> str:
@@ -122,7 +127,7 @@ def _network(
     """The launches of a pass of several layers or directions, a line each, and what they come to in front"""
     directions = 2 if bidirectional else 1
     sharing = (ONE,) * layers * directions
-    if problem.models == 1:
+    if problem.models == 1 and not (dropout and layers > 1 and problem.dtype == "fp64"):  # whose masks are torch's
         forward = replace(problem, direction="forward")
         sharing = stack_plan.launches(forward, layers, bidirectional, dropout, device)
     found = stack_plan.parts(problem, layers, bidirectional, sharing)
@@ -139,13 +144,16 @@ def _network(
         else:
             where += f": {_ran(of, p, T)}"
         lines.append(f"{where}; {each:.2f} us per step, estimated")
+        lines += [_refused(other, why) for other, why in rejected(of, device, part.lanes)]
         if of.direction == "backward" and of.models == 1:
             lines += _overlapped(replace(of, I=part.problem.I), p, device, T, part.lanes)
     if problem.models == 1 and not bidirectional and len(found) > 1:
-        lines.append(
-            f"{len(found)} parts, because fewer of more layers do not fit on {device.name}'s {device.sms} SMs, or are estimated to "
-            "be no faster."
-        )
+        why = f"fewer of more layers do not fit on {device.name}'s {device.sms} SMs, or are estimated to be slower"
+        if "lanes" in dict(overrides()):
+            why = "no launch may hold more, as asked for"
+        elif kind(problem) in ("ieee", "fp64"):
+            why = "layers share a launch in bf16, fp16, tf32 and tf32x3"
+        lines.append(f"{len(found)} parts, because {why}.")
     if problem.models == 1 and any(lanes.count > 1 for lanes in sharing):
         lines.append(
             "Packed sequences, torch.func and forward-mode derivatives: a launch for each layer and direction."
@@ -175,7 +183,9 @@ def _shared(problem: Problem, lanes: Lanes, p: SingleCta | Grid, T: int) -> str:
     else:
         ctas = math.ceil(problem.B / p.block_b)
         of = f"{_count(ctas, 'CTA')}, each {p.block_b} batch rows and all of W_hh, {overlap}; the state stays in the CTA"
-    return f"one launch of {_count(lanes.count * ctas, 'CTA')} of {_count(p.warps, 'warp')}, {lanes.count} {what} of {of}"
+    before = "a GEMM for x, then " if latency.projects_before(problem, p, lanes) else ""
+    launch = f"one launch of {_count(lanes.count * ctas, 'CTA')} of {_count(p.warps, 'warp')}"
+    return f"{before}{launch}, {lanes.count} {what} of {of}"
 
 
 def _ran(problem: Problem, p: Plan, T: int) -> str:

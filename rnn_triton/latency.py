@@ -142,16 +142,30 @@ def _practical(problem: Problem, plan: Plan, device: Device, c: Constants) -> tu
 def lanes_step(
     problem: Problem, plan: SingleCta | Grid, device: Device, lanes: Lanes, constants: Constants = CONSTANTS
 ) -> tuple[float, dict[str, float]]:
-    """(practical us, parts) of a step of all lanes of a launch, which run side by side and share L2 and DRAM.  Of a stack: of
-    the slowest, a layer fed by another; T steps take `fill` more of them."""
+    """(practical us, parts) of a step of all lanes of a launch, which run side by side and share L2 and DRAM, and of the GEMMs
+    for x before it.  Of a stack: of the slowest, a layer fed by another; T steps take `fill` more of them."""
     shared = replace(constants, l2=constants.l2 / lanes.count)
+    gemm = 0.0  # besides what `_practical` has of one lane
+    if projects_before(problem, plan, lanes):
+        gemm = _projection_us(problem, device, constants)
     if lanes.linked:  # both passes project what comes from the other layer
         problem = replace(problem, direction="forward", I=problem.H)
     # batch tiles of two directions on one CTA each are as those of two models
     programs = problem if lanes.linked or isinstance(plan, Grid) else replace(problem, models=lanes.count)
     us, parts = _practical(programs, plan, device, shared)
     dram = lanes.count * _traffic(problem) / rates(device).dram / constants.efficiency
-    return max(us, dram), {**parts, "DRAM": max(parts.get("DRAM", 0.0), dram)}
+    parts = {**parts, "DRAM": max(parts.get("DRAM", 0.0), dram), "projection": parts.get("projection", 0.0) + gemm}
+    return max(us, dram) + gemm, parts
+
+
+def projects_before(problem: Problem, plan: SingleCta | Grid, lanes: Lanes) -> bool:
+    """Does a GEMM project x before a launch of several lanes?  x of the bottom layer where it has more columns than the layers;
+    x of both directions where the plan says so."""
+    if problem.direction != "forward":
+        return False
+    if lanes.linked:
+        return row_units(problem.I, problem.dtype) > row_units(problem.H, problem.dtype)
+    return plan.w_ih_home == "gemm"
 
 
 def lanes_us(problem: Problem, plan: SingleCta | Grid, device: Device, lanes: Lanes) -> float:

@@ -29,7 +29,7 @@ from .gradients import DB, DH0, DW_HH, DW_IH, DX
 from .lanes import BothDirections, Wavefront
 from .launcher import batched
 from .plan import Choices
-from .plans import DTYPES, Lanes, Problem
+from .plans import DTYPES, ONE, Lanes, Problem
 from .stack_plan import lane_plan, launches
 
 Layer = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # w_ih, w_hh, b_ih, b_hh
@@ -68,6 +68,8 @@ def _run_forward(
     third is empty."""
     *of, keep = settings
     net = Settings(*of)
+    if x.numel() == 0:  # no batch
+        return _fake_forward(x, weights, h0, seed, *settings)
     run = functools.partial(_forward_in, x=x, layers=net.layers(weights), h0=h0, seed=seed, net=net, keep=keep)
     return _decided(x, weights, net, run)
 
@@ -86,6 +88,9 @@ def _run_backward(
     it: a flag for x, for h0, and three for each layer and direction.  ys[L,T,B,D*H].  dy or dhn may be None, not both."""
     *of, needs = settings
     net = Settings(*of)
+    if x.numel() == 0:
+        dx, dh0, dweights = _fake_backward(x, weights, h0, seed, ys, dy, dhn, *settings)
+        return dx.zero_(), dh0.zero_(), [g.zero_() for g in dweights]
     given = dict(x=x, layers=net.layers(weights), h0=h0, seed=seed, ys=ys, dy=dy, dhn=dhn, net=net, needs=needs)
     return _decided(x, weights, net, functools.partial(_backward_in, **given))
 
@@ -110,15 +115,12 @@ def _decided(
 
 def _launches(x: Tensor, weights: Sequence[Tensor], net: Settings) -> tuple[Lanes, ...]:
     """what each holds, bottom layer first"""
+    number = len(weights) // (4 if net.bias else 2)
+    if not op.has_kernels(x):  # a program that was exported where there are
+        return (ONE,) * number
     H, dtype = weights[1].shape[0], DTYPES[x.dtype]
     problem = Problem("forward", x.shape[1], x.shape[2], H, dtype, net.precision, net.nonlinearity)
-    number = len(weights) // (4 if net.bias else 2) // net.directions
-    return launches(problem, number, net.bidirectional, net.dropped > 0, hardware.of(x.device))
-
-
-def shares(x: Tensor, weights: Sequence[Tensor], net: Settings) -> bool:
-    """Do layers or directions share a launch?"""
-    return any(lanes.count > 1 for lanes in _launches(x, weights, net))
+    return launches(problem, number // net.directions, net.bidirectional, net.dropped > 0, hardware.of(x.device))
 
 
 def _forward_in(
@@ -146,7 +148,7 @@ def _forward_in(
         h = None if h0 is None else h0[at : at + lanes.count]
         if lanes.count == 1:
             h = None if h is None else h[0]
-            y, hn = launch.forward(x, *mine[0], h, net.nonlinearity, direction == 1, net.precision)
+            y, hn = op.run_forward(x, *mine[0], h, net.nonlinearity, direction == 1, net.precision)
             ys, hn = y[None], hn[None]
         else:
             ys, hn = _lanes_forward(lanes, layer, x, mine, h, seed, net)
@@ -229,7 +231,7 @@ def _backward_in(
         if lanes.count == 1:
             of_y = None if dy is None else dy[..., direction * H : (direction + 1) * H]
             d = None if d is None else d[0]
-            launch.backward(w_hh[0], outputs[0], of_y, d, net.nonlinearity, direction == 1, net.precision, each[0])
+            op.run_backward(each[0], of_y, d, net.nonlinearity)
         else:
             given: tuple[Any, ...] = (w_hh, ys[layer], dy, d)
             if lanes.linked:
@@ -344,6 +346,67 @@ for _name, _schema, _run, _fake in (
     torch.library.impl(f"{_NAMESPACE}::{_name}", ("cpu", "cuda"))(_run)
     torch.library.register_fake(f"{_NAMESPACE}::{_name}", _fake)
 
+# ---- vmap -----------------------------------------------------------------------------------------------------------
+# Of compiled and exported programs; what is not compiled goes layer by layer there, by the rules of `op`.
+
+
+def _vmap_forward(info: Any, dims: tuple, *arguments: Any) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+    """Data join the batch, but for dropout, whose masks would be others"""
+    x, weights, h0, seed, *settings = arguments
+    of_x, of_weights, of_h0, *_ = dims
+    n = info.batch_size
+    if seed is not None or any(d is not None for d in of_weights):
+        return _one_by_one(forward, n, dims, arguments)
+    found = forward(op._join(x, of_x, n), weights, op._join(h0, of_h0, n), None, *settings)
+    B = op._batch(x, of_x)
+    return tuple(zip(*[(t, None) if t.dim() == 1 else op._part(t, n, B) for t in found]))  # type: ignore[return-value]
+
+
+def _vmap_backward(info: Any, dims: tuple, *arguments: Any) -> tuple[Any, Any]:
+    """Each sample has gradients of weights of its own"""
+    return _one_by_one(backward, info.batch_size, dims, arguments)
+
+
+def _one_by_one(run: Any, n: int, dims: tuple, arguments: tuple) -> tuple[Any, Any]:
+    def of(t: Any, d: Any, i: int) -> Any:
+        if isinstance(d, list | tuple):
+            return [of(*each, i) for each in zip(t, d, strict=True)]
+        return t if d is None else t.select(d, i)
+
+    each = [run(*[of(t, d, i) for t, d in zip(arguments, dims, strict=True)]) for i in range(n)]
+    found = [torch.stack(t) if isinstance(t[0], Tensor) else list(map(torch.stack, zip(*t))) for t in zip(*each)]
+    return tuple(found), tuple(0 if isinstance(t, Tensor) else [0] * len(t) for t in found)
+
+
+torch.library.register_vmap(f"{_NAMESPACE}::network_forward", _vmap_forward)
+torch.library.register_vmap(f"{_NAMESPACE}::network_backward", _vmap_backward)
+
+
+def _batched_backward(*arguments: Any) -> Gradients:
+    """The same of the older vmap (launcher.batched), whose own way of doing without a rule takes no lists of tensors"""
+    level = torch._C._vmapmode_increment_nesting() - 1  # of the batches: it says the one within
+    torch._C._vmapmode_decrement_nesting()
+
+    def dim(t: Any) -> Any:
+        if isinstance(t, list) and t and isinstance(t[0], Tensor):
+            return [dim(each) for each in t]
+        return 0 if isinstance(t, Tensor) and batched(t) else None
+
+    def plain(t: Any, d: Any) -> Any:
+        if isinstance(d, list):
+            return [plain(*each) for each in zip(t, d, strict=True)]
+        return t if d is None else torch._remove_batch_dim(t, level, 1, 0)
+
+    dims = tuple(map(dim, arguments))
+    unwrapped = tuple(map(plain, arguments, dims))
+    n = next(t.shape[0] for t, d in zip(unwrapped, dims, strict=True) if d == 0)
+    (dx, dh0, dweights), _ = _one_by_one(backward, n, dims, unwrapped)
+    wrapped = [torch._add_batch_dim(t, 0, level) for t in (dx, dh0, *dweights)]
+    return wrapped[0], wrapped[1], wrapped[2:]
+
+
+torch.library.impl(f"{_NAMESPACE}::network_backward", "Batched")(_batched_backward)
+
 forward = torch.ops.rnn_triton.network_forward.default
 backward = torch.ops.rnn_triton.network_backward.default
 
@@ -412,7 +475,8 @@ def _gradients(
     net = ctx.net
     if all(c is None for c in cotangents):
         return None, None, [None] * len(weights)
-    if torch.is_grad_enabled() or batched(*cotangents):
+    nothing_kept = ys.dim() == 1  # of a program that was exported as one that asks for no gradients
+    if torch.is_grad_enabled() or batched(*cotangents) or nothing_kept:
         return _again(x, h0, seed, weights, cotangents, net, needs, for_weights)
     each = 4 if net.bias else 2
     wanted = []  # w_ih, w_hh and biases of each layer

@@ -30,7 +30,7 @@ _below_autograd = torch._C._AutoDispatchBelowAutograd
 # ---- the ops on CPU and CUDA tensors -----------------------------------------------------------------------
 
 
-def _run_forward(
+def run_forward(
     x: Tensor,
     w_ih: Tensor,
     w_hh: Tensor,
@@ -43,7 +43,7 @@ def _run_forward(
 ) -> tuple[Tensor, Tensor]:
     if x.numel() == 0:  # no batch, or no models
         return _fake_forward(x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, reverse, precision)
-    if x.is_cuda or interpreter.active():
+    if has_kernels(x):
         return launch.forward(x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, reverse, precision)
     return _cpu_forward(x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, reverse)
 
@@ -70,11 +70,7 @@ def _run_backward(
     if y.numel() == 0:
         return _allocate_gradients(y.new_zeros, x, w_ih, w_hh, h0, needs, groups)
     layer = Layer(x, w_ih, w_hh, h0, y, reverse, precision, needs if groups is None else needs & (DX | DH0))
-    if y.is_cuda or interpreter.active():
-        da = launch.backward(w_hh, y, dy, dhn, nonlinearity, reverse, precision, layer)
-    else:
-        da = _cpu_backward(w_hh, y, dy, dhn, nonlinearity, reverse)
-        layer.take(da, 0, layer.T)
+    da = run_backward(layer, dy, dhn, nonlinearity)
     if groups is None:
         return layer.gradients()
     M = y.shape[:-3]
@@ -85,6 +81,20 @@ def _run_backward(
     dx, _, _, _, dh0 = layer.gradients()
     dw_ih, dw_hh, db = (part.view(*M, groups, *part.shape[1:]) for part in each.gradients()[1:4])
     return dx, dw_ih, dw_hh, db, dh0
+
+
+def run_backward(layer: Layer, dy: Tensor | None, dhn: Tensor | None, nonlinearity: str) -> Tensor:
+    """da[..,T,B,H], and all that the layer wants of it done"""
+    if has_kernels(layer.y):
+        return launch.backward(layer.w_hh, layer.y, dy, dhn, nonlinearity, layer.reverse, layer.precision, layer)
+    da = _cpu_backward(layer.w_hh, layer.y, dy, dhn, nonlinearity, layer.reverse)
+    layer.take(da, 0, layer.T)
+    return da
+
+
+def has_kernels(t: Tensor) -> bool:
+    """Do kernels run on this tensor's device?"""
+    return t.is_cuda or interpreter.active()
 
 
 def _parts(t: Tensor, groups: int, dims: int) -> Tensor:
@@ -202,7 +212,7 @@ for _name, _schema, _run, _fake in (
         "rnn_forward",
         "(Tensor x, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? h0, "
         "str nonlinearity, bool reverse, str? precision) -> (Tensor y, Tensor hn)",
-        _run_forward,
+        run_forward,
         _fake_forward,
     ),
     (

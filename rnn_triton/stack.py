@@ -1,8 +1,8 @@
 """Layers and directions of one network: together, as one operator that shares launches where it pays (network.py), or one
 layer after the other.
 
-One after the other goes what shares no launch, and what the operator cannot do: without a GPU, packed sequences, torch.func's
-transforms, forward-mode derivatives, tensor subclasses, dropout in fp64.
+One after the other goes what the operator cannot do: without a GPU, packed sequences, torch.func's transforms, forward-mode
+derivatives, tensor subclasses, dropout in fp64.
 """
 
 from __future__ import annotations
@@ -44,21 +44,21 @@ def rnn(
     if runs is not None:
         layer = functools.partial(packed.rnn, runs=runs)
     each = 4 if bias else 2
+    if h0 is not None and h0.shape[0] * each != len(weights):
+        raise RuntimeError(f"Expected {len(weights) // each} initial states, got h0 of shape {list(h0.shape)}")
     if len(weights) == each:
         h = None if h0 is None else h0[0]
         y, hn = layer(x, *weights, h0=h, nonlinearity=nonlinearity, precision=precision)
         return y, hn[None]
 
     layers: list[Layer] = [(*weights[i : i + each], None, None)[:4] for i in range(0, len(weights), each)]  # type: ignore[misc]
+    dropout = dropout if len(layers) > (2 if bidirectional else 1) else 0.0
     if runs is None and _may_share(x, weights, h0, dropout):
         x, given, h0, precision = _settled(x, layers, h0, nonlinearity, bidirectional, precision)
-        dropped = masks.count(dropout) if len(layers) > (2 if bidirectional else 1) else 0
+        dropped = masks.count(dropout)
+        seed = masks.new_seed(x.device) if dropped else None
         net = network.Settings(bias, nonlinearity, bidirectional, precision, dropped)
-        # compiled code asks when it runs: batch and overrides may be others by then
-        if torch.compiler.is_compiling() or network.shares(x, given, net):
-            seed = masks.new_seed(x.device) if dropped else None
-            return network.apply(x, given, h0, seed, net)
-        layers = net.layers(given)
+        return network.apply(x, given, h0, seed, net)
     return network.in_turn(
         x, layers, h0, bidirectional,
         one=functools.partial(layer, nonlinearity=nonlinearity, precision=precision),

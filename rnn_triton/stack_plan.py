@@ -22,7 +22,7 @@ from .plans import ONE, Grid, Lanes, Plan, Problem, SingleCta
 
 def lane_plan(problem: Problem, lanes: Lanes, device: Device, chosen: Choices | None = None) -> SingleCta | Grid | None:
     """The configuration of least estimated time for a launch of these lanes; None where none fits, or compiles.  `problem`
-    is of one lane, the first; its I does not matter to linked ones."""
+    is of one lane, the first."""
     chosen = overrides() if chosen is None else chosen
     return _lane_plan(problem, lanes, device, chosen, rejected(problem, device, lanes))
 
@@ -65,15 +65,19 @@ def _launches(
 
 def runs(problem: Problem, layers: int, dropout: bool, device: Device, chosen: Choices) -> tuple[int, ...]:
     """How many layers of one direction each launch takes, bottom layer first."""
-    best = (1,) * layers
-    times = {1: _alone(problem, device, chosen)}
-    least = layers * times[1]
-    for count in range(layers - 1, 0, -1):
+    above = replace(problem, I=problem.H)  # of every run but the bottom one
+
+    @functools.cache
+    def us(of: Problem, size: int) -> float:
+        if size == 1:
+            return _alone(of, device, chosen)
+        return _shared(of, Lanes(size, True, dropout), device, chosen)
+
+    best, least = (1,) * layers, math.inf
+    for count in range(layers, 0, -1):
         n, more = divmod(layers, count)
         sizes = (n + 1,) * more + (n,) * (count - more)
-        for size in {n, n + (more > 0)} - set(times):
-            times[size] = _shared(problem, Lanes(size, True, dropout), device, chosen)
-        total = sum(times[size] for size in sizes)
+        total = us(problem, sizes[0]) + sum(us(above, size) for size in sizes[1:])
         if total <= least and total < math.inf:
             best, least = sizes, total
     return best

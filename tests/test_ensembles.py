@@ -156,7 +156,7 @@ def test_a_copy_of_what_models_share_is_one(device, launches):
     launches.run = False
     x, *weights, h0 = members("bf16", 2, 3, 16, 16, device)[0]
     x, h0 = (torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape).expand(M, *t.shape) for t in (x, h0))
-    op._run_forward(x, *[t.expand(M, *t.shape) for t in weights], h0, "tanh", False, None)
+    op.run_forward(x, *[t.expand(M, *t.shape) for t in weights], h0, "tanh", False, None)
     [(given, scalars)] = launches
     assert given[0].numel() == x[0].numel() and given[5].numel() == h0[0].numel()
     assert scalars[-3:] == (0, 0, 0)
@@ -168,7 +168,7 @@ def test_nothing_is_copied(device, launches):
     x, *rest = stacked(members("bf16", 3, 2, 16, 16, device))[1]
     with Recorder() as recorder:
         for given in (x, x[:1].expand(M, -1, -1, -1)):
-            y, hn = op._run_forward(given, *rest, "tanh", False, None)
+            y, hn = op.run_forward(given, *rest, "tanh", False, None)
             launch.backward(rest[1], y, y, hn, "tanh", False, None)
     assert set(recorder.names) == {"aten::new_empty", "aten::select.int", "aten::slice.Tensor", "aten::expand"}
 
@@ -267,7 +267,7 @@ def test_model_stride_beyond_32_bits(which, device):
     far = torch.empty(2**31 + T * B * N, device=device).as_strided((2, T, B, N), (2**31, B * N, N, 1))
     far.copy_(x)
     if which == "x":
-        ours, expected = (op._run_forward(t, *weights, "tanh", False, "ieee")[0] for t in (far, x))
+        ours, expected = (op.run_forward(t, *weights, "tanh", False, "ieee")[0] for t in (far, x))
     else:
         y = torch.rand(2, T, B, N, generator=torch.Generator().manual_seed(0)).to(device)
         ours, expected = (launch.backward(weights[1], y, t, None, "tanh", False, "ieee") for t in (far, x))

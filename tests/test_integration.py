@@ -147,11 +147,11 @@ def test_nothing_waits(B, I, H, regime, h0, needs, monkeypatch):
     rnn_triton.launch._site.cache_clear()
     tensors = [None if t is None else t.detach() for t in problem(4, B, I, H, h0=h0, dtype=torch.bfloat16)]
     with rnn_triton.overriding(regime=regime), NoSync():
-        y, hn = op._run_forward(*tensors, "tanh", False, None)
+        y, hn = op.run_forward(*tensors, "tanh", False, None)
         x, w_ih, w_hh, _, _, state = tensors
         op._run_backward(x, w_ih, w_hh, state, y, y, hn, "tanh", False, None, needs, None)
         many = [None if t is None else t.expand(3, *t.shape) for t in tensors]
-        y, hn = op._run_forward(*many, "tanh", False, None)
+        y, hn = op.run_forward(*many, "tanh", False, None)
         op._run_backward(many[0], many[1], many[2], many[5], y, y, hn, "tanh", False, None, needs, None)
     rnn_triton.launch._site.cache_clear()
     assert ran

@@ -291,7 +291,7 @@ def test_one_op_each_way_no_host_sync_no_state_change(dtype, reverse):
     assert {str(f) for f in forward} == {"rnn_triton.rnn_forward.default", "aten.detach.default"}
     assert ours == [torch.ops.rnn_triton.rnn_forward.default, torch.ops.rnn_triton.rnn_backward.default]
     with Recorder() as inside:  # the launches themselves: the ops below the level that the first recorder saw
-        y, hn = op._run_forward(*(t.detach() for t in tensors), "tanh", reverse, None)
+        y, hn = op.run_forward(*(t.detach() for t in tensors), "tanh", reverse, None)
         x, w_ih, w_hh, _, _, h0 = (t.detach() for t in tensors)
         op._run_backward(x, w_ih, w_hh, h0, y, y, hn, "tanh", reverse, None, 31, None)
     assert not {"_local_scalar_dense", "item", "nonzero"} & {f.overloadpacket.__name__ for f in inside.calls}

@@ -316,6 +316,24 @@ def test_a_plan_that_does_not_compile_gives_way(monkeypatch):
     assert stack_plan.lane_plan(problem, lanes, H200, ()) is None
 
 
+def test_a_wide_input_is_counted_where_it_is_projected():
+    """once for a stack, in the run that holds the bottom layer, and for each of both directions; other layers have H columns"""
+    wide, narrow = bf16(512, 256, I=4096), bf16(512, 256)
+    assert stack_plan.runs(wide, 4, False, H200, ()) == stack_plan.runs(narrow, 4, False, H200, ()) == (1, 1, 1, 1)
+    lanes = Lanes(4, True)
+    shared = [stack_plan._shared(of, lanes, H200, ()) for of in (bf16(8, 256, I=4096), bf16(8, 256))]
+    gemm = latency._projection_us(bf16(8, 256, I=4096), H200, latency.CONSTANTS)
+    assert shared[0] - shared[1] == pytest.approx(gemm) and gemm > 0
+    both = bf16(64, 1024, I=8192)
+    p = stack_plan.lane_plan(both, Lanes(2), H200, ())
+    assert p.w_ih_home == "gemm"
+    projection = latency.lanes_step(both, p, H200, Lanes(2))[1]["projection"]
+    assert projection == pytest.approx(2 * latency._projection_us(both, H200, latency.CONSTANTS))
+    assert "one launch" in explained(10, 256, 4)[1] and "a GEMM for x, then one launch" not in explained(10, 256, 4)[1]
+    text = rnn_triton.explain(10, 8, 4096, 256, dtype=torch.bfloat16, device=H200, num_layers=4)
+    assert "layers 0 to 3: a GEMM for x, then one launch" in text
+
+
 def explained(T, H, layers, **options):
     return rnn_triton.explain(T, 8, H, H, dtype=torch.bfloat16, device=H200, num_layers=layers, **options).splitlines()
 
@@ -342,6 +360,13 @@ def test_explain():
     assert both.startswith("layer 0, both directions: one launch of 2 CTAs of 4 warps, 2 directions of 1 CTA") and "side by side" in both
     assert explained(10, 8192, 2)[1].startswith("layer 0: ") and "2 parts" in explained(10, 8192, 2)[0]
     assert explained(10, 1024, 3, models=2)[3].startswith("layer 2: 2 waves")
+    with plan.overriding(lanes=1):
+        assert explained(10, 512, 2)[3] == "2 parts, because no launch may hold more, as asked for."
+    ieee = rnn_triton.explain(10, 8, 64, 64, precision="ieee", device=H200, num_layers=2)
+    assert "2 parts, because layers share a launch in bf16, fp16, tf32 and tf32x3." in ieee
+    both = dict(dtype=torch.float64, device=H200, num_layers=2, bidirectional=True)
+    assert "4 parts" in rnn_triton.explain(10, 8, 64, 64, dropout=0.5, **both)
+    assert "2 parts" in rnn_triton.explain(10, 8, 64, 64, **both)
     for wrong in (dict(layers=0), dict(layers=2, dropout=1.5)):
         with pytest.raises(ValueError, match="must be"):
             explained(10, 64, **wrong)

@@ -5,6 +5,7 @@ Every launch runs in the cooperative interpreter, or on a GPU.
 """
 
 import functools
+from math import inf
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 import rnn_triton
-from rnn_triton import dropout, faults, gemm, grid, network, op, plan, reference, stack
+from rnn_triton import dropout, faults, gemm, grid, network, op, plan, reference, stack, stack_plan
+from rnn_triton.launcher import DoesNotCompile
 from rnn_triton.plans import ONE, Lanes
 
 CPU = torch.device("cpu")
@@ -245,8 +247,12 @@ def test_a_backward_pass_under_other_overrides(launches):
 def test_what_lanes_cannot_do_goes_layer_by_layer():
     """fp64, functorch transforms, forward mode: the same call, nothing launched with lanes"""
     x, layers, h0, expected = example(2, 1, 5, 16, T=2, B=2, dtype=torch.float64)
-    y, hn = rnn(x, layers, h0)
+    lanes = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(network, "_lanes_forward", lambda *given: lanes.append(given))
+        y, hn = rnn(x, layers, h0)
     assert_close([y, hn], expected()[:2], 1e-12)
+    assert lanes == []
     x, layers, h0, _ = example(2, 1, 5, 16, T=2, B=2, dtype=torch.float32)
     with plan.overriding(regime="grid"):
         weights = [t for layer in layers for t in layer]
@@ -413,6 +419,22 @@ def test_checkpoint(directions, p, create_graph, launches):
 
 
 @pytest.mark.interpret
+def test_a_checkpoint_that_is_computed_again_by_other_launches(launches):
+    x, layers, h0, _ = small(1)
+
+    def call(x):
+        return rnn(x, layers, h0, "tf32x3", dropout=0.4)[0]
+
+    torch.manual_seed(2)
+    (expected,) = torch.autograd.grad(call(x).sum(), x)
+    torch.manual_seed(2)
+    y = checkpoint(call, x, use_reentrant=False)
+    (found,) = alone(lambda: torch.autograd.grad(y.sum(), x))
+    assert launches == [2, 2, 2, 1, 1, 1, 1]
+    assert_close([found], [expected.double()], 1e-5)
+
+
+@pytest.mark.interpret
 @pytest.mark.parametrize("B, H", [(2, 16), (1, 16), (1, 13)])
 def test_results_may_be_changed_in_place(B, H, launches):
     """as torch's: they are nobody's views; only y of a single layer is needed by the backward pass"""
@@ -466,6 +488,75 @@ def test_compiled(directions, p, dynamic, launches):
             assert_close(compiled(x, layers, h0), [t.double() for t in plain[:2]], 1e-5)
 
 
+@pytest.mark.interpret
+def test_exported(launches):
+    """Gradients through a program that was exported as one without; any batch, none too; vmap over data and over weights"""
+    x, layers, h0, _ = (t.detach() if isinstance(t, torch.Tensor) else t for t in small(1, T=3, B=4))
+    module = rnn_triton.RNN(5, 16, 2, precision="tf32x3")
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    batch = torch.export.Dim("B", min=0, max=64)
+    program = torch.export.export(module, (x, h0), dynamic_shapes=({1: batch}, {1: batch})).module()
+    for B in (4, 1, 0):
+        given = x[:, :B].clone().requires_grad_(), h0[:, :B]
+        found, expected = ([y, hn, *torch.autograd.grad(y.sum(), given[:1])] for y, hn in (program(*given), module(*given)))
+        assert [t.shape for t in found] == [t.shape for t in expected]
+        if B:
+            assert_close(found, [t.double() for t in expected], 1e-5)
+    samples = torch.randn(2, *x.shape)
+    expected = torch.stack([module(x, h0)[0] for x in samples])
+    assert_close([torch.func.vmap(lambda x: program(x, h0)[0])(samples)], [expected.double()], 1e-5)
+
+
+@pytest.mark.interpret
+@pytest.mark.parametrize("p", [0.0, pytest.param(0.5, marks=pytest.mark.long)])
+def test_vmap_of_the_ops(p, launches):
+    """which compiled and exported programs are made of: as one sample after the other"""
+    x, layers, h0, weights = (t.detach() if isinstance(t, torch.Tensor) else t for t in small(1))
+    weights = [w.detach() for w in weights]
+    seed = torch.tensor([3]) if p else None
+    net = True, "tanh", False, "tf32x3", dropout.count(p)
+    xs, seconds = torch.stack([x, -x]), torch.stack([weights[5], 0.5 * weights[5]])
+
+    def of(x, w_hh):
+        y, hn, kept = network.forward(x, [*weights[:5], w_hh, *weights[6:]], h0, seed, *net, True)
+        dx, dh0, dweights = network.backward(x, [*weights[:5], w_hh, *weights[6:]], h0, seed, kept, y, hn, *net, [True] * 8)
+        return y, hn, kept, dx, dh0, *dweights
+
+    for dims, given in (((0, None), (xs, weights[5])), ((0, 0), (xs, seconds)), ((None, 0), (x, seconds))):
+        each = [of(*[t if d is None else t[i] for t, d in zip(given, dims, strict=True)]) for i in range(2)]
+        expected = [torch.stack(t).double() for t in zip(*each, strict=True)]
+        assert_close(torch.func.vmap(of, dims)(*given), expected, 1e-5)
+
+
+@pytest.mark.long
+@pytest.mark.interpret
+def test_batches_of_gradients_of_a_compiled_network(launches):
+    x, layers, h0, _ = small(1)
+    compiled = torch.compile(lambda x: rnn(x, layers, h0, "tf32x3")[0], backend="aot_eager", fullgraph=True)
+    rows = torch.autograd.functional.jacobian(lambda x: compiled(x)[0, :, :2].sum(0), x, vectorize=True)
+    assert_close([rows], [torch.autograd.functional.jacobian(lambda x: compiled(x)[0, :, :2].sum(0), x).double()], 1e-5)
+
+
+@pytest.mark.parametrize("directions, p", [(1, 0.0), (2, 0.0), (1, 0.5)])
+def test_the_ops_without_kernels(directions, p):
+    """on CPU tensors, as of a program that was exported on a GPU: torch's own operators, masks by torch's generator, the same
+    in both passes"""
+    x, layers, h0, expected = example(2, directions, 5, 8, T=3, B=2, dtype=torch.float64)
+    weights = [t for layer in layers for t in layer]
+    seed = torch.tensor([3]) if p else None
+    net = True, "tanh", directions == 2, None, dropout.count(p)
+    y, hn, _ = network.forward(x, weights, h0, seed, *net, True)
+    tensors = [x, h0, *weights]
+    found = [y, hn, *torch.autograd.grad(y.sum() + hn.sum(), tensors, retain_graph=True)]
+    if not p:
+        assert_close(found, expected(), 1e-12)
+        return
+    g = torch.autograd.grad(y.sum() + hn.sum(), tensors, create_graph=True)  # through the masks as constants
+    assert_close(found[2:], g, 1e-12)
+    assert not torch.equal(y, expected()[0]) and y.isfinite().all()
+
+
 @pytest.mark.long
 @pytest.mark.interpret
 @pytest.mark.parametrize("directions, bias, p", [(1, True, 0.4), (2, False, 0.0)])
@@ -496,6 +587,46 @@ def test_overrides(launches):
     for wrong in (0, "2"):
         with pytest.raises(ValueError, match="lanes must be an integer of at least 1"), plan.overriding(lanes=wrong):
             pass
+
+
+@pytest.mark.interpret
+@pytest.mark.parametrize("what", ["the bottom launch", "an upper launch", "the backward pass"])
+def test_launches_that_do_not_compile_give_way(what, launches, monkeypatch):
+    """to others, of fewer layers, and in the end to a layer each; the results are those of layers apart"""
+    x, layers, h0, _ = example(4, 1, 5, 16, T=2, B=2, dtype=torch.float32)
+    weights = [t for layer in layers for t in layer]
+    monkeypatch.setattr(plan, "_rejected", {})
+    shared = stack_plan._shared
+    monkeypatch.setattr(stack_plan, "_shared", lambda of, lanes, *given: inf if lanes.count > 2 else shared(of, lanes, *given))
+    stack_plan._launches.cache_clear()
+    plain, refused = grid.Cooperative._run, []
+
+    def fails(site):
+        if site.lanes.count == 1:
+            return False
+        forward = site.problem.direction == "forward"
+        return {"the bottom launch": forward and site.first == 0, "an upper launch": forward and site.first > 0,
+                "the backward pass": not forward}[what]  # fmt: skip
+
+    def run(site, *arguments):
+        if fails(site):
+            refused.append(site.problem)
+            raise DoesNotCompile("too large")
+        return plain(site, *arguments)
+
+    monkeypatch.setattr(grid.Cooperative, "_run", run)
+
+    def results():
+        y, hn = rnn(x, layers, h0, "tf32")
+        return [y, hn, *torch.autograd.grad(y.sum() + hn.sum(), [x, h0, *weights])]
+
+    found = results()
+    assert refused and 1 in launches
+    assert_close(found, [t.double() for t in alone(results)], 1e-3)
+    del refused[:]
+    results()
+    assert not refused, "what is known not to compile is not tried again"
+    stack_plan._launches.cache_clear()
 
 
 @pytest.mark.interpret
@@ -537,12 +668,14 @@ def test_bitwise_the_same():
 
 
 @pytest.mark.gpu
-def test_cuda_graph_with_dropout():
-    """Every replay draws another mask, the same for both passes: the gradient of dropped sums tells"""
+def test_cuda_graph_with_dropout(monkeypatch):
+    """Every replay draws another mask, the same for both passes: those of the seed it drew"""
     x, layers, h0, _ = cuda_network(2, 1, 256)
     run(x, layers, h0, dropout=0.5)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
+    drawn, new_seed = [], dropout.new_seed
+    monkeypatch.setattr(dropout, "new_seed", lambda device: drawn.append(new_seed(device)) or drawn[-1])
     with torch.cuda.graph(graph):
         captured = run(x, layers, h0, dropout=0.5)
     seen = []
@@ -550,6 +683,11 @@ def test_cuda_graph_with_dropout():
         graph.replay()
         faults.synchronize(CUDA)
         seen.append([t.clone() for t in captured])
+        seed = drawn[0].clone()
+        with monkeypatch.context() as patch:
+            patch.setattr(dropout, "new_seed", lambda device, seed=seed: seed)
+            expected = run(x, layers, h0, dropout=0.5)
+        assert all(torch.equal(bits(a), bits(b)) for a, b in zip(seen[-1], expected, strict=True))
     assert not torch.equal(seen[0][0], seen[1][0]) and not torch.equal(seen[1][0], seen[2][0])
     assert all(t.isfinite().all() for one in seen for t in one)
 

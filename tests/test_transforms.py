@@ -350,7 +350,7 @@ def test_no_copy_within_the_ops_either(batch_first, device, monkeypatch):
     x, *rest = (t.detach().to(device) for t in problem(3, 4, 8, 16, dtype=torch.bfloat16))
     x = torch.zeros(4, 6, 8, dtype=x.dtype, device=device)[:, :3].transpose(0, 1) if batch_first else x
     with Recorder() as recorder:
-        y, hn = op._run_forward(x, *rest, "tanh", False, None)
+        y, hn = op.run_forward(x, *rest, "tanh", False, None)
         dy = torch.zeros(4, 3, 16, dtype=y.dtype, device=device).transpose(0, 1) if batch_first else y
         op._run_backward(x, *rest[:2], rest[4], y, dy, hn, "tanh", False, None, 1 | 4 | 8 | 16, None)
     assert "mm" in recorder.names and not COPIES & set(recorder.names)
@@ -364,7 +364,7 @@ def test_the_recorder_sees_copies(device, monkeypatch):
     monkeypatch.setattr(launcher.Launcher, "__call__", lambda *a: None)
     x, *rest = (t.detach().to(device) for t in problem(3, 4, 8, 16, dtype=torch.bfloat16))
     with Recorder() as recorder:
-        op._run_forward(x.mT.contiguous().mT, *rest, "tanh", False, None)
+        op.run_forward(x.mT.contiguous().mT, *rest, "tanh", False, None)
     assert COPIES & set(recorder.names)
 
 
