@@ -305,8 +305,9 @@ def recurrence(
             rows_u = tl.where(first_lane, rows, 0)
             lanes_apart = tl.num_programs(0) * LINE
             error_ptr = sync_ptr + (lane * tl.num_programs(0) + tile) * LINE
-            # each later lane waits longer, so that the first one that waits in vain is the one that says so
-            link = (first_lane.to(tl.int32), error_ptr, error_ptr - lanes_apart, lane * limit)
+            # each later lane waits longer, so that the first one that waits in vain is the one that says so; of more than
+            # 16 that may be a later one, for nobody shall wait for minutes
+            link = (first_lane.to(tl.int32), error_ptr, error_ptr - lanes_apart, tl.minimum(lane, 16) * limit)
             if DROPOUT:
                 lane_dropped = tl.where(first_lane, 0, dropped)
                 boundary = bottom + (layer - 1 if FIRST_IS_STATE else layer)  # the layer below it

@@ -24,7 +24,7 @@ TENSORS = ("x", "w_in", "w_rec", "bias0", "bias1", "first", "u", "saved", "out",
 _LINE = int(LINE.value)
 
 # Polls before a group gives up.  A poll takes at least the 0.3 us of an access to L2, so this is more than a second:
-# far beyond any step, and far below a watchdog's patience.
+# far beyond any step, and far below a watchdog's patience.  Linked lanes wait up to 16 times as long for each other.
 SPIN_LIMIT = 1 << 22
 # Triton's interpreter runs one program after another: a plan that is forced on it waits in vain, and slowly.
 INTERPRETED_LIMIT = 1 << 10

@@ -36,8 +36,6 @@ Layer = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # w_ih, w_hh, b_ih,
 Results = tuple[Tensor, Tensor, Tensor]
 Gradients = tuple[Tensor, Tensor, list[Tensor]]
 
-_NAMESPACE = "rnn_triton"
-
 
 class Settings(NamedTuple):
     """What a network is besides tensors, as the ops take it"""
@@ -326,25 +324,21 @@ def _fake_backward(
 
 
 _SETTINGS = "bool bias, str nonlinearity, bool bidirectional, str? precision, int dropped"
-for _name, _schema, _run, _fake in (
-    (
-        "network_forward",
-        f"(Tensor x, Tensor[] weights, Tensor? h0, Tensor? seed, {_SETTINGS}, bool keep) "
-        "-> (Tensor y, Tensor hn, Tensor kept)",
-        _run_forward,
-        _fake_forward,
-    ),
-    (
-        "network_backward",
-        "(Tensor x, Tensor[] weights, Tensor? h0, Tensor? seed, Tensor ys, Tensor? dy, Tensor? dhn, "
-        f"{_SETTINGS}, bool[] needs) -> (Tensor dx, Tensor dh0, Tensor[] dweights)",
-        _run_backward,
-        _fake_backward,
-    ),
-):
-    torch.library.define(f"{_NAMESPACE}::{_name}", _schema, tags=(torch.Tag.pt2_compliant_tag,))
-    torch.library.impl(f"{_NAMESPACE}::{_name}", ("cpu", "cuda"))(_run)
-    torch.library.register_fake(f"{_NAMESPACE}::{_name}", _fake)
+op.define(
+    "network_forward",
+    f"(Tensor x, Tensor[] weights, Tensor? h0, Tensor? seed, {_SETTINGS}, bool keep) "
+    "-> (Tensor y, Tensor hn, Tensor kept)",
+    _run_forward,
+    _fake_forward,
+)
+op.define(
+    "network_backward",
+    "(Tensor x, Tensor[] weights, Tensor? h0, Tensor? seed, Tensor ys, Tensor? dy, Tensor? dhn, "
+    f"{_SETTINGS}, bool[] needs) -> (Tensor dx, Tensor dh0, Tensor[] dweights)",
+    _run_backward,
+    _fake_backward,
+)
+
 
 # ---- vmap -----------------------------------------------------------------------------------------------------------
 # Of compiled and exported programs; what is not compiled goes layer by layer there, by the rules of `op`.
@@ -378,8 +372,8 @@ def _one_by_one(run: Any, n: int, dims: tuple, arguments: tuple) -> tuple[Any, A
     return tuple(found), tuple(0 if isinstance(t, Tensor) else [0] * len(t) for t in found)
 
 
-torch.library.register_vmap(f"{_NAMESPACE}::network_forward", _vmap_forward)
-torch.library.register_vmap(f"{_NAMESPACE}::network_backward", _vmap_backward)
+torch.library.register_vmap(f"{op.NAMESPACE}::network_forward", _vmap_forward)
+torch.library.register_vmap(f"{op.NAMESPACE}::network_backward", _vmap_backward)
 
 
 def _batched_backward(*arguments: Any) -> Gradients:
@@ -405,7 +399,7 @@ def _batched_backward(*arguments: Any) -> Gradients:
     return wrapped[0], wrapped[1], wrapped[2:]
 
 
-torch.library.impl(f"{_NAMESPACE}::network_backward", "Batched")(_batched_backward)
+torch.library.impl(f"{op.NAMESPACE}::network_backward", "Batched")(_batched_backward)
 
 forward = torch.ops.rnn_triton.network_forward.default
 backward = torch.ops.rnn_triton.network_backward.default
@@ -561,4 +555,4 @@ def _backward_compiled(ctx: Any, dy: Tensor | None, dhn: Tensor | None, _: Any) 
     return dx, dweights, dh0, *[None] * (len(Settings._fields) + 2)
 
 
-torch.library.register_autograd(f"{_NAMESPACE}::network_forward", _backward_compiled, setup_context=_setup_compiled)
+torch.library.register_autograd(f"{op.NAMESPACE}::network_forward", _backward_compiled, setup_context=_setup_compiled)

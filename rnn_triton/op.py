@@ -21,7 +21,7 @@ from torch.autograd import forward_ad
 from . import interpreter, launch, reference
 from .gradients import DB, DH0, DW_HH, DW_IH, DX, Layer
 
-_NAMESPACE = "rnn_triton"
+NAMESPACE = "rnn_triton"
 _vjp: Any = torch.func.vjp  # (outputs, pull_back)
 # Calls an op past its registered autograd, whose Python half costs more than the rest of the call.
 _below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -207,26 +207,29 @@ def _fake_backward(
 
 # ---- registration ------------------------------------------------------------------------------------------
 
-for _name, _schema, _run, _fake in (
-    (
-        "rnn_forward",
-        "(Tensor x, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? h0, "
-        "str nonlinearity, bool reverse, str? precision) -> (Tensor y, Tensor hn)",
-        run_forward,
-        _fake_forward,
-    ),
-    (
-        "rnn_backward",
-        "(Tensor x, Tensor w_ih, Tensor w_hh, Tensor? h0, Tensor y, Tensor? dy, Tensor? dhn, "
-        "str nonlinearity, bool reverse, str? precision, int needs, int? groups) "
-        "-> (Tensor dx, Tensor dw_ih, Tensor dw_hh, Tensor db, Tensor dh0)",
-        _run_backward,
-        _fake_backward,
-    ),
-):
-    torch.library.define(f"{_NAMESPACE}::{_name}", _schema, tags=(torch.Tag.pt2_compliant_tag,))
-    torch.library.impl(f"{_NAMESPACE}::{_name}", ("cpu", "cuda"))(_run)
-    torch.library.register_fake(f"{_NAMESPACE}::{_name}", _fake)
+
+def define(name: str, schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    """An opaque op of the package: on CPU and CUDA tensors, and its shapes"""
+    torch.library.define(f"{NAMESPACE}::{name}", schema, tags=(torch.Tag.pt2_compliant_tag,))
+    torch.library.impl(f"{NAMESPACE}::{name}", ("cpu", "cuda"))(run)
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake)
+
+
+define(
+    "rnn_forward",
+    "(Tensor x, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? h0, "
+    "str nonlinearity, bool reverse, str? precision) -> (Tensor y, Tensor hn)",
+    run_forward,
+    _fake_forward,
+)
+define(
+    "rnn_backward",
+    "(Tensor x, Tensor w_ih, Tensor w_hh, Tensor? h0, Tensor y, Tensor? dy, Tensor? dhn, "
+    "str nonlinearity, bool reverse, str? precision, int needs, int? groups) "
+    "-> (Tensor dx, Tensor dw_ih, Tensor dw_hh, Tensor db, Tensor dh0)",
+    _run_backward,
+    _fake_backward,
+)
 
 _forward = torch.ops.rnn_triton.rnn_forward.default
 _backward = torch.ops.rnn_triton.rnn_backward.default
@@ -381,7 +384,7 @@ class Rnn(torch.autograd.Function):
 
 
 # torch.compile and export: the same formulas, hung on the op
-torch.library.register_autograd(f"{_NAMESPACE}::rnn_forward", _differentiate, setup_context=_save)
+torch.library.register_autograd(f"{NAMESPACE}::rnn_forward", _differentiate, setup_context=_save)
 
 
 # ---- vmap --------------------------------------------------------------------------------------------------
@@ -460,8 +463,8 @@ def _vmap_backward(
     return tuple(zip(data[0], *weights, data[1]))  # type: ignore[return-value]
 
 
-torch.library.register_vmap(f"{_NAMESPACE}::rnn_forward", _vmap_forward)
-torch.library.register_vmap(f"{_NAMESPACE}::rnn_backward", _vmap_backward)
+torch.library.register_vmap(f"{NAMESPACE}::rnn_forward", _vmap_forward)
+torch.library.register_vmap(f"{NAMESPACE}::rnn_backward", _vmap_backward)
 
 
 def _only_maps() -> bool:

@@ -164,6 +164,8 @@ def _chunks(site: Any, T: int, widths: tuple[int, ...], device: torch.device) ->
     found: int | None = site.chunks.get(key)
     if found is None:
         best = schedule(site.problem, site.plan, site.lanes, hardware.of(device), *key)
+        if len(site.chunks) >= 1024:  # as many as sites are kept; of sequences of ever different length
+            site.chunks.clear()
         found = site.chunks[key] = 1 if best is None else best.chunks
     return found
 
@@ -195,8 +197,9 @@ def _beside(started: Any, steps: Sequence[tuple[int, int]], work: Work) -> None:
         raise
 
 
-# By the current stream: one for all would make two streams of the caller wait for each other, and draw what one of them does
-# into the capture of the other.  torch has 32 streams of each priority and the default one, so there are not many.
+# By the current stream: one for all would make streams of the caller wait for each other, and draw what one of them does into
+# the capture of another.  torch hands out 32 streams of a priority in turn, so beyond as many callers that happens all the same:
+# slower, and in the order that it must have.
 _sides: dict[tuple[int, int], torch.cuda.Stream] = {}
 
 

@@ -555,6 +555,10 @@ def test_the_ops_without_kernels(directions, p):
     g = torch.autograd.grad(y.sum() + hn.sum(), tensors, create_graph=True)  # through the masks as constants
     assert_close(found[2:], g, 1e-12)
     assert not torch.equal(y, expected()[0]) and y.isfinite().all()
+    ones = torch.ones(50, 4, 8, dtype=torch.float64)
+    first, second = (dropout.drop(ones, seed, layer, dropout.count(p)) for layer in (0, 1))
+    assert not torch.equal(first, second) and {0.0, 2.0} == set(first.unique().tolist()) == set(second.unique().tolist())
+    assert 0.4 < (first != 0).double().mean() < 0.6
 
 
 @pytest.mark.long
@@ -584,6 +588,10 @@ def test_overrides(launches):
     with torch.no_grad(), plan.overriding(w_ih_home="gemm"):
         rnn(x, layers, h0, "tf32")
     assert launches == [1, 1] * 2
+    x, layers, h0, _ = example(1, 2, 5, 16, T=1, B=1, dtype=torch.float64)
+    with torch.no_grad(), plan.overriding(regime="single_cta"):
+        rnn(x, layers, h0, bidirectional=True, dropout=0.5)  # there is nothing to drop
+    assert launches[4:] == [2]
     for wrong in (0, "2"):
         with pytest.raises(ValueError, match="lanes must be an integer of at least 1"), plan.overriding(lanes=wrong):
             pass
