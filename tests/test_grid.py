@@ -75,8 +75,10 @@ def test_values(direction, case, mode, device):
     case.check(direction, device=device, mode=mode)
 
 
-@both
-@protocols
+@pytest.mark.parametrize("direction, protocol", [
+    ("forward", "sentinel"), ("backward", "counter"),
+    *(pytest.param(*c, marks=pytest.mark.long) for c in (("forward", "counter"), ("backward", "sentinel"))),
+])  # fmt: skip
 def test_every_schedule_gives_the_same_bits(direction, protocol, device):
     """Three tiles of two groups, ragged; the modes are the interpreter's, on a GPU they are repetitions."""
     case = Case(2, 19, 8, 24, groups=2, protocol=protocol)
