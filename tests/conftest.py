@@ -4,6 +4,7 @@ interpret   in a worker process with TRITON_INTERPRET=1, which must be set befor
 compiled    in a worker process, beside the others: they take as long as all that is not interpreted together
 gpu         in one worker process, only where there is a CUDA device; kernels are compiled in parallel first
 long        only with --long or -m long
+thin(n)     of all its cases but those on a GPU about one in n, the same ones every time; all with --long
 others      here
 
 A test that takes the argument `device` runs twice: "cpu" by the interpreter, "cuda" where there is a GPU.
@@ -11,6 +12,7 @@ With TRITON_INTERPRET=1 in the environment only the interpreter tests run, in th
 """
 
 import os
+import zlib
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tensors are tiny, and the workers are the parallelism
 
@@ -22,6 +24,7 @@ MARKERS = {
     "gpu": "needs a CUDA device; runs in a worker process that is restarted after a time-out",
     "interpret": "runs kernels in Triton's interpreter, in a worker process with TRITON_INTERPRET=1",
     "long": "deselected unless --long or -m long is given",
+    "thin": "of about n - 1 in n cases long, told by a checksum of their names",
 }
 KINDS = ("gpu", "interpret", "compiled")  # of workers
 IN_WORKER = "RNN_TRITON_TEST_WORKER"  # set, to one of KINDS, in the workers' environment
@@ -54,6 +57,12 @@ def kind(item):
     return next((name for name in KINDS if item.get_closest_marker(name)), None)
 
 
+def thinned_out(item):
+    """Is this one of the cases that `thin` leaves to --long?  By its name: with strides some values would never be drawn."""
+    thin = item.get_closest_marker("thin")
+    return thin is not None and kind(item) != "gpu" and zlib.crc32(item.name.encode()) % thin.args[0] != 0
+
+
 def has_cuda():
     import torch
 
@@ -70,7 +79,7 @@ def pytest_collection_modifyitems(config, items):
 
     def wanted(item):
         nonlocal cuda
-        if item.get_closest_marker("long") and not want_long:
+        if not want_long and (item.get_closest_marker("long") or thinned_out(item)):
             return False
         if interpreting:
             return kind(item) == "interpret"

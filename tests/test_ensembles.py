@@ -114,6 +114,7 @@ def test_each_model_is_what_it_is_alone(kind, I, H, reverse, device):
 SHAPES = [(2, 3, 13, 17), *[pytest.param(*s, marks=pytest.mark.long) for s in ((2, 1, 1, 1), (2, 9, 16, 16), (1, 3, 40, 24))]]
 
 
+@pytest.mark.thin(2)
 @kinds
 @pytest.mark.parametrize("T, B, I, H", SHAPES)
 def test_values_and_gradients(kind, T, B, I, H, device):
@@ -133,6 +134,7 @@ def test_optional_inputs(bias, h0, device):
 SHARED = [(0,), (1,), (2,), (3, 4), (5,), (0, 1, 2, 4, 5), (0, 1, 3, 4, 5), (0, 2, 3, 4, 5)]
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("shared", SHARED)
 def test_what_models_share(shared, device):
     check("fp64", members("fp64", 2, 2, 5, 16, device), shared)

@@ -66,6 +66,7 @@ CASES = [
 WEIGHTS_OF_FORWARD_ONLY = ("shared", "stream", "gemm")
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("direction, case, mode", [
     pytest.param(direction, case, MODES[i % len(MODES)], id=f"{direction}-{case}")
     for i, (case, direction) in enumerate(itertools.product(CASES, DIRECTIONS))
@@ -131,6 +132,7 @@ BACKWARD = dict(w_hh=0, y=1, dy=2, dhn=3)
 NAN, INF = float("nan"), float("inf")
 
 
+@pytest.mark.thin(2)
 @protocols
 @pytest.mark.parametrize("direction, where, kind, nonlinearity", [
     ("forward", "x", "bf16", "tanh"), ("forward", "h0", "tf32", "relu"), ("forward", "w_hh", "fp16", "relu"),
@@ -212,6 +214,7 @@ def test_saturation(kind, home, device):
 # ---- stuck launches -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thin(2)
 @pytest.mark.interpret
 @pytest.mark.parametrize("direction, case", stuck.CASES, ids=str)
 def test_stuck(direction, case):

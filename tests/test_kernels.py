@@ -78,12 +78,14 @@ SHAPES = [
 ]  # fmt: skip
 
 
+@pytest.mark.thin(2)
 @kinds
 @pytest.mark.parametrize("T, B, I, H", SHAPES)
 def test_values_and_gradients(kind, T, B, I, H, device):
     check(inputs(kind, T, B, I, H), kind, device)
 
 
+@pytest.mark.thin(2)
 @kinds
 @pytest.mark.parametrize("nonlinearity, reverse", [("tanh", True), ("relu", False), ("relu", True)])
 def test_nonlinearity_and_direction(kind, nonlinearity, reverse, device):
@@ -204,6 +206,7 @@ def test_saturation(kind, device):
     assert torch.equal(dx, torch.zeros_like(dx))
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("kind", ["bf16", "fp16", "tf32", "tf32x3", "ieee", "fp64"])
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

@@ -692,6 +692,7 @@ def test_make_fx_records_the_op():
     torch.testing.assert_close(graph(*tensors), rnn(*tensors))
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("requires_grad", [False, True])
@@ -705,6 +706,7 @@ def test_opcheck_forward(dtype, reverse, requires_grad):
         )
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("needs", [0, 1, 2, 4, 8, 16, 31])
 @pytest.mark.parametrize("groups", [None, 2])
 @pytest.mark.parametrize("B", [4, 0])

@@ -86,18 +86,21 @@ def check_backward(kind, tensors, nonlinearity="tanh", reverse=False, **blocks):
 SHAPES = [(1, 1, 1, 1), (2, 8, 16, 32), (3, 11, 5, 40), (4, 3, 7, 37), (2, 75, 3, 17)]
 
 
+@pytest.mark.thin(2)
 @kinds
 @pytest.mark.parametrize("T, B, I, H", SHAPES)
 def test_forward(kind, T, B, I, H, device):
     check_forward(kind, given(kind, device, T, B, I, H))
 
 
+@pytest.mark.thin(2)
 @kinds
 @pytest.mark.parametrize("T, B, I, H", SHAPES)
 def test_backward(kind, T, B, I, H, device):
     check_backward(kind, cotangents(kind, device, T, B, H))
 
 
+@pytest.mark.thin(2)
 @kinds
 @pytest.mark.parametrize("nonlinearity, reverse", [("tanh", True), ("relu", False), ("relu", True)])
 def test_nonlinearity_and_direction(kind, nonlinearity, reverse, device):
@@ -199,6 +202,7 @@ def same_kind(ours, exact, limit):
     assert_close([ours[finite]], [exact[finite]], limit)
 
 
+@pytest.mark.thin(3)
 @kinds
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

@@ -258,6 +258,42 @@ def test_long_is_asked_for(tmp_path, arguments, names):
     assert result.outcomes == dict.fromkeys(names, "passed")  # a long test may take ten times the time-out
 
 
+THIN = """
+    import pytest
+
+    @pytest.mark.thin(3)
+    @pytest.mark.parametrize("n", range(30))
+    def test_of_many(n):
+        pass
+"""
+
+
+def test_one_in_a_few_of_many_cases(tmp_path):
+    few, again, all_of_them = (run(tmp_path, {"test_thin.py": THIN}, *more).outcomes for more in ([], [], ["--long"]))
+    assert few == again and 5 <= len(few) <= 15 and set(few) < set(all_of_them) and len(all_of_them) == 30
+
+
+SHARED = """
+    import pytest
+
+    pytestmark = pytest.mark.compiled
+
+    @pytest.fixture(scope="module")
+    def made(tmp_path_factory):
+        with open("made", "a") as log:
+            log.write("x")
+
+    @pytest.mark.parametrize("n", range(6))
+    def test_uses_it(made, n):
+        pass
+"""
+
+
+def test_a_files_tests_share_their_worker(tmp_path):
+    run(tmp_path, {f"test_{name}.py": SHARED.replace("uses_it", name) for name in "ab"})
+    assert (tmp_path / "made").read_text() == "xx"
+
+
 DEVICE = """
     import os
     import pytest

@@ -21,6 +21,10 @@ from pathlib import Path
 START_LIMIT = 300  # s, imports and collection on a loaded machine
 
 
+def file_of(nodeid):
+    return nodeid.partition("::")[0]
+
+
 class WorkerDied(Exception):
     """The worker hung or ended; the text says how, with what it wrote last."""
 
@@ -111,13 +115,15 @@ class Worker:
 
 
 class Pool:
-    """Runs [(node id, limit in s)] in order on `workers`; `result` waits for one of them."""
+    """Runs [(node id, limit in s)] on `workers`, each file's on one of them in order, so that its module's fixtures are made
+    once; who has none left takes another one's last.  `result` waits for a test."""
 
     def __init__(self, tests, workers):
         self.waiting = collections.deque(tests)
         self.results = {nodeid: Future() for nodeid, _ in tests}
         self.workers = workers
         self.broken = None
+        self.owners = {}  # by file
         self.lock = threading.Lock()
         self.threads = [
             threading.Thread(target=self._feed, args=(worker,), daemon=True) for worker in workers
@@ -138,14 +144,26 @@ class Pool:
         for thread in self.threads:
             thread.join()
 
+    def _next(self, worker):
+        """The first test of the worker's own file, else of one that nobody has begun, else the last of all"""
+        for owner in (worker, None):
+            for i, (nodeid, _) in enumerate(self.waiting):
+                if self.owners.get(file_of(nodeid)) is owner:
+                    self.owners[file_of(nodeid)] = worker
+                    found = self.waiting[i]
+                    del self.waiting[i]
+                    return found
+        return self.waiting.pop()
+
     def _feed(self, worker):
         while True:
             with self.lock:
                 if not self.waiting:
                     break
-                nodeid, limit = self.waiting.popleft()
+                nodeid, limit = self._next(worker)
                 # a guess, as another worker may take it: the fixtures that both tests share are kept for it
-                following = self.waiting[0][0] if self.waiting else None
+                mine = (other for other, _ in self.waiting if self.owners.get(file_of(other)) is worker)
+                following = next(mine, None)
             began = time.monotonic()
             try:
                 answer = self.broken or worker.run(nodeid, following, limit)
