@@ -4,6 +4,7 @@ interpret   in a worker process with TRITON_INTERPRET=1, which must be set befor
 compiled    in a worker process, beside the others: they take as long as all that is not interpreted together
 gpu         in one worker process, only where there is a CUDA device; kernels are compiled in parallel first
 long        only with --long or -m long
+together    in a module: all its tests in one worker, for what its fixtures make takes long
 thin(n)     of all its cases but those on a GPU about one in n, the same ones every time; all with --long
 others      here
 
@@ -24,6 +25,7 @@ MARKERS = {
     "gpu": "needs a CUDA device; runs in a worker process that is restarted after a time-out",
     "interpret": "runs kernels in Triton's interpreter, in a worker process with TRITON_INTERPRET=1",
     "long": "deselected unless --long or -m long is given",
+    "together": "all tests of the file in one worker",
     "thin": "of about n - 1 in n cases long, told by a checksum of their names",
 }
 KINDS = ("gpu", "interpret", "compiled")  # of workers
@@ -116,7 +118,8 @@ def open_pool(session, name, items, count):
         workers.Worker(arguments, session.config.rootpath, environment(name))
         for _ in range(min(count, len(items)))
     ]
-    return workers.Pool(tests, processes)
+    together = {workers.file_of(item.nodeid) for item in items if item.get_closest_marker("together")}
+    return workers.Pool(tests, processes, together)
 
 
 POOLS = pytest.StashKey[dict]()

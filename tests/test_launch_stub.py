@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from stub_cuda import stub
 
-pytestmark = pytest.mark.compiled
+pytestmark = [pytest.mark.compiled, pytest.mark.together]
 
 ONE_LANE = [0, 0, 0, 0]  # the launch's id, its limit of polls, what is dropped, the number of the bottom layer
 ONE_MODEL = [*ONE_LANE, 0, 0, 0]  # which tensors are per model, and how far the models' x and u lie apart

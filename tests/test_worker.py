@@ -276,7 +276,7 @@ def test_one_in_a_few_of_many_cases(tmp_path):
 SHARED = """
     import pytest
 
-    pytestmark = pytest.mark.compiled
+    pytestmark = [pytest.mark.compiled, pytest.mark.together]
 
     @pytest.fixture(scope="module")
     def made(tmp_path_factory):
@@ -289,7 +289,7 @@ SHARED = """
 """
 
 
-def test_a_files_tests_share_their_worker(tmp_path):
+def test_a_file_that_stays_together(tmp_path):
     run(tmp_path, {f"test_{name}.py": SHARED.replace("uses_it", name) for name in "ab"})
     assert (tmp_path / "made").read_text() == "xx"
 

@@ -115,15 +115,16 @@ class Worker:
 
 
 class Pool:
-    """Runs [(node id, limit in s)] on `workers`, each file's on one of them in order, so that its module's fixtures are made
-    once; who has none left takes another one's last.  `result` waits for a test."""
+    """Runs [(node id, limit in s)] in order on `workers`, all tests of a file of `together` on one of them; `result` waits
+    for a test."""
 
-    def __init__(self, tests, workers):
+    def __init__(self, tests, workers, together=()):
+        self.together = set(together)
         self.waiting = collections.deque(tests)
         self.results = {nodeid: Future() for nodeid, _ in tests}
         self.workers = workers
         self.broken = None
-        self.owners = {}  # by file
+        self.owners = {}  # of the files of `together` that are begun
         self.lock = threading.Lock()
         self.threads = [
             threading.Thread(target=self._feed, args=(worker,), daemon=True) for worker in workers
@@ -144,26 +145,24 @@ class Pool:
         for thread in self.threads:
             thread.join()
 
-    def _next(self, worker):
-        """The first test of the worker's own file, else of one that nobody has begun, else the last of all"""
-        for owner in (worker, None):
-            for i, (nodeid, _) in enumerate(self.waiting):
-                if self.owners.get(file_of(nodeid)) is owner:
-                    self.owners[file_of(nodeid)] = worker
-                    found = self.waiting[i]
-                    del self.waiting[i]
-                    return found
-        return self.waiting.pop()
+    def _for(self, worker):
+        """The waiting tests that are not another worker's"""
+        return (test for test in self.waiting if self.owners.get(file_of(test[0]), worker) is worker)
 
     def _feed(self, worker):
         while True:
             with self.lock:
                 if not self.waiting:
                     break
-                nodeid, limit = self._next(worker)
+                chosen = next(self._for(worker), None)
+                if chosen is None:
+                    break
+                self.waiting.remove(chosen)
+                nodeid, limit = chosen
+                if file_of(nodeid) in self.together:
+                    self.owners[file_of(nodeid)] = worker
                 # a guess, as another worker may take it: the fixtures that both tests share are kept for it
-                mine = (other for other, _ in self.waiting if self.owners.get(file_of(other)) is worker)
-                following = next(mine, None)
+                following = next((other for other, _ in self._for(worker)), None)
             began = time.monotonic()
             try:
                 answer = self.broken or worker.run(nodeid, following, limit)
