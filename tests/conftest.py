@@ -4,7 +4,7 @@ interpret   in a worker process with TRITON_INTERPRET=1, which must be set befor
 compiled    in a worker process, beside the others: they take as long as all that is not interpreted together
 gpu         in one worker process, only where there is a CUDA device; kernels are compiled in parallel first
 long        only with --long or -m long
-together    in a module: all its tests in one worker, for what its fixtures make takes long
+together    in a module: all its tests in one worker, and with the time of long ones, for what its fixtures make takes long
 thin(n)     of all its cases but those on a GPU about one in n, the same ones every time; all with --long
 others      here
 
@@ -112,7 +112,8 @@ def open_pool(session, name, items, count):
     if session.config.inipath:
         arguments += ["-c", str(session.config.inipath)]
     arguments += sorted({str(item.path) for item in items})
-    limits = [option.worker_timeout * (10 if item.get_closest_marker("long") else 1) for item in items]
+    patient = ("long", "together")  # ten times the limit
+    limits = [option.worker_timeout * (10 if any(map(item.get_closest_marker, patient)) else 1) for item in items]
     tests = [(item.nodeid, limit) for item, limit in zip(items, limits, strict=True)]
     processes = [
         workers.Worker(arguments, session.config.rootpath, environment(name))

@@ -195,6 +195,7 @@ def test_ours_runs_models_by_one_call_and_says_what_it_does_not_run():
     assert ours.version() == rnn_triton.__version__
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "of",
     [

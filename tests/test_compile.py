@@ -161,7 +161,7 @@ def check_exchange(kernel, r, problem, p):
 JOBS = [pytest.param(job, marks=() if in_subset(job) else pytest.mark.long, id=name(job)) for job in plan.PLANNED]
 
 
-@pytest.mark.thin(2)
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("job", JOBS)
 def test_plan(job):
     problem, device = job
@@ -178,7 +178,7 @@ OTHERWISE = [
 ]  # fmt: skip
 
 
-@pytest.mark.thin(2)
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("job", OTHERWISE)
 def test_plan_that_is_asked_for(job):
     problem, device, choices = job

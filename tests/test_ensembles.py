@@ -88,6 +88,7 @@ def check(kind, models, shared=(), nonlinearity="tanh", reverse=False):
 
 
 # rows of no whole vectors, and of them
+@pytest.mark.thin(2)
 @pytest.mark.parametrize(
     "kind, I, H, reverse",
     [
@@ -121,11 +122,13 @@ def test_values_and_gradients(kind, T, B, I, H, device):
     check(kind, members(kind, T, B, I, H, device))
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("nonlinearity, reverse", [("tanh", True), ("relu", False), ("relu", True)])
 def test_nonlinearity_and_direction(nonlinearity, reverse, device):
     check("bf16", members("bf16", 2, 2, 9, 20, device), nonlinearity=nonlinearity, reverse=reverse)
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("bias, h0", [((False, True), True), ((True, False), False), ((False, False), True)])
 def test_optional_inputs(bias, h0, device):
     check("fp16", members("fp16", 2, 2, 6, 18, device, bias=bias, h0=h0))
@@ -300,6 +303,7 @@ def test_every_element_is_written(kind, device, monkeypatch):
         assert not t[guard : guard + n].isnan().any()
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("kind", ["bf16", "ieee"])
 def test_nan_of_one_model_stays_there(kind, device):
     models = members(kind, 3, 2, 5, 18, device)

@@ -56,6 +56,7 @@ def test_unknown_implementation(digits):
         digits.run("keras", seed=0)
 
 
+@pytest.mark.long
 def test_three_steps_through_the_kernels(digits):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     steps = digits.kernel_steps(device)

@@ -101,6 +101,7 @@ def test_programs_wait():
         assert session.stats["programs"] == 3 and session.stats["polls"] > 0
 
 
+@pytest.mark.thin(2)
 @both
 @pytest.mark.parametrize("kind", ["bf16", "tf32"])
 def test_strides(direction, kind, device):
@@ -155,6 +156,7 @@ def test_nan_and_inf(direction, where, kind, nonlinearity, protocol, device):
     assert_same_where_finite(results, expected, case.tolerance)
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("kind", ["bf16", "tf32"])
 @pytest.mark.parametrize(
     "direction, where", [("forward", "x"), ("forward", "h0"), ("backward", "dy"), ("backward", "y")]

@@ -92,6 +92,7 @@ def test_nonlinearity_and_direction(kind, nonlinearity, reverse, device):
     check(inputs(kind, 4, 3, 9, 20), kind, device, nonlinearity, reverse)
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("bias", list(itertools.product([False, True], repeat=2)))
 @pytest.mark.parametrize("h0", [False, True])
 def test_optional_inputs(bias, h0, device):
@@ -99,6 +100,7 @@ def test_optional_inputs(bias, h0, device):
         check(inputs("fp16", 3, 2, 6, 18, bias=bias, h0=h0), "fp16", device, reverse=reverse)
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("given", [(True, False), (False, True)])
 @pytest.mark.parametrize("kind", ["bf16", "ieee", "fp64"])
 def test_loss_of_one_output(kind, given, device):
@@ -140,6 +142,7 @@ def test_batch_tile_of_16(kind, device, monkeypatch):
         launch._site.cache_clear()
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("kind", ["bf16", "tf32", "fp64"])
 def test_strides(kind, device):
     """Expanded, transposed (batch_first), sliced, misaligned and non-unit inner strides, of inputs and of cotangents."""
@@ -306,6 +309,7 @@ def test_a_forward_is_one_launch_and_no_gemm(kind, device, monkeypatch):
     assert "aten::_local_scalar_dense" not in recorder.names  # no host sync
 
 
+@pytest.mark.thin(2)
 @kinds
 def test_bitwise_the_same_every_run(kind, device):
     _, precision = KINDS[kind]

@@ -27,7 +27,7 @@ BACKWARD = dict(direction="backward", dtype="bf16", T=3)
 PROBLEMS = {
     "single_cta-forward": dict(FORWARD, B=9, I=16, H=32),
     "single_cta-backward": dict(BACKWARD, B=9, I=16, H=32),
-    "single_cta-shared": dict(FORWARD, B=8, I=512, H=128),  # W_ih in shared memory: above the 48 KB that are free
+    "single_cta-shared": dict(FORWARD, B=8, I=288, H=128),  # W_ih in shared memory: above the 48 KB that are free
     "single_cta-ensemble": dict(FORWARD, B=9, I=16, H=32, M=5),
     "single_cta-ensemble-backward": dict(BACKWARD, B=9, I=16, H=32, M=5),
     "grid-forward": dict(FORWARD, B=16, I=32, H=512, override=dict(regime="grid", units=16, groups=2)),

@@ -510,6 +510,7 @@ def test_exported(launches):
     assert_close([torch.func.vmap(lambda x: program(x, h0)[0])(samples)], [expected.double()], 1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.interpret
 @pytest.mark.parametrize("p", [0.0, pytest.param(0.5, marks=pytest.mark.long)])
 def test_vmap_of_the_ops(p, launches):
