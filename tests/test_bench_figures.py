@@ -114,6 +114,7 @@ def test_each_is_written_three_times_and_not_empty(drawn):
     assert all(f.stat().st_size > 8_000 for f in files)
 
 
+@pytest.mark.long
 def test_equal_records_give_equal_files(drawn, rows, tmp_path):
     import matplotlib
 

@@ -278,7 +278,7 @@ CODES = {
 }
 
 
-@pytest.mark.thin(2)
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("protocol, bug", BUGS, ids=lambda v: v.replace(" ", "_"))
 def test_bug_is_found(protocol, bug):
     found = []
@@ -292,7 +292,7 @@ CORRECT = [("counter", ""), ("counter", "atomic"), ("words", ""), ("words", "NaN
 EVERY_MODE = {**MODES, "all": {"memory": "weak", "switch": "mem"}}
 
 
-@pytest.mark.thin(2)
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("mode", EVERY_MODE)
 @pytest.mark.parametrize("protocol, variant", CORRECT, ids=lambda v: v or "plain")
 def test_no_false_alarm(protocol, variant, mode):

@@ -121,6 +121,7 @@ TABLE = [
 ]
 
 
+@pytest.mark.thin(2)
 @interpret
 @pytest.mark.parametrize("mutant, mode", TABLE)
 def test_is_noticed(mutant, mode):
