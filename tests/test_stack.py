@@ -190,8 +190,8 @@ def changed_dropout():
     # each layer on one CTA
     for old, new, direction in (
         ("start = c * CHUNK // E", "start = c * CHUNK // E + 4", "forward"),
-        ("boundary = layer - 1 if FIRST_IS_STATE else layer", "boundary = layer + 0 * lane", "forward"),
-        ("boundary = layer - 1 if FIRST_IS_STATE else layer", "boundary = layer - 1", "backward"),
+        ("bottom + (layer - 1 if FIRST_IS_STATE else layer)", "bottom + layer + 0 * lane", "forward"),
+        ("bottom + (layer - 1 if FIRST_IS_STATE else layer)", "bottom + layer - 1", "backward"),
         ("            p *= scale\n", "            p *= 1.0\n", "forward"),
         ("unit = hidden_units(H_PAD, WARPS, FORM)", "unit = hidden_units(H_PAD, WARPS, FORM) + 8", "backward"),
         ("row = row0 + tl.arange(0, BLOCK_B)[None, :]", "row = row0 + 1 + tl.arange(0, BLOCK_B)[None, :]", "backward"),
