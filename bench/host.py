@@ -22,7 +22,7 @@ T, B, H = 2, 1, 16  # tiny: the one torch kernel left, the sum for db, must cost
 @contextmanager
 def nothing_runs() -> Iterator[None]:
     """Everything but Triton's launcher and the GEMMs, whose results are torch.empty."""
-    from rnn_triton import gemm, launcher, op
+    from rnn_triton import gemm, interpreter, launcher
 
     def matmul(a: Any, b: Any, precision: Any) -> torch.Tensor:
         return a.new_empty((a.shape[0], b.shape[1]))
@@ -30,7 +30,7 @@ def nothing_runs() -> Iterator[None]:
     with (
         mock.patch.object(launcher.Launcher, "__call__", lambda *_: None),
         mock.patch.object(gemm, "matmul", matmul),
-        mock.patch.object(op.interpreter, "active", lambda: True),  # CPU tensors take the kernels' way
+        mock.patch.object(interpreter, "active", lambda: True),  # CPU tensors take the kernels' way
     ):
         yield
 

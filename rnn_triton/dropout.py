@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 from . import interpreter
 from .hardware import Device
 from .kernels.dropout import drop as _kernel
-from .launcher import TRITON_DTYPES, compiled_ahead, current, whole
+from .launcher import TRITON_DTYPES, compiled_ahead, current, has_kernels, whole
 from .plans import DTYPES, SIZES, row_units
 
 _BLOCK = 128  # vectors of 16 bytes a program
@@ -30,7 +30,7 @@ def new_seed(device: torch.device) -> Tensor:
 def drop(y: Tensor, seed: Tensor, layer: int, dropped: int, t0: int = 0) -> Tensor:
     """y[T,B,H] with what is dropped on its way from this layer to the next set to zero and the rest scaled, in y's dtype.
     y[0] is the output of step t0."""
-    if not (y.is_cuda or interpreter.active()):
+    if not has_kernels(y):
         return _drop_without_kernels(y, seed, layer, dropped, t0)
     T, B, H = y.shape
     row = row_units(H, DTYPES[y.dtype])
@@ -50,7 +50,7 @@ def _drop_without_kernels(y: Tensor, seed: Tensor, layer: int, dropped: int, t0:
     generator = torch.Generator().manual_seed(int(seed))
     for _ in range(layer + 1):
         bits = torch.randint(65536, (t0 + y.shape[0], *y.shape[1:]), generator=generator)
-    return torch.where(bits[t0:] >= dropped, y * (65536 / max(65536 - dropped, 1)), 0.0)
+    return _kept(y, bits[t0:] >= dropped, dropped)
 
 
 def drop_by_mask(y: Tensor, seed: Tensor, layer: int, dropped: int) -> Tensor:
@@ -58,7 +58,11 @@ def drop_by_mask(y: Tensor, seed: Tensor, layer: int, dropped: int) -> Tensor:
     the seed alone"""
     with torch.no_grad():
         kept = drop(torch.ones(y.shape, dtype=y.dtype, device=y.device), seed, layer, dropped) != 0
-    return torch.where(kept, y * (65536 / max(65536 - dropped, 1)), 0.0)
+    return _kept(y, kept, dropped)
+
+
+def _kept(y: Tensor, mask: Tensor, dropped: int) -> Tensor:
+    return torch.where(mask, y * (65536 / max(65536 - dropped, 1)), 0.0)
 
 
 def compile_ahead(dtype: str, device: Device) -> Any:

@@ -17,7 +17,7 @@ from .hardware import Device
 from .kernels.exchange import LINE
 from .kernels.grid import grid
 from .launcher import CELLS, POINTERS, TRITON_DTYPES, Launcher, compiled_ahead, strided, whole
-from .plans import ONE, Grid, Lanes, Problem, row_units
+from .plans import ONE, Grid, Lanes, Problem, is_wide, row_units
 
 # The pointer parameters of the kernel, in order; an absent tensor is never read.
 TENSORS = ("x", "w_in", "w_rec", "bias0", "bias1", "first", "u", "saved", "out", "last", "sync", "report", "seed")
@@ -200,7 +200,7 @@ def described(problem: Problem, w_ih_home: str, lanes: Lanes) -> tuple[tuple[boo
         absent += ["bias0", "bias1"]
     if not lanes.linked and (not forward or w_ih_home == "gemm"):
         absent.append("w_in")
-    given = forward and w_ih_home != "gemm" and (not lanes.linked or problem.I <= row_units(problem.H, problem.dtype))
+    given = forward and w_ih_home != "gemm" and not (lanes.linked and is_wide(problem.I, problem.H, problem.dtype))
     absent.append("u" if given else "x")
     if not lanes.dropout:
         absent.append("seed")

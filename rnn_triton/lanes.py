@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 from . import gemm, single_cta
 from .grid import Backward, Cooperative
 from .launcher import strided
-from .plans import Grid, Lanes, Problem, SingleCta, row_units
+from .plans import Grid, Lanes, Problem, SingleCta, is_wide, row_units
 
 Biases = Sequence[Tensor] | None
 
@@ -63,11 +63,11 @@ class Wavefront(_Lanes):
         given: Tensor | None = None
         u: Tensor | None = None
         strides: tuple[int, int, int, int]
-        if row_units(I, self.problem.dtype) <= self.row:
+        if not is_wide(I, self.problem.H, self.problem.dtype):
             given, stride_t, stride_b = self._x(x)
             strides = (stride_t, stride_b, 0, 0)
             first_w = w_ih[0]
-        else:  # more columns than the layers above have: the first one's x comes projected
+        else:  # x of the first layer comes projected
             wide = pad(w_ih[0], (0, 0, 0, self.padding)) if self.padding else w_ih[0]
             u, stride_t, stride_b = strided(gemm.project(x, wide, None, None, self.problem.precision), self.engine.u_unit)
             strides = (0, 0, stride_t, stride_b)

@@ -20,7 +20,7 @@ from typing import Any
 
 from .candidates import k_tiles, tile_bytes
 from .hardware import Device
-from .plans import SIZES, Grid, Lanes, PerStep, Plan, Problem, SingleCta, row_units
+from .plans import SIZES, Grid, Lanes, PerStep, Plan, Problem, SingleCta, is_wide, row_units
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def projects_before(problem: Problem, plan: SingleCta | Grid, lanes: Lanes) -> b
     if problem.direction != "forward":
         return False
     if lanes.linked:
-        return row_units(problem.I, problem.dtype) > row_units(problem.H, problem.dtype)
+        return is_wide(problem.I, problem.H, problem.dtype)
     return plan.w_ih_home == "gemm"
 
 

@@ -37,6 +37,11 @@ def current(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     return _NO_CONTEXT if device.index == torch.cuda.current_device() else torch.cuda.device(device)
 
 
+def has_kernels(t: Tensor) -> bool:
+    """Do kernels run on this tensor's device?"""
+    return t.is_cuda or interpreter.active()
+
+
 def batched(*tensors: Tensor | None) -> bool:
     """Does one of them stand for several, which vmap has made of it (or any transform of torch.func something else)?"""
     return torch._C._are_functorch_transforms_active() or any(t is not None and _is_batched(t) for t in tensors)

@@ -27,7 +27,7 @@ from . import gemm, gradients, hardware, launch, op, overlap
 from .errors import UnsupportedError
 from .gradients import DB, DH0, DW_HH, DW_IH, DX
 from .lanes import BothDirections, Wavefront
-from .launcher import batched
+from .launcher import batched, has_kernels
 from .plan import Choices
 from .plans import DTYPES, ONE, Lanes, Problem
 from .stack_plan import lane_plan, launches
@@ -35,6 +35,11 @@ from .stack_plan import lane_plan, launches
 Layer = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # w_ih, w_hh, b_ih, b_hh
 Results = tuple[Tensor, Tensor, Tensor]
 Gradients = tuple[Tensor, Tensor, list[Tensor]]
+
+
+def layers_of(weights: Sequence[Any], each: int) -> list[Layer]:
+    """`weights`, so many of `each` layer and direction, taken apart"""
+    return [(*weights[i : i + each], None, None)[:4] for i in range(0, len(weights), each)]  # type: ignore[misc]
 
 
 class Settings(NamedTuple):
@@ -52,8 +57,7 @@ class Settings(NamedTuple):
 
     def layers(self, weights: Sequence[Any]) -> list[Layer]:
         """of every layer and direction"""
-        each = 4 if self.bias else 2
-        return [(*weights[i : i + each], None, None)[:4] for i in range(0, len(weights), each)]  # type: ignore[misc]
+        return layers_of(weights, 4 if self.bias else 2)
 
 
 # ---- the ops --------------------------------------------------------------------------------------------------------
@@ -114,7 +118,7 @@ def _decided(
 def _launches(x: Tensor, weights: Sequence[Tensor], net: Settings) -> tuple[Lanes, ...]:
     """what each holds, bottom layer first"""
     number = len(weights) // (4 if net.bias else 2)
-    if not op.has_kernels(x):  # a program that was exported where there are
+    if not has_kernels(x):  # a program that was exported where there are
         return (ONE,) * number
     H, dtype = weights[1].shape[0], DTYPES[x.dtype]
     problem = Problem("forward", x.shape[1], x.shape[2], H, dtype, net.precision, net.nonlinearity)

@@ -18,8 +18,9 @@ import torch
 from torch import _VF, Tensor
 from torch.autograd import forward_ad
 
-from . import interpreter, launch, reference
+from . import launch, reference
 from .gradients import DB, DH0, DW_HH, DW_IH, DX, Layer
+from .launcher import has_kernels
 
 NAMESPACE = "rnn_triton"
 _vjp: Any = torch.func.vjp  # (outputs, pull_back)
@@ -90,11 +91,6 @@ def run_backward(layer: Layer, dy: Tensor | None, dhn: Tensor | None, nonlineari
     da = _cpu_backward(layer.w_hh, layer.y, dy, dhn, nonlinearity, layer.reverse)
     layer.take(da, 0, layer.T)
     return da
-
-
-def has_kernels(t: Tensor) -> bool:
-    """Do kernels run on this tensor's device?"""
-    return t.is_cuda or interpreter.active()
 
 
 def _parts(t: Tensor, groups: int, dims: int) -> Tensor:

@@ -134,3 +134,9 @@ def row_units(H: int, dtype: str) -> int:
     """H rounded up to whole 16-byte vectors: the row length, in elements, of what a group exchanges."""
     vector = 16 // SIZES[dtype]
     return -(-H // vector) * vector
+
+
+def is_wide(I: int, H: int, dtype: str) -> bool:
+    """Does x have more columns than the layers of a stack, counted in whole vectors?  Then a GEMM projects it before a launch of
+    several linked lanes, whose W_in all have H columns."""
+    return row_units(I, dtype) > row_units(H, dtype)

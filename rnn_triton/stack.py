@@ -51,7 +51,7 @@ def rnn(
         y, hn = layer(x, *weights, h0=h, nonlinearity=nonlinearity, precision=precision)
         return y, hn[None]
 
-    layers: list[Layer] = [(*weights[i : i + each], None, None)[:4] for i in range(0, len(weights), each)]  # type: ignore[misc]
+    layers = network.layers_of(weights, each)
     dropout = dropout if len(layers) > (2 if bidirectional else 1) else 0.0
     if runs is None and _may_share(x, weights, h0, dropout):
         x, given, h0, precision = _settled(x, layers, h0, nonlinearity, bidirectional, precision)

@@ -449,13 +449,13 @@ def test_the_models_table_goes_beyond_one_cta():
 
 
 def test_host_cost_runs_no_kernel_and_restores_everything():
-    from rnn_triton import gemm, op
+    from rnn_triton import gemm, interpreter, op
 
-    before = (op.launch.forward, op.launch.backward, gemm.matmul, op.interpreter.active)
+    before = (op.launch.forward, op.launch.backward, gemm.matmul, interpreter.active)
     with host.nothing_runs():
         y, hn = op.rnn(*(torch.zeros(s) for s in ((2, 1, 4), (4, 4), (4, 4), (4,), (4,), (1, 4))), "tanh", False, "ieee")
         assert y.shape == (2, 1, 4) and hn.shape == (1, 4)
-    assert before == (op.launch.forward, op.launch.backward, gemm.matmul, op.interpreter.active)
+    assert before == (op.launch.forward, op.launch.backward, gemm.matmul, interpreter.active)
 
 
 class StubExample:

@@ -80,7 +80,7 @@ def test_samples_of_torch(monkeypatch, every):
         theirs, packed = info.module_cls, info.module_cls is nn.RNN
         ours = getattr(rnn_triton, theirs.__name__)
         for kernels in (True, False):
-            monkeypatch.setattr(rnn_triton.op.interpreter, "active", lambda: kernels)
+            monkeypatch.setattr(rnn_triton.interpreter, "active", lambda: kernels)
             launched.clear()
             given = samples(info, "module_inputs_func", with_packed_sequence=packed)
             check_samples(ours, theirs, given[:: every if kernels else 1], against_reference=not kernels)
