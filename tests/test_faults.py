@@ -9,6 +9,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from triton.backends.compiler import GPUTarget
 
 from rnn_triton import faults
 from rnn_triton.errors import ExchangeError
@@ -322,9 +323,25 @@ def in_threads(work, count):
         thread.join()
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["launch", "group", "step"])  # as the kernels: the int 1 would be a constexpr, without .to
 def _store_report(ptr, launch, group, step):
     tl.store(ptr, (launch.to(tl.int64) << 44) | (group.to(tl.int64) << 32) | step)
+
+
+@pytest.mark.compiled
+def test_the_kernel_of_these_tests_compiles_with_any_integer(monkeypatch):
+    """as a launch on an H200 would compile it; the first id of a launch is 1"""
+
+    class Driver:
+        get_current_device = staticmethod(lambda: 0)
+        get_current_stream = staticmethod(lambda device: 0)
+        get_current_target = staticmethod(lambda: GPUTarget("cuda", 90, 32))
+
+    monkeypatch.setattr(triton.runtime.driver, "_active", Driver())
+    first = faults.register("launch")
+    assert first == 1
+    kernels = [_store_report.warmup(torch.int64, launch, 1, 16, grid=(1,)) for launch in (first, 2, 16)]
+    assert len({kernel.hash for kernel in kernels}) == 1
 
 
 @pytest.mark.gpu
