@@ -36,8 +36,10 @@ def pytest_addoption(parser):
     group = parser.getgroup("rnn_triton")
     group.addoption("--long", action="store_true", help="run the long tests too")
     group.addoption("--workers", type=int, default=2, metavar="N", help="processes for interpreter tests (2)")
-    meaning = "seconds for one test in a worker, ten times that for a long one (60)"
+    meaning = "seconds of CPU time for one test in a worker, ten times that for a long one (60)"
     group.addoption("--worker-timeout", type=float, default=60, metavar="S", help=meaning)
+    meaning = "seconds of wall time for each one of CPU time that a test in a worker may take (10)"
+    group.addoption("--worker-patience", type=float, default=10, metavar="N", help=meaning)
 
 
 def pytest_configure(config):
@@ -113,7 +115,8 @@ def open_pool(session, name, items, count):
         arguments += ["-c", str(session.config.inipath)]
     arguments += sorted({str(item.path) for item in items})
     patient = ("long", "together")  # ten times the limit
-    limits = [option.worker_timeout * (10 if any(map(item.get_closest_marker, patient)) else 1) for item in items]
+    seconds = [option.worker_timeout * (10 if any(map(item.get_closest_marker, patient)) else 1) for item in items]
+    limits = [workers.Limit(cpu, cpu * option.worker_patience) for cpu in seconds]
     tests = [(item.nodeid, limit) for item, limit in zip(items, limits, strict=True)]
     processes = [
         workers.Worker(arguments, session.config.rootpath, environment(name))

@@ -226,8 +226,7 @@ def run_stub(tmp_path, jobs, **options):
     return {(r["shape"]["H"], r["provider"]): r for r in found}
 
 
-def test_a_hang_and_a_crash_cost_their_case_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "START", 5.0)
+def test_a_hang_and_a_crash_cost_their_case_alone(tmp_path):
     estimated = {"floor_us_per_step": 0.1, "practical_us_per_step": 0.2, "parts_us_per_step": {"exchange": 0.2}}
     found = run_stub(
         tmp_path, jobs_of(1, 2, 3, 4, providers=("rnn_triton",)), timeout=2.0, estimate=lambda case, pass_: estimated
@@ -255,9 +254,8 @@ def test_what_is_nobodys_fault_is_not_tried_again(tmp_path):
     assert {record["status"] for record in found.values()} == {"error"} and len(found) == 3
 
 
-def test_time_runs_from_the_last_sign_of_life(tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "START", 10.0)
-    found = run_stub(tmp_path, jobs_of(1, 10, providers=("rnn_triton",)), timeout=1.5)
+def test_time_runs_from_the_last_sign_of_life(tmp_path):
+    found = run_stub(tmp_path, jobs_of(1, 10, providers=("rnn_triton",)), timeout=2.5)
     assert found[10, "rnn_triton"]["status"] == "ok"
 
 
@@ -393,16 +391,16 @@ def test_a_call_of_many_providers_takes_as_many_calls_as_it_is_said_to():
 
 def test_failures_in_parallel_take_the_place_of_results(monkeypatch):
     """A crash and a hang cost themselves, too."""
-    monkeypatch.setattr(compiling, "CALL_TIMEOUT", 4.0)
+    monkeypatch.setattr(compiling, "CALL_TIMEOUT", 8.0)
     found = dict(compiling.in_parallel(bench_stubs.misbehave, ["a", "raise", "crash", "b", "hang", "c"], "testing"))
     assert [found[i][1] for i in (0, 3, 5)] == ["a", "b", "c"]
-    assert "no such luck" in str(found[1]) and "exit code 17" in str(found[2]) and "no answer within 4 s" in str(found[4])
+    assert "no such luck" in str(found[1]) and "exit code 17" in str(found[2]) and "no answer within 8 s" in str(found[4])
 
 
 def test_what_is_compiling_when_the_time_is_up_is_ended():
     began = time.monotonic()
     assert list(compiling.in_parallel(bench_stubs.misbehave, ["hang"] * 3, "testing", 2.0)) == []
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < bench_stubs.HANG
 
 
 def test_dry_runs_are_nobodys_records(tmp_path):

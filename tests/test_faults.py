@@ -227,10 +227,10 @@ class TestCheck:
         faults.word(CPU)
         times = []
         for _ in range(5):
-            began = time.perf_counter()
+            began = time.process_time()
             for _ in range(1000):
                 faults.check(CPU)
-            times.append((time.perf_counter() - began) / 1000)
+            times.append((time.process_time() - began) / 1000)
         assert min(times) < 5e-6
 
 

@@ -58,7 +58,7 @@ def answers(tmp_path_factory):
     cases = BEYOND | PROBLEMS | KERNELS  # what fails comes first: the launches after it work
     run = subprocess.run(
         [sys.executable, str(Path(stub.__file__).with_name("run.py")), json.dumps(list(cases.values()))],
-        env=stub.environment(directory, directory / "log.jsonl"), capture_output=True, text=True, timeout=300,
+        env=stub.environment(directory, directory / "log.jsonl"), capture_output=True, text=True,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     return dict(zip(cases, json.loads(run.stdout.splitlines()[-1])["answers"], strict=True))

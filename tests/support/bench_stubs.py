@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from bench.worker import at
 from support.bench_records import timing
 
+HANG = 60  # s
+
 
 def misbehave(what):
     if what == "hang":
-        time.sleep(60)
+        time.sleep(HANG)
     if what == "crash":
         os._exit(17)
     if what == "raise":
@@ -22,7 +24,7 @@ def measure(job):
     """Stands in for run.measure: hangs at H = 2 and raises at H = 3 without a word, dies in cuDNN at H = 7 and says so, dies
     without a word where it is given the loop at H = 8, raises before any provider at H = 9; hangs at H = 10 after signs of life."""
     if job.case.H == 2:
-        time.sleep(60)
+        time.sleep(HANG)
     if job.case.H == 3:
         raise RuntimeError("planted")
     if job.case.H == 7:

@@ -38,7 +38,7 @@ def run(state, x, steps, folder):
         for rank in range(2)
     ]
     try:
-        texts = [process.communicate(timeout=240)[0] for process in processes]
+        texts = [process.communicate(timeout=1200)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()

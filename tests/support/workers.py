@@ -17,8 +17,33 @@ import threading
 import time
 from concurrent.futures import Future
 from pathlib import Path
+from typing import NamedTuple
 
-START_LIMIT = 300  # s, imports and collection on a loaded machine
+TICK = 1 / os.sysconf("SC_CLK_TCK")  # s, the unit of /proc
+
+
+class Limit(NamedTuple):
+    """Seconds for one answer: of CPU time of the worker and of all that it started, and of wall time.  The first is what a
+    busy machine does not change; the second ends what hangs without computing."""
+
+    cpu: float
+    wall: float
+
+
+START_LIMIT = Limit(120, 1200)  # imports and collection
+STOP_LIMIT = Limit(30, 300)  # fixtures kept until now are torn down
+ABORT_LIMIT = 60  # s of wall time to write a stack
+
+
+def cpu_seconds(session):
+    """CPU seconds of the processes of a session, those that ended and were waited for among them"""
+    total = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            fields = stat.read_text().rpartition(")")[2].split()  # the name before ")" may hold anything
+            if int(fields[3]) == session:
+                total += sum(map(int, fields[11:15]))
+    return total * TICK
 
 
 def file_of(nodeid):
@@ -41,23 +66,17 @@ class Worker:
         self.process = None
 
     def run(self, nodeid, following, limit):
-        """What worker_main answers for the test; raises WorkerDied, after `limit` seconds at the latest."""
+        """What worker_main answers for the test; raises WorkerDied, beyond its Limit at the latest."""
         if self.process is None:
             self._start()
         self.mark = os.fstat(self.log.fileno()).st_size
-        return self._exchange((nodeid, following), limit)
+        return self._exchange(limit, (nodeid, following))
 
     def stop(self):
         """End the process: at once if it answers, by force if not."""
-        if self.process is None:
-            return
-        with contextlib.suppress(OSError):
-            self.connection.send(None)
-        try:
-            self.process.wait(10)
-        except subprocess.TimeoutExpired:
-            self.kill()
-        self._forget()
+        if self.process is not None:
+            with contextlib.suppress(WorkerDied):
+                self._exchange(STOP_LIMIT, None)
 
     def kill(self):
         process = self.process
@@ -79,16 +98,23 @@ class Worker:
         )  # fmt: skip
         theirs.close()  # ours would keep the pipe open after the child's death
         try:
-            self._exchange(None, START_LIMIT)
+            self._exchange(START_LIMIT)
         except WorkerDied as died:
             raise StartFailed(f"no worker: {died}") from None
 
-    def _exchange(self, request, limit):
+    def _exchange(self, limit, *requests):
+        """The answer to the requests; raises WorkerDied where there is none."""
+        began, before = time.monotonic(), None  # most answer before the first look at their CPU time
+        wall = cpu = 0
         try:
-            if request is not None:
+            for request in requests:
                 self.connection.send(request)
-            if self.connection.poll(limit):
-                return self.connection.recv()
+            while wall < limit.wall and cpu < limit.cpu:
+                if self.connection.poll(min(limit) / 20):
+                    return self.connection.recv()
+                total = cpu_seconds(self.process.pid)
+                before = total if before is None else before
+                wall, cpu = time.monotonic() - began, total - before
         except (EOFError, OSError):
             status = self.process.wait()
             how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
@@ -97,10 +123,11 @@ class Worker:
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(signal.SIGABRT)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(5)
+            self.process.wait(ABORT_LIMIT)
         self.kill()
         self.process.wait()
-        raise WorkerDied(f"timed out after {limit:g} s, worker killed{self._forget()}")
+        spent = f"{cpu:.1f} of {limit.cpu:g} s of CPU time, {wall:.1f} of {limit.wall:g} s of wall time"
+        raise WorkerDied(f"timed out: {spent}; worker killed{self._forget()}")
 
     def _forget(self):
         """Drop the dead process; returns what it wrote since the test began, its last 8000 bytes."""
@@ -115,7 +142,7 @@ class Worker:
 
 
 class Pool:
-    """Runs [(node id, limit in s)] in order on `workers`, all tests of a file of `together` on one of them; `result` waits
+    """Runs [(node id, Limit)] in order on `workers`, all tests of a file of `together` on one of them; `result` waits
     for a test."""
 
     def __init__(self, tests, workers, together=()):
