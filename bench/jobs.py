@@ -110,8 +110,8 @@ def run_check(chosen: Sequence[cases.Case], out: Path) -> tuple[str, list[str]]:
                     found = {"status": error.status, "message": str(error), "errors": {}, "implementation": "none"}
                     found |= {"plan": None}
                 shape = dataclasses.asdict(case)
-                writer.write("check", case=case.name, shape=shape, provider="rnn_triton", choices={}, **found)
-                progress.step(failed=found["status"] != "ok")
+                record = writer.write("check", case=case.name, shape=shape, provider="rnn_triton", choices={}, **found)
+                progress.step(failed=record["status"] != "ok")
     return _check_table(out)
 
 
@@ -197,10 +197,10 @@ def run_resources(arch: str, out: Path, few: bool = False) -> tuple[str, list[st
             if isinstance(fields, BaseException):
                 failures.append(f"resources: {items[i][0]}: {type(fields).__name__}: {fields}")
                 continue
-            found[i] = writer.write("resources", **fields)
-            spilled = fields["resources"].get("spill_stores", 0) + fields["resources"].get("spill_loads", 0)
-            if fields["status"] != "ok" or spilled:
-                failures.append(f"resources: {items[i][0]}: {fields['message'] or f'{spilled} spill instructions'}")
+            found[i] = record = writer.write("resources", **fields)
+            spilled = sum(record["resources"].get(name, 0) for name in ("spill_stores", "spill_loads"))
+            if record["status"] != "ok" or spilled:
+                failures.append(f"resources: {items[i][0]}: {record['message'] or f'{spilled} spill instructions'}")
     table = tables.text(tables.RESOURCE_HEADINGS, tables.resource_rows(found[i] for i in sorted(found)))
     return (
         f"compiled for {arch}, counts of one warp and one step (*: estimates, nothing was timed):\n{table}",

@@ -137,8 +137,10 @@ SCALARS = _every(SCALAR)
 STATUS = _one_of(*STATUSES)
 # rel_tol and max_tol are limits of rel and max, which a wrong result can have without bounds
 ERRORS = _every(_has({"rel": ANY_NUMBER, "rel_tol": TIME, "max": ANY_NUMBER, "max_tol": TIME}))
-# Provider.plan: of ours a plan for each direction
-PLAN = _or_none(_has({}, dict.fromkeys(("forward", "backward"), _or_none(SCALARS)), _if(dict, SCALARS, SCALAR)))
+# Provider.plan: of ours a plan for each direction, of a network that of each launch besides
+_DIRECTIONS: dict[str, Check] = dict.fromkeys(("forward", "backward"), _or_none(SCALARS))
+_LAUNCHES = _list(_has({"lanes": SCALARS, **_DIRECTIONS}))
+PLAN = _or_none(_has({}, {**_DIRECTIONS, "launches": _LAUNCHES}, _if(dict, SCALARS, SCALAR)))
 # of cases.Case; that the values are those of a case, is seen by its name
 SHAPE = _has({f.name: SIZE if f.type == "int" else SCALAR for f in dataclasses.fields(cases.Case)})
 # rnn_triton.hardware.Device
@@ -274,14 +276,24 @@ class Writer:
             self._file.write("\n")
 
     def write(self, kind: str, **fields: Any) -> dict[str, Any]:
-        """Add one record of `kind`; returns it as a reader would see it."""
+        """Add one record of `kind`; returns it as a reader would see it.
+
+        Fields that no reader would take are left empty, and the record's status is "error": they cost no more than their
+        record.  ValueError where that does not help, or the kind has no status."""
         record = {"schema": SCHEMA, "kind": kind, "run": self.run, "date": now(), "environment": self.environment, **fields}
-        line = json.dumps(record, allow_nan=True)
-        record = json.loads(line)
-        validate(record)
+        try:
+            line = _line(record)
+        except ValueError as refused:
+            if "status" not in KINDS[kind]:
+                raise
+            why = "; ".join(f"{part}" for part in (f"cannot be recorded: {refused}", fields.get("message")) if part)
+            try:
+                line = _line(record | _emptied(kind, fields) | {"status": "error", "message": why})
+            except ValueError:
+                raise refused from None
         self._file.write(line + "\n")
         self._file.flush()
-        return record
+        return json.loads(line)
 
     def close(self) -> None:
         self._file.close()
@@ -291,6 +303,31 @@ class Writer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _line(record: dict[str, Any]) -> str:
+    """A record as a line of its file; ValueError where a reader would refuse it"""
+    try:
+        line = json.dumps(record, allow_nan=True)
+    except TypeError as error:  # no JSON
+        raise ValueError(str(error)) from None
+    validate(json.loads(line))
+    return line
+
+
+def _emptied(kind: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that a record of the kind cannot have as they are, each with the first empty value that it can have"""
+    empty: tuple[Any, ...] = (None, {}, [], sampled(), "", 0)
+    refused = [name for name, check in KINDS[kind].items() if not _holds(check, fields.get(name))]
+    return {name: next((v for v in empty if _holds(KINDS[kind][name], v)), None) for name in refused}
+
+
+def _holds(check: Check, value: Any) -> bool:
+    try:
+        check(json.loads(json.dumps(value)), "")
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def read(paths: Iterable[Path]) -> tuple[list[dict[str, Any]], list[Problem]]:

@@ -223,7 +223,7 @@ def run(
                 if fields["provider"] == OURS:
                     fields |= estimate(job.case, fields["pass"])
                 records.append(writer.write("timing", **fields))
-                failed |= fields["status"] not in ("ok", "unsupported", "missing")
+                failed |= records[-1]["status"] not in ("ok", "unsupported", "missing")
             if number:
                 behind, took = behind + expected[number], took + clock() - began
             progress.step(failed)

@@ -10,11 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from support.bench_records import ENVIRONMENT, timing
 
-from bench import records, tables
+from bench import cases, dry, first_run, model, probes, providers, records, tables
 from bench.cases import case
-from rnn_triton.hardware import Device
+from bench.run import blank, model_estimate
+from rnn_triton import plans
+from rnn_triton.hardware import RECORDS, Device
 
 CASE = case(128, 16, 256, "bf16")
 SHAPE = dataclasses.asdict(CASE)
@@ -54,6 +57,76 @@ def test_writer_refuses_what_a_reader_would(tmp_path):
         with pytest.raises(ValueError, match="field case is missing"):
             writer.write("timing")
     assert (tmp_path / "x.jsonl").read_text() == ""
+
+
+CPU = torch.device("cpu")
+PLANNED = ("rnn_triton", "rnn_triton-layers", "cudnn", "cudnn-layers", "compile")  # providers that say what they chose
+
+
+@pytest.mark.parametrize("suite", cases.SUITES)
+def test_every_case_of_every_suite_can_be_recorded(suite, tmp_path):
+    """A timing and a check of each provider that has a plan, as run.py and jobs.py write them, for an H200"""
+    chosen, estimate = cases.suite(suite), model_estimate(RECORDS["sm_90"])
+    with records.Writer(tmp_path / "t.jsonl", "run-1", ENVIRONMENT) as writer:
+        written = []
+        for listed in chosen:
+            for name in PLANNED:
+                provider = providers.PROVIDERS[name]
+                if provider.unsupported(listed):
+                    continue
+                made = {"plan": provider.plan(listed, CPU)}
+                fields = blank(listed, "train", name) | made | (estimate(listed, "train") if name == "rnn_triton" else {})
+                written.append(writer.write("timing", **fields))
+                shape = dataclasses.asdict(listed)
+                checked = {"status": "ok", "message": "", "errors": {}, "implementation": "none", "choices": {}}
+                written.append(writer.write("check", case=listed.name, shape=shape, provider=name, **checked, **made))
+    assert records.read([tmp_path / "t.jsonl"]) == (written, [])
+    assert {r["case"] for r in written} == {listed.name for listed in chosen}
+    assert {r["status"] for r in written} == {"ok"}
+    launches = [r["plan"]["launches"] for r in written if r["provider"] == "rnn_triton" and "launches" in r["plan"]]
+    assert bool(launches) == any(listed.layers * listed.directions > 1 for listed in chosen)
+
+
+def test_every_item_of_the_first_run_can_be_recorded(tmp_path):
+    place = probes.Place(CPU, dry, False)
+    with records.Writer(tmp_path / "t.jsonl", "run-1", ENVIRONMENT) as writer:
+        written = []
+        for item in first_run.items():
+            for fields in item.blank():
+                if fields.get("plan", 0) is None and fields.get("provider", "rnn_triton") == "rnn_triton":
+                    with place.choosing(item.choices):
+                        whole = item.kind in ("check", "timing")
+                        found = providers.plans_on(item.case, place.record) if whole else None
+                        fields["plan"] = found or plans.fields(place.plan(model.problems(item.case)[0]))
+                written.append(writer.write(item.kind, **fields))
+    assert records.read([tmp_path / "t.jsonl"]) == (written, []) and {r["status"] for r in written} == {"ok"}
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"plan": {"forward": {"tiles": [1, 2]}}}, "field plan.forward.tiles: expected str or int or float or bool or NoneType, got list"),
+        ({"plan": {"dtype": torch.bfloat16}}, "Object of type dtype is not JSON serializable"),
+        ({"errors": {"y": ERROR | {"rel_tol": math.inf}}, "kernels": None}, "field errors.y.rel_tol: inf is not from 1e-09 to 1e+15"),
+        ({"device_us": records.sampled([0.0])}, "field device_us: 0.0 is not a time"),
+    ],
+)
+def test_what_cannot_be_recorded_costs_its_record_alone(changes, message, tmp_path):
+    fields = {k: v for k, v in timing(CASE, "fwd", "rnn_triton", 0.3).items() if k not in records.COMMON}
+    with records.Writer(tmp_path / "t.jsonl", "run-1", ENVIRONMENT) as writer:
+        written = [writer.write("timing", **(fields | {"message": "said before"} | changes)), writer.write("timing", **fields)]
+    assert records.read([tmp_path / "t.jsonl"]) == (written, [])
+    assert [r["status"] for r in written] == ["error", "ok"]
+    assert written[0]["message"] == f"cannot be recorded: {message}; said before"
+    kept = set(fields) - set(changes) - {"status", "message"}
+    assert all(written[0][name] == written[1][name] for name in kept)  # a plan that is refused costs no times
+
+
+def test_a_kind_without_a_status_is_refused(tmp_path):
+    """A training run of accuracy 0 would be taken for one."""
+    with records.Writer(tmp_path / "t.jsonl", "run-1", ENVIRONMENT) as writer, pytest.raises(ValueError, match="field accuracy"):
+        writer.write("training", example="d", implementation="torch", seed=0, accuracy=None, loss=[], seconds=1.0)
+    assert (tmp_path / "t.jsonl").read_text() == ""
 
 
 def test_damage_names_the_line_and_loses_nothing(tmp_path):
