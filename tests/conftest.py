@@ -5,7 +5,7 @@ compiled    in a worker process, beside the others: they take as long as all tha
 gpu         in one worker process, only where there is a CUDA device; kernels are compiled in parallel first
 long        only with --long or -m long
 together    in a module: all its tests in one worker, and with the time of long ones, for what its fixtures make takes long
-thin(n)     of all its cases but those on a GPU about one in n, the same ones every time; all with --long
+thin(n)     of all its cases but those on a GPU about one in n, the same ones every time; the others with --cases or --long
 others      here
 
 A test that takes the argument `device` runs twice: "cpu" by the interpreter, "cuda" where there is a GPU.
@@ -26,7 +26,7 @@ MARKERS = {
     "interpret": "runs kernels in Triton's interpreter, in a worker process with TRITON_INTERPRET=1",
     "long": "deselected unless --long or -m long is given",
     "together": "all tests of the file in one worker",
-    "thin": "of about n - 1 in n cases long, told by a checksum of their names",
+    "thin": "about n - 1 in n cases deselected unless --cases or --long is given, told by a checksum of their names",
 }
 KINDS = ("gpu", "interpret", "compiled")  # of workers
 IN_WORKER = "RNN_TRITON_TEST_WORKER"  # set, to one of KINDS, in the workers' environment
@@ -35,6 +35,8 @@ IN_WORKER = "RNN_TRITON_TEST_WORKER"  # set, to one of KINDS, in the workers' en
 def pytest_addoption(parser):
     group = parser.getgroup("rnn_triton")
     group.addoption("--long", action="store_true", help="run the long tests too")
+    meaning = "of the cases of tests marked thin: few (the default), the others that are then left out and nothing else, or all"
+    group.addoption("--cases", choices=("few", "others", "all"), default="few", help=meaning)
     group.addoption("--workers", type=int, default=2, metavar="N", help="processes for interpreter tests (2)")
     meaning = "seconds of CPU time for one test in a worker, ten times that for a long one (60)"
     group.addoption("--worker-timeout", type=float, default=60, metavar="S", help=meaning)
@@ -62,7 +64,7 @@ def kind(item):
 
 
 def thinned_out(item):
-    """Is this one of the cases that `thin` leaves to --long?  By its name: with strides some values would never be drawn."""
+    """Is this one of the cases that `thin` leaves out?  By its name: with strides some values would never be drawn."""
     thin = item.get_closest_marker("thin")
     return thin is not None and kind(item) != "gpu" and zlib.crc32(item.name.encode()) % thin.args[0] != 0
 
@@ -78,12 +80,13 @@ def pytest_collection_modifyitems(config, items):
     if IN_WORKER in os.environ:
         return  # the parent has selected
     want_long = config.option.long or "long" in config.option.markexpr
+    cases = {"few": (False,), "others": (True,), "all": (False, True)}[config.option.cases]  # thinned out?
     interpreting = os.environ.get("TRITON_INTERPRET") == "1"
     cuda = None
 
     def wanted(item):
         nonlocal cuda
-        if not want_long and (item.get_closest_marker("long") or thinned_out(item)):
+        if not want_long and (item.get_closest_marker("long") or thinned_out(item) not in cases):
             return False
         if interpreting:
             return kind(item) == "interpret"

@@ -301,12 +301,19 @@ THIN = """
     @pytest.mark.parametrize("n", range(30))
     def test_of_many(n):
         pass
+
+    def test_always():
+        pass
 """
 
 
 def test_one_in_a_few_of_many_cases(tmp_path):
-    few, again, all_of_them = (run(tmp_path, {"test_thin.py": THIN}, *more).outcomes for more in ([], [], ["--long"]))
-    assert few == again and 5 <= len(few) <= 15 and set(few) < set(all_of_them) and len(all_of_them) == 30
+    files = {"test_thin.py": THIN}
+    few, again = (run(tmp_path, files).outcomes for _ in range(2))
+    others, every, long = (run(tmp_path, files, *more).outcomes for more in (["--cases=others"], ["--cases=all"], ["--long"]))
+    assert few == again and 6 <= len(few) <= 16
+    assert "test_always" in few and not few.keys() & others.keys()
+    assert few | others == every == long and len(every) == 31
 
 
 SHARED = """
