@@ -153,9 +153,14 @@ def compare(case: Case, result: Result, truth: Result) -> Verdict:
 
 def judge(case: Case, session: Session, pass_: str, truth: Result) -> Verdict:
     """One pass of a session ("fwd" or "train") against reference(): a wrong gradient does not make y wrong."""
+    return judged(case, session.train() if pass_ == "train" else session.forward(), pass_, truth)
+
+
+def judged(case: Case, result: Any, pass_: str, truth: Result) -> Verdict:
+    """The same of what Session.train() or forward() has returned"""
     if pass_ == "train":
-        return compare(case, session.train(), truth)
-    y, hn = session.forward()
+        return compare(case, result, truth)
+    y, hn = result
     verdict = compare(case, {"y": y, "hn": hn}, {name: truth[name] for name in ("y", "hn")})
     return verdict if verdict.ok else Verdict(verdict.errors, f"without gradients: {verdict.message}")
 

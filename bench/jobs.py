@@ -32,7 +32,7 @@ from .compiling import calls_of, compile_calls, in_parallel
 from .progress import Progress
 from .providers import PROVIDERS
 from .records import OURS, Row, Writer, read, rows
-from .run import model_estimate, run
+from .run import fault, model_estimate, run
 from .worker import Worker, WorkerError
 
 PACKAGE = __package__ or "bench"
@@ -358,9 +358,7 @@ def run_timing(
         if (longest := max(map(seconds, todo))) > deadline - began:
             print(f"one of them is expected to take {longest:.0f} s by itself: give it a larger --budget")
     failures = [
-        f"{r['case']} {r['pass']}: {r['status']}: {r['message']}"
-        for r in found
-        if r["provider"] == OURS and r["status"] not in ("ok", "unsupported")  # no plan yet: shown, no fault
+        f"{r['case']} {r['pass']}: {why}" for r in found if r["provider"] == OURS and (why := fault(r))
     ]
     names = {case.name for case in chosen}
     same = [r for r in load(known(out)) if r["kind"] == "timing" and r["environment"]["device"] == described["device"]]

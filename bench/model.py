@@ -2,7 +2,7 @@
 
 A case is layers, directions and models; latency.py knows one layer in one direction. What is added up, per step of T:
 
-    practical  launch after launch, and the GEMMs of training behind or beside them, as the library runs them: several
+    practical  launch after launch, and the GEMMs of training behind them, as the library runs them: several
                layers, or both directions, share one where that pays (rnn_triton/stack_plan.py). Models go layer by layer and direction by direction; those whose W_hh fits in one
                CTA run side by side, their batch tiles the rows of one launch; others run one after the other.
     floor      the chain of a step, and what must pass the chip's products and its DRAM, whichever is larger; perfect
@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import ceil
 
-from rnn_triton import overlap, stack_plan
+from rnn_triton import stack_plan
 from rnn_triton.errors import UnsupportedError
 from rnn_triton.hardware import Device
 from rnn_triton.latency import CONSTANTS, Constants, Estimate, floor_us, gemm_us, step
@@ -77,7 +77,7 @@ def of_case(case: Case, pass_: str, device: Device, constants: Constants = CONST
     if train:
         each = sum(gemms(layer.forward, device, constants)[1] for layer in network)
         parts["GEMM"] = case.directions * case.models * each
-        practical += parts["GEMM"] - _overlapped(case, device, constants)
+        practical += parts["GEMM"]
     return Estimate(_floor(case, network, train, device, constants), practical, parts)
 
 
@@ -89,17 +89,6 @@ def gemms(problem: Problem, device: Device, constants: Constants = CONSTANTS) ->
     # three GEMMs that each read two operands or read one and write one
     moved = rows * (2 * (problem.H + problem.I) + 2 * problem.H)
     return gemm_us(problem, device, flop, least), gemm_us(problem, device, flop, moved) / constants.efficiency
-
-
-def _overlapped(case: Case, device: Device, constants: Constants) -> float:
-    """Microseconds per step of those GEMMs that backward recurrences hide, by chunks of T (rnn_triton/overlap.py)"""
-    saved = 0.0
-    for part in launches(case, device) if case.models == 1 and case.lengths == "full" else ():
-        problem, chosen = part.plan("backward", device)
-        widths = overlap.all_widths(part.lanes, part.problem.I, problem.H)
-        found = overlap.schedule(problem, chosen, part.lanes, device, case.T, widths, constants=constants)
-        saved += found.saved_us / case.T if found else 0.0
-    return saved
 
 
 def shares(case: Case) -> bool:

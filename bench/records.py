@@ -22,7 +22,7 @@ from typing import Any
 
 from . import cases
 
-SCHEMA = 2
+SCHEMA = 3
 TELEMETRY = ("sm_mhz", "memory_mhz", "power_w", "temperature_c")
 STATUSES = ("ok", "wrong", "error", "timeout", "unsupported", "missing")
 
@@ -169,6 +169,8 @@ KINDS: dict[str, dict[str, Check]] = {
         "case": TEXT, "shape": SHAPE, "pass": _one_of(*cases.PASSES), "provider": TEXT, "status": STATUS, "message": TEXT,
         "version": _or_none(TEXT),  # of the provider's package, where it is not torch's
         "device_us": _samples, "graph_us": _samples, "wall_us": _samples,  # per call: eager, replayed, host and all
+        # of device_us: the spin before each sample, and how many began before the whole call was queued (timing.py)
+        "spin_us": _or_none(NUMBER), "late": _or_none(COUNT),
         "short_T": _or_none(SIZE), "short_us": _samples,  # the same problem over short_T steps, for the slope
         "peak_bytes": _or_none(COUNT), "errors": ERRORS, "plan": PLAN,
         "kernels": _list(_has({"name": TEXT, "count": COUNT, "us": NUMBER})),  # by the profiler, longest first

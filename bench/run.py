@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -61,7 +62,12 @@ def measure(job: Job, device: torch.device = torch.device("cuda"), clock: Any = 
         with clock.Telemetry(device) as telemetry:
             for pass_ in job.passes:
                 _time({n: both for (n, p), both in calls.items() if p == pass_}, pass_, records, short.T, clock, flush)
-        _replay({key: full for key, (full, _) in calls.items()}, job.passes, records, clock, flush)
+        for (name, pass_), (full, _) in calls.items():
+            at(name)
+            if said := check.judged(case, full(), pass_, truth).message:
+                fail([records[name, pass_]], "wrong", f"after it was timed: {said}")
+        for pass_ in job.passes:
+            _replay(case, {n: full for (n, p), (full, _) in calls.items() if p == pass_}, pass_, truth, records, clock, flush)
         at(None)
         clock.synchronize()
         for key in calls:
@@ -122,10 +128,10 @@ def _judged(
 
 def calls_of_a_pass(seconds: float) -> float:
     """How many calls it takes at least to time one that takes `seconds`: device time, that of a quarter of the steps, wall time,
-    and a graph's capture and replays, each with a warm-up and a trial"""
+    a graph's capture and replays, each with a warm-up and a trial, and one whose results are looked at"""
     slow = seconds * 1e6 > timing.LONG_US
     warm, fewest = (1, timing.FEWEST_LONG) if slow else (timing.WARMUP, timing.FEWEST)
-    return 1.25 * (warm + 1 + fewest) + (1 + fewest) + (2 * warm + 1 + fewest)
+    return 1.25 * (warm + 1 + fewest) + (1 + fewest) + (2 * warm + 1 + fewest) + 1
 
 
 def _time(
@@ -138,29 +144,68 @@ def _time(
     wall = clock.wall_us(full, SAMPLE_SECONDS / 2, at)
     for name in calls:
         at(name)
-        profiled = min(short_samples[name]) * 1e-6 <= MOST_PROFILED
+        timed, of_short = samples[name], short_samples[name].us
+        profiled = min(of_short) * 1e-6 <= MOST_PROFILED
         records[name, pass_] |= {
-            "device_us": sampled(samples[name]), "short_T": short_T, "short_us": sampled(short_samples[name]),
+            "device_us": sampled(timed.us), "spin_us": timed.spin_us, "late": timed.late,
+            "short_T": short_T, "short_us": sampled(of_short),
             "wall_us": sampled(wall[name]), "kernels": clock.kernels(brief[name]) if profiled else [],
             # a replay allocates nothing
             "peak_bytes": None if PROVIDERS[name].captured else clock.peak_bytes(full[name]),
         }  # fmt: skip
 
 
-def _replay(calls: dict[Key, Call], passes: Sequence[str], records: dict[Key, Fields], clock: Any, flush: Any) -> None:
-    """Times of CUDA graphs, last of all: a capture that fails can leave its mark on what comes after."""
-    for pass_ in passes:
-        graphs = {}
-        for (name, p), call in calls.items():
-            if p != pass_ or PROVIDERS[name].captured:
-                continue
-            at(name)
-            try:
-                graphs[name] = clock.capture(call).replay
-            except RuntimeError as error:
-                records[name, pass_]["message"] = f"graph capture failed: {error}"
-        for name, times in clock.device_us(graphs, flush, SAMPLE_SECONDS, at).items():
-            records[name, pass_]["graph_us"] = sampled(times)
+WRONG_REPLAY = "the replay of a graph is wrong: "
+
+
+def _replay(
+    case: Case, calls: dict[str, Call], pass_: str, truth: Any, records: dict[Key, Fields], clock: Any, flush: Any
+) -> None:
+    """Times of a pass by CUDA graphs, last of all: a capture that fails can leave its mark on what comes after.  One whose last
+    replay did not leave right results in the memory of the captured call has no time."""
+    graphs, results = {}, {}
+    for name, call in calls.items():
+        if PROVIDERS[name].captured:
+            continue
+        at(name)
+        kept: list[object] = []
+
+        def once(call: Call = call, kept: list[object] = kept) -> None:
+            kept[:] = [call()]
+
+        try:
+            graphs[name] = clock.capture(once).replay
+        except RuntimeError as error:
+            _say(records[name, pass_], f"graph capture failed: {error}")
+            continue
+        results[name] = kept[0]
+        for tensor in _tensors(kept):
+            tensor.fill_(math.nan)
+    for name, timed in clock.device_us(graphs, flush, SAMPLE_SECONDS, at).items():
+        at(name)
+        if said := check.judged(case, results[name], pass_, truth).message:
+            _say(records[name, pass_], WRONG_REPLAY + said)
+        else:
+            records[name, pass_]["graph_us"] = sampled(timed.us)
+
+
+def _tensors(of: Any) -> Iterator[torch.Tensor]:
+    """Those in dicts, lists and tuples"""
+    if isinstance(of, torch.Tensor):
+        yield of
+    else:
+        for part in of.values() if isinstance(of, dict) else of:
+            yield from _tensors(part)
+
+
+def _say(record: Fields, what: str) -> None:
+    record["message"] = f"{record['message']}; {what}" if record["message"] else what
+
+
+def fault(record: Fields) -> str:
+    """What is wrong with a record of ours; empty where nothing is. No plan yet is none."""
+    bad = record["status"] not in ("ok", "unsupported") or WRONG_REPLAY in record["message"]
+    return f"{record['status']}: {record['message']}" if bad else ""
 
 
 def blank(case: Case, pass_: str, provider: str) -> Fields:
@@ -168,7 +213,7 @@ def blank(case: Case, pass_: str, provider: str) -> Fields:
     return {
         "case": case.name, "shape": dataclasses.asdict(case), "pass": pass_, "provider": provider,
         "status": "ok", "message": "", "version": PROVIDERS[provider].version(), "device_us": sampled(), "graph_us": sampled(),
-        "wall_us": sampled(), "short_T": None, "short_us": sampled(), "peak_bytes": None, "errors": {}, "plan": None,
+        "spin_us": None, "late": None, "wall_us": sampled(), "short_T": None, "short_us": sampled(), "peak_bytes": None, "errors": {}, "plan": None,
         "kernels": [], "floor_us_per_step": None, "practical_us_per_step": None, "parts_us_per_step": {},
         "telemetry": {}, "seconds": 0.0,
     }  # fmt: skip

@@ -80,14 +80,13 @@ def drop_values(acc, unit, row, seed, t, layer, dropped, scale, E: tl.constexpr)
     return tl.where(bits >= dropped.to(tl.uint32), acc * scale, 0.0)
 
 
-@triton.jit(do_not_specialize=["T", "B", "t0", "layer", "dropped"])
+@triton.jit(do_not_specialize=["T", "B", "layer", "dropped"])
 def drop(
     x_ptr,  # int32 words of [T, B, ROW] contiguous: a layer's output
     out_ptr,  # the same: what the next layer got of it
     seed_ptr,  # int64 [1]
     T,
     B,
-    t0,  # of x[0]
     layer,
     dropped,
     WORDS: tl.constexpr,  # ROW as int32 words, whole vectors of 4
@@ -100,7 +99,7 @@ def drop(
     v = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)[:, None]
     i = tl.arange(0, 4)[None, :]
     tb = v // (WORDS // 4)
-    t = t0 + (tb // B).to(tl.int32)
+    t = (tb // B).to(tl.int32)
     r = _random(tl.load(seed_ptr), (v % (WORDS // 4)).to(tl.int32), (tb % B).to(tl.int32), t, layer)
     mask = (v < vectors) & (i >= 0)
     words = _kept_words(tl.load(x_ptr + v * 4 + i, mask=mask, other=0), _word(i, r), dropped, E)

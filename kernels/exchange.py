@@ -270,12 +270,12 @@ def publish(ptrs, words, mask):
 
 
 @triton.jit
-def verdict(error_ptr, begin, lane, apart, LINKED: tl.constexpr):
-    """Of a group that is through with a launch's steps, which are `begin` and later ones: (the step from which on its outputs
-    are no result, SENTINEL if they all are; is that to be reported as this group's own failure?).  LINKED: a group fails with
-    the same group of any lane before, too; their error words lie `apart` words before each other."""
+def verdict(error_ptr, lane, apart, LINKED: tl.constexpr):
+    """Of a group that is through with all its steps: (the step from which on its outputs are no result, SENTINEL if they all
+    are; is that to be reported as this group's own failure?).  LINKED: a group fails with the same group of any lane before,
+    too; their error words lie `apart` words before each other."""
     at = tl.load(error_ptr, volatile=True)
-    found = at >= begin  # by this group, in this launch; the sentinel is negative
+    found = at >= 0  # by this group; the sentinel is negative
     if LINKED:  # what came of a layer that has failed is no result, whether or not this one had to wait for it
         earliest = at.to(tl.uint32, bitcast=True)
         for k in range(1, lane + 1):

@@ -38,10 +38,6 @@ t is computed by a CTA only after it has seen all of step t - 1 of that tile, so
 another at one tile, which the counters rely on.  All rows are whole 16-byte vectors (ROW elements, H of them hidden
 units): the launch pads what is not, and units in the padding publish zeros, whatever their products are.
 
-Chunks.  A launch runs the steps begin .. end - 1 of T; launches that follow one another on the same tensors, without a
-fill between them, are together one launch of all steps, to the last bit: what an earlier one published is final, its
-counters go on counting, and the group that failed in it waits for nothing, fails all that is left and is not reported again.
-
 A group that fails (exchange.py) leaves NaN from the failing step on and reports itself; a CTA that was through before
 keeps what it has, which is right.  The same group of every later linked lane then fails too, from that step or the one
 before on, without a report of its own.
@@ -141,13 +137,13 @@ def _project_streamed(
 
 @triton.jit
 def _abandon(
-    out_ptr, last_ptr, at, end, B, t_first, dt, group, groups, own_tiles, unit0, UNITS: tl.constexpr, BLOCK_B: tl.constexpr,
+    out_ptr, last_ptr, at, T, B, t_first, dt, group, groups, own_tiles, unit0, UNITS: tl.constexpr, BLOCK_B: tl.constexpr,
     WORDS: tl.constexpr, ROW_WORDS: tl.constexpr, E: tl.constexpr, HAS_LAST: tl.constexpr,
 ):  # fmt: skip
-    """NaN in all of the CTA's outputs from step `at` to the last one before `end`"""
+    """NaN in all of the CTA's outputs from step `at` on"""
     nan = tl.full((BLOCK_B, UNITS // 2), NAN, tl.int32)
     step_words = B.to(tl.int64) * ROW_WORDS
-    for k in range(at * own_tiles, end * own_tiles):
+    for k in range(at * own_tiles, T * own_tiles):
         tile = group + k % own_tiles * groups
         row0 = (tile * BLOCK_B).to(tl.int64)
         t = t_first + dt * (k // own_tiles)
@@ -160,8 +156,7 @@ def _abandon(
 
 @triton.jit(
     do_not_specialize=[
-        "T", "B", "begin", "end", "reverse", "stride_x_t", "stride_x_b", "stride_u_t", "stride_u_b", "launch", "limit",
-        "dropped", "bottom",
+        "T", "B", "reverse", "stride_x_t", "stride_x_b", "stride_u_t", "stride_u_b", "launch", "limit", "dropped", "bottom"
     ]
 )  # fmt: skip
 def grid(
@@ -175,14 +170,12 @@ def grid(
     u_ptr,  # [T, B, R] stream where HAS_U, strides (stride_u_t, stride_u_b, 1), both even; fp32 where WIDE_U
     saved_ptr,  # [T, B, R], linked [N, T, B, ROW], stream where HAS_SAVED
     out_ptr,  # int32 words of [T, B, R], linked [N, T, B, ROW]: s_t; filled with 0xFF bytes before step 0
-    last_ptr,  # int32 words, as first, where HAS_LAST: s of step end - 1
+    last_ptr,  # int32 words, as first, where HAS_LAST: s of the last step
     sync_ptr,  # int32 [N (P + batch tiles), 32], filled with 0xFF bytes before step 0: error words of groups, counters of tiles
     report_ptr,  # int64 [1] in memory of the host: what failed (rnn_triton/faults.py), not written otherwise
     seed_ptr,  # int64 [1] where DROPOUT
     T,
     B,
-    begin,  # of steps, in launch order: 0 <= begin < end <= T
-    end,
     reverse,  # 1: time runs from T - 1 down to 0
     stride_x_t,
     stride_x_b,
@@ -288,7 +281,6 @@ def grid(
         scale = kept_scale(lane_dropped)
     t_first = reverse * (T - 1)
     dt = 1 - 2 * reverse
-    t_begin = t_first + dt * begin
 
     # ---- on chip for the whole launch
     w_rec = _weights(
@@ -311,28 +303,28 @@ def grid(
     row0 = (group * BLOCK_B).to(tl.int64)
     x_raw = ()
     if ON_CHIP:
-        x_t = x_words + t_begin * step_x + row0 * row_x
+        x_t = x_words + t_first * step_x + row0 * row_x
         x_raw = _load_inputs(x_t, row_x, rows, x_width, X_TILES, X_WORDS, BLOCK_B, WARPS, X_MODE)
     u_raw = ()
     saved_raw = ()
     if HAS_U:
-        u_t = u_ptr + t_begin * step_u + row0 * row_u
+        u_t = u_ptr + t_first * step_u + row0 * row_u
         u_raw = load_own(u_t, row_u, rows, first_lane, unit0, ROW, UNITS, BLOCK_B, E, WIDE_U)
     if HAS_SAVED:
-        saved_t = saved_ptr + t_begin * step_s + row0 * ROW_S
+        saved_t = saved_ptr + t_first * step_s + row0 * ROW_S
         saved_raw = load_own(saved_t, ROW_S, rows, True, unit0, ROW, UNITS, BLOCK_B, E, False)
 
     error = tl.load(error_ptr, volatile=True)
-    step = begin
+    step = 0
     own = 0  # which of the group's tiles
-    for _ in range((end - begin) * own_tiles):
+    for _ in range(T * own_tiles):
         t = t_first + dt * step
         tile = group + own * groups
         rows = B - tile * BLOCK_B
         row0 = (tile * BLOCK_B).to(tl.int64)
         # the next tile, or the first one of the next step; after the last of all, one that is there and not used
         own_1 = tl.where(own + 1 == own_tiles, 0, own + 1)
-        step_1 = tl.minimum(tl.where(own_1 == 0, step + 1, step), end - 1)
+        step_1 = tl.minimum(tl.where(own_1 == 0, step + 1, step), T - 1)
         t_1 = t_first + dt * step_1
         tile_1 = group + own_1 * groups
         rows_1 = B - tile_1 * BLOCK_B
@@ -430,14 +422,14 @@ def grid(
             at = (tile * BLOCK_B).to(tl.int64) * ROW_WORDS
             for i in tl.static_range(2 // E):
                 offsets, mask = own_words(unit0, B - tile * BLOCK_B, i, WORDS, ROW_WORDS, UNITS, BLOCK_B, E)
-                s_last = tl.load(out_ptr + ((t_first + dt * (end - 1)) * step_words + at) + offsets, mask=mask)
+                s_last = tl.load(out_ptr + ((t_first + dt * (T - 1)) * step_words + at) + offsets, mask=mask)
                 tl.store(last_ptr + at + offsets, s_last, mask=mask)
 
     tl.debug_barrier()  # what is abandoned has been stored
-    at, found = verdict(error_ptr, begin, lane if LINKED else 0, groups * LINE, LINKED)
+    at, found = verdict(error_ptr, lane if LINKED else 0, groups * LINE, LINKED)
     if at != SENTINEL:
         _abandon(
-            out_ptr, last_ptr, tl.maximum(at, begin), end, B, t_first, dt, group, groups, own_tiles, unit0, UNITS, BLOCK_B, WORDS, ROW_WORDS, E,
+            out_ptr, last_ptr, at, T, B, t_first, dt, group, groups, own_tiles, unit0, UNITS, BLOCK_B, WORDS, ROW_WORDS, E,
             HAS_LAST,
         )  # fmt: skip
         tl.store(report_ptr, (launch.to(tl.int64) << 44) | (number.to(tl.int64) << 32) | at, mask=found)

@@ -467,7 +467,7 @@ def recurrence(
         store_state(last_ptr, s, rows, H, ROW, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED, False)
     if LINKED:
         tl.debug_barrier()  # what is abandoned has been stored
-        at, found = verdict(error_ptr, 0, lane, lanes_apart, True)
+        at, found = verdict(error_ptr, lane, lanes_apart, True)
         if at != SENTINEL:
             nan = tl.full((H_PAD, BLOCK_B), float("nan"), DTYPE)
             for step in range(at, T):

@@ -27,11 +27,10 @@ def new_seed(device: torch.device) -> Tensor:
     return torch.randint(2**63 - 1, (1,), dtype=torch.int64, device=device)
 
 
-def drop(y: Tensor, seed: Tensor, layer: int, dropped: int, t0: int = 0) -> Tensor:
-    """y[T,B,H] with what is dropped on its way from this layer to the next set to zero and the rest scaled, in y's dtype.
-    y[0] is the output of step t0."""
+def drop(y: Tensor, seed: Tensor, layer: int, dropped: int) -> Tensor:
+    """y[T,B,H] with what is dropped on its way from this layer to the next set to zero and the rest scaled, in y's dtype."""
     if not has_kernels(y):
-        return _drop_without_kernels(y, seed, layer, dropped, t0)
+        return _drop_without_kernels(y, seed, layer, dropped)
     T, B, H = y.shape
     row = row_units(H, DTYPES[y.dtype])
     y = whole(pad(y, (0, row - H)) if row != H else y)
@@ -39,18 +38,18 @@ def drop(y: Tensor, seed: Tensor, layer: int, dropped: int, t0: int = 0) -> Tens
     vectors = y.numel() * y.element_size() // 16
     with current(y.device) if y.is_cuda else interpreter.accurate():
         _kernel[(-(-vectors // _BLOCK),)](
-            y.view(torch.int32), out.view(torch.int32), seed, T, B, t0, layer, dropped,
+            y.view(torch.int32), out.view(torch.int32), seed, T, B, layer, dropped,
             WORDS=row * y.element_size() // 4, BLOCK=_BLOCK, DTYPE=TRITON_DTYPES[DTYPES[y.dtype]],
         )  # fmt: skip
     return out[..., :H]
 
 
-def _drop_without_kernels(y: Tensor, seed: Tensor, layer: int, dropped: int, t0: int) -> Tensor:
+def _drop_without_kernels(y: Tensor, seed: Tensor, layer: int, dropped: int) -> Tensor:
     """The same on CPU tensors, which programs see that were exported where there are kernels; other masks"""
     generator = torch.Generator().manual_seed(int(seed))
     for _ in range(layer + 1):
-        bits = torch.randint(65536, (t0 + y.shape[0], *y.shape[1:]), generator=generator)
-    return _kept(y, bits[t0:] >= dropped, dropped)
+        bits = torch.randint(65536, y.shape, generator=generator)
+    return _kept(y, bits >= dropped, dropped)
 
 
 def drop_by_mask(y: Tensor, seed: Tensor, layer: int, dropped: int) -> Tensor:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import hardware, latency, overlap, stack_plan
+from . import hardware, latency, stack_plan
 from .candidates import candidates, kind
 from .errors import UnsupportedError
 from .hardware import Device
@@ -34,8 +34,7 @@ def explain(
     dropout: float = 0.0,
 ) -> str:
     """In words, a line each: the plan that runs rnn(x[T,B,I], ...) of hidden size H, and why; the time of a step of the best
-    plan of every regime, estimated; how many launches a backward pass is cut into, if it is, and the time of it and its GEMMs,
-    estimated; plans that failed to compile; what cuDNN would have run.
+    plan of every regime, estimated; plans that failed to compile; what cuDNN would have run.
 
     `models`: of an ensemble, which torch.vmap over weights makes: B is the batch of each.
     `num_layers`, `bidirectional`, `dropout`: of rnn_triton.RNN. Of more than one layer or direction: every launch of the pass,
@@ -89,23 +88,8 @@ def explain(
     except UnsupportedError as e:
         return f"{what} on {device.name}: no plan, {e}."
     lines = [f"{what} on {device.name}: {_ran(problem, p, T)}, because {p.reason}.", _estimates(problem, p, device)]
-    if problem.direction == "backward" and problem.models == 1:
-        lines += _overlapped(problem, p, device, T)
     lines += [_refused(other, why) for other, why in rejected(problem, device)]
     return "\n".join([*lines, _torchs(problem)])
-
-
-def _overlapped(problem: Problem, p: Plan, device: Device, T: int, lanes: Lanes = ONE) -> list[str]:
-    """How a backward pass and the GEMMs over its result overlap, if they do, where all gradients are asked for"""
-    asked = overlap.asked_chunks()
-    found = overlap.schedule(problem, p, lanes, device, T, overlap.all_widths(lanes, problem.I, problem.H), asked)
-    if found is None or found.chunks == 1:
-        return []
-    products = "dw_ih and dw_hh" if lanes.count > 1 and not lanes.linked else "dx, dw_ih and dw_hh"
-    return [
-        f"cut into {found.chunks} launches{', as asked for' if asked else ''}; the GEMMs of {products} run beside the "
-        f"recurrence: {found.us:.0f} us for all of it, {found.in_turn_us:.0f} one after the other, estimated."
-    ]
 
 
 def _refused(p: Plan, why: str) -> str:
@@ -145,8 +129,6 @@ def _network(
             where += f": {_ran(of, p, T)}"
         lines.append(f"{where}; {each:.2f} us per step, estimated")
         lines += [_refused(other, why) for other, why in rejected(of, device, part.lanes)]
-        if of.direction == "backward" and of.models == 1:
-            lines += _overlapped(replace(of, I=part.problem.I), p, device, T, part.lanes)
     if problem.models == 1 and not bidirectional and len(found) > 1:
         why = f"fewer of more layers do not fit on {device.name}'s {device.sms} SMs, or are estimated to be slower"
         if "lanes" in dict(overrides()):

@@ -46,11 +46,8 @@ def _options(block_m: int, precision: str | None) -> dict[str, int | None]:
     return {"num_warps": 8 if block_m == 128 else 4, "num_stages": 3, "maxnreg": registers}
 
 
-def matmul(
-    a: torch.Tensor, b: torch.Tensor, precision: str | None, out: torch.Tensor | None = None
-) -> torch.Tensor:
-    """a[M, K] @ b[K, N] of any strides and one dtype, accumulated in fp32 (fp64 in fp64), in that dtype; in `out`, contiguous,
-    where it is given.
+def matmul(a: torch.Tensor, b: torch.Tensor, precision: str | None) -> torch.Tensor:
+    """a[M, K] @ b[K, N] of any strides and one dtype, accumulated in fp32 (fp64 in fp64), in that dtype.
 
     a[P, M, K] and b[P, K, N] are P products, one launch: an expanded P is not copied.
     precision, for fp32: "tf32", "tf32x3" or "ieee"; None for other dtypes. By torch.mm or torch.bmm where torch's
@@ -59,16 +56,15 @@ def matmul(
     """
     if torch.is_autocast_enabled(a.device.type):  # it would round fp32 operands to 16 bits
         with torch.autocast(a.device.type, enabled=False):
-            return matmul(a, b, precision, out)
+            return matmul(a, b, precision)
     # the setting that cuBLAS calls consult; the older allow_tf32 raises when both kinds of switches were used
     torch_tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
     if a.dtype != torch.float32 or not a.is_cuda or torch_tf32 == (precision == "tf32"):
         multiply = torch.mm if a.dim() == 2 else torch.bmm
         if _accumulates_wide(a):
-            return multiply(a, b, out=out)
-        product = multiply(a.float(), b.float())
-        return product.to(a.dtype) if out is None else out.copy_(product)
-    return triton_matmul(a, b, precision, out)
+            return multiply(a, b)
+        return multiply(a.float(), b.float()).to(a.dtype)
+    return triton_matmul(a, b, precision)
 
 
 def wide(a: torch.Tensor, b: torch.Tensor, precision: str | None) -> torch.Tensor:
@@ -109,20 +105,14 @@ def project(
     return u.view(T, B, -1)
 
 
-def triton_matmul(
-    a: torch.Tensor, b: torch.Tensor, precision: str | None, out: torch.Tensor | None = None
-) -> torch.Tensor:
-    """fp32 a[M, K] @ b[K, N], or P of them, by the kernel, on CUDA tensors (in the interpreter: on CPU tensors); in `out`,
-    contiguous, where it is given."""
+def triton_matmul(a: torch.Tensor, b: torch.Tensor, precision: str | None) -> torch.Tensor:
+    """fp32 a[M, K] @ b[K, N], or P of them, by the kernel, on CUDA tensors (in the interpreter: on CPU tensors)."""
     *several, M, K = a.shape
     N = b.shape[-1]
     P = several[0] if several else 1
     strides = (*a.stride(), *b.stride()) if several else (0, *a.stride(), 0, *b.stride())
     plan = tiling(M, N, K, hardware.of(a.device).sms, P)
-    if out is None or plan.splits > 1:
-        parts = a.new_empty((plan.splits, *several, M, N))
-    else:
-        parts = out.unsqueeze(0)
+    parts = a.new_empty((plan.splits, *several, M, N))
     reach = max(_reach(a, plan.block_m, BLOCK_K), _reach(b, BLOCK_K, plan.block_n), plan.block_m * N)
     grid = (P * triton.cdiv(M, plan.block_m) * triton.cdiv(N, plan.block_n), plan.splits)
     with torch.cuda.device_of(a), interpreter.accurate():
@@ -133,7 +123,7 @@ def triton_matmul(
         )  # fmt: skip
     if plan.splits == 1:
         return parts[0]
-    return torch.sum(parts, 0, out=out)  # adds in a fixed order
+    return parts.sum(0)  # adds in a fixed order
 
 
 def _reach(matrix: torch.Tensor, rows: int, columns: int) -> int:

@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,14 +30,6 @@ SPIN_LIMIT = 1 << 22
 INTERPRETED_LIMIT = 1 << 10
 
 
-class Backward(NamedTuple):
-    """A backward pass that can be launched by chunks of its steps"""
-
-    da: Tensor  # what it computes
-    T: int
-    launch: Callable[[int, int], None]  # of steps begin .. end - 1, in launch order: chunks one after the other from 0 to T
-
-
 @dataclass(frozen=True)
 class Engine:
     """A kernel with TENSORS, as a problem, plan and lanes have it"""
@@ -47,7 +39,6 @@ class Engine:
     ctas: int  # of a group
     x_unit: int  # elements in which the strides of x are counted
     u_unit: int
-    chunks: bool = True  # it can run a part of the steps
     waits: bool = True  # its CTAs wait for each other
     more: tuple[int, ...] = ()  # scalars behind those of kernels/grid.py
 
@@ -77,7 +68,6 @@ class Cooperative:
         self.sync_words = _LINE * lanes.count * (groups + math.ceil(problem.B / plan.block_b))
         p = problem
         name = f"{p.direction} of {p.dtype} B={p.B} I={p.I} H={p.H} over {groups} groups of {ctas} CTAs"
-        self.chunks: dict[tuple[Any, ...], int] = {}  # of a backward pass, by what decides (overlap.py)
         self.id = faults.register(name, groups, lanes.names(p.direction, first))
 
     def _out(self, like: Tensor, *shape: int) -> tuple[Tensor, Tensor]:
@@ -105,31 +95,12 @@ class Cooperative:
 
     def _run(
         self, tensors: tuple[Tensor | None, ...], out: Tensor, sync: Tensor, scalars: tuple[int, ...],
-        seed: Tensor | None, dropped: int, begin: int, end: int,
+        seed: Tensor | None = None, dropped: int = 0,
     ) -> None:  # fmt: skip
         limit = min(SPIN_LIMIT, INTERPRETED_LIMIT) if interpreter.active() else SPIN_LIMIT
-        T, B, *others = scalars
-        steps = (begin, end) if self.engine.chunks else ()
-        assert steps or (begin, end) == (0, T)
-        all_scalars = (T, B, *steps, *others, self.id, limit, dropped, self.first, *self.engine.more)
+        all_scalars = (*scalars, self.id, limit, dropped, self.first, *self.engine.more)
         self.engine.launch((*tensors, sync, faults.word(out.device), seed), out, all_scalars)
         faults.after_launch(out.device)
-
-    def backward(self, *arguments: Any) -> Tensor:
-        """da, by one launch; arguments as of `start_backward`"""
-        started = self.start_backward(*arguments)
-        started.launch(0, started.T)
-        return started.da
-
-    def start_backward(self, *arguments: Any) -> Backward:
-        raise NotImplementedError
-
-    def _backward(
-        self, dtype: torch.dtype, tensors: tuple[Tensor | None, ...], out: Tensor, sync: Tensor, scalars: tuple[int, ...],
-        seed: Tensor | None = None, dropped: int = 0,
-    ) -> Backward:  # fmt: skip
-        launch = functools.partial(self._run, tensors, out, sync, scalars, seed, dropped)
-        return Backward(out.view(dtype)[..., : self.problem.H], scalars[0], launch)
 
 
 class Site(Cooperative):
@@ -168,13 +139,11 @@ class Site(Cooperative):
             bias = [None if b is None else whole(b) for b in (b_ih, b_hh)]
             given = (x, whole(w_ih), w_rec, *bias, first, None)
             strides = (stride_t, stride_b, 0, 0)
-        self._run((*given, None, out, hn), out, sync, (T, B, int(reverse), *strides), None, 0, 0, T)
+        self._run((*given, None, out, hn), out, sync, (T, B, int(reverse), *strides))
         return self._units(out, w_hh.dtype), self._units(hn, w_hh.dtype)
 
-    def start_backward(
-        self, w_hh: Tensor, y: Tensor, dy: Tensor | None, dhn: Tensor | None, reverse: bool
-    ) -> Backward:
-        """of da[T,B,H], a view of longer rows"""
+    def backward(self, w_hh: Tensor, y: Tensor, dy: Tensor | None, dhn: Tensor | None, reverse: bool) -> Tensor:
+        """da[T,B,H], a view of longer rows"""
         T, B, _ = y.shape
         out, sync = self._out(y, T, B)
         stride_t = stride_b = 0
@@ -183,8 +152,8 @@ class Site(Cooperative):
         first = None if dhn is None else self._rows(dhn, 0)
         w_rec = self._rows(w_hh.t(), self.padding)
         tensors = (None, None, w_rec, None, None, first, dy, self._rows(y, 0), out, None)
-        scalars = (T, B, int(not reverse), 0, 0, stride_t, stride_b)
-        return self._backward(y.dtype, tensors, out, sync, scalars)
+        self._run(tensors, out, sync, (T, B, int(not reverse), 0, 0, stride_t, stride_b))
+        return out.view(y.dtype)[..., : self.problem.H]
 
 
 def compile_ahead(problem: Problem, plan: Grid, device: Device, lanes: Lanes = ONE) -> Any:

@@ -4,14 +4,13 @@ where one CTA holds a layer, else of kernels/grid.py."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from . import gemm, single_cta
-from .grid import Backward, Cooperative
+from .grid import Cooperative
 from .launcher import strided
 from .plans import Grid, Lanes, Problem, SingleCta, is_wide, row_units
 
@@ -76,10 +75,10 @@ class Wavefront(_Lanes):
         w_rec = self._stacked(w_hh, self.row)
         first = None if h0 is None else self._rows(h0, 0)
         tensors = (given, w_in, w_rec, self._biases(b_ih), self._biases(b_hh), first, u, None, out, hn)
-        self._run(tensors, out, sync, (T, B, 0, *strides), seed, dropped, 0, T)
+        self._run(tensors, out, sync, (T, B, 0, *strides), seed, dropped)
         return self._units(out, w_hh[0].dtype), self._units(hn, w_hh[0].dtype)
 
-    def start_backward(
+    def backward(
         self,
         w_ih: Sequence[Tensor],
         w_hh: Sequence[Tensor],
@@ -88,8 +87,8 @@ class Wavefront(_Lanes):
         dhn: Tensor | None,
         seed: Tensor | None = None,
         dropped: int = 0,
-    ) -> Backward:
-        """of da of every layer, [L,T,B,H], a view of longer rows, from y[L,T,B,H], dy[T,B,H] of the last layer and dhn[L,B,H]; dy
+    ) -> Tensor:
+        """da of every layer, [L,T,B,H], a view of longer rows, from y[L,T,B,H], dy[T,B,H] of the last layer and dhn[L,B,H]; dy
         or dhn may be None, not both."""
         L, T, B, _ = y.shape
         out, sync = self._out(y, L, T, B)
@@ -101,7 +100,8 @@ class Wavefront(_Lanes):
         w_rec = self._stacked([w.t() for w in w_hh], self.row)
         first = None if dhn is None else self._rows(dhn, 0)
         tensors = (None, w_in, w_rec, None, None, first, dy, self._rows(y, 0), out, None)
-        return self._backward(y.dtype, tensors, out, sync, (T, B, 1, 0, 0, stride_t, stride_b), seed, dropped)
+        self._run(tensors, out, sync, (T, B, 1, 0, 0, stride_t, stride_b), seed, dropped)
+        return out.view(y.dtype)[..., : self.problem.H]
 
 
 class BothDirections(_Lanes):
@@ -135,13 +135,13 @@ class BothDirections(_Lanes):
         x_in, w_in_given, *bias = given
         first = None if h0 is None else self._rows(h0.transpose(0, 1), 0)
         tensors = (x_in, w_in_given, self._stacked(w_hh, self.row), *bias, first, u, None, out, hn)
-        self._run(tensors, out, sync, (T, B, 0, *strides), None, 0, 0, T)
+        self._run(tensors, out, sync, (T, B, 0, *strides))
         y = self._units(out, w_hh[0].dtype).view(T, B, -1)
         hn = self._units(hn, w_hh[0].dtype).transpose(0, 1).contiguous()
         return y.detach(), hn.detach()  # no views, whose in-place changes autograd would refuse
 
-    def start_backward(self, w_hh: Sequence[Tensor], y: Tensor, dy: Tensor | None, dhn: Tensor | None) -> Backward:
-        """of da[T,B,2,H], a view of longer rows, from y[T,B,2H], dy[T,B,2H] and dhn[2,B,H]; dy or dhn may be None, not both."""
+    def backward(self, w_hh: Sequence[Tensor], y: Tensor, dy: Tensor | None, dhn: Tensor | None) -> Tensor:
+        """da[T,B,2,H], a view of longer rows, from y[T,B,2H], dy[T,B,2H] and dhn[2,B,H]; dy or dhn may be None, not both."""
         T, B, _ = y.shape
         out, sync = self._out(y, T, B, 2)
         stride_t = stride_b = 0
@@ -152,8 +152,5 @@ class BothDirections(_Lanes):
         w_rec = self._stacked([w.t() for w in w_hh], self.row)
         saved = self._rows(y.unflatten(2, (2, -1)), 0)
         tensors = (None, None, w_rec, None, None, first, dy, saved, out, None)
-        return self._backward(y.dtype, tensors, out, sync, (T, B, 1, 0, 0, stride_t, stride_b))
-
-    def backward(self, *arguments: Any) -> Tensor:
-        """da[T,B,2H]"""
-        return super().backward(*arguments).flatten(2)
+        self._run(tensors, out, sync, (T, B, 1, 0, 0, stride_t, stride_b))
+        return out.view(y.dtype)[..., : self.problem.H]

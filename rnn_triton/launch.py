@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from . import faults, grid, hardware, overlap, per_step, single_cta
+from . import faults, grid, hardware, per_step, single_cta
 from .errors import UnsupportedError
 from .hardware import Device
 from .launcher import DoesNotCompile
@@ -50,16 +50,13 @@ def backward(
     nonlinearity: str,
     reverse: bool,
     precision: str | None,
-    work: overlap.Work | None = None,
 ) -> Tensor:
     """da[T,B,H], the gradient of every pre-activation, from y[T,B,H], dy[T,B,H] and dhn[B,H]; a view of longer rows, maybe.
 
-    dy or dhn may be None, not both; any strides.  An ensemble as in `forward`.  `work`, if given, is done by the end, in part
-    beside the recurrence where that pays."""
+    dy or dhn may be None, not both; any strides.  An ensemble as in `forward`."""
     *M, _, B, H = y.shape
     call = ("backward", *M, B, 1, H, y.dtype, precision, nonlinearity, y.device)
-    pass_ = "backward" if work is None else functools.partial(overlap.backward, work)
-    return run(_site, call, pass_, w_hh, y, dy, dhn, reverse)
+    return run(_site, call, "backward", w_hh, y, dy, dhn, reverse)
 
 
 def compile_ahead(problem: Problem, p: Plan, device: Device, lanes: Lanes = ONE) -> Any:
@@ -69,9 +66,9 @@ def compile_ahead(problem: Problem, p: Plan, device: Device, lanes: Lanes = ONE)
     return _REGIMES[p.regime].compile_ahead(problem, p, device, *several)
 
 
-def run(sites: Any, call: tuple[Any, ...], pass_: str | Callable[..., Any], *arguments: Any) -> Any:
-    """The pass, a method's name or a function of the site, at sites(call, overrides), a cached function; at its next site
-    where a kernel does not compile.  The last of `call` is the device."""
+def run(sites: Any, call: tuple[Any, ...], pass_: str, *arguments: Any) -> Any:
+    """The pass, a method's name, of sites(call, overrides), a cached function; of its next site where a kernel does not
+    compile.  The last of `call` is the device."""
     faults.check(call[-1])
     failure = None
     while True:
@@ -80,7 +77,7 @@ def run(sites: Any, call: tuple[Any, ...], pass_: str | Callable[..., Any], *arg
         except UnsupportedError as error:
             raise error from failure
         try:
-            return getattr(site, pass_)(*arguments) if isinstance(pass_, str) else pass_(site, *arguments)
+            return getattr(site, pass_)(*arguments)
         except DoesNotCompile as error:
             failure = error
             reject(site.problem, hardware.of(call[-1]), site.plan, str(error), getattr(site, "lanes", ONE))

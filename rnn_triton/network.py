@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from . import dropout as masks
-from . import gemm, gradients, hardware, launch, op, overlap
+from . import gemm, gradients, hardware, launch, op
 from .errors import UnsupportedError
 from .gradients import DB, DH0, DW_HH, DW_IH, DX
 from .lanes import BothDirections, Wavefront
@@ -233,16 +233,16 @@ def _backward_in(
         if lanes.count == 1:
             of_y = None if dy is None else dy[..., direction * H : (direction + 1) * H]
             d = None if d is None else d[0]
-            op.run_backward(each[0], of_y, d, net.nonlinearity)
+            da = op.run_backward(each[0], of_y, d, net.nonlinearity)
+            found = [each[0].gradients(da)]
         else:
             given: tuple[Any, ...] = (w_hh, ys[layer], dy, d)
             if lanes.linked:
                 given = (w_ih, w_hh, ys[layer : layer + lanes.count], dy, d, seed, net.dropped)
-            work = gradients.Layers(each, 0 if lanes.linked else 2)
-            call = _call("backward", x, 1, H, lanes, layer, net)
-            da = launch.run(_site, call, functools.partial(overlap.backward, work), *given)
+            da = launch.run(_site, _call("backward", x, 1, H, lanes, layer, net), "backward", *given)
+            of_each = zip(each, da.unbind(0 if lanes.linked else 2), strict=True)
+            found = [one.gradients(part) for one, part in of_each]
 
-        found = [one.gradients() for one in each]
         for _, *of_weights, dh0 in reversed(found):
             weights += reversed(of_weights)
             states.append(dh0)
@@ -262,13 +262,13 @@ def _backward_in(
     return dy if for_x and dy is not None else x.new_empty(0), dh0, weights[::-1]
 
 
-def _below(y: Tensor, seed: Tensor | None, layer: int, net: Settings, needs: int) -> gradients.Below:
-    """What the next layer gets of this one's y, as far as the gradients `needs` look at it: in chunks of time where they can"""
+def _below(
+    y: Tensor, seed: Tensor | None, layer: int, net: Settings, needs: int
+) -> Tensor | Callable[[], Tensor]:
+    """What the next layer gets of this one's y, as far as the gradients `needs` look at it; dropped where it is asked for"""
     if seed is None or not needs & DW_IH:
         return y
-    if needs & DX:
-        return masks.drop(y, seed, layer, net.dropped)
-    return lambda t0, t1: masks.drop(y[t0:t1], seed, layer, net.dropped, t0)
+    return lambda: masks.drop(y, seed, layer, net.dropped)
 
 
 def _dropped(y: Tensor, seed: Tensor | None, layer: int, net: Settings) -> Tensor:

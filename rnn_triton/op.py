@@ -72,25 +72,22 @@ def _run_backward(
         return _allocate_gradients(y.new_zeros, x, w_ih, w_hh, h0, needs, groups)
     layer = Layer(x, w_ih, w_hh, h0, y, reverse, precision, needs if groups is None else needs & (DX | DH0))
     da = run_backward(layer, dy, dhn, nonlinearity)
+    dx, dw_ih, dw_hh, db, dh0 = layer.gradients(da)
     if groups is None:
-        return layer.gradients()
+        return dx, dw_ih, dw_hh, db, dh0
     M = y.shape[:-3]
     da, x, y = (_parts(t, groups, 3) for t in (da, x, y))
     h0 = None if h0 is None else _parts(h0, groups, 2)
     each = Layer(x, w_ih, w_hh, h0, y, reverse, precision, needs & ~(DX | DH0))
-    each.take(da, 0, each.T)
-    dx, _, _, _, dh0 = layer.gradients()
-    dw_ih, dw_hh, db = (part.view(*M, groups, *part.shape[1:]) for part in each.gradients()[1:4])
+    dw_ih, dw_hh, db = (part.view(*M, groups, *part.shape[1:]) for part in each.gradients(da)[1:4])
     return dx, dw_ih, dw_hh, db, dh0
 
 
 def run_backward(layer: Layer, dy: Tensor | None, dhn: Tensor | None, nonlinearity: str) -> Tensor:
-    """da[..,T,B,H], and all that the layer wants of it done"""
+    """da[..,T,B,H]"""
     if has_kernels(layer.y):
-        return launch.backward(layer.w_hh, layer.y, dy, dhn, nonlinearity, layer.reverse, layer.precision, layer)
-    da = _cpu_backward(layer.w_hh, layer.y, dy, dhn, nonlinearity, layer.reverse)
-    layer.take(da, 0, layer.T)
-    return da
+        return launch.backward(layer.w_hh, layer.y, dy, dhn, nonlinearity, layer.reverse, layer.precision)
+    return _cpu_backward(layer.w_hh, layer.y, dy, dhn, nonlinearity, layer.reverse)
 
 
 def _parts(t: Tensor, groups: int, dims: int) -> Tensor:

@@ -31,8 +31,7 @@ __all__ = [
 ]  # fmt: skip
 
 _OF_PLANS = {"regime"} | {f.name for regime in (SingleCta, Grid, PerStep) for f in fields_of(regime)} - {"reason"}
-# What is no plan's: how many layers or directions a launch takes at most, how many launches a backward pass
-BESIDES = {"lanes", "chunks"}
+BESIDES = {"lanes"}  # what is no plan's: how many layers or directions a launch takes at most
 CHOICES = _OF_PLANS | BESIDES
 
 Choices = tuple[tuple[str, Any], ...]
@@ -103,8 +102,7 @@ def best(problem: Problem, device: Device, plans: Sequence[Plan]) -> Plan:
 def overriding(**choices: Any) -> Iterator[None]:
     """While open, in the whole process, plans have these values: names of the fields of a plan, and `regime`.
 
-    `lanes`: how many layers of a stack, or directions, a launch holds at most; 1: each has its own.  `chunks`: how many
-    launches a backward pass is cut into, where its regime can be (overlap.py).  `w_ih_home` is about
+    `lanes`: how many layers of a stack, or directions, a launch holds at most; 1: each has its own.  `w_ih_home` is about
     forward passes: backward ones project nothing.  Nested ones add up.  ValueError: no such field, here; no such plan, when
     one is asked for."""
     unknown = sorted(set(choices) - CHOICES)

@@ -102,7 +102,7 @@ def engine(problem: Problem, plan: SingleCta, lanes: Lanes) -> Engine:
     of = functools.partial(constants, problem, plan, lanes=lanes)
     launch = Launcher(recurrence, (tiles, lanes.count, 1), of, options(plan, lanes))
     units = _input_unit(problem, plan), _state_unit(plan)
-    return Engine(launch, tiles, 1, *units, chunks=False, waits=lanes.linked, more=(0, 0, 0))  # it has no models
+    return Engine(launch, tiles, 1, *units, waits=lanes.linked, more=(0, 0, 0))  # it has no models
 
 
 def _per_model(*tensors: Tensor | None) -> tuple[tuple[Any, ...], int]:

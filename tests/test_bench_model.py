@@ -6,10 +6,10 @@ import pytest
 
 from bench import cases, model
 from bench.inputs import lengths_of
-from rnn_triton import latency, overlap, stack_plan
+from rnn_triton import latency, stack_plan
 from rnn_triton.errors import UnsupportedError
 from rnn_triton.hardware import RECORDS
-from rnn_triton.plans import ONE, Lanes
+from rnn_triton.plans import Lanes
 
 H200 = RECORDS["sm_90"]
 
@@ -48,18 +48,6 @@ def test_training_is_forward_and_backward_and_gemms(name, part):
     # the GEMMs may hide behind the recurrence: no less than both recurrences, no more than one after the other
     least = sum(p.floor_us for p in parts)
     assert least * (1 - 1e-12) <= train.floor_us <= (least + model.gemms(forward, H200)[0]) * (1 + 1e-12)
-
-
-def test_gemms_beside_the_backward_pass():
-    """Where it is cut into chunks training takes less than its parts one after the other, by what that is estimated to save"""
-    case = cases.case(2048, 8, 4096, "bf16")
-    forward, backward = model.problems(case)
-    chosen = model.plan(backward, H200)
-    found = overlap.schedule(backward, chosen, ONE, H200, 4096, (2048, 2048, 2048))
-    assert found.chunks > 1
-    in_turn = sum(latency.step(p, model.plan(p, H200), H200).practical_us for p in (forward, backward))
-    in_turn += model.gemms(forward, H200)[1]
-    assert model.of_case(case, "train", H200).practical_us == pytest.approx(in_turn - found.saved_us / 4096)
 
 
 def test_gemms_after_the_backward_pass():

@@ -169,7 +169,7 @@ def setting():
 )
 def test_torch_where_its_setting_serves(monkeypatch, setting, current, kernel_runs_for):
     ran = []
-    monkeypatch.setattr(gemm, "triton_matmul", lambda a, b, precision, out: ran.append(precision))
+    monkeypatch.setattr(gemm, "triton_matmul", lambda a, b, precision: ran.append(precision))
     setting.fp32_precision = current  # the newer switch alone: reading the older one raises now
     with FakeTensorMode():
         a, b = torch.empty(3, 4, device="cuda"), torch.empty(4, 5, device="cuda")

@@ -37,6 +37,7 @@ def timing(
         "schema": records.SCHEMA, "kind": "timing", "run": run, "date": date, "environment": environment,
         "case": case.name, "shape": dataclasses.asdict(case), "pass": pass_, "provider": provider, "status": status,
         "message": "" if status == "ok" else f"it is {status}", "version": None, "device_us": at[case.T],
+        "spin_us": 50.0, "late": 0,
         "graph_us": at[case.T], "wall_us": at[case.T], "short_T": short, "short_us": at[short], "peak_bytes": 1000,
         "errors": {"y": {"rel": error, "rel_tol": 4 * error, "max": 2 * error, "max_tol": 24 * error}}, "plan": plan,
         "kernels": [], "floor_us_per_step": us_per_step / 4, "practical_us_per_step": us_per_step,

@@ -198,7 +198,7 @@ MUTANTS = (
             "error_ptr = sync_ptr + (group + 1) * LINE", "forward", _STUCK_COUNTER, "stuck"),
     _mutant("another group is reported", "grid.py", "(number.to(tl.int64) << 32)", "(groups.to(tl.int64) << 32)",
             "backward", _STUCK, "stuck"),
-    _mutant("the failing step is kept", "grid.py", "range(at * own_tiles, end", "range((at + 1) * own_tiles, end",
+    _mutant("the failing step is kept", "grid.py", "range(at * own_tiles, T", "range((at + 1) * own_tiles, T",
             "backward", _STUCK_COUNTER, "stuck"),
     _mutant("nobody looks for a failure", "exchange.py", "    at = tl.load(error_ptr, volatile=True)",
             "    at = 0 * tl.load(error_ptr, volatile=True) + SENTINEL", "backward", _STUCK, "stuck"),

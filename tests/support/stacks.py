@@ -140,7 +140,7 @@ class Stack(Case):
             results = getattr(site, direction)(*there, *dropout)
         if direction == "forward":
             return results
-        return (results,)
+        return (results.flatten(2) if self.both else results,)
 
 
 def dropout_masks(case, seed, device="cpu"):

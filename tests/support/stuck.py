@@ -14,8 +14,8 @@ from .mutants import Change
 
 DEAD = Change(
     "grid.py",
-    "for _ in range((end - begin) * own_tiles):",
-    "for _ in range((tl.where(tl.program_id(0) == 2 * CTAS - 1, 2, end) - begin) * own_tiles):",
+    "for _ in range(T * own_tiles):",
+    "for _ in range(tl.where(tl.program_id(0) == 2 * CTAS - 1, 2, T) * own_tiles):",
 )
 STEP = 3
 TILES = 4  # of 8 rows, dealt to two groups: 1 and 3 are lost
@@ -75,8 +75,8 @@ def dead(lane):
     """The last CTA of a lane's only group leaves after two steps: the others wait for it in step 3."""
     return Change(
         "grid.py",
-        "for _ in range((end - begin) * own_tiles):",
-        f"for _ in range((tl.where((lane == {lane}) & (tl.program_id(0) == CTAS - 1), 2, end) - begin) * own_tiles):",
+        "for _ in range(T * own_tiles):",
+        f"for _ in range(tl.where((lane == {lane}) & (tl.program_id(0) == CTAS - 1), 2, T) * own_tiles):",
     )
 
 

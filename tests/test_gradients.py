@@ -1,0 +1,66 @@
+"""The gradients that follow from da (rnn_triton/gradients.py), against fp64."""
+
+import itertools
+
+import pytest
+import torch
+
+from rnn_triton.gradients import DB, DH0, DW_HH, DW_IH, DX, Layer
+
+T, B, I, H = 7, 3, 5, 4
+NEEDS = (DX, DW_IH, DW_HH, DB, DH0)
+
+
+def of_layer(dtype, reverse, has_h0, needs, steps=T, x_as=lambda x: x):
+    """(gradients, the exact ones in fp64)"""
+    g = torch.Generator().manual_seed(1)
+    da, x, y = (torch.randn(steps, B, n, generator=g).to(dtype) for n in (H, I, H))
+    w_ih, w_hh, h0 = (torch.randn(*shape, generator=g).to(dtype) for shape in ((H, I), (H, H), (B, H)))
+    layer = Layer(x_as(x), w_ih, w_hh, h0 if has_h0 else None, y, reverse, "ieee", needs)
+    results = layer.gradients(da)
+    da, x, y, w_ih, w_hh, h0 = (t.double() for t in (da, x, y, w_ih, w_hh, h0))
+    first = h0[None] if has_h0 else torch.zeros(1, B, H, dtype=torch.float64)
+    before = torch.cat([y[1:], first] if reverse else [first, y[:-1]])
+    exact = (
+        da @ w_ih, torch.einsum("tbh,tbi->hi", da, x), torch.einsum("tbh,tbk->hk", da, before), da.sum((0, 1)),
+        da[-1 if reverse else 0] @ w_hh,
+    )  # fmt: skip
+    return results, exact
+
+
+@pytest.mark.parametrize("steps", [T, 1])
+@pytest.mark.parametrize("reverse, has_h0", list(itertools.product([False, True], repeat=2)))
+def test_gradients_of_every_subset(steps, reverse, has_h0):
+    """In fp64: the difference is the order of at most 21 additions of values up to about 10, 1e-16 each"""
+    for subset in itertools.product([0, 1], repeat=5):
+        needs = sum(n for n, wanted in zip(NEEDS, subset, strict=True) if wanted)
+        results, exact = of_layer(torch.float64, reverse, has_h0, needs, steps)
+        for got, want, wanted in zip(results, exact, subset, strict=True):
+            if wanted:
+                assert got.shape == want.shape and (got - want).abs().max() < 1e-12
+            else:
+                assert got.numel() == 0
+        assert len({t.data_ptr() for t in results if t.numel()}) == sum(subset)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("dtype, unit", [(torch.bfloat16, 2.0**-9), (torch.float16, 2.0**-12), (torch.float32, 0.0)])
+def test_sums_over_time_are_rounded_once(dtype, unit, reverse):
+    """Half a unit in the last place, and fp32's rounding of 21 products of values up to about 4, added up: 21 16 2^-24"""
+    results, exact = of_layer(dtype, reverse, False, DW_IH | DW_HH | DB)
+    for got, want in zip(results[1:4], exact[1:4], strict=True):
+        assert got.dtype is dtype
+        assert ((got.double() - want).abs() <= 1.0001 * unit * 2 ** want.abs().log2().ceil() + 21 * 16 * 2.0**-24).all()
+
+
+def test_x_that_is_made_when_it_is_needed():
+    made = []
+
+    def of(x):
+        return lambda: made.append(0) or x
+
+    results, exact = of_layer(torch.float64, False, True, DX | DW_IH, x_as=of)
+    assert all((got - want).abs().max() < 1e-12 for got, want in zip(results[:2], exact[:2], strict=True))
+    assert len(made) == 1
+    of_layer(torch.float64, False, True, DX | DB, x_as=of)
+    assert len(made) == 1
