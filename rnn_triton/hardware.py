@@ -32,14 +32,14 @@ RECORDS: dict[str, Device] = {
     "sm_100": Device("B200", 100, 148, 227 * 1024, 65536, 126 * 2**20, 1.97),
 }
 
-_INTERPRETER = replace(RECORDS["sm_90"], cooperative=False)
+_CPU = replace(RECORDS["sm_90"], cooperative=False)
 
 
 def of(device: torch.device) -> Device:
     """The record of a torch device: for the CPU, whose programs the interpreter runs one after another, and where there is
     no device to ask, an H200's."""
     if device.type == "cpu":
-        return _INTERPRETER
+        return _CPU
     if device.type != "cuda":
         return RECORDS["sm_90"]
     return _cuda(torch.cuda.current_device() if device.index is None else device.index)

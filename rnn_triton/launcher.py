@@ -39,7 +39,7 @@ def current(device: torch.device) -> contextlib.AbstractContextManager[Any]:
 
 def has_kernels(t: Tensor) -> bool:
     """Do kernels run on this tensor's device?"""
-    return t.is_cuda or interpreter.active()
+    return t.is_cuda or (t.is_cpu and interpreter.active())
 
 
 def batched(*tensors: Tensor | None) -> bool:

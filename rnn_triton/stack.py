@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from . import dropout as masks
-from . import functional, interpreter, network, packed
-from .launcher import batched
+from . import functional, network, packed
+from .launcher import batched, has_kernels
 from .network import Layer
 
 
@@ -68,7 +68,7 @@ def rnn(
 
 def _may_share(x: Tensor, weights: Sequence[Tensor], h0: Tensor | None, dropout: float) -> bool:
     """May layers share a launch: kernels on this device, tensors that they can be given, and masks of the dtype?"""
-    if not (x.is_cuda or (x.is_cpu and interpreter.active())) or x.dim() != 3:
+    if not has_kernels(x) or x.dim() != 3:
         return False
     if x.shape[0] == 0 or x.shape[1] == 0:
         return False

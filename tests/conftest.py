@@ -1,14 +1,17 @@
 """How tests run.
 
 interpret   in a worker process with TRITON_INTERPRET=1, which must be set before Triton is imported
+ptx         in a worker process in which kernels are compiled to PTX and that is executed on the CPU (tests/ptx_executor)
 compiled    in a worker process, beside the others: they take as long as all that is not interpreted together
 gpu         in one worker process, only where there is a CUDA device; kernels are compiled in parallel first
 long        only with --long or -m long
 together    in a module: all its tests in one worker, and with the time of long ones, for what its fixtures make takes long
-thin(n)     of all its cases but those on a GPU about one in n, the same ones every time; the others with --cases or --long
+thin(n)     of all its cases but those on a GPU or the executor about one in n, the same ones every time; the others with --cases or --long
 others      here
 
-A test that takes the argument `device` runs twice: "cpu" by the interpreter, "cuda" where there is a GPU.
+A test that takes the argument `device` runs twice: "cpu" by the interpreter, "cuda" where there is a GPU.  Marked
+`executed` it runs a third time, on CPU tensors by the executor: its name has "ptx" where the others have the device.  Most of
+these cases are long; the marker's arguments are the names of those that are not.
 With TRITON_INTERPRET=1 in the environment only the interpreter tests run, in this process (for a debugger).
 """
 
@@ -22,14 +25,19 @@ from support import warmup, workers
 
 MARKERS = {
     "compiled": "compiles kernels ahead of time and looks at the machine code, in a worker process",
+    "executed": "runs on the executor of PTX, too: by default the cases with these names, with --long all",
     "gpu": "needs a CUDA device; runs in a worker process that is restarted after a time-out",
     "interpret": "runs kernels in Triton's interpreter, in a worker process with TRITON_INTERPRET=1",
     "long": "deselected unless --long or -m long is given",
     "together": "all tests of the file in one worker",
+    "ptx": "runs kernels compiled to PTX on the executor, in a worker process",
     "thin": "about n - 1 in n cases deselected unless --cases or --long is given, told by a checksum of their names",
 }
-KINDS = ("gpu", "interpret", "compiled")  # of workers
+KINDS = ("gpu", "interpret", "ptx", "compiled")  # of workers
 IN_WORKER = "RNN_TRITON_TEST_WORKER"  # set, to one of KINDS, in the workers' environment
+
+
+EXECUTOR = pytest.StashKey()  # of tests marked ptx, in their worker
 
 
 def pytest_addoption(parser):
@@ -47,15 +55,40 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     for name, meaning in MARKERS.items():
         config.addinivalue_line("markers", f"{name}: {meaning}")
+    if os.environ.get(IN_WORKER) == "ptx":
+        from support import executed
+
+        config.stash[EXECUTOR] = executed.install()
 
 
 def pytest_generate_tests(metafunc):
     if "device" in metafunc.fixturenames:
-        cpu, cuda = (
+        cases = [
             pytest.param("cpu", marks=pytest.mark.interpret),
             pytest.param("cuda", marks=pytest.mark.gpu),
-        )
-        metafunc.parametrize("device", [cpu, cuda])
+        ]
+        if metafunc.definition.get_closest_marker("executed"):
+            cases.append(pytest.param("cpu", marks=pytest.mark.ptx, id="ptx"))
+        metafunc.parametrize("device", cases)
+
+
+def pytest_collectreport(report):
+    """A name that `executed` has and no case would leave that case out, and nobody would know."""
+    tests = {}
+    for item in report.result or ():
+        if isinstance(item, pytest.Function) and item.get_closest_marker("executed"):
+            tests.setdefault(item.originalname, []).append(item)
+    for name, items in tests.items():
+        unknown = set(items[0].get_closest_marker("executed").args) - {item.callspec.id for item in items}
+        if unknown:
+            raise pytest.UsageError(f"{name} is marked executed with names that no case has: {sorted(unknown)}")
+
+
+@pytest.fixture(autouse=True)
+def _schedules(request):
+    """A test's launches on the executor have the same schedules whatever ran before."""
+    if EXECUTOR in request.config.stash:
+        request.config.stash[EXECUTOR].launches = zlib.crc32(request.node.name.encode()) % 65536
 
 
 def kind(item):
@@ -66,7 +99,15 @@ def kind(item):
 def thinned_out(item):
     """Is this one of the cases that `thin` leaves out?  By its name: with strides some values would never be drawn."""
     thin = item.get_closest_marker("thin")
-    return thin is not None and kind(item) != "gpu" and zlib.crc32(item.name.encode()) % thin.args[0] != 0
+    return thin is not None and kind(item) not in ("gpu", "ptx") and zlib.crc32(item.name.encode()) % thin.args[0] != 0
+
+
+def is_long(item):
+    """Does it only run with --long?"""
+    executed = item.get_closest_marker("executed")
+    if executed and kind(item) == "ptx":
+        return item.callspec.id not in executed.args
+    return item.get_closest_marker("long") is not None
 
 
 def has_cuda():
@@ -86,7 +127,7 @@ def pytest_collection_modifyitems(config, items):
 
     def wanted(item):
         nonlocal cuda
-        if not want_long and (item.get_closest_marker("long") or thinned_out(item) not in cases):
+        if not want_long and (is_long(item) or thinned_out(item) not in cases):
             return False
         if interpreting:
             return kind(item) == "interpret"
@@ -105,8 +146,10 @@ def pytest_collection_modifyitems(config, items):
 def environment(name):
     """Of the worker for tests marked `name`."""
     settings = {**os.environ, IN_WORKER: name}
+    if name in ("interpret", "ptx"):
+        settings["CUDA_VISIBLE_DEVICES"] = ""  # no GPU in sight
     if name == "interpret":
-        settings |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}  # no GPU in sight
+        settings["TRITON_INTERPRET"] = "1"
     return settings
 
 
@@ -117,8 +160,8 @@ def open_pool(session, name, items, count):
     if session.config.inipath:
         arguments += ["-c", str(session.config.inipath)]
     arguments += sorted({str(item.path) for item in items})
-    patient = ("long", "together")  # ten times the limit
-    seconds = [option.worker_timeout * (10 if any(map(item.get_closest_marker, patient)) else 1) for item in items]
+    patient = [item.get_closest_marker("together") or is_long(item) for item in items]  # ten times the limit
+    seconds = [option.worker_timeout * (10 if p else 1) for p in patient]
     limits = [workers.Limit(cpu, cpu * option.worker_patience) for cpu in seconds]
     tests = [(item.nodeid, limit) for item, limit in zip(items, limits, strict=True)]
     processes = [
@@ -148,10 +191,9 @@ def pytest_runtestloop(session):
         pools["gpu"] = open_pool(session, "gpu", groups["gpu"], 1)
     if groups["compiled"]:
         pools["compiled"] = open_pool(session, "compiled", groups["compiled"], 2)
-    if groups["interpret"]:
-        pools["interpret"] = open_pool(
-            session, "interpret", groups["interpret"], session.config.option.workers
-        )
+    for name in ("interpret", "ptx"):
+        if groups[name]:
+            pools[name] = open_pool(session, name, groups[name], session.config.option.workers)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -8,6 +8,7 @@ import dataclasses
 
 import pytest
 import torch
+from support.memory import reserved
 from support.problems import gradients, like, over_present, problem
 from support.recorder import Recorder
 from test_compile import check as check_compiled
@@ -88,6 +89,7 @@ def check(kind, models, shared=(), nonlinearity="tanh", reverse=False):
 
 
 # rows of no whole vectors, and of them
+@pytest.mark.executed
 @pytest.mark.thin(2)
 @pytest.mark.parametrize(
     "kind, I, H, reverse",
@@ -115,6 +117,7 @@ def test_each_model_is_what_it_is_alone(kind, I, H, reverse, device):
 SHAPES = [(2, 3, 13, 17), *[pytest.param(*s, marks=pytest.mark.long) for s in ((2, 1, 1, 1), (2, 9, 16, 16), (1, 3, 40, 24))]]
 
 
+@pytest.mark.executed("ptx-2-3-13-17-bf16")
 @pytest.mark.thin(2)
 @kinds
 @pytest.mark.parametrize("T, B, I, H", SHAPES)
@@ -122,12 +125,14 @@ def test_values_and_gradients(kind, T, B, I, H, device):
     check(kind, members(kind, T, B, I, H, device))
 
 
+@pytest.mark.executed
 @pytest.mark.thin(2)
 @pytest.mark.parametrize("nonlinearity, reverse", [("tanh", True), ("relu", False), ("relu", True)])
 def test_nonlinearity_and_direction(nonlinearity, reverse, device):
     check("bf16", members("bf16", 2, 2, 9, 20, device), nonlinearity=nonlinearity, reverse=reverse)
 
 
+@pytest.mark.executed
 @pytest.mark.thin(2)
 @pytest.mark.parametrize("bias, h0", [((False, True), True), ((True, False), False), ((False, False), True)])
 def test_optional_inputs(bias, h0, device):
@@ -137,6 +142,7 @@ def test_optional_inputs(bias, h0, device):
 SHARED = [(0,), (1,), (2,), (3, 4), (5,), (0, 1, 2, 4, 5), (0, 1, 3, 4, 5), (0, 2, 3, 4, 5)]
 
 
+@pytest.mark.executed
 @pytest.mark.thin(2)
 @pytest.mark.parametrize("shared", SHARED)
 def test_what_models_share(shared, device):
@@ -208,6 +214,7 @@ def test_frozen_weights_cost_no_gemm(device, launches, monkeypatch):
         assert len(products) == count
 
 
+@pytest.mark.executed
 @pytest.mark.long
 @pytest.mark.parametrize(
     "kind, I, H, home",
@@ -226,6 +233,7 @@ def test_homes_of_the_weights(kind, I, H, home, device):
     check(kind, members(kind, 2, 2, I, H, device))
 
 
+@pytest.mark.executed
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["bf16", pytest.param("fp16", marks=pytest.mark.long)])
 def test_a_crowded_chip_takes_tiles_of_16(kind, device, monkeypatch):
@@ -242,6 +250,7 @@ def test_a_crowded_chip_takes_tiles_of_16(kind, device, monkeypatch):
         launch._site.cache_clear()
 
 
+@pytest.mark.executed
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["bf16", *[pytest.param(k, marks=pytest.mark.long) for k in ("tf32", "fp64")]])
 def test_strides(kind, device):
@@ -262,20 +271,22 @@ def test_strides(kind, device):
     assert_close(outputs, expected, tolerance(kind, 2))
 
 
+@pytest.mark.executed
 @pytest.mark.parametrize("which", ["x", "dy"])
 def test_model_stride_beyond_32_bits(which, device):
-    """Two models whose data lie 2^31 elements apart; the memory between them is never touched."""
+    """Two models whose data lie 2^31 elements apart, after a call with narrow strides; the memory between them is never
+    touched."""
     if device == "cuda" and torch.cuda.mem_get_info()[0] < 20 * 2**30:
         pytest.fail("needs 20 GB of GPU memory")
     T, B, N = 2, 2, 16
     x, *weights = stacked(members("ieee", T, B, N, N, device, n=2))[1]
-    far = torch.empty(2**31 + T * B * N, device=device).as_strided((2, T, B, N), (2**31, B * N, N, 1))
+    far = reserved(2**31 + T * B * N, device).as_strided((2, T, B, N), (2**31, B * N, N, 1))
     far.copy_(x)
     if which == "x":
-        ours, expected = (op.run_forward(t, *weights, "tanh", False, "ieee")[0] for t in (far, x))
+        expected, ours = (op.run_forward(t, *weights, "tanh", False, "ieee")[0] for t in (x, far))
     else:
         y = torch.rand(2, T, B, N, generator=torch.Generator().manual_seed(0)).to(device)
-        ours, expected = (launch.backward(weights[1], y, t, None, "tanh", False, "ieee") for t in (far, x))
+        expected, ours = (launch.backward(weights[1], y, t, None, "tanh", False, "ieee") for t in (x, far))
     assert torch.equal(ours, expected)
 
 

@@ -38,6 +38,7 @@ def check(a, b, precision):
     return ((out.double() - exact).abs() / scale).max()
 
 
+@pytest.mark.executed("ptx-33-17-31-tf32")
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(
     "M, N, K", [(1, 1, 1), (33, 17, 31), (32, 64, 32), (129, 65, 40), (5, 3, 1100), (300, 1, 7)]
@@ -49,6 +50,7 @@ def test_values(M, N, K, precision, device):
         assert error > 8 * PER_PRODUCT["tf32x3"], "computed more exactly than asked: slower, and hides a bug"
 
 
+@pytest.mark.executed
 @pytest.mark.parametrize("M, N, K", [(33, 17, 31), (5, 3, 1100)])
 def test_several_products_in_one_launch(M, N, K, device):
     """P of them, of any strides, an expanded one in place; each is what it is alone"""
@@ -63,6 +65,7 @@ def test_several_products_in_one_launch(M, N, K, device):
     check(a[1], b[1], "tf32x3")
 
 
+@pytest.mark.executed
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_strides(precision, device):
     a, b = matrices(40, 36, 70, device)
@@ -94,6 +97,7 @@ def test_offsets_are_wide_where_a_tile_is(monkeypatch, shape_a, stride_a, stride
     assert launches[0]["OFFSETS"] == (gemm.tl.int64 if wide else gemm.tl.int32)
 
 
+@pytest.mark.executed
 def test_wide_offsets(device):
     a, b = matrices(1, 20, 45, device)
     far = a.as_strided((1, 45), (2**31, 1), a.storage_offset())
@@ -113,6 +117,7 @@ def test_more_than_2_to_31_elements():
     check(spread, torch.randn(40, 20, device="cuda"), "ieee")
 
 
+@pytest.mark.executed
 def test_split_k_is_deterministic_and_right(device):
     a, b = matrices(20, 24, 5000, device)
     assert gemm.tiling(20, 24, 5000, 132).splits == 9
@@ -123,6 +128,7 @@ def test_split_k_is_deterministic_and_right(device):
     assert gemm.triton_matmul(a, b, "ieee").isnan().all()
 
 
+@pytest.mark.executed
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_not_finite(precision, device):
     a, b = torch.ones(4, 40, device=device), torch.ones(40, 3, device=device)

@@ -66,6 +66,16 @@ CASES = [
 WEIGHTS_OF_FORWARD_ONLY = ("shared", "stream", "gemm")
 
 
+@pytest.mark.executed(
+    "ptx-forward-T=3-B=3-I=20-H=72-warps=8-chains=1",
+    "ptx-backward-T=3-B=2-I=9-H=33-first=False-bias=True,False",
+    "ptx-forward-T=3-B=3-I=9-H=200-units=64-shared=1-protocol=counter",
+    "ptx-backward-T=3-B=19-I=16-H=24-groups=2-protocol=counter",
+    "ptx-forward-T=2-B=11-I=8-H=20-kind=tf32-groups=2",
+    "ptx-backward-T=3-B=5-I=13-H=37-kind=tf32",
+    "ptx-forward-T=3-B=7-I=31-H=19-kind=tf32x3-protocol=counter",
+    "ptx-backward-T=4-B=3-I=9-H=40-kind=tf32-protocol=counter-nonlinearity=relu",
+)
 @pytest.mark.thin(2)
 @pytest.mark.parametrize("direction, case, mode", [
     pytest.param(direction, case, MODES[i % len(MODES)], id=f"{direction}-{case}")
@@ -76,6 +86,7 @@ def test_values(direction, case, mode, device):
     case.check(direction, device=device, mode=mode)
 
 
+@pytest.mark.executed
 @pytest.mark.parametrize("direction, protocol", [
     ("forward", "sentinel"), ("backward", "counter"),
     *(pytest.param(*c, marks=pytest.mark.long) for c in (("forward", "counter"), ("backward", "sentinel"))),
@@ -101,6 +112,7 @@ def test_programs_wait():
         assert session.stats["programs"] == 3 and session.stats["polls"] > 0
 
 
+@pytest.mark.executed
 @pytest.mark.thin(2)
 @both
 @pytest.mark.parametrize("kind", ["bf16", "tf32"])
@@ -133,6 +145,7 @@ BACKWARD = dict(w_hh=0, y=1, dy=2, dhn=3)
 NAN, INF = float("nan"), float("inf")
 
 
+@pytest.mark.executed
 @pytest.mark.thin(2)
 @protocols
 @pytest.mark.parametrize("direction, where, kind, nonlinearity", [
@@ -156,6 +169,7 @@ def test_nan_and_inf(direction, where, kind, nonlinearity, protocol, device):
     assert_same_where_finite(results, expected, case.tolerance)
 
 
+@pytest.mark.executed
 @pytest.mark.thin(2)
 @pytest.mark.parametrize("kind", ["bf16", "tf32"])
 @pytest.mark.parametrize(
@@ -172,6 +186,7 @@ def test_sentinel_as_data(direction, where, kind, device):
     faults.check(torch.device(device))
 
 
+@pytest.mark.executed
 @both
 def test_infinite_weight_in_one_step(direction, device):
     """Backward there is no product with W_hh at the first step; forward 0 W_hh is NaN, as in torch."""
@@ -183,6 +198,7 @@ def test_infinite_weight_in_one_step(direction, device):
     assert_same_where_finite(case.run(direction, tensors, device), expected, case.tolerance)
 
 
+@pytest.mark.executed
 @protocols
 def test_infinite_states_stay_in_their_row(protocol, device):
     """relu lets inf through, and inf times the zeros of the padding is NaN, which must not reach the next step."""

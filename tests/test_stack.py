@@ -61,6 +61,7 @@ BY_DEFAULT = {
 }  # fmt: skip
 
 
+@pytest.mark.executed("ptx-backward-T=3-B=9-I=16-H=21-both=True-depth=2")
 @pytest.mark.parametrize("direction, case, mode", [
     # a few of them by default, under different schedules; all with --long
     pytest.param(direction, case, MODES[i % len(MODES)], id=f"{direction}-{case}",
@@ -72,6 +73,7 @@ def test_values(direction, case, mode, device):
     case.check(direction, device=device, mode=mode)
 
 
+@pytest.mark.executed
 @pytest.mark.long
 @pytest.mark.parametrize("depth", [None, 1, 2])
 @pytest.mark.parametrize("direction, B, dropped", [
@@ -120,6 +122,7 @@ def test_a_layer_far_behind_is_not_overrun(direction, depth):
             assert lanes == sorted(lanes) and set(lanes) == {0, 1, 2}
 
 
+@pytest.mark.executed("ptx-bf16-2-forward", "ptx-bf16-2-backward")
 @both_passes
 @pytest.mark.parametrize("kind, depth", [
     ("bf16", 2), *(pytest.param(*case, marks=pytest.mark.long) for case in (("tf32", 1), ("bf16", None), ("tf32", None))),
@@ -135,6 +138,7 @@ def test_dropout_in_both_passes(direction, kind, depth, device):
     assert_close(results, case.expected(direction, tensors, masks), case.tolerance)
 
 
+@pytest.mark.executed
 @pytest.mark.long
 @both_passes
 @pytest.mark.parametrize("dropped", [0, 65536])
@@ -146,6 +150,7 @@ def test_dropout_of_nothing_and_of_all(direction, dropped, depth, device):
     assert_close(case.run(direction, tensors, device, seed=1), case.expected(direction, tensors, masks), case.tolerance)
 
 
+@pytest.mark.executed
 @pytest.mark.parametrize("depth", [pytest.param(None, marks=pytest.mark.long), pytest.param(1, marks=pytest.mark.long), 2])
 def test_nan_weights_end_in_nan(depth, device):
     """as in torch, at every layer above, with nobody waiting"""
@@ -158,6 +163,7 @@ def test_nan_weights_end_in_nan(depth, device):
     assert_same_where_finite([y, hn], expected, case.tolerance)
 
 
+@pytest.mark.executed
 @pytest.mark.long
 @pytest.mark.parametrize("where", ["w_hh of the top", "w_ih of the top", "dy"])
 @pytest.mark.parametrize("depth", [None, 1, 2])

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from cooperative import cooperate
 
-from rnn_triton import grid, plans, reference
+from rnn_triton import grid, interpreter, plans, reference
 
 from .problems import problem
 
@@ -129,15 +129,16 @@ class Case:
         """(y, hn) or (da,)"""
         site = self.site(direction, module)
         there = [None if t is None else t.to(device) for t in tensors]
-        with self.interpreted(direction, device, mode):
+        with self.interpreted(direction, mode):
             if direction == "forward":
                 return site.forward(*there, self.reverse)
             return (site.backward(*there, self.reverse),)
 
     @contextlib.contextmanager
-    def interpreted(self, direction, device="cpu", mode=MODES[0]):
-        """All programs alive, outputs poisoned before each launch, unless `mode` says otherwise; nothing on a GPU."""
-        if device != "cpu":
+    def interpreted(self, direction, mode=MODES[0]):
+        """All programs alive, outputs poisoned before each launch, unless `mode` says otherwise; nothing where kernels are
+        compiled."""
+        if not interpreter.active():
             yield
             return
         # hn exists in the forward pass only; in the backward pass `out` stands for it

@@ -1,7 +1,8 @@
-"""Memory that torch operations hold, counted on any device."""
+"""Memory that torch operations hold, counted on any device; memory that nobody touches."""
 
 import weakref
 
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -33,3 +34,13 @@ class Allocations(TorchDispatchMode):
     def _freed(self, key, size):
         self.known.discard(key)
         self.live -= size
+
+
+def reserved(n, device):
+    """fp32 [n], of which no byte is written, even where torch fills what it allocates: pages that nobody touches cost nothing."""
+    settings = torch.utils.deterministic
+    fill, settings.fill_uninitialized_memory = settings.fill_uninitialized_memory, False
+    try:
+        return torch.empty(n, device=device)
+    finally:
+        settings.fill_uninitialized_memory = fill

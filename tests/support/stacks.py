@@ -136,7 +136,7 @@ class Stack(Case):
         there = [[e.to(device) for e in t] if isinstance(t, list) else None if t is None else t.to(device) for t in tensors]
         site = self.site(direction, module)
         dropout = () if self.dropped is None else (torch.tensor([seed], device=device), self.dropped)
-        with self.interpreted(direction, device, mode):
+        with self.interpreted(direction, mode):
             results = getattr(site, direction)(*there, *dropout)
         if direction == "forward":
             return results
