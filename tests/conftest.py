@@ -4,9 +4,10 @@ interpret   in a worker process with TRITON_INTERPRET=1, which must be set befor
 ptx         in a worker process in which kernels are compiled to PTX and that is executed on the CPU (tests/ptx_executor)
 compiled    in a worker process, beside the others: they take as long as all that is not interpreted together
 gpu         in one worker process, only where there is a CUDA device; kernels are compiled in parallel first
-long        only with --long or -m long
+long        only with --long, --cases=others or -m long
 together    in a module: all its tests in one worker, and with the time of long ones, for what its fixtures make takes long
-thin(n)     of all its cases but those on a GPU or the executor about one in n, the same ones every time; the others with --cases or --long
+thin(n)     of all its cases but those on a GPU or the executor about one in n, the same ones every time; the others
+            with --cases or --long
 others      here
 
 A test that takes the argument `device` runs twice: "cpu" by the interpreter, "cuda" where there is a GPU.  Marked
@@ -28,7 +29,7 @@ MARKERS = {
     "executed": "runs on the executor of PTX, too: by default the cases with these names, with --long all",
     "gpu": "needs a CUDA device; runs in a worker process that is restarted after a time-out",
     "interpret": "runs kernels in Triton's interpreter, in a worker process with TRITON_INTERPRET=1",
-    "long": "deselected unless --long or -m long is given",
+    "long": "deselected unless --long, --cases=others or -m long is given",
     "together": "all tests of the file in one worker",
     "ptx": "runs kernels compiled to PTX on the executor, in a worker process",
     "thin": "about n - 1 in n cases deselected unless --cases or --long is given, told by a checksum of their names",
@@ -43,8 +44,8 @@ EXECUTOR = pytest.StashKey()  # of tests marked ptx, in their worker
 def pytest_addoption(parser):
     group = parser.getgroup("rnn_triton")
     group.addoption("--long", action="store_true", help="run the long tests too")
-    meaning = "of the cases of tests marked thin: few (the default), the others that are then left out and nothing else, or all"
-    group.addoption("--cases", choices=("few", "others", "all"), default="few", help=meaning)
+    meaning = "few (the default), every case of thin tests (all), or what is then left out, the long ones among it (others)"
+    group.addoption("--cases", choices=("few", "all", "others"), default="few", help=meaning)
     group.addoption("--workers", type=int, default=2, metavar="N", help="processes for interpreter tests (2)")
     meaning = "seconds of CPU time for one test in a worker, ten times that for a long one (60)"
     group.addoption("--worker-timeout", type=float, default=60, metavar="S", help=meaning)
@@ -121,13 +122,15 @@ def pytest_collection_modifyitems(config, items):
     if IN_WORKER in os.environ:
         return  # the parent has selected
     want_long = config.option.long or "long" in config.option.markexpr
-    cases = {"few": (False,), "others": (True,), "all": (False, True)}[config.option.cases]  # thinned out?
     interpreting = os.environ.get("TRITON_INTERPRET") == "1"
     cuda = None
 
     def wanted(item):
         nonlocal cuda
-        if not want_long and (is_long(item) or thinned_out(item) not in cases):
+        if config.option.cases == "others":
+            if not (is_long(item) or thinned_out(item)):
+                return False
+        elif not want_long and (is_long(item) or config.option.cases == "few" and thinned_out(item)):
             return False
         if interpreting:
             return kind(item) == "interpret"

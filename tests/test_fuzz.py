@@ -6,7 +6,7 @@ from support import fuzz
 import rnn_triton
 
 
-@pytest.mark.parametrize("first", range(0, 200, 200))
+@pytest.mark.parametrize("first", [pytest.param(n, marks=() if n < 200 else pytest.mark.long) for n in range(0, 1000, 200)])
 def test_as_torch(first):
     for number in range(first, first + 200):
         fuzz.check(number)

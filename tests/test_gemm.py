@@ -312,6 +312,7 @@ def test_projection_is_captured_and_repeats():
 TILES = list(itertools.product(gemm.BLOCKS_M, gemm.BLOCKS_N))
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("layout", ["nn", "tn"])
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(

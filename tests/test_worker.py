@@ -304,16 +304,19 @@ THIN = """
 
     def test_always():
         pass
+
+    @pytest.mark.long
+    def test_long():
+        pass
 """
 
 
 def test_one_in_a_few_of_many_cases(tmp_path):
-    files = {"test_thin.py": THIN}
-    few, again = (run(tmp_path, files).outcomes for _ in range(2))
-    others, every, long = (run(tmp_path, files, *more).outcomes for more in (["--cases=others"], ["--cases=all"], ["--long"]))
-    assert few == again and 6 <= len(few) <= 16
-    assert "test_always" in few and not few.keys() & others.keys()
-    assert few | others == every == long and len(every) == 31
+    arguments = ([], [], ["--cases=all"], ["--cases=others"], ["--long"])
+    few, again, cases, others, every = (run(tmp_path, {"test_thin.py": THIN}, *more).outcomes for more in arguments)
+    assert few == again and 6 <= len(few) <= 16 and few.keys() < cases.keys() < every.keys()
+    assert every.keys() - cases.keys() == {"test_long"} and len(every) == 32
+    assert others.keys() == every.keys() - few.keys()
 
 
 SHARED = """
