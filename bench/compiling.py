@@ -52,19 +52,25 @@ def calls_of(jobs: Iterable[Job], here: Collection[str]) -> list[Call]:
 
 
 @contextlib.contextmanager
-def first_launches_compile() -> Iterator[None]:
-    """A launch that comes by Triton's own path, as the first one of every kernel does, compiles and loads the kernel, and is
-    not made.  Loading tells what does not fit the device, so that the planner's next choice is compiled as well."""
+def launches_compile() -> Iterator[None]:
+    """A launch compiles and loads its kernel, and is not made, whether it comes by Triton's own path, as the first one of every
+    kernel does, or by the kernel itself, as those after it do (rnn_triton/launcher.py).  Loading tells what does not fit the
+    device, so that the planner's next choice is compiled as well."""
+    from triton.compiler import CompiledKernel
     from triton.runtime.jit import JITFunction
 
-    run = JITFunction.run
+    run, load = JITFunction.run, CompiledKernel.__getitem__
 
     def compile_only(function: Any, *arguments: Any, **options: Any) -> Any:
         kernel = run(function, *arguments, **{**options, "warmup": True})
-        kernel[(1, 1, 1)]  # loads it
+        kernel[(1, 1, 1)]
         return kernel
 
-    with mock.patch.object(JITFunction, "run", compile_only):
+    def load_only(kernel: Any, grid: Any) -> Callable[..., None]:
+        load(kernel, grid)
+        return lambda *arguments, **options: None
+
+    with mock.patch.object(JITFunction, "run", compile_only), mock.patch.object(CompiledKernel, "__getitem__", load_only):
         yield
 
 
@@ -76,17 +82,12 @@ def compile_call(call: Call) -> None:
         provider.prepare(call.case, call.pass_, device)
         return
     import rnn_triton
-    from rnn_triton import launch, network
 
     # ValueError: no such plan, NotImplementedError: no plan at all; both show again when the case runs
     with contextlib.suppress(ValueError, NotImplementedError):
         session = provider.session(call.case, tensors(call.case, device))
-        try:
-            with first_launches_compile(), rnn_triton.overriding(**dict(call.choices)):
-                session.forward() if call.pass_ == "fwd" else session.train()
-        finally:
-            for sites in (launch._site, network._site):
-                sites.cache_clear()  # they keep kernels, and a kept one would be launched
+        with launches_compile(), rnn_triton.overriding(**dict(call.choices)):
+            session.forward() if call.pass_ == "fwd" else session.train()
 
 
 def compile_ahead(call: Call) -> None:

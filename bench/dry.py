@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from .environment import root
+from .timing import Timed
 
 Calls = Mapping[str, Callable[[], Any]]
 
@@ -44,20 +45,20 @@ class Flush:
     def __init__(self, device: torch.device):
         pass
 
-    def __call__(self) -> None:
+    def __call__(self, spin_us: float = 0.0) -> None:
         pass
 
 
 def device_us(
-    calls: Calls, flush: Callable[[], None], budget_s: float, announce: Callable[[str], None] | None = None
-) -> dict[str, list[float]]:
-    return {name: [10.0 + 1e-3 * _values(call())] for name, call in calls.items()}
+    calls: Calls, flush: Callable[[float], None], budget_s: float, announce: Callable[[str], None] | None = None
+) -> dict[str, Timed]:
+    return {name: Timed(us, 0.0, 0) for name, us in wall_us(calls).items()}
 
 
 def wall_us(
     calls: Calls, budget_s: float = 0.0, announce: Callable[[str], None] | None = None
 ) -> dict[str, list[float]]:
-    return device_us(calls, lambda: None, 0.0)
+    return {name: [10.0 + 1e-3 * _values(call())] for name, call in calls.items()}
 
 
 class Telemetry:
@@ -71,7 +72,7 @@ class Telemetry:
         pass
 
 
-def capture(call: Callable[[], object]) -> Any:
+def capture(call: Callable[[], Any]) -> tuple[Any, Any]:
     raise RuntimeError("a CUDA graph needs a GPU")
 
 

@@ -79,7 +79,8 @@ class Place:
 
     def samples(self, **calls: Callable[[], object]) -> dict[str, list[float]]:
         """Device microseconds of calls, taken in turn"""
-        return self.clock.device_us(calls, self.clock.Flush(self.device), SECONDS * len(calls))
+        found = self.clock.device_us(calls, self.clock.Flush(self.device), SECONDS * len(calls))
+        return {name: timed.us for name, timed in found.items()}
 
 
 @dataclass(frozen=True)
@@ -338,7 +339,7 @@ class Slope(Constant):
             if self.by == "graph":
                 if place.is_dry:
                     raise NotHere("needs a GPU")
-                graphs = {name: place.clock.capture(call) for name, call in calls.items()}
+                graphs = {name: place.clock.capture(call)[0] for name, call in calls.items()}
                 calls = {name: graph.replay for name, graph in graphs.items()}
             samples = place.clock.wall_us(calls) if self.by == "wall" else place.samples(**calls)
         middle = [_median(samples[str(T)]) for T in self.steps]
@@ -585,8 +586,7 @@ def graph_replays_bitwise(place: Place, case: Case, choices: Choices) -> str:
             return dict(zip(("y", "hn"), session.forward()))
 
         for what, eager in (("forward", forward), ("forward and backward", session.train)):
-            static: dict[str, torch.Tensor] = {}
-            graph = place.clock.capture(lambda eager=eager: static.update(eager()))
+            graph, static = place.clock.capture(eager)
             for replay in range(3):
                 inputs["x"].copy_(tensors(case, place.device, seed=replay + 1)["x"])
                 expected = _copies(eager())

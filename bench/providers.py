@@ -372,13 +372,7 @@ class Replayed:
 
     def _replay(self, name: str) -> Any:
         if name not in self._calls:
-            kept: list[Any] = []
-
-            def call() -> None:
-                kept[:] = [getattr(self.session, name)()]
-
-            graph = timing.capture(call)
-            self._calls[name] = graph, kept[0]
+            self._calls[name] = timing.capture(getattr(self.session, name))
         graph, result = self._calls[name]
         graph.replay()
         return result

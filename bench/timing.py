@@ -1,7 +1,8 @@
 """Time on a GPU: raw samples of several callables, taken in turn (A B A B ...) so that drift meets all alike.
 
-Before each sample a buffer larger than the L2 cache is overwritten: every callable starts from the same cache state,
-and the GPU is busy long enough for the host to have queued the call before the clock starts.
+Before each sample a buffer larger than the L2 cache is overwritten, so that every callable starts from the same cache state,
+and then the stream spins for longer than the host takes to queue the call: the clock starts when all of it waits, and no
+gap of the host's is timed as the device's.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
+
+from rnn_triton import hardware
 
 from .environment import smi_name
 from .records import quantiles
@@ -22,6 +26,18 @@ Announce = Callable[[str], None]
 WARMUP = 3
 FEWEST, MOST = 10, 200  # samples per callable
 LONG_US, FEWEST_LONG = 2e5, 5  # a call that takes longer: one warm-up, and as few samples as compare.py takes, will do
+SPIN = 2.0  # times what queueing the call took when it was tried
+# No longer: a stream holds about a thousand launches, and a host that has queued them waits for the spin to end.
+LONGEST_SPIN_US = 2e4
+
+
+class Timed(NamedTuple):
+    """Samples of a call in microseconds, the spin before each, and how many are `late`: their clock started before the whole
+    call was queued, and the host may have kept the device waiting."""
+
+    us: list[float]
+    spin_us: float
+    late: int
 
 
 def _silently(name: str) -> None:
@@ -29,41 +45,47 @@ def _silently(name: str) -> None:
 
 
 class Flush:
-    """Overwrites four times the L2 cache."""
+    """Overwrites four times the L2 cache, then keeps the stream busy for some microseconds."""
 
     def __init__(self, device: torch.device):
         size = 4 * torch.cuda.get_device_properties(device).L2_cache_size
         self._buffer = torch.empty(size, dtype=torch.int8, device=device)
+        self._cycles = 1e3 * hardware.of(device).clock_ghz  # a microsecond, at the highest clock: never too short
 
-    def __call__(self) -> None:
+    def __call__(self, spin_us: float = 0.0) -> None:
         self._buffer.zero_()
+        torch.cuda._sleep(int(spin_us * self._cycles))
 
 
 def device_us(
-    calls: Calls, flush: Callable[[], None], budget_s: float, announce: Announce = _silently
-) -> dict[str, list[float]]:
-    """Device time of each call in microseconds, by events around it; about budget_s seconds for all of them.
+    calls: Calls, flush: Callable[[float], None], budget_s: float, announce: Announce = _silently
+) -> dict[str, Timed]:
+    """Device time of each call, by events around it; about budget_s seconds for all of them.
 
     `announce` is told whose turn it is, outside of what is timed."""
-    costs = {}
+    costs, spins = {}, {}
     for name, call in calls.items():
         announce(name)
         for _ in range(WARMUP):
-            costs[name] = _sample(call, flush)
-            if costs[name] > LONG_US:
+            if _sample(call, flush)[0] > LONG_US:
                 break
-        costs[name] = _sample(call, flush)
+        cost, queued = _sample(call, flush)
+        spins[name] = min(SPIN * queued, LONGEST_SPIN_US)
+        costs[name] = cost + spins[name]
     pairs: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {name: [] for name in calls}
+    late = dict.fromkeys(calls, 0)
     for name in turns(counts(costs, budget_s)):
         announce(name)
-        flush()
+        flush(spins[name])
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
         calls[name]()
         end.record()
+        late[name] += start.query()
         pairs[name].append((start, end))
     torch.cuda.synchronize()
-    return {name: [start.elapsed_time(end) * 1e3 for start, end in events] for name, events in pairs.items()}
+    samples = {name: [start.elapsed_time(end) * 1e3 for start, end in events] for name, events in pairs.items()}
+    return {name: Timed(samples[name], spins[name], late[name]) for name in calls}
 
 
 def counts(costs_us: Mapping[str, float], budget_s: float, fewest: int = FEWEST) -> dict[str, int]:
@@ -84,13 +106,15 @@ def turns(wanted: Mapping[str, int]) -> Iterator[str]:
                 yield name
 
 
-def _sample(call: Callable[[], object], flush: Callable[[], None]) -> float:
-    """Microseconds of wall time one sample takes."""
+def _sample(call: Callable[[], object], flush: Callable[[float], None]) -> tuple[float, float]:
+    """Microseconds of wall time that one sample takes, and that its call takes to return"""
     begin = time.perf_counter()
-    flush()
+    flush(0.0)
+    called = time.perf_counter()
     call()
+    returned = time.perf_counter()
     torch.cuda.synchronize()
-    return (time.perf_counter() - begin) * 1e6
+    return (time.perf_counter() - begin) * 1e6, (returned - called) * 1e6
 
 
 def wall_us(calls: Calls, budget_s: float = 0.1, announce: Announce = _silently) -> dict[str, list[float]]:
@@ -149,8 +173,8 @@ def telemetry_medians(lines: str) -> dict[str, float]:
     return {name: statistics.median(column) for name, column in zip(Telemetry.FIELDS, columns) if column}
 
 
-def capture(call: Callable[[], object]) -> torch.cuda.CUDAGraph:
-    """`call` as a CUDA graph, warmed up on a side stream as capture needs it."""
+def capture(call: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
+    """`call` as a CUDA graph, warmed up on a side stream as capture needs it, and its results, which each replay writes."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -159,8 +183,8 @@ def capture(call: Callable[[], object]) -> torch.cuda.CUDAGraph:
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        call()
-    return graph
+        result = call()
+    return graph, result
 
 
 def synchronize() -> None:

@@ -243,9 +243,8 @@ def test_a_graph_is_captured_once_a_pass_and_replayed():
     made = []
 
     def capture(call):
-        call()
         made.append(SimpleNamespace(replay=mock.Mock(side_effect=call)))
-        return made[-1]
+        return made[-1], call()
 
     of = small()
     given = inputs.tensors(of, CPU)

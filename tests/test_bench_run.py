@@ -336,7 +336,7 @@ def test_a_provider_that_is_wrong_is_recorded_as_that_and_costs_no_other(fault, 
     assert said in found["loop", "train" if train != "ok" else "fwd"]["message"]
     assert all(found["cudnn", p]["status"] == "ok" and found["cudnn", p]["device_us"]["samples"] for p in cases.PASSES)
     rows = records.rows(
-        [r | {"schema": 2, "kind": "timing", "run": "r", "date": "d", "environment": ENVIRONMENT} for r in found.values()]
+        [r | {"schema": records.SCHEMA, "kind": "timing", "run": "r", "date": "d", "environment": ENVIRONMENT} for r in found.values()]
     )
     assert all((row.us is None) == (row.status != "ok") for row in rows)
 
@@ -369,8 +369,8 @@ def test_every_step_taken_for_a_provider_is_told(monkeypatch):
     told = []
     monkeypatch.setattr(run, "at", told.append)
     run.measure(cases.Job(cases.parse("h24-b3-t20-fp32"), ("fwd",), ("cudnn", "loop")), CPU, dry)
-    # here?, the reference, judged; kernels and memory; a graph
-    expected = ["cudnn", "loop", run.NOBODY, "cudnn", "loop", "cudnn", "loop", "cudnn", "loop", None]
+    # here?, the reference, judged; kernels and memory; judged again; a graph
+    expected = ["cudnn", "loop", run.NOBODY, "cudnn", "loop", "cudnn", "loop", "cudnn", "loop", "cudnn", "loop", None]
     assert told == expected
 
 
@@ -381,11 +381,11 @@ def test_one_too_slow_to_be_timed_says_so(monkeypatch):
 
 
 def test_a_call_of_many_providers_takes_as_many_calls_as_it_is_said_to():
-    """counts(), warm-ups and captures of timing.py, added up"""
+    """counts(), warm-ups and captures of timing.py and a last look, added up"""
     for each, warm, fewest in ((0.01, timing.WARMUP, timing.FEWEST), (0.3, 1, timing.FEWEST_LONG)):
         samples = timing.counts({"a": 1e6 * each}, 0.0)["a"]
         assert samples == fewest
-        expected = (warm + 1 + samples) * 1.25 + (1 + samples) + (warm + warm + 1 + samples)
+        expected = (warm + 1 + samples) * 1.25 + (1 + samples) + (warm + warm + 1 + samples) + 1
         assert run.calls_of_a_pass(each) == expected
 
 
