@@ -14,7 +14,7 @@ import torch
 from support import stuck
 from support.grids import MODES, Case, assert_close, assert_same_where_finite, bits
 from support.mutants import patched
-from support.problems import gradients, like, problem
+from support.problems import SMALL_SIGNALS, gradients, like, problem
 
 import rnn_triton
 from rnn_triton import faults, grid, plan, reference
@@ -227,6 +227,11 @@ def test_saturation(kind, home, device):
     w_hh, _, dy, dhn = case.inputs("backward")
     (da,) = case.run("backward", [w_hh, y.cpu(), dy, dhn], device)
     assert torch.equal(da, torch.zeros_like(da))
+
+
+@pytest.mark.parametrize("kind", ["bf16", "fp16", "tf32", "tf32x3"])
+def test_small_signals(kind, device):
+    Case(3, 3, 8, 21, kind=kind, signal=SMALL_SIGNALS[kind]).check("forward", device=device)
 
 
 # ---- stuck launches -------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import itertools
 import pytest
 import torch
 from support.memory import reserved
+from support.problems import SMALL_SIGNALS
 from test_kernels import KINDS, assert_close, fp64, inputs, kinds, tolerance
 
 from bench import resources
@@ -47,10 +48,10 @@ def given(kind, device, *sizes, **options):
     return [None if t is None else t.detach().to(device) for t in inputs(kind, *sizes, **options)]
 
 
-def check_forward(kind, tensors, nonlinearity="tanh", reverse=False, **blocks):
+def check_forward(kind, tensors, nonlinearity="tanh", reverse=False, signal=1.0, **blocks):
     y, hn = forward(kind, tensors, nonlinearity, reverse, **blocks)
     exact = [None if t is None else t.detach() for t in fp64(tensors)]
-    assert_close([y, hn], reference.rnn(*exact, nonlinearity, reverse), tolerance(kind, len(y)))
+    assert_close([y, hn], reference.rnn(*exact, nonlinearity, reverse), tolerance(kind, len(y), signal))
     assert y.is_contiguous() and hn.is_contiguous()
     assert torch.equal(hn, y[0 if reverse else -1]) and hn.untyped_storage().data_ptr() != y.untyped_storage().data_ptr()
 
@@ -110,6 +111,13 @@ def test_backward(kind, T, B, I, H, device):
 def test_nonlinearity_and_direction(kind, nonlinearity, reverse, device):
     check_forward(kind, given(kind, device, 4, 3, 5, 19), nonlinearity, reverse)
     check_backward(kind, cotangents(kind, device, 4, 3, 19), nonlinearity, reverse)
+
+
+@pytest.mark.thin(2)
+@kinds
+def test_small_signals(kind, device):
+    signal = SMALL_SIGNALS[kind]
+    check_forward(kind, given(kind, device, 3, 3, 9, 20, signal=signal), signal=signal)
 
 
 @pytest.mark.executed

@@ -16,7 +16,7 @@ from cooperative import cooperate
 
 from rnn_triton import grid, interpreter, plans, reference
 
-from .problems import problem
+from .problems import problem, state_roundoff
 
 # kind: (dtype, precision, accuracy, unit roundoff of the state, of an operand of a product)
 KINDS = {
@@ -62,6 +62,7 @@ class Case:
     first: bool = True  # h0, or dhn, is given
     dy: bool = True
     bias: tuple[bool, bool] = (True, True)
+    signal: float = 1.0  # as of `problem`, forward
 
     def __str__(self):
         changed = [f"{k}={v}" for k, v in vars(self).items() if v != Case.__dataclass_fields__[k].default]
@@ -74,6 +75,7 @@ class Case:
     @property
     def tolerance(self):
         *_, state, product = KINDS[self.kind]
+        state = state_roundoff(self.kind, state, self.signal)
         return 4 * (state + 2 * product) * (self.T + 1) ** 0.5
 
     @property
@@ -108,7 +110,7 @@ class Case:
     def inputs(self, direction):
         """forward: [x, w_ih, w_hh, b_ih, b_hh, h0]; backward: [w_hh, y, dy, dhn]; None for what is not given"""
         if direction == "forward":
-            tensors = problem(self.T, self.B, self.I, self.H, bias=self.bias, h0=self.first, dtype=self.dtype)
+            tensors = problem(self.T, self.B, self.I, self.H, bias=self.bias, h0=self.first, dtype=self.dtype, signal=self.signal)
             return [None if t is None else t.detach() for t in tensors]
         w_hh = problem(1, 1, 1, self.H, dtype=self.dtype)[2].detach()
         g = torch.Generator().manual_seed(7)

@@ -3,29 +3,35 @@
 import torch
 
 
-def problem(T, B, I, H, *, bias=(True, True), h0=True, dtype=torch.float64, seed=0):
-    """[x, w_ih, w_hh, b_ih, b_hh, h0], leaves that require grad; weights are of torch.nn.RNN's size."""
+def problem(T, B, I, H, *, bias=(True, True), h0=True, dtype=torch.float64, seed=0, signal=1.0):
+    """[x, w_ih, w_hh, b_ih, b_hh, h0], leaves that require grad; weights are of torch.nn.RNN's size.  `signal`: the size of
+    all others, and thereby of the states."""
     g = torch.Generator().manual_seed(seed)
 
-    def weight(*shape):
-        return (
-            (torch.rand(*shape, generator=g, dtype=torch.float64) * 2 - 1)
-            .div(H**0.5)
-            .to(dtype)
-            .requires_grad_()
-        )
+    def weight(*shape, size=1.0):
+        value = torch.rand(*shape, generator=g, dtype=torch.float64) * 2 - 1
+        return value.div(H**0.5).mul(size).to(dtype).requires_grad_()
 
     def data(*shape):
-        return torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype).requires_grad_()
+        return torch.randn(*shape, generator=g, dtype=torch.float64).mul(signal).to(dtype).requires_grad_()
 
     return [
         data(T, B, I),
         weight(H, I),
         weight(H, H),
-        weight(H) if bias[0] else None,
-        weight(H) if bias[1] else None,
+        weight(H, size=signal) if bias[0] else None,
+        weight(H, size=signal) if bias[1] else None,
         data(B, H) if h0 else None,
     ]
+
+
+# Much less than the usual 1: a sum with 1 leaves nothing of it, or next to nothing.  (fp16 has no numbers as small as 1e-7.)
+SMALL_SIGNALS = {"bf16": 1e-7, "fp16": 1e-5, "tf32": 1e-7, "tf32x3": 1e-7, "ieee": 1e-7, "fp64": 1e-7}
+
+
+def state_roundoff(kind, unit, signal):
+    """What rounding a state of this size costs, relatively: `unit`, but for fp16's subnormal numbers, multiples of 2^-24"""
+    return max(unit, 2.0**-25 / signal) if kind == "fp16" else unit
 
 
 def like(tensors, seed=1):
