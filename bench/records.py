@@ -148,9 +148,10 @@ HARDWARE: dict[str, Check] = {
     "name": TEXT, "capability": SIZE, "sms": SIZE, "shared_bytes": SIZE, "registers": SIZE, "l2_bytes": SIZE,
     "clock_ghz": TIME, "cooperative": _of(bool),
 }  # fmt: skip
+RESTRICTED: dict[str, Check] = {"together": _or_none(COUNT)}  # that of a device whose SMs are not all ours
 ENVIRONMENT: dict[str, Check] = {
     "commit": _or_none(TEXT), "dirty": _or_none(_of(bool)), "source": TEXT,  # a digest of the code that runs and measures
-    "device": TEXT, "capability": _or_none(SIZE), "hardware": _or_none(_has(HARDWARE)),
+    "device": TEXT, "capability": _or_none(SIZE), "hardware": _or_none(_has(HARDWARE, RESTRICTED)),
     "driver": _or_none(TEXT), "clocks": _every(_or_none(NUMBER)),  # when the run began
     "torch": TEXT, "triton": TEXT, "cudnn": _or_none(COUNT), "cuda": _or_none(TEXT), "python": TEXT,
 }  # fmt: skip

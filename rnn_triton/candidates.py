@@ -126,7 +126,7 @@ def single_cta(
     programs = lanes.count * problem.models * math.ceil(problem.B / 8)
     if lanes.linked:
         cooperative = device.cooperative or (asked or {}).get("regime") == "single_cta"
-        if h_pad > form.linked[1] or programs > device.sms or not cooperative:
+        if h_pad > form.linked[1] or programs > device.coresident or not cooperative:
             return
     if lanes.count > 1:  # the launch pads rows to whole vectors
         problem = replace(problem, I=row_units(problem.I, problem.dtype), H=row_units(problem.H, problem.dtype))
@@ -243,7 +243,7 @@ def grid_shared_bytes(problem: Problem, plan: Grid) -> int:
 
 def fits(problem: Problem, plan: Grid, device: Device, lanes: Lanes = ONE) -> bool:
     return (
-        lanes.count * plan.groups * plan.ctas <= device.sms
+        lanes.count * plan.groups * plan.ctas <= device.coresident
         and grid_registers(problem, plan, lanes) <= _REGISTERS[plan.warps]
         and grid_shared_bytes(problem, plan) <= device.shared_bytes
     )
@@ -262,7 +262,7 @@ def grid(problem: Problem, device: Device, asked: Mapping[str, Any], lanes: Lane
         homes = ("registers", "shared", "stream", "gemm")
     for units in _UNITS:
         ctas = math.ceil(row_units(problem.H, problem.dtype) / units)
-        most = device.sms // (lanes.count * ctas)
+        most = device.coresident // (lanes.count * ctas)
         if not most:
             continue
         for block_b in _BLOCK_B:

@@ -88,12 +88,21 @@ def explain(
     except UnsupportedError as e:
         return f"{what} on {device.name}: no plan, {e}."
     lines = [f"{what} on {device.name}: {_ran(problem, p, T)}, because {p.reason}.", _estimates(problem, p, device)]
-    lines += [_refused(other, why) for other, why in rejected(problem, device)]
+    lines += [*_fewer(device), *(_refused(other, why) for other, why in rejected(problem, device))]
     return "\n".join([*lines, _torchs(problem)])
 
 
 def _refused(p: Plan, why: str) -> str:
     return f"rejected: {_name(p)}, for it did not compile: {why}"
+
+
+def _fewer(device: Device) -> list[str]:
+    if device.together is None:
+        return []
+    return [
+        f"{device.name} lets {_count(device.together, 'CTA')} at most run at the same time, fewer than its {device.sms} SMs: a "
+        f"cooperative launch of {device.together + 1} did not fit. Plans that need more are out."
+    ]
 
 
 def _torchs(problem: Problem, layers: int = 1, bidirectional: bool = False) -> str:
@@ -130,7 +139,7 @@ def _network(
         lines.append(f"{where}; {each:.2f} us per step, estimated")
         lines += [_refused(other, why) for other, why in rejected(of, device, part.lanes)]
     if problem.models == 1 and not bidirectional and len(found) > 1:
-        why = f"fewer of more layers do not fit on {device.name}'s {device.sms} SMs, or are estimated to be slower"
+        why = f"fewer of more layers do not fit on {device.name}'s {device.coresident} SMs, or are estimated to be slower"
         if "lanes" in dict(overrides()):
             why = "no launch may hold more, as asked for"
         elif kind(problem) in ("ieee", "fp64"):
@@ -140,7 +149,7 @@ def _network(
         lines.append(
             "Packed sequences, torch.func and forward-mode derivatives: a launch for each layer and direction."
         )
-    return lines
+    return lines + _fewer(device)
 
 
 def _where(part: stack_plan.Part, directions: int) -> str:

@@ -29,7 +29,10 @@ class Layer:
     def gradients(self, da: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """(dx, dw_ih, dw_hh, db, dh0) from da[..,T,B,H], each empty unless `needs` asks for it:
 
-            dx = da W_ih    dh0 = da_first W_hh    dw_ih = sum over t of da_t^T x_t    dw_hh = sum of da_t^T h_{t-1}    db = sum of da_t"""
+            dx = da W_ih    dh0 = da_first W_hh    dw_ih = sum over t of da_t^T x_t    dw_hh = sum of da_t^T h_{t-1}    db = sum of da_t
+
+        Weight gradients and dh0 are accumulated in fp32 and rounded once: into 16 bits cuBLAS may add up parts of a long sum,
+        T B of them, that it has rounded to 16 bits."""
         needs, precision = self.needs, self.precision
         # a tensor each for what is not needed: the outputs of an op must not alias
         dx, dh0 = (self.y.new_empty(0) for _ in range(2))
@@ -39,13 +42,13 @@ class Layer:
             dx = gemm.matmul(rows, self.w_ih, precision).unflatten(-2, da.shape[-3:-1])
         if needs & DW_IH:
             x = self.x if isinstance(self.x, Tensor) else self.x()
-            dw_ih = gemm.matmul(rows.mT, _rows(x), precision)
+            dw_ih = gemm.wide(rows.mT, _rows(x), precision).to(da.dtype)
         if needs & DW_HH:
             dw_hh = self._dw_hh(rows, da.shape[-2])
         if needs & DB:
             db = rows.sum(-2)
         if needs & DH0:
-            dh0 = gemm.matmul(da.select(-3, -1 if self.reverse else 0), self.w_hh, precision)
+            dh0 = gemm.wide(da.select(-3, -1 if self.reverse else 0), self.w_hh, precision).to(da.dtype)
         return dx, dw_ih, dw_hh, db, dh0
 
     def _dw_hh(self, rows: Tensor, B: int) -> Tensor:
@@ -54,15 +57,15 @@ class Layer:
         parts = []
         if n:
             before = y.flatten(-3, -2).narrow(-2, B if self.reverse else 0, n)
-            parts.append(gemm.matmul(columns.narrow(-1, 0 if self.reverse else B, n), before, self.precision))
+            parts.append(gemm.wide(columns.narrow(-1, 0 if self.reverse else B, n), before, self.precision))
         if self.h0 is not None:
-            parts.append(gemm.matmul(columns.narrow(-1, n if self.reverse else 0, B), self.h0, self.precision))
+            parts.append(gemm.wide(columns.narrow(-1, n if self.reverse else 0, B), self.h0, self.precision))
         if not parts:
             return y.new_zeros(*y.shape[:-3], y.shape[-1], y.shape[-1])
         total = parts[0]
         for part in parts[1:]:
             total += part
-        return total
+        return total.to(y.dtype)
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -21,6 +21,12 @@ class Device:
     l2_bytes: int
     clock_ghz: float  # boost
     cooperative: bool = True  # all programs of a launch can run at the same time
+    together: int | None = None  # CTAs that can, where a launch has shown that there is not one for every SM
+
+    @property
+    def coresident(self) -> int:
+        """CTAs that a cooperative launch may have"""
+        return self.sms if self.together is None else self.together
 
 
 # NVIDIA's data sheets and CUDA C++ Programming Guide, table "Technical Specifications per Compute Capability".
@@ -28,7 +34,7 @@ RECORDS: dict[str, Device] = {
     "sm_80": Device("A100", 80, 108, 163 * 1024, 65536, 40 * 2**20, 1.41),
     "sm_86": Device("RTX 3090", 86, 82, 99 * 1024, 65536, 6 * 2**20, 1.70),
     "sm_89": Device("L40S", 89, 142, 99 * 1024, 65536, 96 * 2**20, 2.52),
-    "sm_90": Device("H200", 90, 132, 227 * 1024, 65536, 50 * 2**20, 1.98),
+    "sm_90": Device("H200", 90, 132, 227 * 1024, 65536, 60 * 2**20, 1.98),
     "sm_100": Device("B200", 100, 148, 227 * 1024, 65536, 126 * 2**20, 1.97),
 }
 
@@ -38,11 +44,31 @@ _CPU = replace(RECORDS["sm_90"], cooperative=False)
 def of(device: torch.device) -> Device:
     """The record of a torch device: for the CPU, whose programs the interpreter runs one after another, and where there is
     no device to ask, an H200's."""
+    together = _together.get(_index(device)) if _together else None
+    return _record(device) if together is None else replace(_record(device), together=together)
+
+
+_together: dict[int, int] = {}  # by index
+
+
+def too_many(device: torch.device, ctas: int) -> None:
+    """A cooperative launch of so many CTAs did not fit: part of the SMs is another's, by MPS or a green context.  From now on
+    `of` says so."""
+    _together[_index(device)] = min(ctas - 1, of(device).coresident)
+
+
+def _index(device: torch.device) -> int:
+    if device.type != "cuda":
+        return -1
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
+def _record(device: torch.device) -> Device:
     if device.type == "cpu":
         return _CPU
     if device.type != "cuda":
         return RECORDS["sm_90"]
-    return _cuda(torch.cuda.current_device() if device.index is None else device.index)
+    return _cuda(_index(device))
 
 
 @functools.cache

@@ -16,7 +16,7 @@ from torch import Tensor
 from . import faults, grid, hardware, per_step, single_cta
 from .errors import UnsupportedError
 from .hardware import Device
-from .launcher import DoesNotCompile
+from .launcher import DoesNotCompile, DoesNotFit
 from .plan import Choices, Plan, Problem, overrides, plan, reject
 from .plans import DTYPES, ONE, Lanes
 
@@ -68,19 +68,23 @@ def compile_ahead(problem: Problem, p: Plan, device: Device, lanes: Lanes = ONE)
 
 def run(sites: Any, call: tuple[Any, ...], pass_: str, *arguments: Any) -> Any:
     """The pass, a method's name, of sites(call, overrides), a cached function; of its next site where a kernel does not
-    compile.  The last of `call` is the device."""
+    compile, or its CTAs do not all fit on the device at once.  The last of `call` is the device."""
     faults.check(call[-1])
-    failure = None
+    failure: Exception | None = None
     while True:
         try:
             site = sites(call, overrides())
-        except UnsupportedError as error:
+        except (UnsupportedError, ValueError) as error:
             raise error from failure
         try:
             return getattr(site, pass_)(*arguments)
         except DoesNotCompile as error:
             failure = error
             reject(site.problem, hardware.of(call[-1]), site.plan, str(error), getattr(site, "lanes", ONE))
+            sites.cache_clear()
+        except DoesNotFit as error:
+            failure = error
+            hardware.too_many(call[-1], error.ctas)
             sites.cache_clear()
 
 

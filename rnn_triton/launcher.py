@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -25,8 +26,19 @@ CELLS = {
 }
 
 
+_TOO_MANY = "too many blocks in cooperative launch"  # the driver's text for CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE
+
+
 class DoesNotCompile(Exception):
     """Registers or shared memory do not suffice for a kernel; nothing was launched."""
+
+
+class DoesNotFit(RuntimeError):
+    """A cooperative launch of more CTAs than run at the same time on the device; nothing was launched."""
+
+    def __init__(self, ctas: int) -> None:
+        super().__init__(f"a cooperative launch of {ctas} CTAs does not fit")
+        self.ctas = ctas
 
 
 _NO_CONTEXT = contextlib.nullcontext()
@@ -61,37 +73,50 @@ class Launcher:
     def __init__(
         self,
         kernel: Any,
-        grid: tuple[int, int, int],
+        grid: tuple[int, int, int] | None,
         constants: Callable[[tuple[bool, ...]], dict[str, Any]],
         options: dict[str, Any],
     ) -> None:
-        """`constants`: from which tensors are present to the constexpr parameters, in the kernel's order."""
+        """`grid`: None where every call has its own.  `constants`: from which tensors are present to the constexpr parameters,
+        in the kernel's order."""
         self.kernel = kernel
         self.grid = grid
         self.constants = constants
         self.options = options
         self.kept: dict[tuple[bool, ...], tuple[Any, tuple[Any, ...]]] = {}
 
-    def __call__(self, tensors: tuple[Tensor | None, ...], out: Tensor, scalars: tuple[int, ...]) -> None:
+    def __call__(
+        self,
+        tensors: tuple[Tensor | None, ...],
+        out: Tensor,
+        scalars: tuple[int, ...],
+        grid: tuple[int, int, int] | None = None,
+    ) -> None:
         """`out`'s address stands for that of absent tensors, which the kernel never reads; its device is the launch's."""
+        grid = self.grid if grid is None else grid
+        assert grid is not None
         present = tuple([t is not None for t in tensors])
         pointers = [out if t is None else t for t in tensors]
         if interpreter.active():
             with interpreter.accurate():
-                self.kernel[self.grid](*pointers, *scalars, **self.constants(present))
+                self.kernel[grid](*pointers, *scalars, **self.constants(present))
             return
         with current(out.device):
             ordinary = max(scalars) < 2**31  # wider strides are arguments of another type, and of another kernel
             known = self.kept.get(present) if ordinary else None
-            if known is not None:
-                kernel, constants = known
-                kernel[self.grid](*pointers, *scalars, *constants)
-                return
-            constexprs = self.constants(present)
             try:
-                kernel = self.kernel[self.grid](*pointers, *scalars, **constexprs, **self.options)
+                if known is not None:
+                    kernel, constants = known
+                    kernel[grid](*pointers, *scalars, *constants)
+                    return
+                constexprs = self.constants(present)
+                kernel = self.kernel[grid](*pointers, *scalars, **constexprs, **self.options)
             except (OutOfResources, PTXASError) as error:
                 raise DoesNotCompile(" ".join(str(error).split())[:200]) from error
+            except RuntimeError as error:
+                if _TOO_MANY in str(error):
+                    raise DoesNotFit(math.prod(grid)) from error
+                raise
             if ordinary and kernel is not None:  # None: a hook of Triton's took the launch over
                 self.kept[present] = kernel, tuple(constexprs.values())
 
@@ -108,7 +133,8 @@ def compiled_ahead(
     # As Triton's launch path describes its arguments, so that a launch finds the kernel in the cache: by alignment, also
     # of constants (3.6: of strings), a D in which stands for an aligned address.
     strings_only = triton.__version__.startswith("3.6.")
-    described = {n: "D" for n in names if given[n].startswith("*")}  # in order: the key is text
+    special = {p.name for p in kernel.params if not p.do_not_specialize}
+    described = {n: "D" for n in names if given[n].startswith("*") and n in special}  # in order: the key is text
     described |= {n: str(v) for n, v in constants.items() if isinstance(v, str) or not strings_only}
     source = triton.compiler.ASTSource(
         fn=kernel,

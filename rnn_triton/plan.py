@@ -151,7 +151,8 @@ def _no_choice(problem: Problem, device: Device, asked: Mapping[str, Any], fitti
         of = [p for p in fitting if p.regime == regime]
         values = {name: sorted({str(getattr(p, name)) for p in of if hasattr(p, name)}) for name in asked}
         there.append(f"{regime}: " + ", ".join(f"{name} {' | '.join(v)}" for name, v in values.items() if v))
-    return f"no plan of {problem} on {device.name} has {wanted}; there are {'; '.join(there)}"
+    fewer = f"; its cooperative launches have {device.together} CTAs at most" if device.together is not None else ""
+    return f"no plan of {problem} on {device.name} has {wanted}; there are {'; '.join(there)}{fewer}"
 
 
 # ---- plans that failed ----------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from support.recorder import Recorder
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bench import resources
-from rnn_triton import gemm
+from rnn_triton import gemm, gradients
 
 NAN = float("nan")
 PRECISIONS = ("tf32", "tf32x3", "ieee")
@@ -292,6 +292,47 @@ def test_projection_of_16_bits_accumulates_into_fp32(kind):
     assert u.dtype == torch.float32 and u.shape == (3, 4, 16)
     assert [name for name in recorder.names if "mm" in name] == ["aten::mm.dtype"]
     assert "aten::_to_copy" not in recorder.names
+
+
+# Gradients of the weights
+
+
+def layer_of_gradients(T, B, I, H, dtype, device="cpu", models=()):
+    g = torch.Generator().manual_seed(3)
+    shapes = (T, B, I), (H, I), (H, H), (B, H), (T, B, H), (T, B, H)
+    tensors = (torch.randn(*models, *s, generator=g).to(dtype) for s in shapes)
+    x, w_ih, w_hh, h0, y, da = (torch.empty_like(t, device=device) if device != "cpu" else t for t in tensors)
+    needs = gradients.DX | gradients.DW_IH | gradients.DW_HH | gradients.DB | gradients.DH0
+    return gradients.Layer(x, w_ih, w_hh, h0, y, False, None, needs), da
+
+
+@pytest.mark.parametrize("models", [(), (2,)])
+@pytest.mark.parametrize("kind", ["bf16", "fp16"])
+def test_weight_gradients_of_16_bits_have_outputs_of_fp32(kind, models):
+    """Torch lets cuBLAS round the parts of a long sum to the output's dtype, and add them up in it."""
+    with FakeTensorMode(), Recorder() as recorder:
+        layer, da = layer_of_gradients(9, 4, 24, 16, KINDS[kind][0], "cuda", models)
+        layer.take(da, 0, 9)
+        results = layer.gradients()
+    name = "aten::bmm" if models else "aten::mm"
+    products = [n for n in recorder.names if n.startswith(name)]
+    assert sorted(products) == sorted([f"{name}.dtype"] * 4 + [name]), "dw_ih, dw_hh, h0's part of it and dh0; dx"
+    assert all(t.dtype == KINDS[kind][0] for t in results)
+
+
+@pytest.mark.parametrize("kind", ["bf16", "fp16"])
+def test_weight_gradients_are_rounded_once(kind):
+    dtype = KINDS[kind][0]
+    layer, da = layer_of_gradients(9, 4, 24, 16, dtype)
+    layer.take(da, 0, 9)
+    _, dw_ih, dw_hh, *_ = layer.gradients()
+    x, h0, y, da = (t.double() for t in (layer.x, layer.h0, layer.y, da))
+    before = torch.cat([h0[None], y[:-1]]).flatten(0, 1)
+    for got, other in ((dw_ih, x.flatten(0, 1)), (dw_hh, before)):
+        exact, scale = da.flatten(0, 1).t() @ other, da.flatten(0, 1).abs().t() @ other.abs()
+        # half a unit of the result where its sum in fp32 may have been on the other side of the middle
+        half = torch.finfo(dtype).eps / 2 * 2.0 ** exact.abs().log2().floor()
+        assert ((got.double() - exact).abs() <= half + 2 * len(other) * UNIT * scale).all()
 
 
 @pytest.mark.gpu

@@ -1,12 +1,27 @@
 """The way from a call to a regime: what fails to compile gives way, results are the caller's own, forced plans end."""
 
+import dataclasses
+import math
+
 import pytest
 import torch
 from cooperative import cooperate
 from support.problems import problem
+from support.stacks import example
 
 import rnn_triton
-from rnn_triton import ExchangeError, UnsupportedError, faults, launch, launcher, overriding, plan, reference
+from rnn_triton import (
+    ExchangeError,
+    UnsupportedError,
+    faults,
+    hardware,
+    launch,
+    launcher,
+    overriding,
+    plan,
+    reference,
+    stack,
+)
 
 pytestmark = pytest.mark.interpret
 
@@ -67,6 +82,38 @@ def test_what_does_not_compile_gives_way(regime, H, monkeypatch):
         call(3, 2, 8, H, regime)
     assert isinstance(raised.value.__cause__, launcher.DoesNotCompile)
     assert len(tried) <= plan._TRIES
+
+
+@pytest.fixture
+def restricted(monkeypatch):
+    """In launches of more CTAs than 12 that wait for each other the driver sees too many"""
+    original = launcher.Launcher.__call__
+
+    def refuse(self, *arguments):
+        if "launch_cooperative_grid" in self.options and math.prod(self.grid) > 12:
+            raise launcher.DoesNotFit(math.prod(self.grid))
+        return original(self, *arguments)
+
+    monkeypatch.setattr(launcher.Launcher, "__call__", refuse)
+    monkeypatch.setattr(hardware, "_together", {})
+
+
+@pytest.mark.parametrize("layers, directions", [(1, 1), (3, 1), (1, 2)])
+def test_results_of_plans_that_fit(layers, directions, restricted, monkeypatch):
+    """are the same, forward and backward, where part of the device is another's"""
+    B, H = 17, 72  # three groups of five CTAs of 16 units for each layer and direction
+    monkeypatch.setattr(hardware, "_record", lambda device: dataclasses.replace(hardware.RECORDS["sm_90"], sms=132))
+    x, weights, h0, expected = example(layers, directions, 8, H, T=2, B=B)
+    flat = [t for layer in weights for t in layer]
+    exchange = dict(races="off", channels=("out_ptr",))
+    with overriding(regime="grid"):
+        with cooperate(**exchange):
+            y, hn = stack.rnn(x, flat, h0, bidirectional=directions == 2)
+        with cooperate(**exchange):
+            got = [y, hn, *torch.autograd.grad(y.sum() + hn.sum(), [x, h0, *flat])]
+    assert hardware.of(torch.device("cpu")).coresident < 132, "nothing was too large"
+    for ours, theirs in zip(got, expected(), strict=True):
+        assert (ours.double() - theirs).norm() <= 4 * 2.0**-8 * 5**0.5 * layers**0.5 * theirs.norm()
 
 
 def test_a_forced_grid_ends_where_programs_run_in_turn():

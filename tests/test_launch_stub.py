@@ -42,6 +42,21 @@ PROBLEMS = {
 # A plan for a GPU twice the size of the stub's: more CTAs than it can run at once.
 BEYOND = {"grid-beyond": dict(FORWARD, B=40, I=32, H=512, override=dict(regime="grid", units=16, groups=5), sms=264)}
 
+# Part of the SMs is another's, which is found out by the first call, or by one that goes to the kept kernel.
+RESTRICTED = {
+    f"{name}-{when}": dict(case, together=together)
+    for name, case in {
+        "forward": dict(FORWARD, B=32, I=32, H=1024),
+        "backward": dict(BACKWARD, B=32, I=32, H=1024),
+        "stack-forward": dict(FORWARD, B=8, I=64, H=512, network=[4, 1]),
+        "stack-backward": dict(BACKWARD, B=8, I=64, H=512, network=[4, 1]),
+        "stack-of-single-ctas": dict(FORWARD, B=88, I=64, H=64, network=[4, 1]),
+        "directions-forward": dict(FORWARD, B=8, I=64, H=1024, network=[1, 2]),
+        "directions-backward": dict(BACKWARD, B=8, I=64, H=1024, network=[1, 2]),
+    }.items()
+    for when, together in {"at-once": [40] * 3, "later": [132, *[40] * 3]}.items()
+}
+
 # Launches of a kernel of no use: what the stub does with them.
 KERNELS = {
     "plain": dict(grid=4000),
@@ -55,7 +70,7 @@ KERNELS = {
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory):
     directory = stub.build(tmp_path_factory.mktemp("stub_cuda"))
-    cases = BEYOND | PROBLEMS | KERNELS  # what fails comes first: the launches after it work
+    cases = BEYOND | PROBLEMS | RESTRICTED | KERNELS  # what fails comes first: the launches after it work
     run = subprocess.run(
         [sys.executable, str(Path(stub.__file__).with_name("run.py")), json.dumps(list(cases.values()))],
         env=stub.environment(directory, directory / "log.jsonl"), capture_output=True, text=True,
@@ -216,14 +231,39 @@ def test_the_parameters_of_a_stack_on_one_cta_a_layer(answers):
 
 
 def test_a_plan_beyond_the_chip_raises(answers):
-    """at every call, by the driver's own check: it cannot hang"""
+    """that is asked for: by the driver's own check, it cannot hang, and then by the planner"""
     answer = answers["grid-beyond"]
     ctas = answer["plan"]["groups"] * answer["plan"]["ctas"]
     assert ctas > 132
+    first, second = answer["calls"]
+    (launch,) = launches(first)
+    assert (launch["grid"], launch["cooperative"], launch["result"]) == ([ctas, 1, 1], True, 720)
+    assert launches(second) == []
+    for call in (first, second):
+        assert call["error"].startswith("ValueError: no plan of")
+        assert call["error"].endswith(f"; its cooperative launches have {ctas - 1} CTAs at most")
+
+
+@pytest.mark.parametrize("name", RESTRICTED)
+def test_a_launch_that_does_not_fit_gives_way(answers, name):
+    """to a plan of fewer CTAs, once for all later calls; a launch that fits is left as it is"""
+    answer = answers[name]
+    *before, first, _, last = answer["calls"]  # the second may find other launches of a network better
     for call in answer["calls"]:
-        (launch,) = launches(call)
-        assert (launch["grid"], launch["cooperative"], launch["result"]) == ([ctas, 1, 1], True, 720)
-        assert call["error"] == TOO_LARGE
+        assert call["error"] is None
+    for call in before:
+        assert launches(call) and all(launch["result"] == 0 for launch in launches(call))
+    refused = [launch for launch in launches(first) if launch["result"] == 720]
+    if before:
+        assert refused[0] == {**launches(before[0])[0], "parameters": refused[0]["parameters"], "result": 720}
+    sizes = [math.prod(launch["grid"]) for launch in refused]
+    assert sizes == sorted(set(sizes), reverse=True) and sizes[-1] > 40 and all(r["cooperative"] for r in refused)
+    ran = [launch for launch in launches(last)]
+    assert ran and all(launch["result"] == 0 for launch in ran)
+    assert all(math.prod(launch["grid"]) <= 40 for launch in ran if launch["cooperative"])
+    assert [r["call"] for r in last["driver"]] == ["cuLaunchKernelEx"] * len(ran), "the last call compiles nothing"
+    text = f"H200 lets {sizes[-1] - 1} CTAs at most run at the same time, fewer than its 132 SMs: a cooperative launch of "
+    assert f"{text}{sizes[-1]} did not fit. Plans that need more are out." in answer["explained"]
 
 
 def test_shared_memory_beyond_48_kb_is_asked_for(answers):

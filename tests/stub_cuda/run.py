@@ -4,9 +4,12 @@ CASES is a JSON list.  A case with "H" is a problem given to rnn_triton.launch:
     direction, dtype, T, B, I, H    and, where wanted, precision, override {field: value}, sms, the number of SMs that the
                                     planner is told of (the stub has 132), and M, models that share w_ih and h0; with
                                     "layers" a stack, dropout between them
+A case with "network", a list of layers and directions, is one for both passes of rnn_triton.network.
 A case with "grid" launches a kernel of no use in so many programs:  grid and, where wanted, cooperative, num_ctas.
+Any may have "together": of each call, how many CTAs of a cooperative launch fit (else all calls: 132).
 
-An answer is {"plan": the plan's fields or null, "ahead": the hash of the kernel compiled ahead of time, "calls": one for each of CALLS calls with the same tensors}, a call
+An answer is {"plan": the plan's fields or null, "ahead": the hash of the kernel compiled ahead of time, "calls": one for each of CALLS calls with the same tensors,
+"explained": what `explain` then says}, a call
     {"jit": passes through Triton's own launch path, "error": text or null, "tensors": {name: address},
      "driver": the stub's records, "compiled": {function: what the compiler asked for}},
 with the tensors given, the results and the error word of faults.py.
@@ -15,6 +18,7 @@ with the tensors given, the results and the error word of faults.py.
 import contextlib
 import dataclasses
 import json
+import os
 import sys
 
 import stub
@@ -24,7 +28,7 @@ import triton.language as tl
 from triton.compiler import CompiledKernel
 from triton.runtime.jit import JITFunction
 
-from rnn_triton import faults, hardware, launch, network, plan, plans, stack_plan
+from rnn_triton import explain, faults, hardware, launch, network, plan, plans, stack_plan
 
 CALLS = 2
 
@@ -61,10 +65,13 @@ class Observed:
         JITFunction.run, CompiledKernel._init_handles = counted, loaded
 
 
-def calls(function, given, log, observed):
+def calls(function, given, log, observed, together):
     """`function` returns {name: tensor} of its results."""
     answers = []
-    for _ in range(CALLS):
+    for most in together or [None] * CALLS:
+        os.environ.pop(stub.TOGETHER, None)
+        if most is not None:
+            os.environ[stub.TOGETHER] = str(most)
         before, results, error = observed.jit, {}, None
         try:
             results = function()
@@ -85,6 +92,24 @@ def calls(function, given, log, observed):
     return answers
 
 
+def on_device(**changes):
+    """An H200's record, that of CPU tensors' device from now on: they pass for CUDA ones."""
+    record = dataclasses.replace(hardware.RECORDS["sm_90"], **changes)
+    hardware._record = lambda device: record
+    hardware._together.clear()
+    for sites in (launch._site, network._site):
+        sites.cache_clear()
+    return record
+
+
+def explained(case, **sizes):
+    T, B, I, H = (case[name] for name in "TBIH")
+    dtypes = {name: dtype for dtype, name in plans.DTYPES.items()}
+    return explain(
+        T, B, I, H, dtype=dtypes[case["dtype"]], direction=case["direction"], device=hardware.of(torch.device("cpu")), **sizes
+    )
+
+
 def problem(case, log, observed):
     dtype = {name: dtype for dtype, name in plans.DTYPES.items()}[case["dtype"]]
     T, B, I, H = (case[name] for name in "TBIH")
@@ -96,8 +121,7 @@ def problem(case, log, observed):
         t = torch.zeros(shape if shared else (*M, *shape), dtype=dtype)
         return t.expand(*M, *shape) if shared else t
 
-    record = dataclasses.replace(hardware.RECORDS["sm_90"], sms=case.get("sms", 132))
-    hardware.of = lambda device: record  # CPU tensors pass for CUDA ones
+    record = on_device(sms=case.get("sms", 132))
     if case["direction"] == "forward":
         shapes = dict(x=(T, B, I), w_ih=(H, I), w_hh=(H, H), b_ih=(H,), b_hh=(H,), h0=(B, H))
         given = {name: tensor(*shape, shared=name in ("w_ih", "h0")) for name, shape in shapes.items()}
@@ -116,7 +140,9 @@ def problem(case, log, observed):
         of = plan.Problem(case["direction"], B, inputs, H, case["dtype"], precision, "tanh", *M)
         p = plan.plan(of, record)
         ahead = launch.compile_ahead(of, p, record).hash
-        return {"plan": plans.fields(p), "ahead": ahead, "calls": calls(function, given, log, observed)}
+        made = calls(function, given, log, observed, case.get("together"))
+        restricted = {"explained": explained(case)} if "together" in case else {}
+        return {"plan": plans.fields(p), "ahead": ahead, "calls": made, **restricted}
 
 
 def layers(case, log, observed):
@@ -126,8 +152,7 @@ def layers(case, log, observed):
     def tensor(*shape):
         return torch.zeros(shape, dtype=torch.bfloat16)
 
-    record = hardware.RECORDS["sm_90"]
-    hardware.of = lambda device: record
+    record = on_device()
     lanes = plans.Lanes(L, True, True)
     w_ih, w_hh = [tensor(H, I), *(tensor(H, H) for _ in range(L - 1))], [tensor(H, H) for _ in range(L)]
     given = {"seed": torch.zeros(1, dtype=torch.int64)}
@@ -149,7 +174,34 @@ def layers(case, log, observed):
     of = plan.Problem(case["direction"], B, I if forward else 1, H, "bf16", None, "tanh")
     p = stack_plan.lane_plan(of, lanes, record)
     ahead = launch.compile_ahead(of, p, record, lanes).hash
-    return {"plan": plans.fields(p), "ahead": ahead, "calls": calls(function, given, log, observed)}
+    return {"plan": plans.fields(p), "ahead": ahead, "calls": calls(function, given, log, observed, case.get("together"))}
+
+
+def whole_network(case, log, observed):
+    T, B, I, H = (case[name] for name in "TBIH")
+    L, D = case["network"]
+
+    def tensor(*shape):
+        return torch.zeros(shape, dtype=torch.bfloat16)
+
+    on_device()
+    network.has_kernels = lambda t: True
+    weights = [w for layer in range(L) for _ in range(D) for w in (tensor(H, D * H if layer else I), tensor(H, H))]
+    given = {"x": tensor(T, B, I), "dy": tensor(T, B, D * H)}
+    net = network.Settings(False, "tanh", D == 2, None, 0)
+
+    def function():
+        if case["direction"] == "forward":
+            y, hn, _ = network._run_forward(given["x"], weights, None, None, *net, False)
+            return {"y": y, "hn": hn}
+        ys = tensor(L, T, B, D * H)
+        dx, *_ = network._run_backward(
+            given["x"], weights, None, None, ys, given["dy"], None, *net, [True, False, *[True, True, False] * L * D]
+        )
+        return {"dx": dx}
+
+    made = calls(function, given, log, observed, case.get("together"))
+    return {"plan": None, "calls": made, "explained": explained(case, num_layers=L, bidirectional=D == 2)}
 
 
 def kernel(case, log, observed):
@@ -160,14 +212,15 @@ def kernel(case, log, observed):
         useless[(case["grid"],)](given["ptr"], 70_000, EXTRA=1, num_ctas=case.get("num_ctas", 1), **options)
         return {}
 
-    return {"plan": None, "calls": calls(function, given, log, observed)}
+    return {"plan": None, "calls": calls(function, given, log, observed, None)}
 
 
 def main():
     stub.install()
     log, observed = stub.Log(), Observed()
     cases = json.loads(sys.argv[1])
-    carry_out = [layers if "layers" in case else problem if "H" in case else kernel for case in cases]
+    kinds = {"network": whole_network, "layers": layers, "H": problem, "grid": kernel}
+    carry_out = [next(function for name, function in kinds.items() if name in case) for case in cases]
     answers = [function(case, log, observed) for function, case in zip(carry_out, cases, strict=True)]
     print(json.dumps({"triton": triton.__version__, "answers": answers}))
 

@@ -15,6 +15,7 @@ from triton.backends.nvidia.driver import CudaDriver
 
 SOURCE = Path(__file__).with_name("libcuda.c")
 LOG = "RNN_TRITON_STUB_LOG"
+TOGETHER = "RNN_TRITON_STUB_TOGETHER"  # CTAs of a cooperative launch that fit, read at each; by default one on every SM
 
 
 def compiler() -> str:
