@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
-from triton.backends.compiler import GPUTarget
 
-from . import hardware, interpreter
+from . import hardware
 from .kernels.matmul import matmul_kernel
+from .launcher import Launcher, compiled_ahead
 
-BLOCKS_M, BLOCKS_N = (32, 64, 128), (32, 64)  # sides of an output tile
 BLOCK_K = 32
-MIN_SPLIT_K = 512  # below, a program's part is too short to pay for its partial result
+TILES = ((128, 128), (128, 64), (64, 128), (64, 64), (32, 64), (64, 32), (32, 32))  # of the output: rows, columns
+MIN_SPLIT_K = 128  # below, a program's part is too short to pay for its partial result
+
+# For the choice among tilings alone, estimates for an H200, a cycle being 0.5 ns.
+_FMA = {"tf32": 1024, "tf32x3": 341, "ieee": 128}  # multiply-adds a cycle of an SM, at best
+_SM_BYTES = 40  # from L2 a cycle and SM
+_START = 1500  # cycles until a program's pipeline is full
+_REDUCTION = 5000  # cycles of another launch
+_L2_BYTES = 2800  # a cycle of the whole chip
 
 
 @dataclass(frozen=True)
@@ -28,22 +37,40 @@ class Tiling:
     split_k: int
 
 
-def tiling(M: int, N: int, K: int, sms: int, products: int = 1) -> Tiling:
-    """Tiles as large as the matrix, K split until two programs per SM have work. Pure."""
-    block_m = next((block for block in BLOCKS_M if M <= block), BLOCKS_M[-1])
-    block_n = next((block for block in BLOCKS_N if N <= block), BLOCKS_N[-1])
-    tiles = products * triton.cdiv(M, block_m) * triton.cdiv(N, block_n)
-    splits = max(1, min(2 * sms // max(tiles, 1), K // MIN_SPLIT_K))
-    split_k = triton.cdiv(max(triton.cdiv(K, splits), 1), BLOCK_K) * BLOCK_K
-    return Tiling(block_m, block_n, max(1, triton.cdiv(K, split_k)), split_k)
+@functools.lru_cache(maxsize=4096)
+def tiling(M: int, N: int, K: int, sms: int, products: int = 1, precision: str = "tf32") -> Tiling:
+    """Of least estimated time.  Pure.
+
+    A large tile reads less, many programs fill the device: dx has M for them, a weight gradient only K, whose parts cost
+    their partial results."""
+
+    def candidates() -> Iterator[Tiling]:
+        for block_m, block_n in TILES[precision == "ieee" :]:  # products of fp32 take their time, whatever is read
+            tiles = products * triton.cdiv(M, block_m) * triton.cdiv(N, block_n)
+            most = min(K // MIN_SPLIT_K, 65535)
+            for programs in (sms, 2 * sms, 3 * sms, 4 * sms):
+                splits = max(1, min(programs // max(tiles, 1), most))
+                split_k = triton.cdiv(max(triton.cdiv(K, splits), 1), BLOCK_K) * BLOCK_K
+                yield Tiling(block_m, block_n, max(1, triton.cdiv(K, split_k)), split_k)
+
+    def cycles(t: Tiling) -> float:
+        tiles = products * triton.cdiv(M, t.block_m) * triton.cdiv(N, t.block_n)
+        block = max(t.block_m * t.block_n * BLOCK_K / _FMA[precision], 4 * (t.block_m + t.block_n) * BLOCK_K / _SM_BYTES)
+        program = _START + t.split_k // BLOCK_K * block
+        adding = 0.0
+        if t.splits > 1:
+            adding = _REDUCTION + 2 * 4 * t.splits * products * M * N / _L2_BYTES
+        return triton.cdiv(tiles * t.splits, sms) * program + adding
+
+    return min(candidates(), key=cycles)
 
 
-def _options(block_m: int, precision: str | None) -> dict[str, int | None]:
+def _options(block_m: int, block_n: int, precision: str) -> dict[str, int | None]:
     """Launch options that compile without spills, within 99 KB of shared memory (tests/test_gemm.py)."""
     # Left alone, ptxas spills a few of the tensor-core kernel's registers to squeeze one more program onto an
     # SM; given 255 in the FMA kernel, it hoists loads until it runs out.
     registers = None if precision == "ieee" else 255
-    return {"num_warps": 8 if block_m == 128 else 4, "num_stages": 3, "maxnreg": registers}
+    return {"num_warps": 8 if block_m * block_n > 4096 else 4, "num_stages": 3, "maxnreg": registers}
 
 
 def matmul(a: torch.Tensor, b: torch.Tensor, precision: str | None) -> torch.Tensor:
@@ -64,6 +91,7 @@ def matmul(a: torch.Tensor, b: torch.Tensor, precision: str | None) -> torch.Ten
         if _accumulates_wide(a):
             return multiply(a, b)
         return multiply(a.float(), b.float()).to(a.dtype)
+    assert precision is not None
     return triton_matmul(a, b, precision)
 
 
@@ -105,25 +133,60 @@ def project(
     return u.view(T, B, -1)
 
 
-def triton_matmul(a: torch.Tensor, b: torch.Tensor, precision: str | None) -> torch.Tensor:
+def triton_matmul(a: torch.Tensor, b: torch.Tensor, precision: str) -> torch.Tensor:
     """fp32 a[M, K] @ b[K, N], or P of them, by the kernel, on CUDA tensors (in the interpreter: on CPU tensors)."""
     *several, M, K = a.shape
     N = b.shape[-1]
     P = several[0] if several else 1
-    strides = (*a.stride(), *b.stride()) if several else (0, *a.stride(), 0, *b.stride())
-    plan = tiling(M, N, K, hardware.of(a.device).sms, P)
+    plan = tiling(M, N, K, hardware.of(a.device).sms, P, precision)
     parts = a.new_empty((plan.splits, *several, M, N))
-    reach = max(_reach(a, plan.block_m, BLOCK_K), _reach(b, BLOCK_K, plan.block_n), plan.block_m * N)
-    grid = (P * triton.cdiv(M, plan.block_m) * triton.cdiv(N, plan.block_n), plan.splits)
-    with torch.cuda.device_of(a), interpreter.accurate():
-        matmul_kernel[grid](
-            a, b, parts, M, N, K, *strides, plan.split_k,
-            PRECISION=precision, BLOCK_M=plan.block_m, BLOCK_N=plan.block_n, BLOCK_K=BLOCK_K,
-            OFFSETS=tl.int32 if reach < 2**31 else tl.int64, **_options(plan.block_m, precision),
-        )  # fmt: skip
+    constants, scalars = arguments(a, b, plan, precision)
+    grid = (P * triton.cdiv(M, plan.block_m) * triton.cdiv(N, plan.block_n), plan.splits, 1)
+    _launcher(tuple(constants.items()))((a, b, parts), parts, scalars, grid)
     if plan.splits == 1:
         return parts[0]
     return parts.sum(0)  # adds in a fixed order
+
+
+@functools.cache
+def _launcher(constants: tuple[tuple[str, Any], ...]) -> Launcher:
+    given = dict(constants)
+    options = _options(given["BLOCK_M"], given["BLOCK_N"], given["PRECISION"])
+    return Launcher(matmul_kernel, None, lambda present: given, options)
+
+
+def arguments(
+    a: torch.Tensor, b: torch.Tensor, plan: Tiling, precision: str
+) -> tuple[dict[str, Any], tuple[int, ...]]:
+    """The kernel's constexprs and its scalars, in its order"""
+    (*_, M, K), N = a.shape, b.shape[-1]
+    a_inner, b_inner = _inner(a, "m", "k"), _inner(b, "k", "n")
+    a_unit, b_unit = _unit(a, a_inner == "k"), _unit(b, b_inner == "n")
+    m_unit = a_unit if a_inner == "m" else 1
+    n_unit = 1 if N % 4 else 4
+    k_unit = max(a_unit if a_inner == "k" else 1, b_unit if b_inner == "k" else 1)
+    reach = max(_reach(a, plan.block_m, BLOCK_K), _reach(b, BLOCK_K, plan.block_n), plan.block_m * N)
+    constants = {
+        "PRECISION": precision, "OFFSETS": tl.int32 if reach < 2**31 else tl.int64,
+        "A_INNER": a_inner, "A_UNIT": a_unit, "B_INNER": b_inner, "B_UNIT": b_unit,
+        "M_UNIT": m_unit, "N_UNIT": n_unit, "K_UNIT": k_unit,
+        "BLOCK_M": plan.block_m, "BLOCK_N": plan.block_n, "BLOCK_K": BLOCK_K,
+    }  # fmt: skip
+    strides = [s // unit for t, unit in ((a, a_unit), (b, b_unit)) for s in (*(0,) * (3 - t.dim()), *t.stride())]
+    return constants, (M // m_unit, N // n_unit, K // k_unit, *strides, plan.split_k // BLOCK_K)
+
+
+def _inner(matrix: torch.Tensor, rows: str, columns: str) -> str:
+    """The dimension of stride 1"""
+    return columns if matrix.stride(-1) == 1 else rows if matrix.stride(-2) == 1 else ""
+
+
+def _unit(matrix: torch.Tensor, last: bool) -> int:
+    """4 where rows (columns, where not the last dimension is the inner one) are whole aligned vectors, else 1"""
+    inner, outer = (-1, -2) if last else (-2, -1)
+    apart = matrix.stride(0) if matrix.dim() == 3 else 0
+    whole = matrix.stride(inner) == 1 and not (matrix.shape[inner] % 4 or matrix.stride(outer) % 4 or apart % 4)
+    return 4 if whole and matrix.data_ptr() % 16 == 0 else 1
 
 
 def _reach(matrix: torch.Tensor, rows: int, columns: int) -> int:
@@ -131,23 +194,10 @@ def _reach(matrix: torch.Tensor, rows: int, columns: int) -> int:
     return (rows - 1) * abs(matrix.stride(-2)) + (columns - 1) * abs(matrix.stride(-1))
 
 
-def compile_ahead(block_m: int, block_n: int, precision: str, capability: int, *, layout: str = "nn") -> Any:
-    """The kernel compiled for sm_<capability>, without a GPU. layout: "nn" row-major, "tn" a transposed."""
-    pointers = {"a_ptr": "*fp32", "b_ptr": "*fp32", "out_ptr": "*fp32"}
-    constants: dict[str, Any] = {"PRECISION": precision, "OFFSETS": tl.int32}
-    constants |= {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": BLOCK_K}
-    constants |= {
-        "stride_a_m" if layout == "tn" else "stride_a_k": 1,
-        "stride_b_n": 1,
-    }  # as a launch specialises them
-    names = matmul_kernel.arg_names
-    signature = {name: "constexpr" if name in constants else pointers.get(name, "i32") for name in names}
-    source = triton.compiler.ASTSource(
-        fn=matmul_kernel,
-        signature=signature,
-        constexprs={(names.index(name),): value for name, value in constants.items()},
-        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in [*pointers, "SPLIT_K"]},
-    )
-    return triton.compile(
-        source, target=GPUTarget("cuda", capability, 32), options=_options(block_m, precision)
+def compile_ahead(a: torch.Tensor, b: torch.Tensor, plan: Tiling, precision: str, capability: int) -> Any:
+    """The kernel for a launch of such operands, on any device but "meta", compiled for sm_<capability>, without a GPU."""
+    constants, _ = arguments(a, b, plan, precision)
+    options = _options(plan.block_m, plan.block_n, precision)
+    return compiled_ahead(
+        matmul_kernel, constants, lambda name: "*fp32" if name.endswith("_ptr") else "i32", options, capability
     )

@@ -12,9 +12,9 @@ from rnn_triton import gemm, gradients
 
 NAN = float("nan")
 PRECISIONS = ("tf32", "tf32x3", "ieee")
-# Error of one product in units of |a b|. tf32 drops 13 bits of both operands, 2^-10 each; tf32x3 leaves out
+# Error of one product in units of |a b|. tf32 rounds both operands to 11 bits, 2^-11 each; tf32x3 leaves out
 # small*small (2^-22) and truncates the two small parts (2^-11 * 2^-10 each); ieee rounds nothing but sums.
-PER_PRODUCT = {"tf32": 2.0**-9, "tf32x3": 2.0**-20 + 2.0**-22, "ieee": 0.0}
+PER_PRODUCT = {"tf32": 2.0**-10 + 2.0**-22, "tf32x3": 2.0**-20 + 2.0**-22, "ieee": 0.0}
 UNIT = 2.0**-24  # of an fp32 addition; tensor cores truncate where they add, which is 2 units
 
 
@@ -30,7 +30,10 @@ def matrices(M, N, K, device, seed=0):
 
 
 def check(a, b, precision):
-    out = gemm.triton_matmul(a, b, precision)
+    return check_result(gemm.triton_matmul(a, b, precision), a, b, precision)
+
+
+def check_result(out, a, b, precision):
     exact, scale = a.double() @ b.double(), a.double().abs() @ b.double().abs()
     bound = PER_PRODUCT[precision] + 2 * a.shape[1] * UNIT
     assert out.shape == exact.shape and out.dtype == torch.float32
@@ -53,7 +56,7 @@ def test_values(M, N, K, precision, device):
 @pytest.mark.executed
 @pytest.mark.parametrize("M, N, K", [(33, 17, 31), (5, 3, 1100)])
 def test_several_products_in_one_launch(M, N, K, device):
-    """P of them, of any strides, an expanded one in place; each is what it is alone"""
+    """P of them, of any strides, an expanded one in place"""
     pairs = [matrices(M, N, K, device, seed) for seed in range(3)]
     a, b = (torch.stack(column) for column in zip(*pairs))
     one = b[:1].expand(3, -1, -1)
@@ -61,8 +64,7 @@ def test_several_products_in_one_launch(M, N, K, device):
         out = gemm.triton_matmul(many_a, many_b, "tf32x3")
         assert out.shape == (3, M, N)
         for got, left, right in zip(out, many_a, many_b, strict=True):
-            assert torch.equal(got, gemm.triton_matmul(left, right, "tf32x3"))
-    check(a[1], b[1], "tf32x3")
+            check_result(got, left, right, "tf32x3")
 
 
 @pytest.mark.executed
@@ -76,6 +78,60 @@ def test_strides(precision, device):
     check(a, b[:, :1].expand(-1, 50), precision)
 
 
+def test_tf32_rounds_to_nearest(device):
+    """The tensor core alone would cut 1 + 0.75 * 2^-10 down to 1."""
+    a = torch.full((3, 40), 1 + 0.75 * 2.0**-10, device=device)
+    out = gemm.triton_matmul(a, torch.eye(40, device=device)[:, :8], "tf32")
+    assert torch.equal(out, torch.full_like(out, 1 + 2.0**-10))
+    out = gemm.triton_matmul(torch.eye(40, device=device)[:8], a.t(), "tf32")
+    assert torch.equal(out, torch.full_like(out, 1 + 2.0**-10))
+
+
+def kernel_of(shape_a, stride_a, stride_b, offset=0):
+    """The constexprs of a product with 20 columns of such operands, `offset` elements from an aligned address"""
+    (*P, M, K) = shape_a
+    a, b = Strided(shape_a, stride_a, offset), Strided((*P, K, 20), stride_b, offset)
+    return gemm.arguments(a, b, gemm.Tiling(128, 64, 1, 64), "ieee")[0]
+
+
+class Strided:
+    """A matrix as far as `arguments` looks at it: strides without memory"""
+
+    def __init__(self, shape, strides, offset):
+        self.shape, self.strides, self.offset = shape, strides, offset
+
+    def dim(self):
+        return len(self.shape)
+
+    def stride(self, dimension=None):
+        return self.strides if dimension is None else self.strides[dimension]
+
+    def data_ptr(self):
+        return 4096 + 4 * self.offset
+
+
+@pytest.mark.parametrize(
+    "shape_a, stride_a, stride_b, expected",
+    [
+        # A_INNER, A_UNIT, B_INNER, B_UNIT, M_UNIT, N_UNIT, K_UNIT
+        ((128, 40), (40, 1), (20, 1), ("k", 4, "n", 4, 1, 4, 4)),  # dx = da W
+        ((40, 77), (1, 40), (20, 1), ("m", 4, "n", 4, 4, 4, 1)),  # dW = da^T x, of an odd T B
+        ((77, 40), (40, 1), (1, 40), ("k", 4, "k", 4, 1, 4, 4)),  # u = x W^T
+        ((128, 39), (40, 1), (20, 1), ("k", 1, "n", 4, 1, 4, 1)),  # a row ends inside a vector
+        ((128, 40), (41, 1), (20, 1), ("k", 1, "n", 4, 1, 4, 1)),  # rows begin inside one
+        ((128, 40), (80, 2), (20, 1), ("", 1, "n", 4, 1, 4, 1)),
+        ((3, 128, 40), (5121, 40, 1), (800, 20, 1), ("k", 1, "n", 4, 1, 4, 1)),  # so do matrices
+        ((3, 128, 40), (0, 40, 1), (800, 20, 1), ("k", 4, "n", 4, 1, 4, 4)),
+    ],
+)
+def test_what_is_read_in_vectors(shape_a, stride_a, stride_b, expected):
+    names = ("A_INNER", "A_UNIT", "B_INNER", "B_UNIT", "M_UNIT", "N_UNIT", "K_UNIT")
+    found = kernel_of(shape_a, stride_a, stride_b)
+    assert tuple(found[name] for name in names) == expected
+    found = kernel_of(shape_a, stride_a, stride_b, offset=2)
+    assert found["A_UNIT"] == found["B_UNIT"] == found["M_UNIT"] == found["K_UNIT"] == 1
+
+
 @pytest.mark.parametrize(
     "shape_a, stride_a, stride_b, wide",
     [
@@ -87,14 +143,8 @@ def test_strides(precision, device):
         ((128, 40), (40, 1), (1, 115_000_000), True),
     ],
 )
-def test_offsets_are_wide_where_a_tile_is(monkeypatch, shape_a, stride_a, stride_b, wide):
-    launches = []
-    kernel = {(1, 1): lambda *args, **options: launches.append(options)}
-    monkeypatch.setattr(gemm, "matmul_kernel", kernel)
-    a = torch.empty_strided(shape_a, stride_a, device="meta")
-    b = torch.empty_strided((40, 20), stride_b, device="meta")
-    gemm.triton_matmul(a, b, "ieee")
-    assert launches[0]["OFFSETS"] == (gemm.tl.int64 if wide else gemm.tl.int32)
+def test_offsets_are_wide_where_a_tile_is(shape_a, stride_a, stride_b, wide):
+    assert kernel_of(shape_a, stride_a, stride_b)["OFFSETS"] == (gemm.tl.int64 if wide else gemm.tl.int32)
 
 
 @pytest.mark.executed
@@ -120,7 +170,7 @@ def test_more_than_2_to_31_elements():
 @pytest.mark.executed
 def test_split_k_is_deterministic_and_right(device):
     a, b = matrices(20, 24, 5000, device)
-    assert gemm.tiling(20, 24, 5000, 132).splits == 9
+    assert gemm.tiling(20, 24, 5000, 132, precision="tf32x3").splits > 9
     first = gemm.triton_matmul(a, b, "tf32x3")
     assert torch.equal(first, gemm.triton_matmul(a, b, "tf32x3"))
     check(a, b, "tf32x3")
@@ -141,22 +191,51 @@ def test_not_finite(precision, device):
 # Tiling: pure
 
 
-def test_tiling_covers_k_once():
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_tiling_covers_k_once(precision):
     sizes = [1, 31, 64, 200, 1024, 3_000_000], [1, 33, 256], [1, 31, 32, 511, 4096, 1_000_003, 50_000_000]
     for M, N, K, sms in itertools.product(*sizes, [1, 82, 132]):
-        t = gemm.tiling(M, N, K, sms)
+        t = gemm.tiling(M, N, K, sms, precision=precision)
         assert t.split_k % gemm.BLOCK_K == 0
         assert (t.splits - 1) * t.split_k < K <= t.splits * t.split_k  # all of K, and no empty split
         tiles = -(-M // t.block_m) * -(-N // t.block_n)
-        assert t.splits == 1 or tiles * t.splits <= 2 * sms
+        assert t.splits == 1 or tiles * t.splits <= 4 * sms
         assert t.splits == 1 or t.split_k >= gemm.MIN_SPLIT_K
         assert t.splits <= 65535 and tiles < 2**31
+        assert (t.block_m, t.block_n) in TILES[precision]
 
 
-def test_tiling_fills_the_device():
-    assert gemm.tiling(256, 256, 1_000_000, 132).splits == 33  # 8 tiles: 264 programs for 132 SMs
-    assert gemm.tiling(1_000_000, 64, 256, 132).splits == 1
-    assert gemm.tiling(256, 256, 1_000_000, 132, products=8).splits == 4  # 64 tiles
+def programs(t, M, N, products=1):
+    return products * -(-M // t.block_m) * -(-N // t.block_n) * t.splits
+
+
+@pytest.mark.parametrize("H", [64, 128, 256, 512, 1024])
+@pytest.mark.parametrize("TB", [512, 4096, 32767, 1_000_000])
+def test_tiling_of_weight_gradients(H, TB):
+    """dw[H,H] over a sum of T B: as many programs as the device has SMs, or as K has parts that are worth one, and none of
+    them alone in a last round"""
+    t = gemm.tiling(H, H, TB, 132)
+    n = programs(t, H, H)
+    assert n >= min(100, TB // gemm.MIN_SPLIT_K)
+    rounds = -(-n // 132)
+    assert n >= 0.75 * rounds * 132 or rounds == 1
+    # partial results: no more bytes than the operands, but for the least splits that fill the device
+    assert t.splits <= 33 or t.splits * H * H <= 2 * TB * H or n <= 132
+
+
+@pytest.mark.parametrize("H", [64, 128, 256, 512, 1024])
+@pytest.mark.parametrize("TB", [512, 4096, 32767, 1_000_000])
+def test_tiling_of_input_gradients(H, TB):
+    """dx[T B,H] = da W: a program for each SM by small tiles where there are few, and large ones where there are many"""
+    t = gemm.tiling(TB, H, H, 132)
+    assert programs(t, TB, H) >= min(64, -(-TB // 32) * -(-H // 32))
+    if TB == 1_000_000 and H >= 128:
+        assert t == gemm.Tiling(128, 128, 1, H)
+
+
+def test_tiling_shares_the_device_among_products():
+    assert gemm.tiling(256, 256, 1_000_000, 132, products=64).splits <= 2
+    assert gemm.tiling(256, 256, 1_000_000, 132).splits >= 33
 
 
 # Which code runs
@@ -312,8 +391,7 @@ def test_weight_gradients_of_16_bits_have_outputs_of_fp32(kind, models):
     """Torch lets cuBLAS round the parts of a long sum to the output's dtype, and add them up in it."""
     with FakeTensorMode(), Recorder() as recorder:
         layer, da = layer_of_gradients(9, 4, 24, 16, KINDS[kind][0], "cuda", models)
-        layer.take(da, 0, 9)
-        results = layer.gradients()
+        results = layer.gradients(da)
     name = "aten::bmm" if models else "aten::mm"
     products = [n for n in recorder.names if n.startswith(name)]
     assert sorted(products) == sorted([f"{name}.dtype"] * 4 + [name]), "dw_ih, dw_hh, h0's part of it and dh0; dx"
@@ -324,8 +402,7 @@ def test_weight_gradients_of_16_bits_have_outputs_of_fp32(kind, models):
 def test_weight_gradients_are_rounded_once(kind):
     dtype = KINDS[kind][0]
     layer, da = layer_of_gradients(9, 4, 24, 16, dtype)
-    layer.take(da, 0, 9)
-    _, dw_ih, dw_hh, *_ = layer.gradients()
+    _, dw_ih, dw_hh, *_ = layer.gradients(da)
     x, h0, y, da = (t.double() for t in (layer.x, layer.h0, layer.y, da))
     before = torch.cat([h0[None], y[:-1]]).flatten(0, 1)
     for got, other in ((dw_ih, x.flatten(0, 1)), (dw_hh, before)):
@@ -350,24 +427,82 @@ def test_projection_is_captured_and_repeats():
 
 # Compiled, without a GPU
 
-TILES = list(itertools.product(gemm.BLOCKS_M, gemm.BLOCKS_N))
+TILES = {precision: list(gemm.TILES[precision == "ieee" :]) for precision in PRECISIONS}
+LAYOUTS = {  # of dx, of dw, of the projection; rows that are no vectors
+    "nn": lambda M, N, K: (torch.empty(M, K), torch.empty(K, N)),
+    "tn": lambda M, N, K: (torch.empty(K, M).t(), torch.empty(K, N)),
+    "nt": lambda M, N, K: (torch.empty(M, K), torch.empty(N, K).t()),
+    "odd": lambda M, N, K: (torch.empty(K, M + 1)[:, 1:].t(), torch.empty(K, N + 1)[:, 1:]),
+}
 
 
-@pytest.mark.compiled
-@pytest.mark.parametrize("layout", ["nn", "tn"])
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize(
-    "capability, block_m, block_n",
-    [
-        pytest.param(capability, *tile, marks=() if (capability, tile) == (90, TILES[-1]) else pytest.mark.long)
-        for capability in (80, 90, 100)
-        for tile in TILES
-    ],
-)
-def test_compiles_without_spills(capability, block_m, block_n, precision, layout):
-    kernel = gemm.compile_ahead(block_m, block_n, precision, capability, layout=layout)
+def compiled(capability, precision, tile, layout):
+    a, b = LAYOUTS[layout](256, 256, 4096)
+    kernel = gemm.compile_ahead(a, b, gemm.Tiling(*tile, 1, 4096), precision, capability)
     (_, stack, _), listing = resources._cuobjdump(kernel.asm["cubin"])
     opcodes = [instruction.opcode for instruction in resources.parse_sass(listing)]
     assert not [opcode for opcode in opcodes if opcode.startswith(("STL", "LDL"))] and stack == 0
     assert kernel.metadata.shared <= 99 * 1024  # what every device from sm_80 on has
     assert ("tf32" in kernel.asm["ptx"]) == (precision != "ieee")
+    if layout != "odd":
+        copies = {opcode for opcode in opcodes if opcode.startswith("LDGSTS")}
+        assert copies and all("128" in opcode for opcode in copies), "narrow copies from global memory"
+        assert all("128" in opcode for opcode in opcodes if opcode.startswith("STG"))
+
+
+# the largest tiles of the H200, as dx and dw are, and the projection's
+BY_DEFAULT = [(90, p, TILES[p][0], layout) for p in PRECISIONS for layout in ("nn", "tn")] + [(90, "tf32", (64, 64), "nt")]
+KERNELS = [
+    (capability, precision, tile, layout)
+    for capability in (80, 90, 100) for precision in PRECISIONS for tile in TILES[precision] for layout in LAYOUTS
+]  # fmt: skip
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize(
+    "capability, precision, tile, layout",
+    [pytest.param(*k, marks=() if k in BY_DEFAULT else pytest.mark.long, id="-".join(map(str, k))) for k in KERNELS],
+)
+def test_compiles_without_spills(capability, precision, tile, layout):
+    compiled(capability, precision, tile, layout)
+
+
+# What is launched without Triton's launch path
+
+
+def test_one_kernel_for_all_sizes(monkeypatch):
+    """The kept kernel runs where M, N, K, strides and splits are others, an odd T B too: with every argument in its place"""
+    calls = []
+
+    class Kernel:  # stands for triton's CompiledKernel
+        def __getitem__(self, grid):
+            return lambda *arguments: calls.append(("kept", grid, arguments))
+
+    class Jit:
+        arg_names = gemm.matmul_kernel.arg_names
+
+        def __getitem__(self, grid):
+            def run(*arguments, num_warps, num_stages, maxnreg, **constexprs):
+                calls.append(("jit", grid, (*arguments, *constexprs.values())))
+                return Kernel()
+
+            return run
+
+    monkeypatch.setattr(gemm, "matmul_kernel", Jit())
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: None)  # a CPU tensor's index
+    monkeypatch.setattr(gemm, "tiling", lambda M, N, K, *_: gemm.Tiling(64, 64, -(-K // 1024), 1024))
+    gemm._launcher.cache_clear()
+    try:
+        for TB, H in ((4096, 128), (4095, 128), (513, 96)):
+            da, x = torch.empty(TB, H), torch.empty(TB, 36)
+            out = gemm.triton_matmul(da.t(), x, "tf32")
+            kind, grid, got = calls[-1]
+            splits = -(-TB // 1024)
+            assert kind == ("jit" if len(calls) == 1 else "kept")
+            assert grid == (H // 64 + (H % 64 > 0), splits, 1)
+            assert [t.data_ptr() for t in got[:2]] == [da.data_ptr(), x.data_ptr()]
+            assert got[3:13] == (H // 4, 9, TB, 0, 0, H // 4, 0, 9, 0, 32)
+            assert got[13:] == ("tf32", gemm.tl.int32, "m", 4, "n", 4, 4, 4, 1, 64, 64, 32)
+            assert len(got) == len(Jit.arg_names) and out.shape == (H, 36)
+    finally:
+        gemm._launcher.cache_clear()

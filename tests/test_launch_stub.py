@@ -57,6 +57,12 @@ RESTRICTED = {
     for when, together in {"at-once": [40] * 3, "later": [132, *[40] * 3]}.items()
 }
 
+# fp32 products [M, N, K, columns between a's rows] call after call, a being transposed: dw of T B = K, odd ones too
+GEMM = {
+    "gemm-of-any-size": dict(gemm=[[128, 64, 4096, 128], [128, 64, 4095, 128], [96, 36, 513, 96]]),
+    "gemm-of-odd-rows": dict(gemm=[[125, 63, 4096, 125], [125, 63, 4095, 125], [96, 37, 513, 97]]),
+}
+
 # Launches of a kernel of no use: what the stub does with them.
 KERNELS = {
     "plain": dict(grid=4000),
@@ -70,7 +76,7 @@ KERNELS = {
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory):
     directory = stub.build(tmp_path_factory.mktemp("stub_cuda"))
-    cases = BEYOND | PROBLEMS | RESTRICTED | KERNELS  # what fails comes first: the launches after it work
+    cases = BEYOND | PROBLEMS | RESTRICTED | GEMM | KERNELS  # what fails comes first: the launches after it work
     run = subprocess.run(
         [sys.executable, str(Path(stub.__file__).with_name("run.py")), json.dumps(list(cases.values()))],
         env=stub.environment(directory, directory / "log.jsonl"), capture_output=True, text=True,
@@ -149,6 +155,27 @@ def test_a_launch_finds_what_was_compiled_ahead(answers, name):
     """in Triton's cache: the same types, alignments, constants and options"""
     compiled = answers[name]["calls"][0]["compiled"].values()
     assert {kernel["hash"] for kernel in compiled} == {answers[name]["ahead"]}
+
+
+@pytest.mark.parametrize("name", GEMM)
+def test_a_product_of_another_size_takes_the_kept_kernel(answers, name):
+    """which is what compiles ahead of time: nothing is compiled for a T B, and Triton's launch path runs once"""
+    first, *others = answers[name]["calls"]
+    assert [call["error"] for call in answers[name]["calls"]] == [None] * 3
+    assert first["jit"] == 1 and all(call["jit"] == 0 for call in others)
+    (compiled,) = first["compiled"].values()
+    assert compiled["kernel"] == "matmul_kernel" and compiled["hash"] == answers[name]["ahead"]
+    unit = 4 if name == "gemm-of-any-size" else 1
+    for (M, N, K, apart), call in zip(GEMM[name]["gemm"], answers[name]["calls"], strict=True):
+        (launch,) = launches(call)
+        assert [r["call"] for r in call["driver"]].count("cuModuleLoadData") == (call is first)
+        splits = launch["grid"][1]
+        assert launch["result"] == 0 and launch["grid"] == [-(-M // 64) * -(-N // 64), splits, 1]
+        assert not launch["cooperative"]
+        strides = [0, 1 // unit, apart // unit, 0, N // unit, 1 // unit]  # a stride of 1 is in the kernel
+        assert launch["parameters"][3:] == [M // unit, N // unit, K, *strides, 1024 // 32, 0, 0]
+        assert named(call, launch)[:2] == ["a", "b"]
+        assert -(-K // splits) <= 1024 < K or splits == 1
 
 
 def ours(parameters):

@@ -5,6 +5,7 @@ CASES is a JSON list.  A case with "H" is a problem given to rnn_triton.launch:
                                     planner is told of (the stub has 132), and M, models that share w_ih and h0; with
                                     "layers" a stack, dropout between them
 A case with "network", a list of layers and directions, is one for both passes of rnn_triton.network.
+A case with "gemm", a list of [M, N, K, columns between a's rows], is a product of fp32, a transposed, for each call.
 A case with "grid" launches a kernel of no use in so many programs:  grid and, where wanted, cooperative, num_ctas.
 Any may have "together": of each call, how many CTAs of a cooperative launch fit (else all calls: 132).
 
@@ -28,7 +29,7 @@ import triton.language as tl
 from triton.compiler import CompiledKernel
 from triton.runtime.jit import JITFunction
 
-from rnn_triton import explain, faults, hardware, launch, network, plan, plans, stack_plan
+from rnn_triton import explain, faults, gemm, hardware, launch, network, plan, plans, stack_plan
 
 CALLS = 2
 
@@ -204,6 +205,24 @@ def whole_network(case, log, observed):
     return {"plan": None, "calls": made, "explained": explained(case, num_layers=L, bidirectional=D == 2)}
 
 
+def products(case, log, observed):
+    """By one tiling, so that sizes alone differ from call to call"""
+    on_device()
+    gemm.tiling = lambda M, N, K, *_: gemm.Tiling(64, 64, -(-K // 1024), 1024)
+    answers, ahead = [], None
+    for M, N, K, apart in case["gemm"]:
+        given = {"a": torch.zeros(K, apart), "b": torch.zeros(K, N)}
+        a = given["a"][:, :M].t()
+
+        def function(a=a, b=given["b"]):
+            return {"out": gemm.triton_matmul(a, b, "tf32")}
+
+        if ahead is None:
+            ahead = gemm.compile_ahead(a, given["b"], gemm.tiling(M, N, K), "tf32", 90).hash
+        answers += calls(function, given, log, observed, [None])
+    return {"plan": None, "ahead": ahead, "calls": answers}
+
+
 def kernel(case, log, observed):
     given = {"ptr": torch.zeros(max(case["grid"], 1), dtype=torch.int32)}
     options = {"launch_cooperative_grid": True} if case.get("cooperative") else {}
@@ -219,7 +238,7 @@ def main():
     stub.install()
     log, observed = stub.Log(), Observed()
     cases = json.loads(sys.argv[1])
-    kinds = {"network": whole_network, "layers": layers, "H": problem, "grid": kernel}
+    kinds = {"network": whole_network, "gemm": products, "layers": layers, "H": problem, "grid": kernel}
     carry_out = [next(function for name, function in kinds.items() if name in case) for case in cases]
     answers = [function(case, log, observed) for function, case in zip(carry_out, cases, strict=True)]
     print(json.dumps({"triton": triton.__version__, "answers": answers}))
