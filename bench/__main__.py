@@ -38,6 +38,13 @@ def share(text: str) -> float:
     return value
 
 
+def count(text: str) -> int:
+    """1, 2, 3, ..."""
+    if not re.fullmatch(r"0*[1-9]\d{0,5}", text):
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
+    return int(text)
+
+
 # ---- arguments ------------------------------------------------------------------------------------------------------
 
 
@@ -64,6 +71,7 @@ def parser() -> argparse.ArgumentParser:
     to_run.add_argument("--pass", dest="passes", default=",".join(cases.PASSES), help="fwd,train")
     to_run.add_argument("--dtype", default=",".join(cases.DTYPES), help="bf16,fp16,fp32")
     to_run.add_argument("--providers", default=",".join(PROVIDERS), help=", ".join(PROVIDERS))
+    to_run.add_argument("--repeats", type=count, default=1, metavar="N", help="runs of each case, for compare (default 1)")
     to_run.add_argument("--again", action="store_true", help="also what is recorded already")
 
     to_check = add(
@@ -159,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(given: argparse.Namespace, out: Path, deadline: float) -> tuple[str, list[str]]:
     passes = cases.choose(given.passes, cases.PASSES, "pass")
     providers = cases.choose(given.providers, tuple(PROVIDERS), "provider")
-    rows, failures = jobs.run_timing(_chosen(given), passes, providers, out, deadline, given.again)
+    rows, failures = jobs.run_timing(_chosen(given), passes, providers, out, deadline, given.again, given.repeats)
     return tables.text(tables.HEADINGS, tables.timing_rows(rows)), failures
 
 

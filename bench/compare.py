@@ -19,14 +19,21 @@ Blocks and runs are few, and a bootstrap of u units is too narrow: its deviation
 of Welch's degrees of freedom over the normal quantile.
 
 An interval from one run a side knows nothing of how runs differ. That is what `band` is for: changes within it are nothing,
-however sure of them the samples are. It must be wider than runs of equal code differ; a shift beyond it looks like a change.
+however sure of them the samples are. It must be wider than runs of equal code differ; a shift beyond it looks like a change. A
+note says where a side has one run alone.
 
-Verdicts, in this order, by where the interval lies with the band 1 - band to 1 + band:
+A side that ran at lower clocks is slower by that much at most, or not at all: between both lies the ratio at equal clocks. So
+the interval that verdicts are made of reaches from low / max(1, c) to high / min(1, c), c being the ratio of A's clock to B's,
+of the SMs and of the memory, medians while the case was measured. The table has both clocks of the SMs, and the interval of the
+times as they are.
+
+Verdicts, in this order, by where that interval lies with the band 1 - band to 1 + band:
 
     broken   timed in A, but wrong, failed or no longer supported in B         fixed    the other way round
     noise    fewer than FEWEST samples on a side
     same     within it, ends included
     slower, faster   wholly above it, wholly below it
+    clocks   across an end of it, which it would not be at equal clocks: the clocks may explain what changed, or hide it
     noise    across an end of it: the samples do not tell whether the change is larger than the band
 
 Of n pairs whose ratio is at the upper end of the band, (1 - LEVEL) / 2 n look slower by chance, where the interval covers LEVEL;
@@ -97,6 +104,7 @@ class Pair:
     p: float | None = None  # of a ratio within the band, two-sided
     samples: tuple[int, int] = (0, 0)
     runs: tuple[int, int] = (0, 0)
+    mhz: tuple[float | None, float | None] = (None, None)  # of the SMs
     message: str = ""
     regression: bool = False
 
@@ -108,7 +116,7 @@ class Comparison:
     pairs: tuple[Pair, ...]
     only_a: tuple[str, ...]  # "case pass provider: why"
     only_b: tuple[str, ...]
-    notes: tuple[str, ...]  # what differs besides the code; never empty-handed: said before the table
+    notes: tuple[str, ...]  # what differs besides the code, and what the records do not know
     band: float
 
     @property
@@ -212,7 +220,8 @@ def compare(
             f"nothing to compare: {a.name} and {b.name} share no timed case of {', '.join(providers or ['any provider'])}; "
             f"{a.name} has {_summary(only_a)}, {b.name} has {_summary(only_b)}"
         )
-    return Comparison(a, b, _judged(pairs), tuple(only_a), tuple(only_b), tuple(_notes(a, b)), band)
+    notes = (*_notes(a, b), *_unknown(pairs))
+    return Comparison(a, b, _judged(pairs), tuple(only_a), tuple(only_b), notes, band)
 
 
 def _summary(names: Sequence[str]) -> str:
@@ -257,19 +266,37 @@ def _pair(
         message = f"{bad['status']}: {bad['message']}"
         return Pair(*key, verdict, us_a, us_b, message=message, regression=verdict == "broken")
     samples = sum(map(len, runs_a)), sum(map(len, runs_b))
-    pair = Pair(*key, "noise", us_a, us_b, us_b / us_a, samples=samples, runs=(len(runs_a), len(runs_b)))
+    clocks = [(_clock(a, name), _clock(b, name)) for name in ("sm_mhz", "memory_mhz")]
+    pair = Pair(*key, "noise", us_a, us_b, us_b / us_a, samples=samples, runs=(len(runs_a), len(runs_b)), mhz=clocks[0])
     if min(samples) < FEWEST:
         return dataclasses.replace(pair, message=f"{min(samples)} samples say nothing; {FEWEST} or more would")
-    low, high, p = interval(runs_a, runs_b, band, seed)
-    if 1 - band <= low and high <= 1 + band:
-        verdict = "same"
-    elif low > 1 + band:
-        verdict = "slower"
-    elif high < 1 - band:
-        verdict = "faster"
-    else:
-        verdict = "noise"
+    ratios = [1.0, *(of_a / of_b for of_a, of_b in clocks if of_a and of_b)]
+    low, high, p = interval(runs_a, runs_b, band, seed, (min(ratios), max(ratios)))
+    verdict = _where(low / max(ratios), high / min(ratios), band)
+    if verdict == "noise" and _where(low, high, band) != "noise":
+        verdict = "clocks"
     return dataclasses.replace(pair, verdict=verdict, low=low, high=high, p=p)
+
+
+def _where(low: float, high: float, band: float) -> str:
+    if 1 - band <= low and high <= 1 + band:
+        return "same"
+    return "slower" if low > 1 + band else "faster" if high < 1 - band else "noise"
+
+
+def _clock(records: Sequence[dict[str, Any]], name: str) -> float | None:
+    """The median over the runs that were timed; None where no record has it"""
+    found = [r["telemetry"][name] for r in records if r["status"] == "ok" and r["telemetry"].get(name, 0) > 0]
+    return float(np.median(found)) if found else None
+
+
+def _unknown(pairs: Sequence[Pair]) -> list[str]:
+    """What the records of both sides do not tell"""
+    timed = [pair for pair in pairs if pair.p is not None]
+    once, unclocked = (sum(map(of, timed)) for of in (lambda p: min(p.runs) == 1, lambda p: None in p.mhz))
+    notes = [f"one run on a side of {once} pairs: how far runs of equal code are apart is not known; run --repeats 3 shows it"]
+    notes += [f"clocks are not recorded for {unclocked} pairs, whose verdict knows nothing of them"]
+    return [note for note, count in zip(notes, (once, unclocked)) if count]
 
 
 def _judged(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
@@ -314,11 +341,16 @@ def _identity(record: dict[str, Any]) -> str:
 
 
 def interval(
-    a: Sequence[np.ndarray], b: Sequence[np.ndarray], band: float = BAND, seed: int = SEED
+    a: Sequence[np.ndarray],
+    b: Sequence[np.ndarray],
+    band: float = BAND,
+    seed: int = SEED,
+    clocks: tuple[float, float] = (1.0, 1.0),
 ) -> tuple[float, float, float]:
     """(low, high, p) of median(b) / median(a); each side is the samples of its runs.
 
-    p: how likely a ratio as far from the band, to either side, is where the true one lies at its end; 1 within the band."""
+    p: how likely a ratio as far from the band, to either side, is where the true one lies at its end; 1 within the band, which
+    reaches from clocks[0] times its lower end to clocks[1] times its upper one."""
     generator = np.random.default_rng(seed)
     # medians of positive numbers: their logarithm is the median of the logarithms, and ratios become differences
     (of_a, units_a), (of_b, units_b) = (_medians([np.log(run) for run in side], generator) for side in (a, b))
@@ -331,7 +363,7 @@ def interval(
     low, high = middle + (np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) - middle) * student(z, freedom) / z
     medians = [float(np.median(np.log(np.concatenate(list(side))))) for side in (a, b)]
     ratio = medians[1] - medians[0]
-    beyond = max(ratio - math.log1p(band), math.log1p(-band) - ratio, 0.0)
+    beyond = max(ratio - math.log1p(band) - math.log(clocks[1]), math.log1p(-band) + math.log(clocks[0]) - ratio, 0.0)
     t = beyond / max(math.sqrt(sum(variances)), 1e-12)
     return math.exp(low), math.exp(high), math.erfc(_normal(t, freedom) / math.sqrt(2))
 
@@ -405,8 +437,8 @@ def discoveries(p: Sequence[float], rate: float = RATE) -> list[bool]:
 
 # ---- as text --------------------------------------------------------------------------------------------------------
 
-HEADINGS = ("case", "pass", "provider", "A us", "B us", "B / A", f"{LEVEL:.0%} interval", "verdict")
-_ORDER = ("broken", "slower", "faster", "fixed", "noise", "same")
+HEADINGS = ("case", "pass", "provider", "A us", "B us", "B / A", f"{LEVEL:.0%} interval", "A MHz", "B MHz", "verdict")
+_ORDER = ("broken", "slower", "faster", "fixed", "clocks", "noise", "same")
 
 
 def body(comparison: Comparison) -> list[tuple[str, ...]]:
@@ -425,6 +457,7 @@ def body(comparison: Comparison) -> list[tuple[str, ...]]:
                 pair.case, pair.pass_, provider, _us(pair.us_a), _us(pair.us_b),
                 "-" if pair.ratio is None else f"{pair.ratio:.3f}",
                 "-" if pair.low is None else f"{pair.low:.3f} to {pair.high:.3f}",
+                *("-" if mhz is None else f"{mhz:.0f}" for mhz in pair.mhz),
                 verdict,
             )
         )  # fmt: skip

@@ -308,9 +308,11 @@ def run_timing(
     out: Path,
     deadline: float,
     again: bool = False,
+    repeats: int = 1,
 ) -> tuple[list[Row], list[str]]:
     """(rows, failures) of the cases on the GPU: those without a record of this source and these versions, the most
-    informative first, as many as `deadline` on time.monotonic() allows.  `again`: also those that are recorded."""
+    informative first, as many as `deadline` on time.monotonic() allows.  `again`: also those that are recorded.  `repeats`: each
+    in so many runs, one run of all after the other."""
     needs_gpu()
     from rnn_triton import hardware
 
@@ -319,13 +321,10 @@ def run_timing(
     estimate = model_estimate(hardware.of(environment.best_device()))
     before = load(known(out))
     here = providers_here(providers)
-    done = frozenset() if again else schedule.done(before, described, here)
-    todo = schedule.jobs(chosen, passes, providers, done)
-    waiting = {job.case for job in todo}
-    todo = schedule.ordered(todo, [case for case in chosen if case not in waiting], regime)
     took = schedule.took(before)
-
     slower = 1.0  # than expected, as seen so far
+    found: list[dict[str, Any]] = []
+    todo: list[cases.Job] = []
 
     def seconds(job: cases.Job) -> float:
         return slower * schedule.seconds_of(job, took, runs)
@@ -333,33 +332,37 @@ def run_timing(
     def runs(name: str, case: cases.Case) -> bool:
         return not here[name].missing and not PROVIDERS[name].unsupported(case)
 
-    print(f"{len(chosen)} cases: {len(chosen) - len(todo)} recorded already", flush=True)
-    found: list[dict[str, Any]] = []
-    with Writer(out / "timing.jsonl", environment.new_run(), described, fresh=False) as writer:
-        while todo:  # wave after wave of what fits, each compiled before it is timed
-            budget = deadline - time.monotonic()
-            fit, rest = schedule.fitting(todo, (1 - COMPILING / 2) * budget, seconds)
-            fit, rest = (fit, rest) if fit or found else (todo[:1], todo[1:])
-            if not fit or budget <= 0:
-                break
-            print(f"{len(fit)} by estimate fit into {budget:.0f} s, {len(rest)} do not", flush=True)
-            _compile(fit, [name for name in here if not here[name].missing], COMPILING * budget)
-            start, expected = time.monotonic(), {job: seconds(job) for job in fit}
-            of_wave, late = run(fit, writer, deadline, seconds=seconds, estimate=estimate, eager=not found)
-            found, todo = [*found, *of_wave], [*late, *rest]
-            if not of_wave:
-                break
-            slower *= max(1.0, (time.monotonic() - start) / sum(s for job, s in expected.items() if job not in late))
-    if todo:
-        print(
-            f"the budget ended before {len(todo)} cases, and the same command goes on with them: "
-            + ", ".join(job.case.name for job in todo)
-        )
-        if (longest := max(map(seconds, todo))) > deadline - began:
-            print(f"one of them is expected to take {longest:.0f} s by itself: give it a larger --budget")
-    failures = [
-        f"{r['case']} {r['pass']}: {why}" for r in found if r["provider"] == OURS and (why := fault(r))
-    ]
+    for number in range(1, repeats + 1):
+        done = frozenset() if again else schedule.done([*before, *found], described, here, number)
+        todo = schedule.jobs(chosen, passes, providers, done)
+        waiting = {job.case for job in todo}
+        todo = schedule.ordered(todo, [case for case in chosen if case not in waiting], regime)
+        which = f"run {number} of {repeats}, " if repeats > 1 else ""
+        print(f"{which}{len(chosen)} cases: {len(chosen) - len(todo)} recorded already", flush=True)
+        with Writer(out / "timing.jsonl", environment.new_run(), described, fresh=False) as writer:
+            while todo:  # wave after wave of what fits, each compiled before it is timed
+                budget = deadline - time.monotonic()
+                fit, rest = schedule.fitting(todo, (1 - COMPILING / 2) * budget, seconds)
+                fit, rest = (fit, rest) if fit or found else (todo[:1], todo[1:])
+                if not fit or budget <= 0:
+                    break
+                print(f"{len(fit)} by estimate fit into {budget:.0f} s, {len(rest)} do not", flush=True)
+                _compile(fit, [name for name in here if not here[name].missing], COMPILING * budget)
+                start, expected = time.monotonic(), {job: seconds(job) for job in fit}
+                of_wave, late = run(fit, writer, deadline, seconds=seconds, estimate=estimate, eager=not found)
+                found, todo = [*found, *of_wave], [*late, *rest]
+                if not of_wave:
+                    break
+                slower *= max(1.0, (time.monotonic() - start) / sum(s for job, s in expected.items() if job not in late))
+        if todo:
+            print(
+                f"the budget ended before {len(todo)} cases, and the same command goes on with them: "
+                + ", ".join(job.case.name for job in todo)
+            )
+            if (longest := max(map(seconds, todo))) > deadline - began:
+                print(f"one of them is expected to take {longest:.0f} s by itself: give it a larger --budget")
+            break
+    failures = [f"{r['case']} {r['pass']}: {why}" for r in found if r["provider"] == OURS and (why := fault(r))]
     names = {case.name for case in chosen}
     same = [r for r in load(known(out)) if r["kind"] == "timing" and r["environment"]["device"] == described["device"]]
     return [row for row in rows(same) if row.case in names and row.pass_ in passes], failures

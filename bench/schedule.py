@@ -26,11 +26,13 @@ class Here:
     version: str | None  # of its package
 
 
-def done(records: Iterable[Mapping[str, Any]], environment: Mapping[str, Any], here: Mapping[str, Here]) -> Done:
-    """What records of this environment and of these versions settle.
+def done(
+    records: Iterable[Mapping[str, Any]], environment: Mapping[str, Any], here: Mapping[str, Here], runs: int = 1
+) -> Done:
+    """What records of this environment and of these versions settle: what was timed in so many runs.
 
     What failed is settled after TRIES runs; a provider that was missing, while it still is."""
-    failed: Counter[tuple[str, str, str]] = Counter()
+    count: Counter[tuple[tuple[str, str, str], str]] = Counter()
     found = set()
     for r in records:
         if r["kind"] != "timing" or any(r["environment"][name] != environment[name] for name in VERSIONS):
@@ -39,12 +41,10 @@ def done(records: Iterable[Mapping[str, Any]], environment: Mapping[str, Any], h
         if provider is None or r["version"] != provider.version:
             continue
         key = r["case"], r["pass"], r["provider"]
-        failed[key] += r["status"] in ("error", "timeout")
-        if r["status"] == "missing":
-            settled = bool(provider.missing)
-        else:
-            settled = r["status"] not in ("error", "timeout") or failed[key] >= TRIES
-        if settled:
+        status = "failed" if r["status"] in ("error", "timeout") else r["status"]
+        count[key, status] += 1
+        enough = count[key, status] >= {"failed": TRIES, "ok": runs}.get(status, 1)
+        if enough if status != "missing" else provider.missing:
             found.add(key)
     return frozenset(found)
 

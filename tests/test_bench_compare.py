@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from support import bench_records
 from support.bench_records import ENVIRONMENT, timing
 
 from bench import cases, compare, records
@@ -259,7 +260,7 @@ def test_other_devices_are_refused_and_other_versions_said():
     assert "b was measured with uncommitted changes" in found.notes
     mixed = side("b", a.records[0], record([100.0] * 9, run="2", environment={"commit": "f" * 40}))
     assert "b mixes 2 states of the code, of 0123456789ab, ffffffffffff" in compare.compare(a, mixed).notes
-    assert compare.compare(a, a).notes == ("A and B are the same records",)
+    assert compare.compare(a, a).notes[0] == "A and B are the same records"
 
 
 def test_text():
@@ -270,9 +271,10 @@ def test_text():
     found = compare.compare(a, b)
     first, second = compare.body(found)
     assert len(first) == len(second) == len(compare.HEADINGS)
-    assert first == (CASE.at(4).name, "fwd", "rnn_triton", "100.0", "-", "-", "-", "broken*: wrong: it is wrong")
-    assert second[:6] == (CASE.name, "fwd", "rnn_triton", "100.0", "120.5", "1.205") and second[-1] == "slower*"
+    assert first == (CASE.at(4).name, "fwd", "rnn_triton", "100.0", "-", "-", "-", "-", "-", "broken*: wrong: it is wrong")
+    assert second[7:9] == ("1980", "1980") and second[:6] == (CASE.name, "fwd", "rnn_triton", "100.0", "120.5", "1.205") and second[-1] == "slower*"
     lines = compare.summary(found)
+    assert lines.pop(0).startswith("note: one run on a side of 1 pairs: ")
     assert lines[0] == "A = a, B = b: 1 broken, 1 slower; same: within 2.0%, slower or faster: beyond it"
     assert lines[1] == (
         "of 1 pairs tested, 0.0 at most look slower by chance alone; regressions (*, at a false discovery rate of 5%): 2"
@@ -285,6 +287,62 @@ def test_band_must_be_a_share(band):
     a = side("a", record([100.0] * 9))
     with pytest.raises(ValueError, match=f"band must lie between 0 and 1, got {band}"):
         compare.compare(a, a, band=band)
+
+
+# ---- clocks and runs ------------------------------------------------------------------------------------------------
+
+
+def clocked(name, factor, sm, memory=3201.0, runs=3):
+    """A side of three runs at these clocks"""
+    generator = np.random.default_rng(7)
+    telemetry = {"sm_mhz": sm, "memory_mhz": memory}
+    made = [record(lognormal(generator, 20, 0.002) * factor, run=f"{name}{i}", telemetry=telemetry) for i in range(runs)]
+    return side(name, *made)
+
+
+@pytest.mark.parametrize(
+    "factor, clocks, verdict",
+    [
+        (1.2, (1755, 3201, 1400, 3201), "clocks"),  # all of it is the clock
+        (1.2, (1755, 3201, 1755, 3201), "slower"), (1.2, (1755, 3201, 1740, 3201), "slower"),
+        (1.4, (1755, 3201, 1400, 3201), "slower"),  # more than the clock explains
+        (1 / 1.2, (1400, 3201, 1755, 3201), "clocks"), (1 / 1.4, (1400, 3201, 1755, 3201), "faster"),
+        (1.2, (1400, 3201, 1755, 3201), "slower"),  # at a higher clock
+        (1.0, (1755, 3201, 1400, 3201), "clocks"),  # as fast at a lower clock: faster code, or nothing that follows the clock
+        (1.2, (1755, 3201, 1755, 2600), "clocks"), (1.0, (1755, 3201, 1755, 3201), "same"),
+    ],
+)  # fmt: skip
+def test_clocks_stand_beside_the_verdict_and_veto_it(factor, clocks, verdict):
+    found = compare.compare(clocked("a", 1.0, *clocks[:2]), clocked("b", factor, *clocks[2:]))
+    (pair,) = found.pairs
+    assert (pair.verdict, pair.mhz) == (verdict, (clocks[0], clocks[2]))
+    assert pair.ratio == pytest.approx(factor, rel=0.01) and found.exit_code == (verdict == "slower")
+    assert compare.body(found)[0][-3:] == (str(clocks[0]), str(clocks[2]), "slower*" if verdict == "slower" else verdict)
+    assert (pair.p == 1) == (verdict in ("clocks", "same")) and found.notes == ()
+
+
+def test_regressions_of_a_whole_suite_at_a_lower_clock_are_none():
+    """The same times, 1.2 times over, at 1400 MHz against 1755: nothing is known to be slower"""
+    listed = bench_records.suite("quick")
+    later = []
+    for r in listed:
+        fields = {f: records.sampled([1.2 * us for us in r[f]["samples"]]) for f in ("device_us", "short_us")}
+        later.append(r | fields | {"telemetry": r["telemetry"] | {"sm_mhz": 1400.0}})
+    early = [r | {"telemetry": r["telemetry"] | {"sm_mhz": 1755.0}} for r in listed]
+    found = compare.compare(side("a", *early), side("b", *later))
+    assert len(found.pairs) == 24 and {pair.verdict for pair in found.pairs} <= {"clocks", "noise"} and found.exit_code == 0
+    assert any(pair.verdict == "clocks" for pair in found.pairs)
+
+
+def test_what_the_records_do_not_know_is_said():
+    a = clocked("a", 1.0, 1755)
+    assert compare.compare(a, clocked("b", 1.01, 1755)).notes == ()
+    (note,) = compare.compare(a, clocked("b", 1.0, 1755, runs=1)).notes
+    assert note.startswith("one run on a side of 1 pairs") and "--repeats" in note
+    bare = side("b", *[r | {"telemetry": {}} for r in clocked("b", 1.2, 1400).records])
+    found = compare.compare(a, bare)
+    assert found.notes == ("clocks are not recorded for 1 pairs, whose verdict knows nothing of them",)
+    assert found.pairs[0].mhz == (1755, None) and found.pairs[0].verdict == "slower"
 
 
 # ---- names ----------------------------------------------------------------------------------------------------------

@@ -325,6 +325,33 @@ def test_a_run_measures_records_and_goes_on_where_it_ended(gpu, tmp_path, capsys
     assert len(found) == 10 and not problems and len({r["run"] for r in found}) == 3
 
 
+def test_repeats_are_runs_of_all_cases_one_after_the_other(gpu, tmp_path, capsys):
+    chosen = [cases.case(16 + i, 20, 8, "bf16") for i in range(2)]
+
+    def go(deadline, **how):
+        jobs.run_timing(chosen, ("fwd",), BOTH, tmp_path, deadline=deadline, **how)
+        found, problems = records.read([tmp_path / "timing.jsonl"])
+        assert not problems
+        return [(r["run"], r["case"]) for r in found if r["provider"] == "cudnn"]
+
+    go(1000.0)
+    found = go(70.0, repeats=3)  # the first run is there already, half of the second fits
+    said = capsys.readouterr().out
+    assert "run 1 of 3, 2 cases: 2 recorded already" in said and "run 2 of 3, 2 cases: 0 recorded already" in said
+    assert "run 3" not in said and len({run for run, _ in found}) == 2 and len(found) == 3
+    found = go(1000.0, repeats=3)
+    assert len({run for run, _ in found}) >= 3 and sorted(case for _, case in found) == sorted([c.name for c in chosen] * 3)
+    assert go(1000.0, repeats=3) == found
+    assert len(go(1000.0, repeats=2, again=True)) == 6 + 4
+
+
+@pytest.mark.parametrize("status, after", [("ok", 3), ("wrong", 1), ("unsupported", 1), ("error", 2)])
+def test_what_is_timed_is_repeated_and_what_is_wrong_is_not(status, after):
+    for runs in range(1, 4):
+        made = [r for i in range(runs) for r in recorded(status=status, run=f"run-{i}")]
+        assert bool(schedule.done(made, ENVIRONMENT, HERE, 3)) == (runs >= after)
+
+
 def test_a_failure_of_ours_fails_the_run_and_one_of_a_peer_does_not(gpu, tmp_path):
     chosen = [cases.case(3, 1, 8, "bf16")]  # the stub raises
     _, failures = jobs.run_timing(chosen, ("fwd",), ("cudnn",), tmp_path, deadline=100.0)
