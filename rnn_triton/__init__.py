@@ -1,5 +1,7 @@
 """Persistent recurrent networks for PyTorch, written in Triton."""
 
+import torch.fx
+
 from .errors import ExchangeError, UnsupportedError
 from .explain import explain
 from .faults import synchronize
@@ -18,4 +20,5 @@ __all__ = [
     "rnn",
     "synchronize",
 ]
+torch.fx.wrap("rnn")  # torch.fx records calls of rnn_triton.rnn and does not look into them
 __version__ = "0.1.0"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -13,6 +14,16 @@ from . import op
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _PRECISIONS = (None, "tf32", "tf32x3", "ieee")
 _cudnn_rnn: Any = torch.backends.cudnn.rnn  # held: `torch.backends.cudnn` resolves its attributes slowly
+
+
+def quiet_checks() -> None:
+    """torch.jit.trace warns of every size that decides something; of what only decides whether to raise it is told not to."""
+    warnings.filterwarnings(
+        "ignore", "Converting a tensor to a Python boolean", torch.jit.TracerWarning, r"rnn_triton\.(functional|modules)$"
+    )
+
+
+quiet_checks()
 
 
 def rnn(

@@ -53,11 +53,28 @@ class RNN(nn.RNNBase):
         )
         if self.proj_size:
             raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        # torch takes these, and refuses them at the first call without naming the argument
+        if not isinstance(bidirectional, bool):
+            raise TypeError(f"bidirectional should be of type bool, got: {type(bidirectional).__name__}")
+        if isinstance(num_layers, bool) or getattr(num_layers, "dtype", None) is torch.bool:
+            raise TypeError("num_layers should be of type int, got: bool")
         self.nonlinearity = nonlinearity
         self.precision = precision
+        _make_leaf(self, RNN)
 
     def flatten_parameters(self) -> None:
         """Does nothing: the kernels read separate weights, and keep the alignment each has by itself."""
+
+    def _init_flat_weights(self) -> None:
+        self._take_weights()
+
+    def _take_weights(self) -> list[Any]:
+        """The weights as they are now. What torch's checks keep of them can be copied: of computed weights the values, without
+        the graph that computed them."""
+        super()._init_flat_weights()
+        weights = self._flat_weights
+        self._flat_weights = [w if w is None or w.is_leaf else w.detach() for w in weights]
+        return weights
 
     def forward(self, input: Tensor | PackedSequence, hx: Tensor | None = None) -> tuple[Any, Tensor]:
         """(output, h_n) of input [T,B,I], [B,T,I] if batch_first, [T,I], or a PackedSequence, whose order hx is in.
@@ -90,7 +107,7 @@ class RNN(nn.RNNBase):
     def _forward_packed(self, input: PackedSequence, hx: Tensor | None) -> tuple[PackedSequence, Tensor]:
         data, batch_sizes, sorted_indices, unsorted_indices = input
         sizes = batch_sizes.tolist()  # of a tensor on the CPU
-        if data.dim() != 2 or hx is not None and hx.shape != self._state_shape(sizes[0]):
+        if data.dim() != 2 or hx is not None and hx.size() != self._state_shape(sizes[0]):
             self._refuse(data, hx, batch_sizes)
         runs = packed.runs_of(sizes, data.shape[0])
         h0 = None if hx is None else self.permute_hidden(hx, sorted_indices)
@@ -116,10 +133,10 @@ class RNN(nn.RNNBase):
         # as they are now: functional_call, load_state_dict(assign=True), parametrizations and pruning put others in
         # place. Of what is registered, as it mostly is, Module.__getattr__ would take 4 times as long.
         registered = self._parameters
-        weights = [
-            getattr(self, name) if (w := registered.get(name)) is None else w
-            for name in self._flat_weights_names
-        ]
+        try:
+            weights: list[Any] = [registered[name] for name in self._flat_weights_names]
+        except KeyError:
+            weights = self._computed()
         return stack.rnn(
             x,
             weights,
@@ -131,6 +148,13 @@ class RNN(nn.RNNBase):
             precision=self.precision,
             runs=runs,
         )
+
+    def _computed(self) -> list[Any]:
+        """The weights where some are computed, as often as torch computes them: one with a state, as spectral_norm has,
+        then trains as in torch.nn.RNN"""
+        if torch.compiler.is_compiling() or not self._weights_have_changed():
+            return [getattr(self, name) for name in self._flat_weights_names]
+        return self._take_weights()
 
 
 class RNNCell(nn.RNNCellBase):
@@ -157,6 +181,7 @@ class RNNCell(nn.RNNCellBase):
             )
         self.nonlinearity = nonlinearity
         self.precision = precision
+        _make_leaf(self, RNNCell)
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """The next state, [B,H] or [H], of input [B,I] or [I] and hx (zeros if None), [B,H] or [H]."""
@@ -169,11 +194,12 @@ class RNNCell(nn.RNNCellBase):
         h0 = hx if hx is None or dim == 2 else hx.unsqueeze(0)
         if self.nonlinearity not in ("tanh", "relu"):
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
-        self._check(x, h0)
+        w_ih, w_hh = self.weight_ih, self.weight_hh  # once: parametrizations may compute them
+        self._check(x, h0, w_ih, w_hh)
         h = functional.rnn(
             x.unsqueeze(0),
-            self.weight_ih,
-            self.weight_hh,
+            w_ih,
+            w_hh,
             self.bias_ih,
             self.bias_hh,
             h0,
@@ -182,9 +208,8 @@ class RNNCell(nn.RNNCellBase):
         )[1]
         return h if dim == 2 else h.squeeze(0)
 
-    def _check(self, x: Tensor, h0: Tensor | None) -> None:
+    def _check(self, x: Tensor, h0: Tensor | None, w_ih: Tensor, w_hh: Tensor) -> None:
         """Raises what torch does, in its order; x is [B,I], h0 of any shape."""
-        w_ih, w_hh = self.weight_ih, self.weight_hh
         B, I = x.shape
         if w_ih.shape[1] != I:
             raise RuntimeError(f"input has inconsistent input_size: got {I} expected {w_ih.shape[1]}")
@@ -243,6 +268,7 @@ class SimpleRNN(nn.Module):
         self.readout = nn.Linear(
             hidden_size * (2 if bidirectional else 1), output_size, bias=bias, device=device, dtype=dtype
         )
+        _make_leaf(self, SimpleRNN)
 
     def forward(self, input: Tensor | PackedSequence, hx: Tensor | None = None) -> tuple[Any, Tensor]:
         """(outputs, h_n): as RNN.forward, with O features a step, the readout's, for the hidden states."""
@@ -253,3 +279,10 @@ class SimpleRNN(nn.Module):
             # time-major is how the states lie in memory: the readout of the transposed view would copy them
             return self.readout(hidden.transpose(0, 1)).transpose(0, 1), h_n
         return self.readout(hidden), h_n
+
+
+def _make_leaf(module: nn.Module, cls: type) -> None:
+    """Lets torch.fx take `module` as it is instead of tracing through it, unless a class derived from `cls` may change what
+    it does: torch.fx asks a module for `__module__`, and keeps as they are those of torch.nn."""
+    if type(module) is cls:
+        module.__dict__["__module__"] = f"torch.nn:{cls.__module__}"

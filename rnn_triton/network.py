@@ -327,6 +327,29 @@ def _fake_backward(
     return x.new_empty(x.shape if for_x else 0), x.new_empty(states if for_h0 else 0), found
 
 
+def _forward_flops(x: Sequence[int], weights: list[Sequence[int]], h0: Any, seed: Any, *settings: Any, **_: Any) -> int:
+    *of, _keep = settings
+    layers: Sequence[Any] = Settings(*of).layers(weights)
+    return sum(op.forward_flops((*x[:2], w_ih[1]), w_ih) for w_ih, *_ in layers)
+
+
+def _backward_flops(
+    x: Sequence[int], weights: list[Sequence[int]], h0: Any, seed: Any, ys: Any, dy: Any, dhn: Any, *settings: Any, **_: Any
+) -> int:  # fmt: skip
+    *of, (for_x, for_h0, *for_weights) = settings
+    net, found = Settings(*of), 0
+    layers: Sequence[Any] = net.layers(weights)
+    for n, (w_ih, *_others) in enumerate(layers):
+        below = n - n % net.directions  # layers and directions beneath this one
+        if not (for_x or for_h0 or any(for_weights[: 3 * (below + net.directions)])):
+            continue
+        for_w_ih, for_w_hh, _ = for_weights[3 * n : 3 * n + 3]
+        need_dx = for_x or (below and (for_h0 or any(for_weights[: 3 * below])))
+        needs = for_w_ih * DW_IH | for_w_hh * DW_HH | for_h0 * DH0 | bool(need_dx) * DX
+        found += op.backward_flops((*x[:2], w_ih[1]), w_ih, needs)
+    return found
+
+
 _SETTINGS = "bool bias, str nonlinearity, bool bidirectional, str? precision, int dropped"
 op.define(
     "network_forward",
@@ -334,6 +357,7 @@ op.define(
     "-> (Tensor y, Tensor hn, Tensor kept)",
     _run_forward,
     _fake_forward,
+    _forward_flops,
 )
 op.define(
     "network_backward",
@@ -341,6 +365,7 @@ op.define(
     f"{_SETTINGS}, bool[] needs) -> (Tensor dx, Tensor dh0, Tensor[] dweights)",
     _run_backward,
     _fake_backward,
+    _backward_flops,
 )
 
 

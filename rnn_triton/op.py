@@ -11,12 +11,14 @@ fp32, None for other dtypes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import _VF, Tensor
 from torch.autograd import forward_ad
+from torch.utils.flop_counter import register_flop_formula
 
 from . import launch, reference
 from .gradients import DB, DH0, DW_HH, DW_IH, DX, Layer
@@ -26,6 +28,8 @@ NAMESPACE = "rnn_triton"
 _vjp: Any = torch.func.vjp  # (outputs, pull_back)
 # Calls an op past its registered autograd, whose Python half costs more than the rest of the call.
 _below_autograd = torch._C._AutoDispatchBelowAutograd
+_is_tracing = torch._C._is_tracing  # bound, as torch.jit.is_tracing takes ten times as long
+_is_grad_enabled = torch.is_grad_enabled
 
 
 # ---- the ops on CPU and CUDA tensors -----------------------------------------------------------------------
@@ -198,14 +202,36 @@ def _fake_backward(
     return _allocate_gradients(y.new_empty, x, w_ih, w_hh, h0, needs, groups)
 
 
+# ---- their FLOPs, for torch's counter: two for a multiplication and addition of a product, as torch counts torch.nn.RNN
+
+
+def forward_flops(x: Sequence[int], w_ih: Sequence[int]) -> int:
+    """Of one layer and direction, of any number of models, from the shapes"""
+    *M, T, B, I = x
+    H = w_ih[-2]
+    return 2 * math.prod(M) * T * B * H * (I + H)
+
+
+def backward_flops(x: Sequence[int], w_ih: Sequence[int], needs: int) -> int:
+    *M, T, B, I = x
+    H = w_ih[-2]
+    of_x = (needs & DX > 0) + (needs & DW_IH > 0)
+    # gradients of the states from step to step, and of the first one if it is wanted
+    of_h = (T - (needs & DH0 == 0)) + T * (needs & DW_HH > 0)
+    return 2 * math.prod(M) * B * H * (T * I * of_x + H * of_h)
+
+
 # ---- registration ------------------------------------------------------------------------------------------
 
 
-def define(name: str, schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
-    """An opaque op of the package: on CPU and CUDA tensors, and its shapes"""
+def define(
+    name: str, schema: str, run: Callable[..., Any], fake: Callable[..., Any], flops: Callable[..., int]
+) -> None:
+    """An opaque op of the package: on CPU and CUDA tensors, its shapes, and its FLOPs from shapes in place of tensors"""
     torch.library.define(f"{NAMESPACE}::{name}", schema, tags=(torch.Tag.pt2_compliant_tag,))
     torch.library.impl(f"{NAMESPACE}::{name}", ("cpu", "cuda"))(run)
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake)
+    register_flop_formula(getattr(torch.ops.rnn_triton, name))(flops)
 
 
 define(
@@ -214,6 +240,7 @@ define(
     "str nonlinearity, bool reverse, str? precision) -> (Tensor y, Tensor hn)",
     run_forward,
     _fake_forward,
+    lambda x, w_ih, *_, **__: forward_flops(x, w_ih),
 )
 define(
     "rnn_backward",
@@ -222,6 +249,7 @@ define(
     "-> (Tensor dx, Tensor dw_ih, Tensor dw_hh, Tensor db, Tensor dh0)",
     _run_backward,
     _fake_backward,
+    lambda x, w_ih, *others, **_: backward_flops(x, w_ih, others[8]),
 )
 
 _forward = torch.ops.rnn_triton.rnn_forward.default
@@ -491,7 +519,9 @@ def rnn(
             # autograd through torch.func's transforms; tangents would even come out as zeros
             return reference.rnn(x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, reverse)
         return _forward(x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, reverse, precision)
-    if not torch.is_grad_enabled() and forward_ad._current_level < 0:
+    if _is_tracing():  # what a Function does would be traced through, and the kernels with it
+        return _forward(x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, reverse, precision)
+    if not _is_grad_enabled() and forward_ad._current_level < 0:
         with _below_autograd():
             return _forward(x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, reverse, precision)
     return Rnn.apply(x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, reverse, precision)

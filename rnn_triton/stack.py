@@ -68,7 +68,7 @@ def rnn(
 
 def _may_share(x: Tensor, weights: Sequence[Tensor], h0: Tensor | None, dropout: float) -> bool:
     """May layers share a launch: kernels on this device, tensors that they can be given, and masks of the dtype?"""
-    if not has_kernels(x) or x.dim() != 3:
+    if not has_kernels(x) or x.dim() != 3 or torch.jit.is_tracing():
         return False
     if x.shape[0] == 0 or x.shape[1] == 0:
         return False
@@ -79,7 +79,6 @@ def _may_share(x: Tensor, weights: Sequence[Tensor], h0: Tensor | None, dropout:
     tensors = (x, *weights) if h0 is None else (x, h0, *weights)
     return (
         forward_ad._current_level < 0
-        and not torch.jit.is_tracing()
         and all(type(t) in _PLAIN for t in tensors)
         and not batched(*tensors)
     )

@@ -8,7 +8,9 @@ import pytest
 import torch
 from support.pairs import TOLERANCE, B, H, I, data, outcome
 from support.problems import gradients, like
+from test_modules import ODD
 from torch import nn
+from torch.nn.utils import parametrizations
 
 import rnn_triton
 
@@ -82,6 +84,40 @@ def test_cell_arguments():
     assert repr(rnn_triton.RNNCell(3, 4, False, "relu")) == "RNNCell(3, 4, bias=False, nonlinearity=relu)"
 
 
+@pytest.mark.parametrize("argument", ["input_size", "hidden_size", "bias", "nonlinearity", "device", "dtype", "what"])
+def test_odd_arguments(argument):
+    """As of RNN; sizes of 0 and complex numbers are not supported."""
+    refused = 0
+    for value in ODD:
+        if (argument.endswith("size") and isinstance(value, int) and value == 0) or value is torch.complex64:
+            continue
+        results = []
+        for cls in (rnn_triton.RNNCell, nn.RNNCell):
+            cell = outcome(lambda cls=cls: cls(**{"input_size": I, "hidden_size": H, argument: value}))
+            if isinstance(cell, nn.Module):
+                called = outcome(lambda cell=cell: cell(torch.zeros(B, I, dtype=cell.weight_hh.dtype)))
+                # of another device torch says it in words of each operator
+                cell = (repr(cell), called if isinstance(called, tuple) and value != "meta" else type(called))
+            else:
+                refused += 1
+            results.append(cell)
+        assert results[0] == results[1], value
+    assert refused or argument in ("bias", "nonlinearity")
+
+
+def test_cell_computes_a_parametrization_once_as_torch():
+    results = []
+    for cell in cells():
+        torch.manual_seed(2)
+        parametrizations.spectral_norm(cell, "weight_hh")
+        parametrizations.spectral_norm(cell, "weight_ih")
+        for seed in range(3):
+            h = cell(data(B, I, seed=seed))
+        results.append((h, cell.state_dict()))
+        assert copy.deepcopy(cell)(data(B, I)).shape == (B, H)
+    torch.testing.assert_close(*results, **TOLERANCE)
+
+
 def test_cell_state_dict_copies_and_autocast():
     ours, theirs = cells()
     x, hx = data(B, I), data(B, H)
@@ -111,3 +147,11 @@ def test_cell_compiles_into_one_graph():
     compiled = torch.compile(ours, backend="eager", fullgraph=True)
     for arguments in ((data(B, I), data(B, H)), (data(I),)):
         torch.testing.assert_close(compiled(*arguments), ours(*arguments), **TOLERANCE)
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
+def test_dynamic_quantization_leaves_it():
+    kinds = []
+    for cell in cells():
+        kinds.append(type(torch.ao.quantization.quantize_dynamic(nn.Sequential(cell.float()))[0]))
+    assert kinds[0] is rnn_triton.RNNCell and kinds[1] is not nn.RNNCell

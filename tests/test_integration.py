@@ -5,15 +5,20 @@ torch.compile and export: tests/test_op.py and tests/test_modules.py.
 """
 
 import copy
+import io
+import pickle
+import warnings
 
 import pytest
 import torch
 from support import ranks
 from support.problems import problem
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 import rnn_triton
-from rnn_triton import interpreter, launcher, op
+from rnn_triton import functional, interpreter, launcher, network, op
 
 
 def data(T, B, I, seed=0, **options):
@@ -187,3 +192,176 @@ def test_two_ranks_are_one_process(tmp_path):
             assert rank[kind]["sharded"] == (kind == "fsdp2")
             torch.testing.assert_close(rank[kind]["losses"], losses)
             torch.testing.assert_close(rank[kind]["state"], dict(model.state_dict()))
+
+
+# ---- torch.jit.trace, torch.fx, torch's FLOP counter ---------------------------------------------------------------
+
+
+def plain(result):
+    """The tensors of a result of a module"""
+    return [t.data if isinstance(t, PackedSequence) else t for t in (result if isinstance(result, tuple) else (result,))]
+
+
+MODULES = [
+    lambda package: package.RNN(5, 7),
+    lambda package: package.RNN(5, 7, 2, "relu", batch_first=True, bidirectional=True),
+    lambda package: package.RNN(5, 7, 3, bias=False, dropout=0.5).eval(),
+    lambda package: package.RNNCell(5, 7),
+]
+STATES = [(1, 3, 7), (4, 3, 7), (3, 3, 7), (3, 7)]
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit")  # deprecated
+@pytest.mark.parametrize("make", MODULES)
+@pytest.mark.parametrize("grad", [True, False])
+def test_jit_trace(make, grad):
+    """Traced in either mode, saved and loaded: other T and B, and gradients of input, state and weights"""
+    module = make(rnn_triton)
+    cell = isinstance(module, rnn_triton.RNNCell)
+    with torch.set_grad_enabled(grad):
+        x = data(6, 3, 5)[0] if cell else data(6, 3, 5)
+        with warnings.catch_warnings(record=True) as warned:
+            functional.quiet_checks()  # as at import; pytest puts filters of its own in their place
+            traced = torch.jit.trace(module, (x,))
+    assert not [w for w in warned if issubclass(w.category, torch.jit.TracerWarning)]
+    file = io.BytesIO()
+    torch.jit.save(traced, file)
+    file.seek(0)
+    loaded = torch.jit.load(file)
+    for T, B in ((9, 2), (1, 4), (6, 3)):
+        results = []
+        for run in (module, loaded):
+            x = (data(T, B, 5, seed=1)[0] if cell else data(T, B, 5, seed=1)).requires_grad_()
+            found = plain(run(x))
+            leaves = [x, *run.parameters()]
+            results.append((found, torch.autograd.grad(sum((t * t).sum() for t in found), leaves)))
+        torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
+def test_jit_trace_by_the_kernels(device):
+    module = rnn_triton.RNN(5, 7, 2, device=device)
+    traced = torch.jit.trace(module, (data(3, 2, 5).to(device),))
+    x = data(4, 3, 5).to(device)
+    torch.testing.assert_close(traced(x), module(x), rtol=0, atol=0)
+
+
+class Within(torch.nn.Module):
+    def __init__(self, rnn):
+        super().__init__()
+        self.rnn = rnn
+        self.readout = torch.nn.Linear(7, 2)
+
+    def forward(self, x, hx=None):
+        y, h_n = self.rnn(2 * x, hx)
+        return self.readout(y[..., :7]), h_n
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_symbolic_trace(training):
+    """Leaves to torch.fx, as torch.nn's: also with hooks, parametrizations, copies and a state"""
+    built = [
+        rnn_triton.RNN(5, 7, 2, batch_first=True),
+        rnn_triton.SimpleRNN(5, 7, 7, batch_first=True),
+        copy.deepcopy(rnn_triton.RNN(5, 7)),
+        pickle.loads(pickle.dumps(rnn_triton.RNN(5, 7, bidirectional=True))),
+        torch.nn.utils.parametrizations.orthogonal(rnn_triton.RNN(5, 7), "weight_hh_l0"),
+    ]
+    for module in built:
+        module.register_forward_hook(lambda m, inputs, found: (found[0] * 3, found[1]))
+        model = Within(module).train(training)
+        graph = torch.fx.symbolic_trace(model)
+        assert [n.target for n in graph.graph.nodes if n.op == "call_module"] == ["rnn", "readout"]
+        x = data(4, 3, 5)
+        torch.testing.assert_close(graph(x), model(x), rtol=0, atol=0)
+        hx = model(x)[1].detach()
+        torch.testing.assert_close(graph(x, hx), model(x, hx), rtol=0, atol=0)
+    assert all(pickle.loads(pickle.dumps(cls)) is cls for cls in (rnn_triton.RNN, rnn_triton.RNNCell, rnn_triton.SimpleRNN))
+
+
+class Doubled(rnn_triton.RNN):
+    """Another forward: torch.fx must look into it, or it would be lost"""
+
+    def forward(self, input, hx=None):
+        return super().forward(2 * input, hx)
+
+
+def test_symbolic_trace_of_a_cell_a_function_and_a_class_of_a_user():
+    class Cells(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell = rnn_triton.RNNCell(5, 7)
+
+        def forward(self, x):
+            h = self.cell(x[0])
+            return self.cell(x[1], h), rnn_triton.rnn(x, self.cell.weight_ih, self.cell.weight_hh, nonlinearity="relu")
+
+    model = Cells()
+    graph = torch.fx.symbolic_trace(model)
+    torch.testing.assert_close(graph(data(4, 3, 5)), model(data(4, 3, 5)), rtol=0, atol=0)
+    with pytest.raises(torch.fx.proxy.TraceError):  # as of a class derived from torch.nn.RNN
+        torch.fx.symbolic_trace(Within(Doubled(5, 7)))
+
+
+def flops(call):
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("make, state", list(zip(MODULES, STATES, strict=True)))
+@pytest.mark.parametrize("wanted", ["all", "none", "x", "hx", "weights", "weight_hh", "bias", "no hx"])
+def test_flops_are_torch_s(make, state, wanted):
+    """Forward, and backward for what is wanted: as torch counts its own modules on a CPU"""
+    counts = []
+    for package in (torch.nn, rnn_triton):
+        module = make(package)
+        x = data(6, 3, 5)[0] if len(state) == 2 else data(6, 3, 5).transpose(0, int(module.batch_first))
+        hx = torch.zeros(state, requires_grad=wanted in ("all", "hx")) if wanted != "no hx" else None
+        x.requires_grad_(wanted in ("all", "x"))
+        for name, p in module.named_parameters():
+            p.requires_grad_(wanted in ("all", "weights", "no hx") or name.startswith(wanted))
+        found = [flops(lambda: module(x, hx))]
+        y = plain(module(x, hx))[0]
+        if y.requires_grad:
+            found.append(flops(y.sum().backward))
+        counts.append(found)
+    assert counts[0] == counts[1] and counts[0][0] > 0
+
+
+@pytest.mark.parametrize("options", [dict(), dict(num_layers=3, bidirectional=True), dict(num_layers=2, bias=False)])
+@pytest.mark.parametrize("wanted", ["all", "x", "weight_hh", "weight_ih_l0", "weight_ih_l1", "hx"])
+def test_flops_of_the_op_of_a_network(options, wanted):
+    theirs, ours = torch.nn.RNN(5, 7, **options), rnn_triton.RNN(5, 7, **options)
+    counts = []
+    for module in (theirs, ours):
+        x = data(6, 3, 5).requires_grad_(wanted in ("all", "x"))
+        hx = torch.zeros(len(ours.all_weights), 3, 7, requires_grad=wanted in ("all", "hx"))
+        for name, p in module.named_parameters():
+            p.requires_grad_(wanted == "all" or name.startswith(wanted))
+
+        def run(module=module, x=x, hx=hx):
+            if module is theirs:
+                return module(x, hx)
+            settings = network.Settings(module.bias, "tanh", module.bidirectional, "ieee", 0)
+            return network.apply(x, list(module.parameters()), hx, None, settings)
+
+        forward, y = flops(run), run()[0]
+        counts.append((forward, flops(y.sum().backward) if y.requires_grad else 0))
+    assert counts[0] == counts[1] and counts[0][0] > 0
+
+
+def test_flops_of_ensembles_and_parts():
+    """vmap over weights and over data: as many as of each by itself"""
+    x, w_ih, w_hh = data(4, 3, 5), data(2, 7, 5), data(2, 7, 7)
+
+    def loss(w_ih, w_hh, x):
+        return rnn_triton.rnn(x, w_ih, w_hh)[0].sum()
+
+    def one_by_one():
+        for m in range(2):
+            torch.func.grad(loss, (0, 1))(w_ih[m], w_hh[m], x)
+
+    assert flops(lambda: torch.vmap(torch.func.grad(loss, (0, 1)), (0, 0, None))(w_ih, w_hh, x)) == flops(one_by_one) > 0
+    each = torch.vmap(torch.func.grad(loss, (0, 1)), (None, None, 1))
+    single = flops(lambda: torch.func.grad(loss, (0, 1))(w_ih[0], w_hh[0], x))
+    assert flops(lambda: each(w_ih[0], w_hh[0], x.unsqueeze(2))) == single > 0

@@ -1,5 +1,6 @@
 """RNN beside torch.nn.RNN, whose answers, errors and habits are the expected values, and SimpleRNN."""
 
+import contextlib
 import copy
 import io
 import itertools
@@ -7,12 +8,13 @@ import operator
 import pickle
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from support.pairs import STACKS, TOLERANCE, B, H, I, T, data, outcome, pair, same
 from support.problems import gradients, like
 from torch import nn
-from torch.nn.utils import parametrizations, prune
+from torch.nn.utils import parametrizations, parametrize, prune
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import rnn_triton
@@ -23,32 +25,63 @@ KEYS = ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"]
 # ---- construction ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "arguments, options",
-    [
-        ((10, 0, 1), {}),
-        ((10, 10, 0), {}),
-        ((0, 5), {}),
-        ((-1, 5), {}),
-        ((3.0, 5), {}),
-        ((3, 5.0), {}),
-        (("10", 5), {}),
-        ((3, 5), dict(bias=0)),
-        ((3, 5), dict(bias="True")),
-        ((3, 5), dict(batch_first=1)),
-        ((3, 5), dict(dropout=1.5)),
-        ((3, 5), dict(dropout=-0.1)),
-        ((3, 5), dict(dropout=True)),
-        ((3, 5), dict(proj_size=2)),
-        ((3, 5, 2, "tanh", True, False, 0.0, False, 5), {}),
-        ((3, 5, 1, "gelu"), {}),
-        ((3, 5), dict(nonlinearity="gelu")),
-    ],
-)
-def test_constructor_errors(arguments, options):
-    theirs = outcome(lambda: nn.RNN(*arguments, **options))
+class Index:
+    def __index__(self):
+        return 2
+
+
+ODD = [
+    None, True, False, 0, 1, 2, -1, 10, 1.0, 2.5, 0.5, 1.5, -0.1, float("nan"), float("inf"), "1", "tanh", "relu", "RELU",
+    "gelu", "", "cpu", "meta", "nope", b"x", [1], (), {}, 1j, Index(), object, np.int64(2), np.float32(0.5), np.bool_(True),
+    torch.tensor(2), torch.tensor(1.5), torch.tensor(True), torch.device("cpu"), torch.float64, torch.int64, torch.complex64,
+]  # fmt: skip
+NAMES = ("input_size", "hidden_size", "num_layers", "nonlinearity", "bias", "batch_first", "dropout", "bidirectional",
+         "proj_size", "device", "dtype", "what")  # fmt: skip
+# what torch.nn.RNN refuses at its first call, in words that do not name the argument
+LATE = {"bidirectional": (object, bool, "bool"), "num_layers": ((bool, np.bool_, torch.Tensor), (), "int")}
+
+
+def built_and_called(cls, argument, value):
+    """What comes of the constructor, as in `outcome`, and of a call, as the class of what it raises or None."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # dropout in a single layer
+        module = outcome(lambda: cls(**{"input_size": I, "hidden_size": H, argument: value}))
+    if isinstance(module, tuple):
+        return module, None
+    called = outcome(lambda: module(torch.zeros(T, B, I, dtype=module.weight_hh_l0.dtype)))
+    return module, called[0] if isinstance(called[0], type) else None
+
+
+@pytest.mark.parametrize("argument", NAMES)
+def test_odd_arguments(argument):
+    """Every argument with every odd value: refused where torch.nn.RNN refuses it, in its words where they name it."""
+    refused = 0
+    for value in ODD:
+        if value is torch.complex64:
+            continue  # tests/test_functional.py
+        ours, ours_called = built_and_called(rnn_triton.RNN, argument, value)
+        theirs, theirs_called = built_and_called(nn.RNN, argument, value)
+        refused += isinstance(theirs, tuple)
+        if theirs_called is TypeError:
+            kinds, but, right = LATE[argument]
+            assert isinstance(value, kinds) and not isinstance(value, but), value
+            name = "bool" if argument == "num_layers" else type(value).__name__
+            assert ours == (TypeError, f"{argument} should be of type {right}, got: {name}"), value
+        elif isinstance(theirs, tuple):
+            # torch's words name its own class, and the arguments that the class before it has
+            expected = theirs[1].replace("RNNBase", "RNN")
+            assert (ours[0], ours[1].replace("RNNBase", "RNN")) == (theirs[0], expected), value
+        else:
+            assert not isinstance(ours, tuple) and ours_called is theirs_called, (value, ours)
+            assert repr(ours) == repr(theirs)
+    assert refused or argument == "bidirectional"
+
+
+@pytest.mark.parametrize("arguments", [(3, 5, 2, "tanh", True, False, 0.0, False, 5), (3, 5, 1, "gelu"), (10, 0, 1)])
+def test_positional_arguments_are_refused_alike(arguments):
+    theirs = outcome(lambda: nn.RNN(*arguments))
     assert isinstance(theirs, tuple)  # it does raise
-    assert outcome(lambda: rnn_triton.RNN(*arguments, **options)) == theirs
+    assert outcome(lambda: rnn_triton.RNN(*arguments)) == theirs
 
 
 def test_constructor_type_errors():
@@ -289,6 +322,63 @@ def test_parametrized_weights(parametrize):
         theirs.load_state_dict(ours.state_dict())
         same(ours, theirs, data(T, B, I))
         assert repr(ours).replace("ParametrizedRNN", "") == repr(theirs).replace("ParametrizedRNN", "")
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_parametrization_with_a_state_trains_as_in_torch(training, cached):
+    """spectral_norm moves a vector each time it is computed in training, which .to() does, too."""
+    results = []
+    for module in pair(num_layers=2):
+        torch.manual_seed(2)
+        for name in ("weight_hh_l0", "weight_ih_l1"):
+            parametrizations.spectral_norm(module, name)
+        module.train(training).to(torch.float64)
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            with parametrize.cached() if cached else contextlib.nullcontext():
+                loss = sum(module(data(T, B, I, seed=s))[0].square().sum() for s in range(2))
+            loss.backward()
+            optimizer.step()
+        results.append((loss, module.state_dict()))
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("prepare", [lambda m: m, lambda m: m.double(), lambda m: m(data(T, B, I)) and m])
+@pytest.mark.parametrize(
+    "parametrization", [parametrizations.orthogonal, parametrizations.weight_norm, parametrizations.spectral_norm]
+)
+def test_copies_of_a_parametrized_module(parametrization, prepare):
+    """deepcopy, which torch.nn.RNN refuses after a conversion or a call, as it holds on to what was computed"""
+    module = rnn_triton.RNN(I, H, num_layers=2, dtype=torch.float64)
+    for name in ("weight_ih_l0", "weight_hh_l1"):
+        parametrization(module, name)
+    module = prepare(module)
+    copied = copy.deepcopy(module).eval()
+    same(copied, module.eval(), data(T, B, I))
+    expected = module(data(T, B, I))[0]
+    with torch.no_grad():
+        for p in copied.parameters():
+            p.mul_(2)
+    assert torch.equal(module(data(T, B, I))[0], expected)
+    assert not torch.allclose(copied(data(T, B, I))[0], expected)
+    for save in (pickle.dumps, lambda m: torch.save(m, io.BytesIO())):  # torch allows neither
+        with pytest.raises(RuntimeError, match="Serialization of parametrized modules is only supported through state_dict"):
+            save(module)
+    with pytest.raises(ValueError, match=r"RNN input dtype \(torch.float32\) does not match weight dtype"):
+        module(torch.zeros(T, B, I), torch.zeros(2, B, H + 1))
+
+
+def test_copies_after_parametrizations_are_removed():
+    ours, theirs = pair()
+    for module in (ours, theirs):
+        parametrizations.orthogonal(module, "weight_hh_l0")
+        module(data(T, B, I))
+        parametrize.remove_parametrizations(module, "weight_hh_l0")
+    assert type(ours) is rnn_triton.RNN
+    for copied in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        same(copied, theirs, data(T, B, I))
 
 
 def test_pruned_weights():
