@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from . import style
-from .cases import DTYPES, PASSES, nearest
+from .cases import DTYPES, PASSES, Case, nearest
 from .records import APART, BASELINES, HARDWARE, OURS, Row
 from .style import MissingMatplotlib
 from .tables import (
@@ -403,7 +403,7 @@ SLOPES = {"T": 1, "B": 1, "H": 2, "L": 1, "models": 1, "head": 1}  # of the work
 def scaling(rows: Sequence[Row]) -> Iterator[Page]:
     """The cost of a call over each size alone, as a multiple of the smallest one's, beside what the work grows by"""
     index = _index(rows)
-    found = [sweep for axis in AXES if (sweep := _middle([r for r in rows if r.provider == OURS], axis))]
+    found = [sweep for axis in AXES if (sweep := _middle([r for r in rows if r.provider == OURS and r.us], axis))]
     if not found:
         return
     lines: list[Line] = []
@@ -425,17 +425,18 @@ def scaling(rows: Sequence[Row]) -> Iterator[Page]:
         lines.append(Line(f"{PASS_TITLES[pass_]}\ntime of a call, relative", panels))
     figure, legend = _lines(lines, [(sweep.label, sweep.values) for sweep in found], width=2.6)
     note = (
-        "Median device time over that of the smallest size. Work grows with T, B, L and the number of models as they do, with "
-        "H squared, with the head dimension as it does where heads x dimension is held. Hollow: torch.nn on cuDNN."
+        "Median device time over that of the axis's smallest size; what was not measured there is not drawn. Work grows with T, B, "
+        "L and the number of models as they do, with H squared, with the head dimension as it does where heads x dimension is held. Hollow: torch.nn on cuDNN."
     )
     yield Page("scaling", "Cost against one size at a time", note, caption(rows), figure, legend)
 
 
 def _relative(index: Index, sweep: Sweep, kind: str, pass_: str, provider: str) -> list[Point]:
-    """Median times of a call over the first of them"""
-    points = _over(index, sweep, kind, pass_, provider, lambda r: r.us[1] if r.us else None)
-    first = next((p.y for p in points if p.y is not None), 1.0)
-    return [Point(p.x, None if p.y is None else p.y / first, gap=p.gap) for p in points]
+    """Median times of a call over that of the sweep's smallest size; none without it"""
+    first, *rest = _over(index, sweep, kind, pass_, provider, lambda r: r.us[1] if r.us else None)
+    if first.y is None:
+        return []
+    return [Point(p.x, None if p.y is None else p.y / first.y, gap=p.gap) for p in (first, *rest)]
 
 
 def accuracy(rows: Sequence[Row]) -> Iterator[Page]:
@@ -492,7 +493,8 @@ def _error_points(rows: Sequence[Row], wanted: Sequence[str] | None) -> list[Poi
     for row in rows:
         for error in _of(row, wanted).values():
             y = max(error["rel"], LEAST_ERROR) if error["rel"] < MOST_ERROR else None  # NaN neither: the mark alone
-            point = Point(row.shape["T"], y, gap="wrong" if row.status == "wrong" or y is None else "")
+            right = error["rel"] <= error["rel_tol"] and error["max"] <= error["max_tol"]
+            point = Point(row.shape["T"], y, gap="" if right and y is not None else "wrong")
             if row.case not in worst or (point.y or math.inf) > (worst[row.case].y or math.inf):
                 worst[row.case] = point
     return sorted(worst.values(), key=lambda p: p.x)
@@ -536,7 +538,7 @@ def speedup(rows: Sequence[Row]) -> Iterator[Page]:
     legend = {
         kind: style.patch(facecolor=style.ARITHMETIC[kind]["color"], hatch=style.HATCHES[kind]) for kind in there
     }
-    lacking = sum(line[-1] == EVERYTHING for line in missing(rows).body)
+    lacking = len({line[2] for line in missing(rows).body if line[-1] == EVERYTHING})
     note = f"{COMPARED[0].upper()}{COMPARED[1:]}; the line is 1x."
     if len(cases) > BARS * BAR_PAGES:
         chosen = extremes(suites.values(), BARS)
@@ -677,15 +679,23 @@ def _cell(row: Row | None) -> str:
 
 
 def flop(shape: dict[str, Any], pass_: str) -> float:
-    """Floating-point operations of the products of a step, all layers, directions, gates and models. Training: three times
-    those of the forward pass (dh and dx, dW_hh and dW_ih)."""
+    """Floating-point operations of the products of a step, all layers, directions, gates and models; of packed sequences those
+    of an average step, padding left out. Training: three times those of the forward pass (dh and dx, dW_hh and dW_ih)."""
     directions = 2 if shape["bidirectional"] else 1
     gates = {"rnn": 1, "gru": 3, "lstm": 4}[shape["cell"]]
     inputs = shape["I"] + (shape["layers"] - 1) * directions * shape["H"]
     columns = inputs + shape["layers"] * shape["H"]
-    return (
-        2.0 * shape["B"] * shape["H"] * columns * gates * directions * shape["models"] * (1 if pass_ == "fwd" else 3)
-    )
+    rows = shape["B"] * _real(shape) * shape["models"]
+    return 2.0 * rows * shape["H"] * columns * gates * directions * (1 if pass_ == "fwd" else 3)
+
+
+def _real(shape: dict[str, Any]) -> float:
+    """The part of B x T steps that is no padding"""
+    if shape["lengths"] == "full":
+        return 1.0
+    from .inputs import lengths_of
+
+    return float(lengths_of(Case(**shape)).double().mean()) / shape["T"]
 
 
 def moved(shape: dict[str, Any], pass_: str, resident: bool) -> float:
@@ -697,7 +707,8 @@ def moved(shape: dict[str, Any], pass_: str, resident: bool) -> float:
     outputs = shape["layers"] * directions * shape["H"]
     inputs = shape["I"] + (shape["layers"] - 1) * directions * shape["H"]
     weights = 0 if resident else outputs * shape["H"] * gates * (1 if pass_ == "fwd" else 2)
-    return size * shape["models"] * (shape["B"] * (inputs + outputs) * (1 if pass_ == "fwd" else 3) + weights)
+    rows = shape["B"] * _real(shape)
+    return size * shape["models"] * (rows * (inputs + outputs) * (1 if pass_ == "fwd" else 3) + weights)
 
 
 MARKERS = {"single_cta": "o", "grid": "s", "per_step": "^"}

@@ -403,6 +403,7 @@ class Row:
     plan: dict[str, Any] | None
     kernels: list[dict[str, Any]]  # by the profiler: name, count, us
     telemetry: dict[str, Any]
+    late: int | None  # samples whose clock started before the whole call was queued
     baseline: str | None = None  # the faster of BASELINES in the run compared, see rows()
     speedup: float | None = None  # over it, by device time
     graph_speedup: float | None = None  # over the faster of BASELINES by replay of a CUDA graph
@@ -529,6 +530,7 @@ def _row(record: dict[str, Any], runs: Sequence[dict[str, dict[str, Any]]]) -> R
         plan=record["plan"],
         kernels=record["kernels"],
         telemetry=record["telemetry"],
+        late=record["late"],
         baseline=baseline,
         speedup=speedup,
         graph_speedup=over_fastest("graph_us")[0],

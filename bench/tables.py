@@ -56,33 +56,33 @@ def by_device(rows: Iterable[Row]) -> dict[str, list[Row]]:
     return dict(sorted(found.items()))
 
 
-def suites_of(names: Iterable[str]) -> dict[str, str]:
-    """case -> the suite it was measured for: the fewest suites that explain the cases, those that explain most first;
-    OTHER for a case of none."""
-    recorded = dict.fromkeys(names)
+def suites_of(names: Iterable[str]) -> dict[str, set[str]]:
+    """suite -> those of the cases that it lists, in the order of SUITES: of the fewest suites that explain the cases, those that
+    explain most first, and of each whose cases are all there.  A case counts for every one of them that lists it; OTHER has
+    the cases of no suite."""
+    recorded = set(names)
     listed = {suite: {c.name for c in members} for suite, members in SUITES.items()}
-    share = {suite: len(members & recorded.keys()) / len(members) for suite, members in listed.items()}
-    found: dict[str, str] = {}
-    while left := recorded.keys() - found.keys():
+    share = {suite: len(members & recorded) / len(members) for suite, members in listed.items()}
+    chosen = {suite for suite in listed if share[suite] == 1}
+    while left := recorded.difference(*(listed[suite] for suite in chosen)):
         best = max(listed, key=lambda suite: (len(listed[suite] & left), share[suite]))
         if not listed[best] & left:
-            return found | dict.fromkeys(left, OTHER)
-        found |= dict.fromkeys(listed[best] & left, best)
-    return found
+            break
+        chosen.add(best)
+    found = {suite: listed[suite] & recorded for suite in SUITES if suite in chosen}
+    return found | ({OTHER: left} if left else {})
 
 
 def by_suite(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """The rows of each suite touched, in the order of SUITES, then OTHER; within one, as the suite lists its cases."""
-    suite_of = suites_of(row.case for row in rows)
     position = {(s, c.name): i for s, members in SUITES.items() for i, c in enumerate(members)}
-    found = {}
-    for suite in (*SUITES, OTHER):
-        mine = [row for row in rows if suite_of[row.case] == suite]
-        if mine:
-            found[suite] = sorted(
-                mine, key=lambda r: (position.get((suite, r.case), 0), r.case, PASSES.index(r.pass_))
-            )
-    return found
+    return {
+        suite: sorted(
+            (row for row in rows if row.case in members),
+            key=lambda r: (position.get((suite, r.case), 0), r.case, PASSES.index(r.pass_)),
+        )
+        for suite, members in suites_of(row.case for row in rows).items()
+    }
 
 
 def caption(rows: Iterable[Row]) -> str:
@@ -111,7 +111,7 @@ def caption(rows: Iterable[Row]) -> str:
         + f"commit {all_of('commit')}; {' to '.join(dict.fromkeys((dates[0], dates[-1])))}. "
         + "Median device time by CUDA events of calls taken in turn, input projection and launches included"
         + (f"; fp32 is {' or '.join(precisions)} where so named." if precisions else ".")
-        + "".join(f" {sentence}" for sentence in (clocks(rows), summed(given)) if sentence)
+        + "".join(f" {sentence}" for sentence in (clocks(rows), late(rows), summed(given)) if sentence)
     )
 
 
@@ -127,6 +127,14 @@ def clocks(rows: Iterable[Row]) -> str:
         if found:
             parts.append(words.format(" to ".join(dict.fromkeys((found[0], found[-1])))))
     return f"While measured: {', '.join(parts)}." if parts else ""
+
+
+def late(rows: Iterable[Row]) -> str:
+    """A sentence on records with late samples (timing.py); empty where there are none"""
+    found = [row for row in rows if row.us and row.late]
+    names = ", ".join(sorted({row.provider for row in found}))
+    say = "the clock of some samples started before the whole call was queued, and gaps of the host may be in them"
+    return f"In {len(found)} records ({names}) {say}." if found else ""
 
 
 LOOPS = ("loop", "compile", "graph")  # providers of torch's own operators, a step after the other

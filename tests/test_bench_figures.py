@@ -6,8 +6,10 @@ import math
 import pytest
 from support.bench_records import DATE, ENVIRONMENT, SPEEDUP, timing, us_of
 
-from bench import cases, figures, records, style
-from bench.cases import case
+from bench import cases, figures, model, records, style
+from bench.cases import SUITES, case
+from bench.inputs import lengths_of
+from rnn_triton.hardware import RECORDS
 
 pytest.importorskip("matplotlib")
 
@@ -348,6 +350,32 @@ def test_roofline_places_a_step_by_its_flop_and_bytes(pages):
     assert {"DRAM bandwidth", "L2 bandwidth", "peak of the products"} < set(pages["roofline"].legend)
 
 
+def test_the_work_of_packed_sequences_is_that_of_real_steps():
+    for lengths in ("uniform", "heavy"):
+        packed, padded = (case(128, 16, 512, "bf16", 100, lengths=how) for how in (lengths, "full"))
+        real = int(lengths_of(packed).sum()) / (16 * 512)
+        assert real < 0.8
+        for pass_ in ("fwd", "train"):
+            assert figures.flop(packed.__dict__, pass_) == pytest.approx(real * figures.flop(padded.__dict__, pass_))
+            weights = 2 * 128 * 128 * (1 if pass_ == "fwd" else 2)
+            for resident, bytes_ in ((True, 0), (False, weights)):
+                moved = real * figures.moved(padded.__dict__, pass_, True) + bytes_
+                assert figures.moved(packed.__dict__, pass_, resident) == pytest.approx(moved)
+
+
+def test_no_floor_of_packed_cases_lies_above_the_peak():
+    H200 = RECORDS["sm_90"]
+    found = 0
+    for c in SUITES["varlen"]:
+        hardware = {"environment": ENVIRONMENT | {"hardware": H200.__dict__}}
+        (row,) = records.rows([timing(c, "fwd", "rnn_triton", 1.0, **hardware)])
+        peak = figures._ceilings(figures.arithmetic(row), [row])["peak"]
+        for pass_ in ("fwd", "train"):
+            assert figures.flop(c.__dict__, pass_) * 1e-6 / model.of_case(c, pass_, H200).floor_us <= 1.001 * peak, c.name
+            found += c.lengths != "full"
+    assert found == 48
+
+
 def test_memory_is_in_mebibytes(pages):
     axis = pages["memory-over-T"].figure.axes[0]
     expected = [T * 64 * 128 * 2 / 2**20 for T in (64, 256, 1024)]
@@ -363,6 +391,39 @@ def test_scaling_is_relative_to_the_smallest_beside_the_growth_of_the_work(pages
     us = (0.2 + 128 / 512 + 64 / 1024) * 2.5
     expected = [(5 + T * us) / (5 + 64 * us) for T in (64, 256, 1024)]
     assert lines(axes["time steps T"], style.ARITHMETIC["bf16"]["color"])[0][1] == pytest.approx(expected)
+
+
+def scaled(measured):
+    """[x, y] of ours, and of cuDNN's, in the figure of scaling over T; measured: provider -> the T that have a time"""
+    made = []
+    for T in (64, 256, 1024):
+        for provider in ("rnn_triton", "cudnn"):
+            status = "ok" if T in measured[provider] else "error"
+            made.append(timing(case(128, 16, T, "bf16"), "fwd", provider, 1.0, launch_us=0.0, status=status))
+    with style.context():
+        (page,) = figures.pages(records.rows(made), [], ["scaling"])
+    drawn = lines(page.figure.axes[0], style.ARITHMETIC["bf16"]["color"])
+    return [line for line in drawn if len(line[0]) > 1], page.note
+
+
+def test_scaling_draws_nothing_that_lacks_the_smallest_size():
+    every = (64, 256, 1024)
+    drawn, note = scaled({"rnn_triton": every, "cudnn": every})
+    assert drawn == [[[64, 256, 1024], [1, 4, 16]]] * 2 and "over that of the axis's smallest size" in note
+    drawn, _ = scaled({"rnn_triton": every, "cudnn": (256, 1024)})
+    assert drawn == [[[64, 256, 1024], [1, 4, 16]]]
+    drawn, _ = scaled({"rnn_triton": (256, 1024), "cudnn": every})  # the axis is that of ours
+    assert drawn == [[[256, 1024], [1, 4]]] * 2
+
+
+def test_accuracy_marks_the_quantity_that_is_wrong_alone():
+    color = style.PROVIDERS["rnn_triton"]["color"]
+    good, bad = {"rel": 1e-3, "rel_tol": 0.01, "max": 0.01, "max_tol": 0.1}, {"rel": 1e-3, "rel_tol": 0.01, "max": 1.0, "max_tol": 0.1}
+    for errors, marked in (({"y": good, "dx": bad}, (False, True)), ({"y": bad, "dx": good}, (True, False))):
+        found = records.rows([timing(CASES[0], "train", "rnn_triton", 1.0, status="wrong", errors=errors)])
+        with style.context():
+            (page,) = figures.pages(found, [], ["accuracy"])
+        assert tuple(bool(lines(axis, color, "x")) for axis in page.figure.axes[:2]) == marked
 
 
 def test_accuracy_shows_errors_and_the_tolerance(pages):

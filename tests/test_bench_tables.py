@@ -127,12 +127,28 @@ def test_missing_are_the_cases_of_the_suites_touched_and_the_passes_left_out(row
     assert ("Test GPU", "quick", SLOW, "cudnn train") in tables.missing(some).body
 
 
-def test_a_case_belongs_to_the_suite_that_explains_most():
-    everything = [c.name for c in cases.SUITES["medium"]]
+def test_cases_show_the_suites_that_explain_most():
+    everything = {c.name for c in cases.SUITES["medium"]}
     found = tables.suites_of([*everything, "h7-b3-t11-bf16"])
-    assert found.pop("h7-b3-t11-bf16") == tables.OTHER and set(found.values()) == {"medium"}
-    assert set(tables.suites_of([c.name for c in cases.SUITES["quick"]]).values()) == {"quick"}
+    assert found == {"medium": everything, tables.OTHER: {"h7-b3-t11-bf16"}}
+    assert list(tables.suites_of([c.name for c in cases.SUITES["quick"]])) == ["quick"]
     assert tables.suites_of([]) == {}
+
+
+def test_a_case_counts_for_every_suite_that_lists_it():
+    """All suites but check are recorded: each is shown, and whole"""
+    every = cases.suites("all")
+    found = tables.suites_of(c.name for c in every)
+    assert found == {suite: {c.name for c in cases.SUITES[suite]} for suite in cases.SUITES if suite != "check"}
+    quick = tables.by_suite(records.rows(suite("quick") + suite("medium") + suite("small-h")))["quick"]
+    assert len({(row.case, row.pass_) for row in quick}) == 24
+
+
+def test_late_samples_are_said():
+    c = cases.case(128, 16, 256, "bf16")
+    found = records.rows([timing(c, "fwd", "rnn_triton", 1.0, late=0), timing(c, "fwd", "loop", 1.0, late=7)])
+    assert "In 1 records (loop) the clock of some samples started before" in tables.caption(found)
+    assert "started before" not in tables.caption(found[:1])
 
 
 def test_suites_come_in_their_own_order():
