@@ -9,7 +9,7 @@ import torch
 import torch.backends.cudnn.rnn
 from torch import Tensor
 
-from . import op
+from . import autocast, op
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _PRECISIONS = (None, "tf32", "tf32x3", "ieee")
@@ -74,8 +74,8 @@ def settled(
 
     device = "cuda" if x.is_cuda else "cpu"
     if torch.is_autocast_enabled(device):
-        x, w_ih, w_hh, b_ih, b_hh, h0 = _autocast(
-            torch.get_autocast_dtype(device), x, w_ih, w_hh, b_ih, b_hh, h0
+        x, w_ih, w_hh, b_ih, b_hh, h0 = autocast.cast(
+            torch.get_autocast_dtype(device), x, (w_ih, w_hh, b_ih, b_hh), h0
         )
         if x.dtype is not torch.float32:
             precision = None  # meant for the fp32 that autocast replaced
@@ -96,14 +96,6 @@ def _default_precision() -> str:
         return "tf32" if _cudnn_rnn.fp32_precision == "tf32" else "ieee"
     except RuntimeError:  # torch refuses to answer where its older and newer TF32 switches were both set
         return "ieee"
-
-
-def _autocast(dtype: torch.dtype, *tensors: Tensor | None) -> list[Any]:
-    """What autocast casts: floating point, other than fp64."""
-    return [
-        t.to(dtype) if t is not None and t.is_floating_point() and t.dtype is not torch.float64 else t
-        for t in tensors
-    ]
 
 
 def _check(

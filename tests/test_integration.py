@@ -4,17 +4,20 @@ Kernels run by interpreter, or on a GPU, where a test takes `device`; the others
 torch.compile and export: tests/test_op.py and tests/test_modules.py.
 """
 
+import contextlib
 import copy
 import io
 import pickle
 import warnings
+import weakref
 
 import pytest
 import torch
 from support import ranks
 from support.problems import problem
-from torch.nn.utils.rnn import PackedSequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import rnn_triton
@@ -91,6 +94,185 @@ def test_autocast_caches_nothing_stale(device):
     assert not torch.equal(first, second)
     with torch.autocast(torch.device(device).type, torch.bfloat16):
         assert torch.equal(net(x)[0], second)
+
+
+def kept_for_backward(run):
+    """Sizes of the memory that autograd keeps, by address"""
+    kept = {}
+
+    def pack(t):
+        kept[t.untyped_storage().data_ptr()] = t
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        found = run()
+    return sorted(tuple(t.shape) for t in kept.values() if t.dim() == 2 and t.shape[0] == 18), found
+
+
+def steps_of_a_cell(package, x):
+    cell, h = package.RNNCell(5, 18), None
+    for x_t in x:
+        h = cell(x_t, h)
+    return h
+
+
+def step_by_step(package, x):
+    rnn, h = package.RNN(5, 18, 2, nonlinearity="relu"), None
+    for x_t in x:
+        h = rnn(x_t[None], h)[1]
+    return h
+
+
+def packed_input(package, x):
+    return package.RNN(5, 18, bidirectional=True)(pack_padded_sequence(x, [6, 5, 3, 1]))[1]
+
+
+@pytest.mark.parametrize("run", [steps_of_a_cell, step_by_step, packed_input])
+def test_autocast_keeps_one_cast_of_each_weight(run):
+    """However many calls there are in a region, as torch.nn"""
+    x = data(6, 4, 5).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, h = kept_for_backward(lambda: run(rnn_triton, x))
+        theirs, _ = kept_for_backward(lambda: run(torch.nn, x))
+    assert h.requires_grad
+    weights = {steps_of_a_cell: [(18, 5), (18, 18)], step_by_step: [(18, 5)] + 3 * [(18, 18)]}
+    assert ours == weights.get(run, 2 * [(18, 5)] + 2 * [(18, 18)])
+    assert ours.count((18, 18)) == theirs.count((18, 18))  # torch keeps W_ih transposed
+
+
+def test_autocast_casts_end_with_the_region():
+    net, before = rnn_triton.RNNCell(5, 18), rnn_triton.autocast._kept
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16):
+            net(data(3, 2, 5)[0])
+        entry = weakref.ref(before[torch.device("cpu")]().of(net.weight_hh, torch.bfloat16))
+        assert entry() is not None
+        with torch.autocast("cpu", torch.float16):  # another dtype, in the same region
+            assert net(data(3, 2, 5)[0]).dtype is torch.float16
+        torch.clear_autocast_cache()
+        assert before[torch.device("cpu")]() is None and entry() is None
+        net(data(3, 2, 5)[0])
+    assert before[torch.device("cpu")]() is None
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        net(data(3, 2, 5)[0])
+        assert before[torch.device("cpu")]() is None
+
+
+def test_autocast_hides_how_it_learns_of_the_end():
+    """No mode sees the marker, nor hooks, nor does a marker made under a mode stay"""
+    seen = []
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(func)
+            return func(*args, **kwargs or {})
+
+    rnn_triton.autocast._markers.clear()
+    with Record(), torch.autocast("cpu", torch.bfloat16):
+        kept, _ = kept_for_backward(lambda: rnn_triton.RNNCell(5, 18)(data(3, 2, 5)[0].requires_grad_()))
+    assert kept == [(18, 5), (18, 18)]
+    assert torch.ops.rnn_triton.rnn_forward.default in seen and torch.ops.aten.mm.default not in seen
+    assert type(rnn_triton.autocast._markers[torch.device("cpu")]) is torch.Tensor
+
+
+def changed_in_place(cell):
+    with torch.no_grad():
+        cell.weight_hh.mul_(-1)
+
+
+def changed_memory(cell):
+    cell.weight_hh.data = -cell.weight_hh.data
+
+
+def transposed(cell):
+    cell.weight_hh.data = cell.weight_hh.data.T
+
+
+def loaded(cell):
+    cell.load_state_dict({name: -p for name, p in cell.state_dict().items()})
+
+
+def assigned(cell):
+    cell.load_state_dict({name: -p for name, p in cell.state_dict().items()}, assign=True)
+
+
+def replaced(cell):
+    cell.weight_hh = torch.nn.Parameter(-cell.weight_hh.detach())
+
+
+def optimized(cell, **options):
+    """A fused optimizer changes a weight without a new version."""
+    cell(data(3, 2, 5)[0], torch.ones(2, 18)).float().sum().backward()
+    torch.optim.Adam(cell.parameters(), lr=0.5, **options).step()
+
+
+def optimized_fused(cell):
+    optimized(cell, fused=True)
+
+
+def optimized_by_data(cell):
+    cell(data(3, 2, 5)[0], torch.ones(2, 18)).float().sum().backward()
+    for p in cell.parameters():
+        p.data.sub_(p.grad)
+
+
+CHANGES = [changed_in_place, changed_memory, transposed, loaded, assigned, replaced, optimized, optimized_fused, optimized_by_data]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("regions", [1, 2])
+def test_autocast_reads_changed_weights(change, regions):
+    """A weight that changes between two calls of a region, while the graph of the first one lives, or between regions"""
+    cell, x, h = rnn_triton.RNNCell(5, 18), data(3, 2, 5)[0], torch.ones(2, 18)
+    stack = contextlib.ExitStack()
+    with stack:
+        stack.enter_context(torch.autocast("cpu", torch.bfloat16))
+        first = cell(x, h)
+        if regions == 2:
+            stack.close()
+        change(cell)
+        stack.enter_context(torch.autocast("cpu", torch.bfloat16))
+        second = cell(x, h)
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        expected = copy.deepcopy(cell)(x, h)
+    assert torch.equal(second, expected) and not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("kind", ["plain", "checkpoint", "create_graph", "no_grad first", "frozen", "flops"])
+def test_autocast_gradients_do_not_depend_on_kept_casts(kind):
+    """Gradients of all calls are added up in fp32, wherever the first cast was made and whatever surrounds it."""
+    results = []
+    for cache in (True, False):
+        torch.manual_seed(1)
+        cell, x = rnn_triton.RNNCell(5, 18), data(8, 2, 5).requires_grad_()
+        cell.weight_ih.requires_grad_(kind != "frozen")
+
+        def steps(x, h):
+            for x_t in x:
+                h = cell(x_t, h)
+            return h
+
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=cache):
+            with torch.no_grad():
+                steps(x, torch.zeros(2, 18)) if kind == "no_grad first" else None
+            h = torch.zeros(2, 18)
+            if kind == "checkpoint":
+                h = checkpoint(steps, x[:4], h, use_reentrant=False)
+                h = checkpoint(steps, x[4:], h, use_reentrant=False)
+            elif kind == "flops":
+                with FlopCounterMode(display=False) as counter:
+                    h = steps(x, h)
+                assert counter.get_total_flops() == 8 * 2 * 2 * 18 * (5 + 18)
+            else:
+                h = steps(x, h)
+        leaves = [x, *(p for p in cell.parameters() if p.requires_grad)]
+        found = torch.autograd.grad(h.float().square().sum(), leaves, create_graph=kind == "create_graph")
+        if kind == "create_graph":
+            found = torch.autograd.grad(sum(g.square().sum() for g in found), leaves)
+        results.append(found)
+    for got, expected in zip(*results, strict=True):
+        # the same sums in another order of their parts
+        torch.testing.assert_close(got, expected, rtol=2.0**-20, atol=2.0**-20 * expected.abs().max())
 
 
 # ---- nothing waits for the GPU -------------------------------------------------------------------------------------

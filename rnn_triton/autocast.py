@@ -1,0 +1,126 @@
+"""Casts under autocast: one of each weight for all calls of a region, as torch's own operators have it.
+
+torch casts a leaf of fp32 that requires grad once and keeps the cast until the outermost region ends (or
+torch.clear_autocast_cache is called). A weight that changes meanwhile is stale there, and a cast made under no_grad loses
+its gradients. So the casts here are kept beside torch's, for exactly as long, but not used any more once the weight has
+another version or other memory, or once a gradient has reached it, for fused optimizers change weights without a new
+version. Every call gets a node of its own in the graph, and gradients of all calls are added up in the weight's dtype.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+_is_grad_enabled = torch.is_grad_enabled
+_is_tracing = torch._C._is_tracing
+_are_transforms_active = torch._C._are_functorch_transforms_active
+_markers: dict[torch.device, Tensor] = {}
+
+
+class _Entry:
+    def __init__(self, weight: Tensor, dtype: torch.dtype):
+        self.memory = weight.detach()  # holds on to it: no other gets its address
+        self.version = weight._version
+        self.cast: Tensor | None = self.memory.to(dtype)
+
+    def holds(self, weight: Tensor, dtype: torch.dtype) -> bool:
+        return (
+            self.cast is not None
+            and self.cast.dtype is dtype
+            and self.version == weight._version
+            and self.memory.is_set_to(weight)
+        )
+
+
+class _Casts:
+    def __init__(self) -> None:
+        self._entries: dict[int, _Entry] = {}
+
+    def of(self, weight: Any, dtype: torch.dtype) -> _Entry:
+        entry = self._entries.get(id(weight))
+        if entry is None or not entry.holds(weight, dtype):
+            entry = self._entries[id(weight)] = _Entry(weight, dtype)
+        return entry
+
+
+_kept: dict[torch.device, weakref.ref[_Casts]] = {}
+
+
+def cast(dtype: torch.dtype, x: Tensor, weights: tuple[Tensor | None, ...], h0: Tensor | None) -> list[Any]:
+    """[x, *weights, h0] in `dtype`, autocast's on x's device; fp64 and what is no floating point as it is.  Kept are casts of
+    matrices: no backward pass holds on to a bias."""
+    if (
+        dtype is not torch.float32
+        and _is_grad_enabled()
+        and torch.is_autocast_cache_enabled()
+        and not _is_tracing()
+        and forward_ad._current_level < 0
+        and not _are_transforms_active()
+        and not torch.compiler.is_compiling()
+        and not (x.is_cuda and torch.cuda.is_current_stream_capturing())  # a replay would not cast again
+        and (leaves := [w for w in weights if _can_keep(w)])
+    ):
+        found = _kept.get(x.device)
+        casts = (found and found()) or _open(x.device)
+        # past Function.apply, which binds its arguments with inspect.signature for torch.func's sake
+        apply = super(torch.autograd.Function, _Cast).apply  # type: ignore[misc]
+        ready = iter(apply([casts.of(w, dtype) for w in leaves], *leaves))
+        each = [next(ready) if any(w is leaf for leaf in leaves) else _plainly(w, dtype) for w in weights]
+    else:
+        each = [_plainly(w, dtype) for w in weights]
+    return [_plainly(x, dtype), *each, _plainly(h0, dtype)]
+
+
+def _plainly(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return t.to(dtype) if t is not None and t.is_floating_point() and t.dtype is not torch.float64 else t
+
+
+def _can_keep(t: Tensor | None) -> bool:
+    return (
+        t is not None
+        and t.requires_grad
+        and t.dim() == 2
+        and t.dtype is torch.float32
+        and t.is_leaf
+        and (type(t) is nn.Parameter or type(t) is Tensor)
+    )
+
+
+def _open(device: torch.device) -> _Casts:
+    """Casts that live as long as those of torch on this device: they hang on the graph of one, of a marker of no elements"""
+    # neither hooks of a user nor modes that count, record or fake see it
+    with torch._C._DisableTorchDispatch(), torch.autograd.graph.saved_tensors_hooks(_same, _same):
+        marker = _markers.get(device)
+        if marker is None:
+            marker = _markers[device] = torch.zeros(0, 0, device=device, requires_grad=True)
+        product: Any = torch.mm(marker, marker).grad_fn
+        node = product.next_functions[0][0]  # of the cast
+    casts = node.metadata["rnn_triton"] = _Casts()
+    _kept[device] = weakref.ref(casts)
+    return casts
+
+
+def _same(t: Any) -> Any:
+    return t
+
+
+class _Cast(torch.autograd.Function):
+    """The casts of weights, of which one each is kept; autograd brings the gradient of each call to the weight's dtype"""
+
+    @staticmethod
+    def forward(ctx: Any, entries: list[_Entry], *weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.entries = entries
+        ctx.set_materialize_grads(False)
+        return tuple(entry.cast.detach() for entry in entries)  # type: ignore[union-attr]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        for entry, gradient in zip(ctx.entries, gradients, strict=True):
+            if gradient is not None:
+                entry.cast = None
+        return None, *gradients
