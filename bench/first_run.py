@@ -28,12 +28,13 @@ from .probes import (
     Replay,
     Slope,
     Speed,
+    Switch,
     grid,
     per_step,
     perform,
 )
 from .progress import Progress
-from .records import OURS, Writer, read, rows
+from .records import OURS, Writer, is_switched, read, rows
 from .worker import Worker, WorkerError
 
 FILE = "first-run.jsonl"
@@ -42,14 +43,15 @@ SECTIONS = {
     "protocols": "exchange protocols alone",
     "equivalence": "y, hn and all gradients against fp64",
     "speed": "rnn_triton against torch.nn.RNN on cuDNN",
+    "switches": "settings of the group kernel, side by side",
     "constants": "constants of the latency model",
     "faults": "what must fail, and does",
     "graphs": "repeated calls and CUDA graphs",
 }
 # What part of the budget is gone when a section ends, at the latest.
 ENDS = {
-    "compiling": 0.3, "protocols": 0.42, "equivalence": 0.62, "speed": 0.85, "constants": 0.92, "faults": 0.96,
-    "graphs": 1.0,
+    "compiling": 0.3, "protocols": 0.42, "equivalence": 0.62, "speed": 0.79, "switches": 0.87, "constants": 0.93,
+    "faults": 0.96, "graphs": 1.0,
 }  # fmt: skip
 LEAST = 3.0  # seconds that are left when an item begins
 START = 60.0  # seconds more for the first item of a worker process: imports, CUDA, libraries
@@ -60,7 +62,7 @@ START = 60.0  # seconds more for the first item of a worker process: imports, CU
 
 def items() -> list[Item]:
     """On a GPU"""
-    return [*_protocols(), *_equivalence(), *_speed(), *_constants(), *_faults(), *_graphs()]
+    return [*_protocols(), *_equivalence(), *_speed(), *_switches(), *_constants(), *_faults(), *_graphs()]
 
 
 def _protocols() -> Iterable[Item]:
@@ -134,6 +136,26 @@ def _speed() -> Iterable[Item]:
         yield Speed(listed)
 
 
+# What is chosen by itself, and one change at a time; the first three are all that matters most.
+SETTINGS = (
+    {"x_loads": "behind", "look_every": 64, "probe_delay": 200},
+    {"x_loads": "before", "look_every": 1, "probe_delay": 0},
+    {"x_loads": "behind", "look_every": 64, "probe_delay": 0},
+    {"x_loads": "behind", "look_every": 1, "probe_delay": 200},
+    {"x_loads": "before", "look_every": 64, "probe_delay": 200},
+    {"x_loads": "behind", "look_every": 64, "probe_delay": 100},
+    {"x_loads": "behind", "look_every": 64, "probe_delay": 400},
+)
+
+
+def _switches() -> Iterable[Item]:
+    for settings in SETTINGS:
+        for H in (1024, 512, 2048):
+            yield Switch(cases.case(H, 8, 1024, "bf16"), grid(protocol="sentinel", **settings))
+            if settings["x_loads"] == "behind" or settings["look_every"] == 1:  # no x there: the others are the same twice
+                yield Switch(cases.case(H, 8, 1024, "bf16"), grid(protocol="sentinel", **settings), "backward")
+
+
 def _constants() -> Iterable[Item]:
     case = cases.case
     small = case(128, 8, 1, "bf16", 8)
@@ -185,6 +207,7 @@ def dry_items() -> list[Item]:
     return [
         Exchange(tiny.at(4), sentinel),
         Exchange(tiny.at(4), counter, "backward"),
+        Switch(tiny.at(4), grid(protocol="sentinel", warps=4, **SETTINGS[1])),
         Equivalence(tiny, counter),
         Equivalence(odd, sentinel),
         Equivalence(case(20, 3, 3, "fp16", 8), per_step()),
@@ -282,11 +305,14 @@ def _table(path: Path, left: Sequence[Item], is_dry: bool) -> str:
         by_kind.setdefault(record["kind"], []).append(record)
     timing = list(rows(found))
     behaviours = by_kind.get("behaviour", [])
+    exchanges = by_kind.get("exchange", [])
+    switched = [r for r in exchanges if is_switched(r)]
     faults = [r for r in behaviours if r["name"] in {i.of for i in _faults() if isinstance(i, Behaviour)}]
     parts = {
-        "protocols": tables.text(EXCHANGE_HEADINGS, exchange_rows(by_kind.get("exchange", []))),
+        "protocols": tables.text(EXCHANGE_HEADINGS, exchange_rows(r for r in exchanges if r not in switched)),
         "equivalence": _equivalence_table(by_kind.get("check", [])),
         "speed": "a stub's times are not shown" if is_dry else tables.text(tables.HEADINGS, tables.timing_rows(timing)),
+        "switches": tables.text(SWITCH_HEADINGS, switch_rows(switched)),
         "constants": tables.text(CONSTANT_HEADINGS, constant_rows(by_kind.get("constant", []))),
         "faults": tables.text(BEHAVIOUR_HEADINGS, behaviour_rows(faults)),
         "graphs": tables.text(BEHAVIOUR_HEADINGS, behaviour_rows(r for r in behaviours if r not in faults)),
@@ -314,15 +340,31 @@ def exchange_rows(records: Iterable[dict[str, Any]]) -> list[tuple[str, ...]]:
     out: list[tuple[str, ...]] = []
     for r in records:
         plan, practical = r["plan"] or {}, r["practical_us_per_step"]
-        full, short = r["device_us"]["median"], r["short_us"]["median"]
-        ns = "-"
-        if full and short and r["short_T"] < r["shape"]["T"]:
-            ns = f"{1e3 * (full - short) / (r['shape']['T'] - r['short_T']):.0f}"
         ctas = f"{plan['groups']} x {plan['ctas']}" if "ctas" in plan else "-"
         model = "-" if practical is None else f"{1e3 * practical:.0f}"
         protocol = str(plan.get("protocol", r["choices"].get("protocol", "-")))
-        out.append((r["case"], r["direction"], protocol, ctas, ns, model, _verdict(r)))
+        out.append((r["case"], r["direction"], protocol, ctas, _ns(r), model, _verdict(r)))
     return out
+
+
+SWITCH_HEADINGS = ("case", "direction", "loads of x", "turns a look", "cycles of delay", "ns/step", "verdict")
+
+
+def switch_rows(records: Iterable[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """A line per setting, those of one case and direction below each other"""
+    out = []
+    for r in sorted(records, key=lambda r: (r["shape"]["H"], r["direction"])):
+        settings = (str(r["choices"][name]) for name in SETTINGS[0])
+        out.append((r["case"], r["direction"], *settings, _ns(r), _verdict(r)))
+    return out
+
+
+def _ns(r: dict[str, Any]) -> str:
+    """Of a step, by the slope between the two numbers of steps"""
+    full, short = r["device_us"]["median"], r["short_us"]["median"]
+    if not full or not short or r["short_T"] >= r["shape"]["T"]:
+        return "-"
+    return f"{1e3 * (full - short) / (r['shape']['T'] - r['short_T']):.0f}"
 
 
 CONSTANT_HEADINGS = ("constant", "case", "measured", "model", "unit", "note")

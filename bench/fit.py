@@ -36,7 +36,7 @@ from rnn_triton.plans import Plan, Problem
 
 from . import cases, model
 from .compare import student
-from .records import OURS, Row, measured, rows
+from .records import OURS, Row, is_switched, measured, rows
 
 FEWEST = 12  # records for any fit
 PER_CONSTANT = 5
@@ -130,6 +130,9 @@ def observations(records: Iterable[dict[str, Any]]) -> tuple[list[Observation], 
         elif record["kind"] == "timing" and record["provider"] == OURS:
             direction, plan = "forward", (record["plan"] or {}).get("forward")
         else:
+            continue
+        if is_switched(record):
+            skipped["a setting that the model does not know"] += 1
             continue
         try:
             found = _observation(record, direction, plan)

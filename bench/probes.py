@@ -234,6 +234,13 @@ class Exchange(Item):
         record |= {"device_us": sampled(samples["full"]), "short_T": short.T, "short_us": sampled(samples["short"])}
 
 
+@dataclass(frozen=True)
+class Switch(Exchange):
+    """One setting of what a plan of a group can be told and the latency model does not know (plans.Grid)"""
+
+    section = "switches"
+
+
 # ---- b: equivalence -------------------------------------------------------------------------------------------------
 
 

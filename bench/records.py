@@ -333,6 +333,11 @@ def _holds(check: Check, value: Any) -> bool:
     return True
 
 
+def is_switched(record: dict[str, Any]) -> bool:
+    """Is it of one of several settings of a kernel side by side (probes.Switch), and not of a plan's own?"""
+    return record["kind"] == "exchange" and "look_every" in record["choices"]
+
+
 def read(paths: Iterable[Path]) -> tuple[list[dict[str, Any]], list[Problem]]:
     """All valid records of the files in order, and the lines that are none. Nothing valid is lost to a bad line."""
     found, problems = [], []

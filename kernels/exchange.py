@@ -1,33 +1,49 @@
-"""The only file in which programs (CTAs) of one launch talk to each other.
+"""The exchange between the programs (CTAs) of one launch.  No other file lets them talk to each other.
 
-A group of CTAs computes s_t[rows, H] together, each CTA its own hidden units, and every CTA needs all of s_{t-1}: an
-all-gather through L2 at every step.  The state is exchanged where it is a result anyway, in out[T, B, H]; its 32-bit
-word is the unit of the protocols, whatever the dtype.  Two protocols, PROTOCOL:
+A group of CTAs computes s_t[rows, H] together, each CTA its own hidden units, and every CTA needs all of s_{t-1}.  That
+is an all-gather through L2 at every step.  The state is exchanged where it is a result anyway, in out[T, B, H].  The unit
+of the protocols is the 32-bit word of out, whatever the dtype.  There are two protocols:
 
-"sentinel"  The data are the flag.  Before the first step `out` is filled with 0xFF bytes; no producer ever stores the word
-            0xFFFFFFFF (`published` sees to it: it is a NaN in every format, and another NaN takes its place); a
-            consumer reads its 16-byte chunks again until none of their words is 0xFFFFFFFF.  Invariant: a word is
-            written once per fill, by one 32-bit store, so a word that is not the sentinel is final.  No fence, no
-            atomic, no order between words is needed, and none is assumed.
-"counter"   Per batch tile a counter of finished slices.  A producer stores its slice, then, behind a CTA barrier, adds 1
-            with release semantics; a consumer's thread 0 acquires the counter until all CTAs of the group are through
-            with the step before, and a CTA barrier hands that on.  The barrier before the release is not optional:
-            Triton up to 3.8 emits none of its own, and the other threads' stores would not be covered.  Counters start
-            at -1, from the same fill.
+"sentinel"  The data are the flag.  `out` is filled with 0xFF bytes before the first step, and no producer ever stores the
+            word 0xFFFFFFFF: it is a NaN in every format, and `published` puts another NaN in its place.  A consumer loads
+            the words (the probe) and loads each 16-byte chunk again while one of its words is 0xFFFFFFFF.  Invariant: a
+            word is written once per fill, by one 32-bit store, so a word that is not the sentinel is final.  The protocol
+            needs no fence, no atomic and no order between words.
+"counter"   A counter for each batch tile counts the finished slices.  A producer stores its slice; behind a CTA barrier it
+            adds 1 with release semantics.  Thread 0 of a consumer acquires the counter until all CTAs of the group are
+            through with the step before, and a CTA barrier hands that on.  The barrier before the release is not optional:
+            Triton up to 3.8 emits none of its own, and the stores of the other threads would not be covered.  Counters
+            start at -1, from the same fill.
 
-Co-residency: every spin waits for another CTA of the same launch, so all of them must run at once: the launch is
-cooperative, its grid at most what fits.  Every spin is bounded all the same.  Who has polled `limit` times lowers the
-group's error word, from the largest unsigned number, to the step it waits in; who sees that word lowered stops waiting,
-and waits no more.  What was waited for then still holds the sentinel, a NaN, and `grid` (grid.py) fills the rest of the
-group's outputs with NaN and reports the step.
+Co-residency.  Every spin waits for another CTA of the same launch, so all of them must run at once: the launch is
+cooperative, and its grid is at most what fits.  Every spin is bounded all the same.
+
+Failure.  A CTA that has polled `limit` times lowers the error word of its group, from the largest unsigned number, to the
+step in which it waits, and goes on with what it has found: sentinels, which are NaN.  From then on its group is lost, and
+these invariants hold:
+
+    A group notices in a bounded time.  A CTA looks at the error word after every POLLS_PER_LOOK polls of a wait, and the
+        time loop (grid.py) once in LOOK_EVERY turns.  So each CTA polls at most POLLS_PER_LOOK times in each of at most
+        LOOK_EVERY turns, and waits no more after that.
+    Nothing that is computed meanwhile passes for a result, though a relu, a mask or a select may make numbers of its NaN.
+        Such values are published, and others compute with them.  But whoever publishes one has lowered the error word, or
+        seen it lowered, or has read such values itself, each time at a step of at least the one in the error word.  Every
+        CTA reads the error word once more behind its last step (`verdict`) and overwrites all its outputs from that step
+        on with NaN.
+    What precedes the step in the error word is right.  Who waits in step t has gathered all of step t - 2, so nobody of
+        the group waits in vain for words of it.
 
 Groups of linked lanes (grid.py, recurrence.py) wait in one direction more: for what the same group of the lane before
-publishes.  Always by the sentinel; `verify_input`.
+publishes, always by the sentinel (`verify_input`).  A lane is lost with any lane before it, which `verdict` looks up, too.
 
-Of the two protocols PTX's memory model covers the counter alone: in the other, stores (weak, `.cg`) race with relaxed
-loads.  Both are single accesses of L2 in machine code (STG, LDG .STRONG.GPU), and words do not tear.
+Memory model.  Of the two protocols PTX's memory model covers the counter alone: in the other, stores (weak, `.cg`) race
+with relaxed loads.  Stores compile to STG.STRONG.GPU, repeated loads to LDG.STRONG.GPU, and probes, which Triton has as
+`ld.volatile`, to LDG.STRONG.SYS.  All of them are single accesses of L2, and words do not tear.  A probe of GPU scope can
+be spelled with `.cg` alone, which is a weak load: the compiler might move or merge it.  In inline assembly it would lose
+the layout that only a load gets from the hints of `word_pointers`.
 
-Cost on the critical path (sm_90, sentinel): one L2 store-to-load hand-over, one maximum a word and one branch.
+Cost on the critical path (sm_90, sentinel): one hand-over from store to load through L2, one maximum a word and one
+branch.  A probe that comes too early costs a second gather: `hold_back` delays it.
 """
 
 import triton
@@ -61,7 +77,7 @@ def _verify_text(tiles, pack, apart, of_input=False):
     """PTX of `verify`, or of `verify_input`.  Operands, `pack` of each tile: results | addresses | skip | error address |
     step | limit | address of the source's error word, of_input | words.
 
-    Fast path: 4 maxima a chunk and a branch.  Slow path: what still holds a sentinel is read again, all in flight."""
+    The fast path is 4 maxima a chunk and a branch.  The slow path reads every chunk with a sentinel again, all in flight."""
     chunks = tiles * pack // 4
     n = 4 * chunks  # words of a thread; so many results and words
     skip, error, step, limit, source = (f"${n + k * pack}" for k in range(1, 6))
@@ -92,9 +108,9 @@ def _verify_text(tiles, pack, apart, of_input=False):
 
 @triton.constexpr_function
 def _give_up(error, step, limit, source=None):
-    """PTX behind a failed poll: spin again, unless the group has failed or the limit is reached.
+    """PTX behind a failed poll: it spins again, unless the group has failed or the limit is reached.
 
-    `source`: where the error word of the group that is waited for lies, if that is another one.  Its failure at this step
+    `source` is where the error word of the group that is waited for lies, if that is another one.  Its failure at this step
     or the next leaves the words of this step incomplete: this group fails, too."""
     failed = "setp.ne.u32 q, t, 0xFFFFFFFF;\n@q bra DONE;"
     if source is not None:
@@ -186,6 +202,30 @@ def wait(counter_ptr, target, error_ptr, step, limit):
 
 
 @triton.jit
+def cycle():
+    """int32: the SM's cycle counter, each warp's own reading"""
+    return tl.inline_asm_elementwise("mov.u32 $0, %clock; // $1", "=r,r", [0], dtype=tl.int32, is_pure=False, pack=1)
+
+
+@triton.jit
+def hold_back(since, cycles):
+    """Wait until `cycles` cycles have passed since `cycle()` was `since`; at most so many, whatever the counter says."""
+    tl.inline_asm_elementwise(
+        """{
+.reg .pred q;
+.reg .b32 t;
+mov.u32 $0, 0;
+SPIN:
+mov.u32 t, %clock;
+sub.u32 t, t, $1;
+setp.lt.u32 q, t, $2;
+@q bra SPIN;
+}""",
+        "=&r,r,r,~{memory}", [since, cycles], dtype=tl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
+
+
+@triton.jit
 def word_pointers(ptr, row_words, rows, BLOCK_B: tl.constexpr, WARPS: tl.constexpr):
     """[4 q, 8 l, WARPS, BLOCK_B / 8 j, 4 i]: the address of word 16 w + 4 q + i of row 8 j + l, rows row_words apart, a
     multiple of 4.  Rows beyond `rows` are the last one again: what they load is never stored.
@@ -230,12 +270,14 @@ def load_words(pointers, start, enable, WORDS, MASKED: tl.constexpr, WARPS: tl.c
 
 @triton.jit
 def gather(
-    ptr, rows, enable, given, failed, error_ptr, counter_ptr, target, step, limit, WORDS: tl.constexpr,
+    ptr, rows, enable, given, failed, error_ptr, counter_ptr, target, step, limit, since, delay, WORDS: tl.constexpr,
     ROW_WORDS: tl.constexpr, ALWAYS: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.constexpr, PROTOCOL: tl.constexpr,
+    DELAYED: tl.constexpr,
 ):  # fmt: skip
     """All of s_{t-1} of a batch tile, as a tuple of word tiles (`load_words`), once every CTA of the group has published
     its part; zeros where not enable (ALWAYS: it is).  ptr: int32 [rows, WORDS], rows ROW_WORDS apart.  given: ptr is not
-    exchanged but given (h0), valid from the start.  failed: the group has given up, wait for nothing."""
+    exchanged but given (h0), valid from the start.  failed: the group has given up, wait for nothing.  DELAYED: the first
+    probe comes `delay` cycles after `since` (`cycle`), at the earliest."""
     TILE: tl.constexpr = 16 * WARPS
     TILES: tl.constexpr = (WORDS + TILE - 1) // TILE
     if PROTOCOL == "counter":
@@ -243,6 +285,8 @@ def gather(
     if ALWAYS:
         enable = True
     pointers = word_pointers(ptr, ROW_WORDS, rows, BLOCK_B, WARPS)
+    if DELAYED:
+        hold_back(since, delay)
     words = ()
     for k in tl.static_range(TILES):
         v = load_words(

@@ -12,9 +12,10 @@ gathers all of s_{t-1} of a tile, each warp its part of K, straight into mma fra
 
 A step of a tile, in order:
     acc = W_in x_t                                       in the shadow of the exchange; x_t was loaded a step ago
-    issue the loads of the next x, u, saved
+    issue the loads of the next u, saved
     CTA barrier                                          frees the reduction's buffer off the critical path
     gather s_{t-1}                                       critical: until every CTA of the group has published it
+    issue the loads of the next x                        X_LOADS "behind"; "before": with those of u
     acc += W_rec s_{t-1}; sum over warps                 critical: K / (16 WARPS CHAINS) dependent mma, shared memory
     s_t = CELL(acc + bias + u_t, saved_t), rounded       critical: published to out[t]
 
@@ -39,8 +40,9 @@ another at one tile, which the counters rely on.  All rows are whole 16-byte vec
 units): the launch pads what is not, and units in the padding publish zeros, whatever their products are.
 
 A group that fails (exchange.py) leaves NaN from the failing step on and reports itself; a CTA that was through before
-keeps what it has, which is right.  The same group of every later linked lane then fails too, from that step or the one
-before on, without a report of its own.
+keeps what it has, which is right.  A turn of the time loop, one tile and step, looks at the error word once in LOOK_EVERY:
+all warps of all CTAs read it, from one slice of L2.  The same group of every later linked lane fails too, from that step
+or the one before on, without a report of its own.
 
 Cost of a step (sm_90, bf16, H = 1024, UNITS = 16, BLOCK_B = 8): gather 16 KB from L2 a CTA, 16 dependent mma less the
 chains, 2 barriers; the hand-over through L2 is most of it.  Global traffic inside the loop: x, u, saved, the state, and
@@ -56,6 +58,7 @@ from .exchange import (
     NAN,
     SENTINEL,
     arrive,
+    cycle,
     gather,
     load_words,
     publish,
@@ -106,12 +109,10 @@ def _weights(
 
 @triton.jit
 def _load_inputs(
-    ptr, row_words, rows, words, TILES: tl.constexpr, WHOLE: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.constexpr,
-    MODE: tl.constexpr,
+    pointers, words, TILES: tl.constexpr, WHOLE: tl.constexpr, WARPS: tl.constexpr, MODE: tl.constexpr
 ):  # fmt: skip
-    """K tiles of x_t: the first `words` words of a row, which are at least WHOLE"""
+    """K tiles of x_t, by `word_pointers`: the first `words` words of a row, which are at least WHOLE"""
     TILE: tl.constexpr = 16 * WARPS
-    pointers = word_pointers(ptr, row_words, rows, BLOCK_B, WARPS)
     x = ()
     for k in tl.static_range(TILES):
         x = x + (load_words(pointers, k * TILE, True, words, (k + 1) * TILE > WHOLE, WARPS, MODE),)
@@ -209,6 +210,9 @@ def grid(
     SHARED_TILES: tl.constexpr,
     CHAINS: tl.constexpr,
     PROTOCOL: tl.constexpr,  # "sentinel", "counter"
+    X_LOADS: tl.constexpr,  # of the next x: "before" the gather, "behind" it
+    LOOK_EVERY: tl.constexpr,  # tiles and steps from one look at the error word to the next, a power of 2
+    PROBE_DELAY: tl.constexpr,  # cycles from publishing a tile to the next gather of it, at least
     LANES: tl.constexpr,
     LINKED: tl.constexpr,  # lanes are layers, else directions
     DROPOUT: tl.constexpr,
@@ -220,9 +224,9 @@ def grid(
     ROW_WORDS: tl.constexpr = ROW_S // E
     K_IN: tl.constexpr = ROW if LINKED else I  # columns of W_in
     X_WORDS: tl.constexpr = I // E
-    X_TILES: tl.constexpr = (K_IN // E + TILE - 1) // TILE if W_IN_HOME != "none" else 0
     X_MODE: tl.constexpr = "probe" if LINKED else "plain"
     ON_CHIP: tl.constexpr = W_IN_HOME == "registers" or W_IN_HOME == "shared"
+    X_TILES: tl.constexpr = (K_IN // E + TILE - 1) // TILE
     group = tl.program_id(0) // CTAS
     unit0 = tl.program_id(0) % CTAS * UNITS
     groups = tl.num_programs(0) // CTAS
@@ -303,8 +307,8 @@ def grid(
     row0 = (group * BLOCK_B).to(tl.int64)
     x_raw = ()
     if ON_CHIP:
-        x_t = x_words + t_first * step_x + row0 * row_x
-        x_raw = _load_inputs(x_t, row_x, rows, x_width, X_TILES, X_WORDS, BLOCK_B, WARPS, X_MODE)
+        x_t = word_pointers(x_words + t_first * step_x + row0 * row_x, row_x, rows, BLOCK_B, WARPS)
+        x_raw = _load_inputs(x_t, x_width, X_TILES, X_WORDS, WARPS, X_MODE)
     u_raw = ()
     saved_raw = ()
     if HAS_U:
@@ -315,9 +319,11 @@ def grid(
         saved_raw = load_own(saved_t, ROW_S, rows, True, unit0, ROW, UNITS, BLOCK_B, E, False)
 
     error = tl.load(error_ptr, volatile=True)
+    published_at = cycle()
+    delay = tl.where(own_tiles == 1, PROBE_DELAY, 0)  # of several, the others' work has taken longer
     step = 0
     own = 0  # which of the group's tiles
-    for _ in range(T * own_tiles):
+    for turn in range(T * own_tiles):
         t = t_first + dt * step
         tile = group + own * groups
         rows = B - tile * BLOCK_B
@@ -354,8 +360,9 @@ def grid(
                     acc_a + acc_b, seed, unit0, tile * BLOCK_B, t, bottom + layer, lane_dropped, scale, UNITS, BLOCK_B, E
                 )
                 acc_b = tl.zeros((WARPS, UNITS, BLOCK_B), tl.float32) + zero
-            x_t = x_words + t_1 * step_x + row0_1 * row_x
-            x_raw = _load_inputs(x_t, row_x, rows_1, x_width, X_TILES, X_WORDS, BLOCK_B, WARPS, X_MODE)
+            x_t = word_pointers(x_words + t_1 * step_x + row0_1 * row_x, row_x, rows_1, BLOCK_B, WARPS)
+            if X_LOADS == "before":
+                x_raw = _load_inputs(x_t, x_width, X_TILES, X_WORDS, WARPS, X_MODE)
         if W_IN_HOME == "stream":
             for start in range(0, X_WORDS + zero.to(tl.int32), TILE):  # + zero: else ptxas unrolls it all and spills
                 acc_a = _project_streamed(
@@ -378,7 +385,8 @@ def grid(
         if LINKED and not FIRST_IS_STATE:
             projected = acc_a + acc_b  # all there is in the first step: no state yet, and 0 * W_rec may be NaN
         failed = error != SENTINEL
-        error = tl.load(error_ptr, volatile=True)  # for the next step, which need not wait for it
+        look = turn % LOOK_EVERY == LOOK_EVERY - 1
+        error = tl.load(error_ptr, mask=look, other=error, volatile=True)  # for the next step, which need not wait for it
         tl.debug_barrier()
 
         # ---- critical path
@@ -390,8 +398,10 @@ def grid(
             given = step == 0
         words = gather(
             before, rows, step > 0, given, failed, error_ptr, counters + tile * LINE, CTAS * step - 1, step, limit,
-            WORDS, ROW_WORDS, HAS_FIRST and FIRST_IS_STATE, BLOCK_B, WARPS, PROTOCOL,
+            published_at, delay, WORDS, ROW_WORDS, HAS_FIRST and FIRST_IS_STATE, BLOCK_B, WARPS, PROTOCOL, PROBE_DELAY > 0,
         )  # fmt: skip
+        if ON_CHIP and X_LOADS == "behind":
+            x_raw = _load_inputs(x_t, x_width, X_TILES, X_WORDS, WARPS, X_MODE)
         for k in tl.static_range(len(w_rec)):
             s = operand_tiles(words[k], DTYPE, BLOCK_B, WARPS, FORM)
             acc_a, acc_b = _products(acc_a, acc_b, w_rec[k], s, k * E, PRECISION, CHAINS)
@@ -412,6 +422,8 @@ def grid(
             offsets, mask = own_words(unit0, rows, i, WORDS, ROW_WORDS, UNITS, BLOCK_B, E)
             publish(out_t + offsets, out_words[i], mask)
         arrive(counters + tile * LINE, PROTOCOL)
+        if PROBE_DELAY > 0:
+            published_at = cycle()
         own = own_1
         step = tl.where(own_1 == 0, step + 1, step)
 

@@ -68,6 +68,10 @@ _REGISTERS = {4: 255, 8: 255, 16: 127}  # of a thread, by warps: a CTA has 65,53
 _UNITS = (16, 32, 64)
 _BLOCK_B = (8, 16)
 _PROTOCOLS = ("sentinel", "counter")
+_X_LOADS = ("behind", "before")
+_LOOK_EVERY = (64, 32, 16, 8, 4, 2, 1)
+_PROBE_DELAYS = range(1001)  # cycles
+_PROBE_DELAY = 200  # where nothing else is asked for, an estimate: the store of a state takes as long to arrive in L2
 _TWO_CHAINS_FROM = 4  # K tiles
 _SHARED_EXTRA = 1024  # bytes beside the weights and the buffer of the reduction
 
@@ -254,6 +258,12 @@ def grid(problem: Problem, device: Device, asked: Mapping[str, Any], lanes: Lane
     columns on chip, in either pass."""
     if kind(problem) not in _ROOM or not (device.cooperative or asked.get("regime") == "grid"):
         return
+    x_loads, look_every = asked.get("x_loads", _X_LOADS[0]), asked.get("look_every", _LOOK_EVERY[0])
+    if x_loads not in _X_LOADS or look_every not in _LOOK_EVERY:
+        return
+    delays = {"sentinel": asked.get("probe_delay", _PROBE_DELAY), "counter": 0}  # who polls a counter loads no state in vain
+    if delays["sentinel"] not in _PROBE_DELAYS:
+        return
     form = _FORMS[kind(problem)]
     homes: tuple[str, ...] = ("none",)
     if lanes.linked:
@@ -280,12 +290,13 @@ def grid(problem: Problem, device: Device, asked: Mapping[str, Any], lanes: Lane
                     plan = Grid(
                         block_b=block_b, warps=warps, formulation=form.formulation, precision=form.precision,
                         accuracy=_accuracy(problem), units=units, ctas=ctas, groups=groups, w_hh_shared=0,
-                        w_ih_home=home, protocol="", chains=chains, reason="",
+                        w_ih_home=home, protocol="", x_loads=x_loads, look_every=look_every, probe_delay=0, chains=chains,
+                        reason="",
                     )  # fmt: skip
                     found = _share(problem, plan, device, state, asked.get("w_hh_shared"), lanes)
                     if found is not None:
                         for protocol in _PROTOCOLS[: 1 if lanes.linked else 2]:
-                            yield _replaced(found, protocol=protocol)
+                            yield _replaced(found, protocol=protocol, probe_delay=delays[protocol])
 
 
 def _share(problem: Problem, plan: Grid, device: Device, state: int, asked: int | None, lanes: Lanes) -> Grid | None:

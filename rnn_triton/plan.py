@@ -349,5 +349,7 @@ def _planned_otherwise() -> Iterator[tuple[Problem, Device, dict[str, Any]]]:
             ("forward", 1024, "bf16", None, {"regime": "grid", "w_ih_home": "shared"}),
             ("forward", 1024, "bf16", None, {"regime": "grid", "w_ih_home": "stream"}),
             ("forward", 384, "fp32", "tf32", {"regime": "grid", "w_ih_home": "stream"}),
+            ("forward", 1024, "bf16", None, {"x_loads": "before", "look_every": 1, "probe_delay": 0}),
+            ("backward", 1024, "bf16", None, {"look_every": 1, "probe_delay": 0}),
         ):
             yield Problem(direction, 8, H, H, dtype, precision, "tanh"), device, choices

@@ -66,6 +66,9 @@ class Grid:
     w_hh_shared: int  # K tiles of W_hh in shared memory, the rest in registers
     w_ih_home: str  # "registers", "shared", "stream", "gemm" (projected before the launch), "none" (backward)
     protocol: str  # "sentinel", "counter"
+    x_loads: str  # of the next x: "before" the gather of the state, "behind" it
+    look_every: int  # tiles and steps from one look at the error word to the next, a power of 2
+    probe_delay: int  # cycles from publishing a tile to the next gather of it, at least, where a group has one tile
     chains: int  # independent accumulators
     reason: str
 

@@ -17,6 +17,7 @@ from support.layouts import check_verify_layout
 
 from bench import resources
 from rnn_triton import grid, hardware, launch, plan, single_cta
+from rnn_triton.candidates import k_tiles
 from rnn_triton.kernels.recurrence import recurrence
 from rnn_triton.plans import row_units
 
@@ -185,6 +186,26 @@ def test_plan_that_is_asked_for(job):
     with plan.overriding(**choices):
         p = plan.plan(problem, device)
     check(launch.compile_ahead(problem, p, device), problem, p, device)
+
+
+@pytest.mark.parametrize("capability", [90, *(pytest.param(c, marks=pytest.mark.long) for c in (80, 100))])
+@pytest.mark.parametrize("choices", [{}, {"x_loads": "before", "look_every": 1, "probe_delay": 0}], ids=["chosen", "otherwise"])
+def test_settings_of_a_group_in_machine_code(choices, capability):
+    """x is loaded behind the gather or ahead of it, the error word in a turn in 64 or in each, the counter of cycles read or not"""
+    device = hardware.RECORDS[f"sm_{capability}"]
+    problem = plan.Problem("forward", 8, 512, 512, "bf16", None, "tanh")
+    with plan.overriding(regime="grid", w_ih_home="registers", **choices):
+        p = plan.plan(problem, device)
+    code = resources.parse_sass(resources._cuobjdump(launch.compile_ahead(problem, p, device).asm["cubin"])[1])
+    probes = [n for n, i in enumerate(code) if i.opcode.startswith("LDG.E.128.STRONG") and not i.predicated]
+    x_loads = [n for n, i in enumerate(code) if i.opcode == "LDG.E.128"]
+    tiles = k_tiles(512, p.warps, "bf16")
+    assert len(probes) == tiles
+    # those behind the last probe; ahead of it lie those of the first step and of the weights
+    assert sum(n > probes[-1] for n in x_loads) == (0 if choices else tiles)
+    looks = [i for i in code[: probes[0]] if i.opcode.startswith("LDG.E.STRONG")]
+    assert looks[-1].predicated == (not choices)
+    assert any("SR_CLOCK" in i.text for i in code[probes[0] - 12 : probes[0]]) == (not choices)
 
 
 @pytest.mark.parametrize("I", [32, 128])

@@ -13,12 +13,13 @@ import pytest
 import torch
 from support import stuck
 from support.grids import MODES, Case, assert_close, assert_same_where_finite, bits
-from support.mutants import patched
+from support.mutants import Change, patched
 from support.problems import SMALL_SIGNALS, gradients, like, problem
 
 import rnn_triton
 from rnn_triton import faults, grid, plan, reference
 from rnn_triton.errors import ExchangeError
+from rnn_triton.kernels import exchange
 
 DIRECTIONS = ("forward", "backward")
 both = pytest.mark.parametrize("direction", DIRECTIONS)
@@ -57,6 +58,11 @@ CASES = [
     Case(2, 9, 150, 24, home="stream", kind="tf32x3", protocol="counter", groups=2),
     Case(3, 9, 21, 37, home="gemm", groups=2),
     Case(3, 3, 5, 21, home="gemm", kind="tf32", protocol="counter", first=False, bias=(False, True)),
+    # where x is loaded, how often the error word is, when the state first is
+    Case(4, 11, 20, 33, x_loads="before", look_every=1, probe_delay=0),
+    Case(3, 3, 100, 21, x_loads="before", home="shared", kind="tf32", nonlinearity="relu"),
+    Case(5, 19, 9, 24, look_every=2, groups=2, kind="fp16"),
+    Case(3, 3, 9, 33, look_every=1, protocol="counter", x_loads="before", probe_delay=0),
     # reverse time, relu
     Case(3, 3, 9, 33, reverse=True, kind="fp16", nonlinearity="relu"),
     Case(3, 11, 9, 33, reverse=True, protocol="counter", groups=2),
@@ -246,6 +252,39 @@ def test_stuck(direction, case):
         stuck.check(case, direction, kernels)
     case.having(T=2, B=5, groups=1).check(direction)
     faults.check(torch.device("cpu"))
+
+
+def polls_of_a_failed_group(look_every, limit, *changes):
+    """One CTA is left of a group of two, for 19 steps of two tiles, of which it can do none"""
+    case = Case(22, 17, 8, 24, groups=1, nonlinearity="relu", look_every=look_every)
+    dead = Change(stuck.DEAD.file, stuck.DEAD.old, stuck.DEAD.new.replace("2 * CTAS - 1", "CTAS - 1"))
+    with patched(dead, *changes) as kernels:
+        kernels.host.SPIN_LIMIT = limit
+        site, tensors = case.site("forward", kernels.host), case.inputs("forward")
+        mode = dict(schedule="rr", races="off", max_idle=100 * limit, continued=True, poisoned=())
+        with case.interpreted("forward", mode=mode) as session:
+            y, _ = site.forward(*tensors, False)
+    faults.word(torch.device("cpu")).zero_()
+    assert y[3:].isnan().all()  # of all units: relu would have made zeros of the sentinel's NaN
+    return session.stats["polls"]
+
+
+@pytest.mark.interpret
+@pytest.mark.parametrize("look_every", [4, *(pytest.param(n, marks=pytest.mark.long) for n in (1, 16))])
+def test_a_group_that_has_failed_stops_waiting(look_every):
+    """Within so many turns, each of which polls until it looks at the error word"""
+    limit, per_look = 128, int(exchange.POLLS_PER_LOOK.value)
+    assert limit <= polls_of_a_failed_group(look_every, limit) <= limit + (look_every + 1) * per_look
+
+
+@pytest.mark.interpret
+@pytest.mark.parametrize("old, new", [
+    ("look = turn % LOOK_EVERY == LOOK_EVERY - 1", "look = turn < 0"),
+    pytest.param("mask=look, other=error, volatile", "mask=look, other=SENTINEL, volatile", marks=pytest.mark.long),
+])  # fmt: skip
+def test_a_group_that_goes_on_waiting_is_noticed(old, new):
+    """for it never looks between waits, or forgets what it has seen"""
+    assert polls_of_a_failed_group(4, 128, Change("grid.py", old, new)) > 128 + 10 * int(exchange.POLLS_PER_LOOK.value)
 
 
 @pytest.mark.interpret

@@ -16,6 +16,7 @@ from support.stacks import Stack
 from test_kernels import check, inputs
 
 from rnn_triton import faults
+from rnn_triton.kernels import exchange
 
 pytestmark = pytest.mark.ptx
 long = pytest.mark.long
@@ -98,6 +99,21 @@ def test_a_kernel_that_reads_past_the_end_of_a_tensor_fails():
     assert torch.equal(out, x)
     with pytest.raises(PtxError, match="out of bounds .x_ptr has 252 bytes, this is from its byte 252 on.: _copy"):
         _copy[(1,)](x, out, 63, MASKED=False, BLOCK=64)
+
+
+@triton.jit
+def _held_back(out_ptr, cycles):
+    since = exchange.cycle()
+    exchange.hold_back(since, cycles)
+    tl.store(out_ptr, exchange.cycle() - since)
+
+
+@pytest.mark.parametrize("cycles", [0, 40, 200])
+def test_a_probe_is_held_back(cycles):
+    """so many cycles and no more than a reading of the counter longer, which goes through zero meanwhile"""
+    out = torch.zeros(1, dtype=torch.int32)
+    _held_back[(1,)](out, cycles)
+    assert cycles + 32 <= out.item() <= cycles + 2 * 32  # the executor's readings are 32 cycles apart
 
 
 @triton.jit

@@ -32,6 +32,7 @@ class Lanes:
             "%ntid.z": f(1), "%ctaid.x": f(x), "%ctaid.y": f(y), "%ctaid.z": f(z), "%nctaid.x": f(gx), "%nctaid.y": f(gy),
             "%nctaid.z": f(gz), "%laneid": lanes, "%warpid": self.lane_warp.astype(U4),
         }  # fmt: skip
+        self.cycles = 2**32 - 100  # soon to go through zero
         self.fragments: dict[int, np.ndarray | None] = {0: None}
         self.waiting: dict[int, np.ndarray | None] = {}
         self.exited: np.ndarray | None = None
@@ -51,6 +52,11 @@ class Lanes:
         if isinstance(x, np.ndarray) and x.shape == (self.N,):
             return x
         return np.full(self.N, x)
+
+    def clock(self) -> np.ndarray:
+        """Of all lanes the same: a reading takes 32 cycles, and nothing else takes any"""
+        self.cycles += 32
+        return np.full(self.N, self.cycles % 2**32, U4)
 
     def param(self, name: str, dtype: Any) -> np.ndarray:
         key = (name, dtype)

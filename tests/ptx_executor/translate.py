@@ -115,6 +115,8 @@ class _Writer:
                 return name
             return self.constant(o.value, dtype)
         if isinstance(o, Special):
+            if o.name == "%clock":
+                return "G.clock()"
             return f"G.special[{o.name!r}]" if width == 32 else f"G.special[{o.name!r}].astype({dtype})"
         if isinstance(o, Symbol):
             if o.name in self.p.shared:

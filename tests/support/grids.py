@@ -56,6 +56,9 @@ class Case:
     shared: int = 0
     home: str = "registers"
     protocol: str = "sentinel"
+    x_loads: str = "behind"
+    look_every: int = 64
+    probe_delay: int = 200
     chains: int = 2
     nonlinearity: str = "tanh"
     reverse: bool = False
@@ -98,7 +101,8 @@ class Case:
             block_b=self.block_b, warps=self.warps, formulation="mma32" if name == "fp32" else "mma16",
             precision=precision or "ieee", accuracy=accuracy, units=self.units,
             ctas=-(-plans.row_units(self.H, name) // self.units), groups=self.groups, w_hh_shared=self.shared,
-            w_ih_home=self.home if forward else "none", protocol=self.protocol, chains=self.chains, reason="test",
+            w_ih_home=self.home if forward else "none", protocol=self.protocol, x_loads=self.x_loads,
+            look_every=self.look_every, probe_delay=self.probe_delay, chains=self.chains, reason="test",
         )  # fmt: skip
         return module.Site(of, plan)
 

@@ -58,7 +58,8 @@ class Stack(Case):
         else:
             plan = plans.Grid(
                 warps=self.warps, units=self.units, ctas=-(-plans.row_units(self.H, name) // self.units),
-                groups=self.groups, w_hh_shared=self.shared, protocol=self.protocol, **common,
+                groups=self.groups, w_hh_shared=self.shared, protocol=self.protocol, x_loads=self.x_loads, look_every=self.look_every,
+                probe_delay=self.probe_delay, **common,
             )  # fmt: skip
         if self.both:
             return module.BothDirections(of, plan, Lanes(2))

@@ -14,8 +14,8 @@ from .mutants import Change
 
 DEAD = Change(
     "grid.py",
-    "for _ in range(T * own_tiles):",
-    "for _ in range(tl.where(tl.program_id(0) == 2 * CTAS - 1, 2, T) * own_tiles):",
+    "for turn in range(T * own_tiles):",
+    "for turn in range(tl.where(tl.program_id(0) == 2 * CTAS - 1, 2, T) * own_tiles):",
 )
 STEP = 3
 TILES = 4  # of 8 rows, dealt to two groups: 1 and 3 are lost
@@ -25,6 +25,9 @@ CASES = [
     ("forward", Case(5, 29, 8, 21, groups=2, kind="tf32", protocol="counter", nonlinearity="relu", reverse=True)),
     ("backward", Case(5, 29, 8, 21, groups=2, protocol="counter", nonlinearity="relu")),
     ("backward", Case(5, 29, 8, 24, groups=2, kind="fp16", nonlinearity="relu", reverse=True)),
+    # the error word is looked at in every turn, in every other one; x is loaded ahead of the gather
+    ("forward", Case(5, 29, 8, 24, groups=2, nonlinearity="relu", look_every=1, x_loads="before", probe_delay=0)),
+    ("backward", Case(5, 29, 8, 21, groups=2, kind="tf32", nonlinearity="relu", look_every=2)),
 ]
 
 
@@ -75,8 +78,8 @@ def dead(lane):
     """The last CTA of a lane's only group leaves after two steps: the others wait for it in step 3."""
     return Change(
         "grid.py",
-        "for _ in range(T * own_tiles):",
-        f"for _ in range(tl.where((lane == {lane}) & (tl.program_id(0) == CTAS - 1), 2, T) * own_tiles):",
+        "for turn in range(T * own_tiles):",
+        f"for turn in range(tl.where((lane == {lane}) & (tl.program_id(0) == CTAS - 1), 2, T) * own_tiles):",
     )
 
 
