@@ -181,7 +181,7 @@ MUTANTS = (
             "out_t = out_ptr + (t * step_words + row0_1 * WORDS)", "backward", _COUNTER, "contract"),
     _mutant("gathers from the wrong end of time", "grid.py", "((t - dt) * step_words", "((t + dt) * step_words",
             "forward", _SENTINEL, "deadlock"),
-    _mutant("loads this step's x again", "grid.py", "x_t = x_words + t_1 * step_x", "x_t = x_words + t * step_x",
+    _mutant("loads this step's x again", "grid.py", "(x_words + t_1 * step_x", "(x_words + t * step_x",
             "forward", _SENTINEL, "numbers"),
     _mutant("loads this tile's dy again", "grid.py", "u_t = u_ptr + t_1 * step_u + row0_1 * row_u",
             "u_t = u_ptr + t_1 * step_u + row0 * row_u", "backward", _SENTINEL, "numbers"),
