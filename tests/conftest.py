@@ -47,7 +47,7 @@ def pytest_addoption(parser):
     meaning = "few (the default), every case of thin tests (all), or what is then left out, the long ones among it (others)"
     group.addoption("--cases", choices=("few", "all", "others"), default="few", help=meaning)
     group.addoption("--workers", type=int, default=2, metavar="N", help="processes for interpreter tests (2)")
-    meaning = "seconds of CPU time for one test in a worker, ten times that for a long one (60)"
+    meaning = "seconds of CPU time for one test in a worker, three times that for a long one (60)"
     group.addoption("--worker-timeout", type=float, default=60, metavar="S", help=meaning)
     meaning = "seconds of wall time for each one of CPU time that a test in a worker may take (10)"
     group.addoption("--worker-patience", type=float, default=10, metavar="N", help=meaning)
@@ -163,8 +163,8 @@ def open_pool(session, name, items, count):
     if session.config.inipath:
         arguments += ["-c", str(session.config.inipath)]
     arguments += sorted({str(item.path) for item in items})
-    patient = [item.get_closest_marker("together") or is_long(item) for item in items]  # ten times the limit
-    seconds = [option.worker_timeout * (10 if p else 1) for p in patient]
+    patient = [item.get_closest_marker("together") or is_long(item) for item in items]  # three times the limit
+    seconds = [option.worker_timeout * (3 if p else 1) for p in patient]
     limits = [workers.Limit(cpu, cpu * option.worker_patience) for cpu in seconds]
     tests = [(item.nodeid, limit) for item, limit in zip(items, limits, strict=True)]
     processes = [
