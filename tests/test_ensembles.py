@@ -90,7 +90,7 @@ def check(kind, models, shared=(), nonlinearity="tanh", reverse=False):
 
 # rows of no whole vectors, and of them
 @pytest.mark.executed
-@pytest.mark.thin(2)
+@pytest.mark.thin(3)
 @pytest.mark.parametrize(
     "kind, I, H, reverse",
     [
@@ -118,7 +118,7 @@ SHAPES = [(2, 3, 13, 17), *[pytest.param(*s, marks=pytest.mark.long) for s in ((
 
 
 @pytest.mark.executed("ptx-2-3-13-17-bf16")
-@pytest.mark.thin(2)
+@pytest.mark.thin(3)
 @kinds
 @pytest.mark.parametrize("T, B, I, H", SHAPES)
 def test_values_and_gradients(kind, T, B, I, H, device):
@@ -126,14 +126,14 @@ def test_values_and_gradients(kind, T, B, I, H, device):
 
 
 @pytest.mark.executed
-@pytest.mark.thin(2)
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("nonlinearity, reverse", [("tanh", True), ("relu", False), ("relu", True)])
 def test_nonlinearity_and_direction(nonlinearity, reverse, device):
     check("bf16", members("bf16", 2, 2, 9, 20, device), nonlinearity=nonlinearity, reverse=reverse)
 
 
 @pytest.mark.executed
-@pytest.mark.thin(2)
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("bias, h0", [((False, True), True), ((True, False), False), ((False, False), True)])
 def test_optional_inputs(bias, h0, device):
     check("fp16", members("fp16", 2, 2, 6, 18, device, bias=bias, h0=h0))
@@ -143,7 +143,7 @@ SHARED = [(0,), (1,), (2,), (3, 4), (5,), (0, 1, 2, 4, 5), (0, 1, 3, 4, 5), (0, 
 
 
 @pytest.mark.executed
-@pytest.mark.thin(2)
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("shared", SHARED)
 def test_what_models_share(shared, device):
     check("fp64", members("fp64", 2, 2, 5, 16, device), shared)
@@ -314,7 +314,7 @@ def test_every_element_is_written(kind, device, monkeypatch):
         assert not t[guard : guard + n].isnan().any()
 
 
-@pytest.mark.thin(2)
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("kind", ["bf16", "ieee"])
 def test_nan_of_one_model_stays_there(kind, device):
     models = members(kind, 3, 2, 5, 18, device)

@@ -20,7 +20,7 @@ def test_as_torch_for_longer(first):
 
 
 @pytest.mark.interpret
-@pytest.mark.parametrize("first", [pytest.param(n, marks=() if n < 180 else pytest.mark.long) for n in range(0, 300, 30)])
+@pytest.mark.parametrize("first", [pytest.param(n, marks=() if n < 90 else pytest.mark.long) for n in range(0, 300, 30)])
 def test_kernels_as_torch(first, monkeypatch):
     launched = []
     run = rnn_triton.launch.run

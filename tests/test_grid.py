@@ -82,7 +82,7 @@ WEIGHTS_OF_FORWARD_ONLY = ("shared", "stream", "gemm")
     "ptx-forward-T=3-B=7-I=31-H=19-kind=tf32x3-protocol=counter",
     "ptx-backward-T=4-B=3-I=9-H=40-kind=tf32-protocol=counter-nonlinearity=relu",
 )
-@pytest.mark.thin(2)
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("direction, case, mode", [
     pytest.param(direction, case, MODES[i % len(MODES)], id=f"{direction}-{case}")
     for i, (case, direction) in enumerate(itertools.product(CASES, DIRECTIONS))
@@ -119,7 +119,7 @@ def test_programs_wait():
 
 
 @pytest.mark.executed
-@pytest.mark.thin(2)
+@pytest.mark.thin(3)
 @both
 @pytest.mark.parametrize("kind", ["bf16", "tf32"])
 def test_strides(direction, kind, device):
@@ -152,7 +152,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 @pytest.mark.executed
-@pytest.mark.thin(2)
+@pytest.mark.thin(3)
 @protocols
 @pytest.mark.parametrize("direction, where, kind, nonlinearity", [
     ("forward", "x", "bf16", "tanh"), ("forward", "h0", "tf32", "relu"), ("forward", "w_hh", "fp16", "relu"),
@@ -176,7 +176,7 @@ def test_nan_and_inf(direction, where, kind, nonlinearity, protocol, device):
 
 
 @pytest.mark.executed
-@pytest.mark.thin(2)
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("kind", ["bf16", "tf32"])
 @pytest.mark.parametrize(
     "direction, where", [("forward", "x"), ("forward", "h0"), ("backward", "dy"), ("backward", "y")]
@@ -243,7 +243,7 @@ def test_small_signals(kind, device):
 # ---- stuck launches -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.thin(2)
+@pytest.mark.thin(3)
 @pytest.mark.interpret
 @pytest.mark.parametrize("direction, case", stuck.CASES, ids=str)
 def test_stuck(direction, case):

@@ -80,7 +80,7 @@ SHAPES = [
 
 
 @pytest.mark.executed("ptx-3-9-33-31-bf16", "ptx-3-3-13-17-tf32", "ptx-3-3-13-17-ieee", "ptx-3-3-13-17-fp64")
-@pytest.mark.thin(2)
+@pytest.mark.thin(3)
 @kinds
 @pytest.mark.parametrize("T, B, I, H", SHAPES)
 def test_values_and_gradients(kind, T, B, I, H, device):
@@ -88,7 +88,7 @@ def test_values_and_gradients(kind, T, B, I, H, device):
 
 
 @pytest.mark.executed
-@pytest.mark.thin(2)
+@pytest.mark.thin(3)
 @kinds
 @pytest.mark.parametrize("nonlinearity, reverse", [("tanh", True), ("relu", False), ("relu", True)])
 def test_nonlinearity_and_direction(kind, nonlinearity, reverse, device):
@@ -96,7 +96,7 @@ def test_nonlinearity_and_direction(kind, nonlinearity, reverse, device):
 
 
 @pytest.mark.executed
-@pytest.mark.thin(2)
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("bias", list(itertools.product([False, True], repeat=2)))
 @pytest.mark.parametrize("h0", [False, True])
 def test_optional_inputs(bias, h0, device):
@@ -105,7 +105,7 @@ def test_optional_inputs(bias, h0, device):
 
 
 @pytest.mark.executed
-@pytest.mark.thin(2)
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("given", [(True, False), (False, True)])
 @pytest.mark.parametrize("kind", ["bf16", "ieee", "fp64"])
 def test_loss_of_one_output(kind, given, device):
@@ -151,7 +151,7 @@ def test_batch_tile_of_16(kind, device, monkeypatch):
 
 
 @pytest.mark.executed
-@pytest.mark.thin(2)
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("kind", ["bf16", "tf32", "fp64"])
 def test_strides(kind, device):
     """Expanded, transposed (batch_first), sliced, misaligned and non-unit inner strides, of inputs and of cotangents."""
@@ -226,7 +226,7 @@ def test_saturation(kind, device):
 
 
 @pytest.mark.executed
-@pytest.mark.thin(2)
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("kind", ["bf16", "fp16", "tf32", "tf32x3", "ieee", "fp64"])
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
@@ -331,7 +331,7 @@ def test_a_forward_is_one_launch_and_no_gemm(kind, device, monkeypatch):
 
 
 @pytest.mark.executed
-@pytest.mark.thin(2)
+@pytest.mark.thin(3)
 @kinds
 def test_bitwise_the_same_every_run(kind, device):
     _, precision = KINDS[kind]

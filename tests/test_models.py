@@ -125,7 +125,7 @@ def test_language_model(kind, steps, device):
     check(nets, losses, kind=kind, T=T, K=inputs + hidden, rate=0.6, least=0.9, steps=steps)
 
 
-@variants("fp64")
+@variants("fp64", long=True)
 def test_forecast(kind, steps, device):
     """Sunspot numbers: the next year from five before it"""
     T, B, hidden = 5, 8, 16

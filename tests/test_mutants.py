@@ -121,7 +121,7 @@ TABLE = [
 ]
 
 
-@pytest.mark.thin(2)
+@pytest.mark.thin(3)
 @interpret
 @pytest.mark.parametrize("mutant, mode", TABLE)
 def test_is_noticed(mutant, mode):

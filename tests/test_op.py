@@ -692,7 +692,7 @@ def test_make_fx_records_the_op():
     torch.testing.assert_close(graph(*tensors), rnn(*tensors))
 
 
-@pytest.mark.thin(2)
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("requires_grad", [False, True])

@@ -89,7 +89,7 @@ SHAPES = [(1, 1, 1, 1), (2, 8, 16, 32), (3, 11, 5, 40), (4, 3, 7, 37), (2, 75, 3
 
 
 @pytest.mark.executed("ptx-3-11-5-40-bf16")
-@pytest.mark.thin(2)
+@pytest.mark.thin(3)
 @kinds
 @pytest.mark.parametrize("T, B, I, H", SHAPES)
 def test_forward(kind, T, B, I, H, device):
@@ -97,7 +97,7 @@ def test_forward(kind, T, B, I, H, device):
 
 
 @pytest.mark.executed("ptx-3-11-5-40-tf32")
-@pytest.mark.thin(2)
+@pytest.mark.thin(3)
 @kinds
 @pytest.mark.parametrize("T, B, I, H", SHAPES)
 def test_backward(kind, T, B, I, H, device):
@@ -105,7 +105,7 @@ def test_backward(kind, T, B, I, H, device):
 
 
 @pytest.mark.executed
-@pytest.mark.thin(2)
+@pytest.mark.thin(3)
 @kinds
 @pytest.mark.parametrize("nonlinearity, reverse", [("tanh", True), ("relu", False), ("relu", True)])
 def test_nonlinearity_and_direction(kind, nonlinearity, reverse, device):
@@ -113,7 +113,7 @@ def test_nonlinearity_and_direction(kind, nonlinearity, reverse, device):
     check_backward(kind, cotangents(kind, device, 4, 3, 19), nonlinearity, reverse)
 
 
-@pytest.mark.thin(2)
+@pytest.mark.thin(3)
 @kinds
 def test_small_signals(kind, device):
     signal = SMALL_SIGNALS[kind]
