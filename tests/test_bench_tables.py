@@ -144,6 +144,13 @@ def test_a_case_counts_for_every_suite_that_lists_it():
     assert len({(row.case, row.pass_) for row in quick}) == 24
 
 
+def test_a_suite_that_others_explain_is_shown_where_it_is_whole(monkeypatch):
+    x, y, z = (cases.case(H, 1, 2, "bf16") for H in (1, 2, 3))
+    monkeypatch.setattr(tables, "SUITES", {"some": (x, y), "all": (x, y, z), "others": (z, x.at(7))})
+    assert tables.suites_of([x.name, y.name, z.name]) == {"some": {x.name, y.name}, "all": {x.name, y.name, z.name}}
+    assert tables.suites_of([x.name, z.name]) == {"all": {x.name, z.name}}
+
+
 def test_late_samples_are_said():
     c = cases.case(128, 16, 256, "bf16")
     found = records.rows([timing(c, "fwd", "rnn_triton", 1.0, late=0), timing(c, "fwd", "loop", 1.0, late=7)])
