@@ -139,9 +139,10 @@ Command = Callable[[argparse.Namespace, Path, float], tuple[str, list[str]]]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; exit status 0, 1 where a gate failed or something got slower, 2 for wrong usage."""
+    """Run a command; exit status 0, 1 where a gate failed or something got slower, 2 for wrong usage and for a package that is
+    not installed, 130 when it was interrupted."""
     top = parser()
-    given = top.parse_args(arguments)
+    given = top.parse_args(_joined(sys.argv[1:] if arguments is None else arguments))
     out: Path = getattr(given, "out", OUT)
     began = time.monotonic()
     budget: float = getattr(given, "budget", BUDGET)
@@ -157,11 +158,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, jobs.NeedsGPU) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        print(f"bench: {jobs.needs(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\nbench: interrupted after {time.monotonic() - began:.0f} s; what was done is kept in {out}", file=sys.stderr)
+        return 130
     for failure in failures:
         print(f"FAILED {failure}")
     if given.quick:
         print(f"bench: {'FAILED' if failures else 'passed'} in {time.monotonic() - began:.0f} s; records in {out}")
     return 1 if failures else 0
+
+
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """A value like -5m in one word with its option, or argparse takes it for an option, and says that a value is missing"""
+    found: list[str] = []
+    for word in arguments:
+        if found and re.fullmatch(r"--[a-z]+", found[-1]) and re.match(r"-[\d.]", word):
+            found[-1] += f"={word}"
+        else:
+            found.append(word)
+    return found
 
 
 def _run(given: argparse.Namespace, out: Path, deadline: float) -> tuple[str, list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -210,6 +211,7 @@ ABOUT = {
 
 # ---- names ----------------------------------------------------------------------------------------------------------
 
+MOST_BYTES = 2**40  # of a case's tensors: no GPU has as much memory
 FORM = "[gru-|lstm-]h128[-i64]-b16-t256[-l4][-bi][-m8][-uniform|-heavy]-bf16[-ieee][-relu]"
 _NAME = re.compile(
     r"(?:(?P<cell>gru|lstm)-)?h(?P<H>\d+)(?:-i(?P<I>\d+))?-b(?P<B>\d+)-t(?P<T>\d+)(?:-l(?P<layers>\d+))?(?P<bi>-bi)?"
@@ -241,17 +243,44 @@ def parse(name: str) -> Case:
         (found["ieee"] and found["dtype"] != "fp32") or (found["relu"] and found["cell"])
     )  # fmt: skip
     if not found or wrong:
-        listed = {c.name for cases in SUITES.values() for c in cases}
-        raise ValueError(f"unknown case {name!r}; {nearest(name, listed)} (form: {FORM})")
+        raise ValueError(f"unknown case {name!r}; nearest: {', '.join(_nearest_cases(name))} (form: {FORM})")
     sizes = {key: int(found[key] or 1) for key in ("H", "B", "T", "layers", "models")}
     I = sizes["H"] if found["I"] is None else int(found["I"])
     if min(*sizes.values(), I) < 1:
         raise ValueError(f"case {name!r}: sizes must be at least 1")
-    return case(
+    made = case(
         sizes["H"], sizes["B"], sizes["T"], found["dtype"], I, ieee=bool(found["ieee"]), relu=bool(found["relu"]),
         cell=found["cell"] or "rnn", layers=sizes["layers"], bidirectional=bool(found["bi"]), models=sizes["models"],
         lengths=found["lengths"] or "full",
     )  # fmt: skip
+    if _bytes(made) > MOST_BYTES:
+        raise ValueError(f"case {name!r}: its tensors take {_bytes(made) / 2**40:.3g} TiB, more than any GPU has")
+    return made
+
+
+def _bytes(of: Case) -> int:
+    """Of x, y and the weights of a plain cell: the least that any of them takes"""
+    D = of.directions
+    weights = D * of.H * (of.H + of.I) + (of.layers - 1) * D * of.H * (1 + D) * of.H
+    return of.models * (of.T * of.B * (of.I + D * of.H) + weights) * (4 if of.dtype == "fp32" else 2)
+
+
+def _nearest_cases(name: str) -> list[str]:
+    """Of all cases listed three: those with most of the words of `name`, with sizes closest to its sizes, then spelt most alike"""
+    sizes, words = _parts(name)
+
+    def distance(of: str) -> tuple[float, float, str]:
+        its_sizes, its_words = _parts(of)
+        apart = sum(abs(math.log2(max(value, 1) / its_sizes.get(key, 1))) for key, value in sizes.items())
+        return apart + len(words - its_words), -difflib.SequenceMatcher(None, name, of).ratio(), of
+
+    return sorted({c.name for cases in SUITES.values() for c in cases}, key=distance)[:3]
+
+
+def _parts(name: str) -> tuple[dict[str, float], set[str]]:
+    """(the sizes, the other words) of a name or of what is meant to be one: h1024-bf16"""
+    parts = [(re.fullmatch(r"([hibtlm])(\d{1,15})", part), part) for part in name.lower().split("-") if part]
+    return {found[1]: float(found[2]) for found, _ in parts if found}, {part for found, part in parts if not found}
 
 
 def choose(text: str, allowed: tuple[str, ...], what: str) -> list[str]:

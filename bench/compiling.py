@@ -147,7 +147,7 @@ def in_parallel(
     processes = min(len(arguments), len(os.sched_getaffinity(0)), MOST_PROCESSES)
     waiting = iter(enumerate(arguments))
     answers: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
-    lock = threading.Lock()
+    lock, ended = threading.Lock(), threading.Event()
 
     def serve() -> None:
         with Worker(function) as worker:
@@ -155,7 +155,7 @@ def in_parallel(
                 with lock:
                     i, argument = next(waiting, (-1, None))
                 left = deadline - time.monotonic()
-                if i < 0 or left <= 0:
+                if i < 0 or left <= 0 or ended.is_set():
                     break
                 allowed = min(CALL_TIMEOUT, left)
                 try:
@@ -170,11 +170,14 @@ def in_parallel(
         progress.now(f"{processes} processes")
         for thread in threads:
             thread.start()
-        while processes:
-            i, answer = answers.get()
-            if i < 0:
-                processes -= 1
-                continue
-            yield i, answer
-            progress.step(failed=isinstance(answer, BaseException))
-            progress.now(f"{processes} processes")
+        try:
+            while processes:
+                i, answer = answers.get()
+                if i < 0:
+                    processes -= 1
+                    continue
+                yield i, answer
+                progress.step(failed=isinstance(answer, BaseException))
+                progress.now(f"{processes} processes")
+        finally:
+            ended.set()  # whoever asked has gone: no call is begun

@@ -16,7 +16,6 @@ from rnn_triton.plans import DTYPES, Problem
 
 from . import model, published, tables
 from .cases import PASSES, Case
-from .fit import largest
 from .records import Row, rows
 
 _TORCH = {name: dtype for dtype, name in DTYPES.items()}
@@ -89,7 +88,7 @@ def _estimates(case: Case, device: Device) -> list[str]:
             found = model.of_case(case, pass_, device)
         except UnsupportedError:
             return ["none: no plan"]
-        parts = largest(found.parts, len(found.parts))
+        parts = model.largest(found.parts, len(found.parts))
         lines.append(f"{pass_}: floor {found.floor_us:.3f}, practical {found.practical_us:.3f}; largest limits: {parts}")
     return lines
 

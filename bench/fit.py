@@ -562,16 +562,10 @@ def bottlenecks(records: Iterable[dict[str, Any]], parts: int = 3) -> list[tuple
                 row.case, row.pass_, row.environment["device"], _number(row.us_per_step), _number(row.practical_us_per_step),
                 _number(row.floor_us_per_step),
                 "-" if row.fraction_of_floor is None else f"{row.fraction_of_floor:.0%}",
-                largest(of[_key(row)], parts),
+                model.largest(of[_key(row)], parts),
             )
         )  # fmt: skip
     return out
-
-
-def largest(parts: Mapping[str, float], count: int) -> str:
-    """The largest parts of an estimate, in order: "exchange 0.350, local 0.200"."""
-    ordered = sorted(parts.items(), key=lambda part: -part[1])[:count]
-    return ", ".join(f"{name} {us:.3f}" for name, us in ordered if us > 0) or "-"
 
 
 def _key(of: Row | dict[str, Any]) -> tuple[Any, ...]:

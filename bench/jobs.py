@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -44,6 +42,14 @@ ASKING = 60.0  # seconds for a provider to say whether it is here
 FEW_H, FEW_ONE_CTA = 1024, 128  # what `make bench` compiles of the plans over a group of CTAs, and of one
 AFTER_TIMING = 60.0  # seconds of a budget kept for training, host cost, figures
 QUICK_PROVIDERS = ("rnn_triton", "cudnn", "cudnn-layers")  # of `make bench`
+
+
+def needs(error: ModuleNotFoundError) -> str:
+    """What to install, of a package that is none of ours; the error itself otherwise"""
+    name = (error.name or "").partition(".")[0]
+    if name in ("", "bench", "rnn_triton", PACKAGE.partition(".")[0]):
+        raise error
+    return f"this needs {name}, which is not installed: pip install {name}"
 
 
 class NeedsGPU(RuntimeError):
@@ -97,11 +103,10 @@ def check_case(case: cases.Case) -> dict[str, Any]:
 
 def run_check(chosen: Sequence[cases.Case], out: Path) -> tuple[str, list[str]]:
     """(table, failures) of rnn_triton's kernels against the fp64 reference: on the GPU, or else by the interpreter."""
-    if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
-        return _check_interpreted(chosen, out)
     device = environment.best_device()
+    settings = {} if device.type == "cuda" else {"TRITON_INTERPRET": "1"}
     with Writer(out / "check.jsonl", environment.new_run(), environment.describe(device)) as writer:
-        with Worker(check_case) as worker, Progress("checking", len(chosen)) as progress:
+        with Worker(check_case, settings) as worker, Progress("checking", len(chosen)) as progress:
             for case in chosen:
                 progress.now(case.name)
                 try:
@@ -112,18 +117,6 @@ def run_check(chosen: Sequence[cases.Case], out: Path) -> tuple[str, list[str]]:
                 shape = dataclasses.asdict(case)
                 record = writer.write("check", case=case.name, shape=shape, provider="rnn_triton", choices={}, **found)
                 progress.step(failed=record["status"] != "ok")
-    return _check_table(out)
-
-
-def _check_interpreted(chosen: Sequence[cases.Case], out: Path) -> tuple[str, list[str]]:
-    """run_check() in a process of its own: TRITON_INTERPRET must be set before triton is imported."""
-    command = [sys.executable, "-m", PACKAGE, "check", "--case", ",".join(c.name for c in chosen), "--out", str(out)]
-    search = os.pathsep.join(p or os.getcwd() for p in sys.path)
-    done = subprocess.run(
-        command, env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": search}, stdout=subprocess.DEVNULL
-    )
-    if done.returncode not in (0, 1):
-        return "", [f"check: the interpreter's process ended with exit code {done.returncode}"]
     return _check_table(out)
 
 
@@ -226,8 +219,12 @@ def model_table(device: Any, chosen: Sequence[cases.Case]) -> str:
 
 
 def fit_table(records: Sequence[dict[str, Any]]) -> str:
-    """The latency model fitted to the records of each device, and the bottleneck of every measured case."""
-    from . import fit  # numpy, which only this and `compare` need
+    """The latency model fitted to the records of each device, and the bottleneck of every measured case; what is missing where
+    that is numpy, which only this and `compare` need."""
+    try:
+        from . import fit
+    except ModuleNotFoundError as error:
+        return f"the latency model was not fitted: {needs(error)}"
 
     names = sorted({r["environment"]["device"] for r in records if r["kind"] in ("timing", "exchange")})
     parts = []

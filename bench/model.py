@@ -13,6 +13,7 @@ A case is layers, directions and models; latency.py knows one layer in one direc
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import ceil
 
@@ -79,6 +80,12 @@ def of_case(case: Case, pass_: str, device: Device, constants: Constants = CONST
         parts["GEMM"] = case.directions * case.models * each
         practical += parts["GEMM"]
     return Estimate(_floor(case, network, train, device, constants), practical, parts)
+
+
+def largest(parts: Mapping[str, float], count: int) -> str:
+    """The largest parts of an estimate, in order: "exchange 0.350, local 0.200"."""
+    ordered = sorted(parts.items(), key=lambda part: -part[1])[:count]
+    return ", ".join(f"{name} {us:.3f}" for name, us in ordered if us > 0) or "-"
 
 
 def gemms(problem: Problem, device: Device, constants: Constants = CONSTANTS) -> tuple[float, float]:

@@ -6,10 +6,12 @@ import contextlib
 import math
 import multiprocessing
 import os
+import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -32,6 +34,17 @@ def at(what: str | None) -> None:
     """Of a function in a worker: it is at `what` now, should it not return.  Its time starts anew."""
     if _parent is not None:
         _parent.send(("at", what))
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """A process that is started meanwhile never hears of Ctrl-C, which a terminal sends to all of them: whoever started it ends
+    it. A blocked signal stays blocked in the children; the handlers of signals are the main thread's alone to set."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Worker:
@@ -83,17 +96,20 @@ class Worker:
     def _start(self) -> Connection:
         if self._connection is None:
             context = multiprocessing.get_context("spawn")
-            self._connection, theirs = context.Pipe()
-            self._process = context.Process(target=_serve, args=(self.function, theirs), daemon=True)
-            with _spawning:
+            connection, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(self.function, theirs), daemon=True)
+            resource_tracker.ensure_running()  # where it is not, starting a process unblocks the signal
+            with _spawning, _without_interrupts():
                 before = dict(os.environ)
                 os.environ.update(self.environment)
                 try:
-                    self._process.start()
+                    process.start()
                 finally:
                     os.environ.clear()
                     os.environ.update(before)
+                self._process, self._connection = process, connection
             theirs.close()
+        assert self._connection is not None
         return self._connection
 
     def _exit_code(self) -> int | None:
@@ -125,7 +141,7 @@ def in_words(error: BaseException) -> str:
 def _serve(function: Callable[[Any], Any], connection: Connection) -> None:
     global _parent
     _parent = connection
-    with contextlib.suppress(EOFError, KeyboardInterrupt, BrokenPipeError):
+    with contextlib.suppress(EOFError, ConnectionError):
         while True:
             argument = connection.recv()
             try:

@@ -1,7 +1,14 @@
 """Cases, command line, workers, the correctness gate, and runs over stub cases."""
 
+import importlib
 import math
+import os
+import re
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -86,6 +93,11 @@ def test_a_name_says_all_that_is_unusual():
         (["list", "--suite", "quik"], ["unknown suite 'quik'", "nearest: quick"]),
         (["check", "--case", "h128-b16-t1024-bf61"], ["unknown case", "nearest: h128-b16-t1024-bf16"]),
         (["check", "--case", "h0-b1-t1-bf16"], ["sizes must be at least 1"]),
+        (["explain", "h1024"], ["nearest: h1024-b1-t512-bf16, h1024-b1-t512-fp16"]),
+        (["explain", "h1000-b16-bf16"], ["nearest: h1024-b16-t"]),
+        (["explain", "gru-h700"], ["nearest: gru-h768-b16-t1024"]),
+        (["explain", "h999999999-b1-t1-bf16"], ["'h999999999-b1-t1-bf16': its tensors take 3.64e+06 TiB, more than any GPU has"]),
+        (["explain", "h8-b1-t999999999999-bf16"], ["its tensors take"]),
         (["check", "--case", "h8-b1-t1-bf16-ieee"], ["unknown case"]),
         (["check", "--case", "gru-h8-b1-t1-bf16-relu"], ["unknown case", "form: [gru-|lstm-]h128"]),
         (["check", "--case", "h8-b1-t1-m0-bf16"], ["sizes must be at least 1"]),
@@ -112,6 +124,82 @@ def test_wrong_use_is_answered_with_what_would_be_right(arguments, messages, cap
 def test_timing_without_a_gpu_says_what_works(capsys, tmp_path):
     assert main(["run", "--out", str(tmp_path)]) == 2
     assert "check | resources | model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["run", "--budget", "-5m"], "expected a time such as 8m, 90s or 1h, got '-5m'"),
+        (["--quick", "--budget", "-5"], "expected a time such as 8m, 90s or 1h, got '-5'"),
+        (["compare", "a", "b", "--within", "-2%"], "expected a share between 0 and 1 such as 2% or 0.02, got '-2%'"),
+        (["run", "--repeats", "-1"], "expected a whole number from 1 on, got '-1'"),
+        (["run", "--repeats", "0"], "expected a whole number from 1 on, got '0'"),
+    ],
+)
+def test_a_number_that_cannot_be_is_named(arguments, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2 and capsys.readouterr().err.splitlines()[-1].endswith(message)
+
+
+def test_every_listed_case_is_one_that_a_gpu_can_hold():
+    assert all(cases._bytes(case) < 2**32 for listed in cases.SUITES.values() for case in listed)
+
+
+def test_compare_without_numpy_says_what_to_install(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "numpy", None)
+    for name in ("compare", "fit"):
+        monkeypatch.delitem(sys.modules, f"bench.{name}", raising=False)
+        monkeypatch.delattr(f"bench.{name}", raising=False)
+    assert main(["compare", "a", "b"]) == 2
+    assert capsys.readouterr().err == "bench: this needs numpy, which is not installed: pip install numpy\n"
+    assert "not fitted: this needs numpy" in jobs.fit_table([])
+    assert main(["explain", "h128-b16-t256-bf16", "--out", str(tmp_path)]) == 0  # needs none
+    monkeypatch.setattr(jobs, "run_host", lambda: importlib.import_module("bench.nothing_like_it"))
+    with pytest.raises(ModuleNotFoundError, match="nothing_like_it"):  # a fault of ours is shown as one
+        main(["host"])
+
+
+def test_an_interrupt_is_one_line_and_its_own_status(tmp_path, monkeypatch, capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(jobs, "run_host", interrupted)
+    assert main(["--out", str(tmp_path), "host"]) == 130
+    assert capsys.readouterr().err == f"\nbench: interrupted after 0 s; what was done is kept in {tmp_path}\n"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("arguments", [["check", "--suite", "check"], ["check", "--dry"], ["resources"]], ids=" ".join)
+def test_ctrl_c_ends_every_process_with_one_line(arguments, tmp_path):
+    """A terminal sends SIGINT to all processes of a group"""
+    command = [sys.executable, "-m", "bench", *arguments, "--out", str(tmp_path)]
+    root = Path(__file__).parents[1]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root, start_new_session=True)
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if re.search(r"(checking|compiling.*) [1-9]\d*/", line) or len(said) == 3:
+            break
+    os.killpg(process.pid, signal.SIGINT)
+    out, rest = process.communicate(timeout=600)
+    said += rest.splitlines()
+    assert process.returncode == 130 and "Traceback" not in "".join(said) + out, (out, said)
+    assert sum("bench: interrupted after" in line for line in said) == 1
+    deadline = time.monotonic() + 60
+    while alive(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not alive(process.pid)
+    for path in tmp_path.glob("*.jsonl"):
+        assert records.read([path])[1] == []  # whole lines
+
+
+def alive(group):
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_no_command_prints_the_help(capsys):
@@ -203,6 +291,24 @@ def test_a_worker_survives_what_its_calls_do():
             assert failure.value.status == status and message in str(failure.value)
         second, answer = worker.call("alive", 60)
         assert answer == "alive" and second != first
+
+
+def test_a_worker_hears_nothing_of_ctrl_c():
+    with Worker(bench_stubs.misbehave) as worker:
+        first, _ = worker.call("fine", 60)
+        os.kill(first, signal.SIGINT)
+        assert worker.call("again", 60) == (first, "again")
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())  # and this process does
+
+
+def test_no_call_is_begun_when_nobody_waits_for_it(tmp_path):
+    found = compiling.in_parallel(bench_stubs.mark, [tmp_path / str(i) for i in range(200)], "testing")
+    next(found)
+    found.close()
+    time.sleep(0.5)
+    begun = len(list(tmp_path.iterdir()))
+    time.sleep(1.0)
+    assert len(list(tmp_path.iterdir())) == begun < 200
 
 
 def test_a_worker_has_its_environment_from_the_start():

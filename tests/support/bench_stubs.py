@@ -74,6 +74,11 @@ def perform(order):
     return [fields | {"status": "wrong" if wrong else "ok", "message": "planted" if wrong else str(os.getpid())}]
 
 
+def mark(path):
+    path.write_text("")
+    time.sleep(0.05)
+
+
 def slow(call):
     time.sleep(3)
     raise RuntimeError("no such luck")
