@@ -74,15 +74,19 @@ def pytest_generate_tests(metafunc):
 
 
 def pytest_collectreport(report):
-    """A name that `executed` has and no case would leave that case out, and nobody would know."""
+    """A name that `executed` has and no case would leave that case out, and `thin` a whole test, and nobody would know."""
     tests = {}
     for item in report.result or ():
-        if isinstance(item, pytest.Function) and item.get_closest_marker("executed"):
+        if isinstance(item, pytest.Function):
             tests.setdefault(item.originalname, []).append(item)
     for name, items in tests.items():
-        unknown = set(items[0].get_closest_marker("executed").args) - {item.callspec.id for item in items}
-        if unknown:
+        executed = items[0].get_closest_marker("executed")
+        if executed and (unknown := set(executed.args) - {item.callspec.id for item in items}):
             raise pytest.UsageError(f"{name} is marked executed with names that no case has: {sorted(unknown)}")
+        if items[0].get_closest_marker("thin"):
+            here = [item for item in items if kind(item) not in ("gpu", "ptx")]
+            if all(is_long(item) or thinned_out(item) for item in here):
+                raise pytest.UsageError(f"{name} is marked thin, and none of its cases runs by default")
 
 
 @pytest.fixture(autouse=True)

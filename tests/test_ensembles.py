@@ -90,7 +90,7 @@ def check(kind, models, shared=(), nonlinearity="tanh", reverse=False):
 
 # rows of no whole vectors, and of them
 @pytest.mark.executed
-@pytest.mark.thin(3)
+@pytest.mark.thin(2)
 @pytest.mark.parametrize(
     "kind, I, H, reverse",
     [
@@ -133,7 +133,7 @@ def test_nonlinearity_and_direction(nonlinearity, reverse, device):
 
 
 @pytest.mark.executed
-@pytest.mark.thin(3)
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("bias, h0", [((False, True), True), ((True, False), False), ((False, False), True)])
 def test_optional_inputs(bias, h0, device):
     check("fp16", members("fp16", 2, 2, 6, 18, device, bias=bias, h0=h0))
@@ -314,7 +314,6 @@ def test_every_element_is_written(kind, device, monkeypatch):
         assert not t[guard : guard + n].isnan().any()
 
 
-@pytest.mark.thin(3)
 @pytest.mark.parametrize("kind", ["bf16", "ieee"])
 def test_nan_of_one_model_stays_there(kind, device):
     models = members(kind, 3, 2, 5, 18, device)

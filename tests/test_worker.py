@@ -319,6 +319,12 @@ def test_one_in_a_few_of_many_cases(tmp_path):
     assert others.keys() == every.keys() - few.keys()
 
 
+def test_a_test_all_of_whose_cases_are_thinned_out_is_an_error(tmp_path):
+    for n, found in ((1000, "test_of_many is marked thin, and none of its cases runs by default"), (1, "31 deselected")):
+        result = run(tmp_path, {"test_thin.py": THIN.replace("thin(3)", f"thin({n})")}, "-k", "always or long")
+        assert (result.code == 0) == (n == 1) and found in result.output
+
+
 SHARED = """
     import pytest
 
