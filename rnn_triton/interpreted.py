@@ -13,7 +13,7 @@ from .kernels import exchange, slices
 if interpreter.active():
     import numpy as np
     import triton.language as tl
-    from triton.runtime.interpreter import TensorHandle
+    from triton.runtime.interpreter import TensorHandle, interpreter_semantic
 
     _SENTINEL = np.uint32(0xFFFFFFFF)
 
@@ -74,13 +74,13 @@ def register(exchange: Any, slices: Any) -> None:
                     break
                 if failed() or polls >= _scalar(limit):
                     words_of = _pointer(error_address).to(tl.pointer_type(tl.uint32), bitcast=True)
-                    tl.atomic_min(words_of, tl.to_tensor(step).to(tl.uint32, bitcast=True), sem="relaxed", scope="gpu")
+                    tl.atomic_min(words_of, interpreter_semantic.to_tensor(step).to(tl.uint32, bitcast=True), sem="relaxed", scope="gpu")
                     break
         return tuple(values)
 
     @interpreter.interpreter_impl(exchange.cycle)
     def cycle() -> Any:
-        return tl.to_tensor(0)
+        return interpreter_semantic.to_tensor(0)
 
     @interpreter.interpreter_impl(exchange.hold_back)
     def hold_back(since: Any, cycles: Any) -> None:
