@@ -170,12 +170,15 @@ def test_an_interrupt_is_one_line_and_its_own_status(tmp_path, monkeypatch, caps
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("arguments", [["check", "--suite", "check"], ["check", "--dry"], ["resources"]], ids=" ".join)
+@pytest.mark.parametrize("arguments", [["check", "--suite", "check"], ["check", "--dry"]], ids=" ".join)
 def test_ctrl_c_ends_every_process_with_one_line(arguments, tmp_path):
     """A terminal sends SIGINT to all processes of a group"""
     command = [sys.executable, "-m", "bench", *arguments, "--out", str(tmp_path)]
     root = Path(__file__).parents[1]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root, start_new_session=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in what a shell runs in the background
+    )  # fmt: skip
     said = []
     for line in process.stderr:
         said.append(line)
