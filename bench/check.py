@@ -30,8 +30,8 @@ The first bound sees a bias of the whole, the second a single wrong element, row
 model, and of states for each layer and direction, so that one that is wrong is not lost among those that are
 right. relu's gradients jump: a unit whose pre-activation is within the error of zero may switch, a share of about
 tol of them does, so their norm moves by sqrt(tol) and single elements by their own size: the bounds are sqrt(tol)
-and 6. Below 2^-14 fp16 has no relative precision: gradients of deep LSTMs that fall there, as they do without a
-scaled loss, miss the second bound.
+and 6. Below 2^-14 fp16 has no relative precision but steps of 2^-24: there u is half a step over rms(ref), if that is
+more. Single elements of gradients of deep LSTMs, whose size differs by orders, miss the second bound all the same.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ import torch
 from torch import Tensor
 
 from .cases import Case
-from .inputs import tensors
+from .inputs import SMALL, tensors
 from .providers import by_formula, module_of, of_formulas
 from .sessions import ModuleSession, Provider, Result, Session
 
@@ -81,10 +81,11 @@ def roundoff(case: Case) -> float:
     return ROUNDOFF[case.precision or case.dtype]
 
 
-def tolerance(case: Case, quantity: str) -> tuple[float, float]:
+def tolerance(case: Case, quantity: str, rms: float = 1.0) -> tuple[float, float]:
     """(of the relative norm, of the largest error over the reference's rms)."""
     gain = GAIN if case.cell == "rnn" else (1 + GAIN) / 2
-    relative = roundoff(case) * math.sqrt(case.layers) / (1 - gain)
+    u = max(roundoff(case), 2.0**-25 / rms) if case.dtype == "fp16" else roundoff(case)
+    relative = u * math.sqrt(case.layers) / (1 - gain)
     if quantity in OUTPUTS:
         return relative, PEAK * relative
     if case.nonlinearity == "relu":
@@ -140,7 +141,7 @@ def compare(case: Case, result: Result, truth: Result) -> Verdict:
         # amax and max hand NaN on
         relative = float((difference.norm(dim=1) / scale).max())
         largest = float((difference.abs().amax(dim=1) / rms).max())
-        relative_tolerance, largest_tolerance = tolerance(case, quantity)
+        relative_tolerance, largest_tolerance = tolerance(case, quantity, float(rms.min()))
         errors[quantity] = {
             "rel": relative, "rel_tol": relative_tolerance, "max": largest, "max_tol": largest_tolerance,
         }  # fmt: skip
@@ -165,14 +166,22 @@ def judged(case: Case, result: Any, pass_: str, truth: Result) -> Verdict:
     return verdict if verdict.ok else Verdict(verdict.errors, f"without gradients: {verdict.message}")
 
 
-def gate(case: Case, provider: Provider, device: torch.device, seed: int = 0) -> Verdict:
-    """Run a provider once, forward and forward+backward, and judge both."""
-    inputs = tensors(case, device, seed)
+def gate(case: Case, provider: Provider, device: torch.device, seed: int = 0, signal: float = 1.0) -> Verdict:
+    """Run a provider once, forward and forward+backward, on inputs of this size, and judge both."""
+    inputs = tensors(case, device, seed, signal)
     session = provider.session(case, inputs)
     truth = reference(case, inputs)
     verdict = judge(case, session, "train", truth)
     forward = judge(case, session, "fwd", truth)
     return verdict if forward.ok else Verdict(verdict.errors, forward.message)
+
+
+def gate_of_sizes(case: Case, provider: Provider, device: torch.device) -> Verdict:
+    """`gate` of the usual signals, and of small ones, whose relative errors have the same bounds."""
+    usual, small = gate(case, provider, device), gate(case, provider, device, signal=SMALL[case.dtype])
+    messages = [usual.message, f"of small signals: {small.message}" if small.message else ""]
+    errors = {f"{quantity} of small signals": error for quantity, error in small.errors.items()}
+    return Verdict(usual.errors | errors, "; ".join(filter(None, messages)))
 
 
 def summary(verdicts: Iterable[tuple[str, Verdict]]) -> list[tuple[str, ...]]:

@@ -12,6 +12,8 @@ from .cases import Case
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 GATES = {"rnn": 1, "gru": 3, "lstm": 4}
+# x, states and biases of so small a size, times what is usual: sums with 1 leave next to nothing of them.  fp16 has no such numbers.
+SMALL = {"bf16": 1e-6, "fp16": 1e-4, "fp32": 1e-6}
 KINDS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 # Values of a tensor that are drawn on the CPU, about 10 ms at most; larger ones are drawn where they are used.
 DRAWN_ON_CPU = 2**20
@@ -38,10 +40,10 @@ def shapes(case: Case) -> dict[str, tuple[int, ...]]:
     return out
 
 
-def tensors(case: Case, device: torch.device, seed: int = 0) -> dict[str, Tensor]:
+def tensors(case: Case, device: torch.device, seed: int = 0, signal: float = 1.0) -> dict[str, Tensor]:
     """x[T,B,I], h0[L*D,B,H] (c0), dy[T,B,D*H], dhn[L*D,B,H] (dcn) and every parameter by torch.nn's name.
 
-    Weights and biases are U(-1/sqrt(H), 1/sqrt(H)), the rest is normal. Several models have a leading dimension,
+    Weights and biases are U(-1/sqrt(H), 1/sqrt(H)), the rest is normal; all but weights and cotangents times `signal`. Several models have a leading dimension,
     with inputs and weights of their own. A tensor of up to DRAWN_ON_CPU values has the same ones on any device; a
     larger one has the same on devices of one type, since the CPU would take seconds for what a GPU draws in a
     millisecond."""
@@ -57,6 +59,8 @@ def tensors(case: Case, device: torch.device, seed: int = 0) -> dict[str, Tensor
             value.uniform_(-bound, bound, generator=generator)
         else:
             value.normal_(generator=generator)
+        if signal != 1 and not name.startswith(("weight", "d")):
+            value *= signal
         out[name] = value.to(device, DTYPES[case.dtype])
     return out
 

@@ -265,7 +265,7 @@ class Equivalence(Item):
                 record["plan"] = plans_on(self.case, place.record)
             except (ValueError, NotImplementedError) as error:
                 raise NotHere(str(error)) from error
-            verdict = check.gate(self.case, PROVIDERS[OURS], place.device)
+            verdict = check.gate_of_sizes(self.case, PROVIDERS[OURS], place.device)
         record |= {"errors": verdict.errors, "implementation": f"Triton kernels on {place.name}"}
         if not verdict.ok:
             raise Wrong(verdict.message)

@@ -277,6 +277,30 @@ def test_the_gate_refuses_a_provider_that_forgets_the_state():
     assert not verdict.ok and "y: relative error" in verdict.message
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+def test_the_gate_of_small_signals_refuses_what_loses_them(dtype):
+    """States rounded to multiples of a small number, which the usual gate does not see"""
+    small = {"fp32": 1e-7, "bf16": 1e-4, "fp16": 1e-4}[dtype]
+
+    class Lossy(providers.TorchRNN):
+        def session(self, case, inputs):
+            session = super().session(case, inputs)
+            train, forward = session.train, session.forward
+            session.train = lambda: (r := train()) | {"y": lost(r["y"])}
+            session.forward = lambda: (lost((r := forward())[0]), r[1])
+            return session
+
+    def lost(y):
+        return (y / small).round() * small
+
+    case = cases.parse(f"h40-i24-b3-t9-{dtype}")
+    assert check.gate_of_sizes(case, providers.PROVIDERS["cudnn"], CPU).ok
+    assert check.gate(case, Lossy(), CPU).ok
+    verdict = check.gate_of_sizes(case, Lossy(), CPU)
+    assert verdict.message.startswith("of small signals: ") and "y: relative error" in verdict.message
+    assert "dx of small signals" in verdict.errors
+
+
 # ---- workers and runs -----------------------------------------------------------------------------------------------
 
 

@@ -18,7 +18,10 @@ from support.layouts import check_verify_layout
 from bench import resources
 from rnn_triton import grid, hardware, launch, plan, single_cta
 from rnn_triton.candidates import k_tiles
+from rnn_triton.kernels.dropout import drop
+from rnn_triton.kernels.matmul import matmul_kernel
 from rnn_triton.kernels.recurrence import recurrence
+from rnn_triton.kernels.step import step
 from rnn_triton.plans import row_units
 
 pytestmark = pytest.mark.compiled
@@ -74,6 +77,13 @@ def test_constants_are_in_the_kernels_order(regime):
     for problem, device in jobs[:20]:
         names = list(regime.constants(problem, plan.plan(problem, device), (True,) * len(regime.TENSORS)))
         assert names == kernel.arg_names[-len(names) :]
+
+
+@pytest.mark.parametrize("kernel", [recurrence, grid.grid, step, drop, matmul_kernel], ids=lambda k: k.__name__)
+def test_no_kernel_depends_on_the_value_of_an_integer(kernel):
+    """A value of 1 would be a constexpr, without `.to`, and one that 16 divides another kernel."""
+    integers = [p for p in kernel.params if not p.is_constexpr and not p.name.endswith("_ptr")]
+    assert integers and all(p.do_not_specialize for p in integers)
 
 
 def test_a_kept_launcher_gets_what_triton_was_given(monkeypatch):

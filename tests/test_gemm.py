@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from support.memory import reserved
 from support.recorder import Recorder
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -78,6 +79,23 @@ def test_strides(precision, device):
     check(a, b[:, :1].expand(-1, 50), precision)
 
 
+@pytest.mark.parametrize("layout", ["nn", "tn", "nt", "tt"])
+def test_values_read_in_vectors(layout, device):
+    """Aligned rows of whole vectors, which end inside the last tile and the last split; more than one product"""
+    g = torch.Generator().manual_seed(1)
+    for P, M, N, K in ((1, 36, 44, 76), (2, 36, 12, 300)):
+        a, b = torch.randn(P, M, K, generator=g), torch.randn(P, K, N, generator=g)
+        a = a.mT.contiguous().mT if layout[0] == "t" else a
+        b = b.mT.contiguous().mT if layout[1] == "t" else b
+        a, b = (t.to(device) if P > 1 else t[0].to(device) for t in (a, b))
+        constants, _ = gemm.arguments(a, b, gemm.tiling(M, N, K, 132, P), "ieee")
+        assert constants["A_UNIT"] == constants["B_UNIT"] == constants["N_UNIT"] == 4
+        assert constants["M_UNIT"] == (4 if layout[0] == "t" else 1)
+        out = gemm.triton_matmul(a, b, "ieee")
+        for got, left, right in zip(out.view(P, M, N), a.reshape(P, M, K), b.reshape(P, K, N), strict=True):
+            check_result(got, left, right, "ieee")
+
+
 def test_tf32_rounds_to_nearest(device):
     """The tensor core alone would cut 1 + 0.75 * 2^-10 down to 1."""
     a = torch.full((3, 40), 1 + 0.75 * 2.0**-10, device=device)
@@ -148,11 +166,20 @@ def test_offsets_are_wide_where_a_tile_is(shape_a, stride_a, stride_b, wide):
 
 
 @pytest.mark.executed
-def test_wide_offsets(device):
-    a, b = matrices(1, 20, 45, device)
-    far = a.as_strided((1, 45), (2**31, 1), a.storage_offset())
-    assert gemm._reach(far, 32, 32) >= 2**31
-    check(far, b, "ieee")
+@pytest.mark.parametrize("apart", [2**30, 2**31])  # an argument of 32 bits, whose multiples have more, and one of 64
+@pytest.mark.parametrize("which", ["rows of a", "k of a", "k of b", "columns of b"])
+def test_wide_offsets(which, apart, device):
+    """Elements that lie 2^31 from their tile's first, of either dimension of both operands, in rows of a vector"""
+    n = 2**31 // apart + 1
+    M, N, K = {"rows of a": (n, 4, 4), "k of a": (4, 4, n), "k of b": (4, 4, n), "columns of b": (4, n, 4)}[which]
+    a, b = matrices(M, N, K, device)
+    near = a if which.endswith("a") else b
+    strides = (apart, 1) if near.shape[0] == n else (1, apart)
+    far = reserved(2**31 + 8, device).as_strided(near.shape, strides).copy_(near)
+    a, b = (far, b) if near is a else (a, far)
+    constants, _ = gemm.arguments(a, b, gemm.tiling(M, N, K, 132), "ieee")
+    assert constants["OFFSETS"] == gemm.tl.int64 and max(constants["A_UNIT"], constants["B_UNIT"]) == 4
+    check(a, b, "ieee")
 
 
 @pytest.mark.gpu
