@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import statistics
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ from support.bench_gpu import CLOCK_GHZ, GPU, L2, Call
 from support.bench_mutants import FAULTS, changed
 
 from bench import cases, dry, providers, run, sessions, timing
+from rnn_triton import hardware
 
 CPU = torch.device("cpu")
 
@@ -266,6 +268,32 @@ def test_every_provider_sets_the_precision(monkeypatch):
         if not provider.missing(CPU) and not provider.unsupported(case):
             provider.session(case, providers.tensors(case, CPU))
     assert set(seen) == {"rnn_triton", "rnn_triton-layers", "cudnn", "cudnn-layers", "loop", "compile"}
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_timed_right():
+    """Spins of known length, bytes of a known number, a replay that is looked at"""
+    cuda, flush = torch.device("cuda"), timing.Flush(torch.device("cuda"))
+    calls = {f"{n}": lambda n=n: torch.cuda._sleep(n * 10**6) for n in (1, 3)}
+    found = timing.device_us(calls, flush, 0.1)
+    one, three = (statistics.median(found[name].us) for name in ("1", "3"))
+    at_most = 1e6 / (hardware.of(cuda).clock_ghz * 1e3)  # a spin is no shorter than at the highest clock
+    assert 0.98 * at_most < one < 4 * at_most and three == pytest.approx(3 * one, rel=0.05)
+    assert all(timed.late == 0 and timed.spin_us > 0 for timed in found.values())
+    # the host needs longer for 300 launches than the device, and none of its gaps is timed
+    x = torch.zeros(1, device=cuda)
+    many = timing.device_us({"many": lambda: [x.add_(1) for _ in range(300)]}, flush, 0.1)["many"]
+    graph, _ = timing.capture(lambda: [x.add_(1) for _ in range(300)])
+    replayed = timing.device_us({"graph": graph.replay}, flush, 0.1)["graph"]
+    assert many.late == 0 and statistics.median(many.us) < 3 * statistics.median(replayed.us)
+    assert timing.wall_us(calls, 0.05)["3"][0] > 0.98 * 3 * at_most
+    held = torch.empty(2**24, dtype=torch.uint8, device=cuda)
+    assert timing.peak_bytes(lambda: torch.empty(2**22, dtype=torch.uint8, device=cuda)) == 2**22 and held.numel()
+    graph, result = timing.capture(lambda: x + 1)
+    x.fill_(41)
+    result.fill_(math.nan)
+    graph.replay()
+    assert result.item() == 42
 
 
 def test_the_gpu_here_is_none_of_the_real_one():
