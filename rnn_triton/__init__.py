@@ -2,6 +2,7 @@
 
 import torch.fx
 
+from . import onnx
 from .errors import ExchangeError, UnsupportedError
 from .explain import explain
 from .faults import synchronize
@@ -16,6 +17,7 @@ __all__ = [
     "SimpleRNN",
     "UnsupportedError",
     "explain",
+    "onnx",
     "overriding",
     "rnn",
     "synchronize",

@@ -20,7 +20,8 @@ from torch import _VF, Tensor
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
-from . import launch, reference
+from . import launch, onnx, reference
+from .errors import UnsupportedError
 from .gradients import DB, DH0, DW_HH, DW_IH, DX, Layer
 from .launcher import has_kernels
 
@@ -514,12 +515,17 @@ def rnn(
 ) -> tuple[Tensor, Tensor]:
     """(y, hn), differentiable to any order, under every transform."""
     if torch.compiler.is_compiling():
-        if torch._C._are_functorch_transforms_active() and not _only_maps():
+        to_onnx = torch.onnx.is_in_onnx_export()
+        if torch._C._are_functorch_transforms_active() and (to_onnx or not _only_maps()):
             # compile(grad(f)), compile(jvp(f)): Dynamo can take neither the Functions above nor the op's
             # autograd through torch.func's transforms; tangents would even come out as zeros
             return reference.rnn(x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, reverse)
+        if to_onnx:
+            return onnx.rnn(x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, reverse)
         return _forward(x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, reverse, precision)
     if _is_tracing():  # what a Function does would be traced through, and the kernels with it
+        if torch.onnx.is_in_onnx_export():
+            raise UnsupportedError(onnx.LEGACY)
         return _forward(x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, reverse, precision)
     if not _is_grad_enabled() and forward_ad._current_level < 0:
         with _below_autograd():

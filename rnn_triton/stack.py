@@ -75,7 +75,7 @@ def _may_share(x: Tensor, weights: Sequence[Tensor], h0: Tensor | None, dropout:
     if torch._C._are_functorch_transforms_active() or (dropout and x.dtype is torch.float64):
         return False
     if torch.compiler.is_compiling():
-        return True
+        return not torch.onnx.is_in_onnx_export()
     tensors = (x, *weights) if h0 is None else (x, h0, *weights)
     return (
         forward_ad._current_level < 0
