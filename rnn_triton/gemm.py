@@ -45,7 +45,7 @@ def tiling(M: int, N: int, K: int, sms: int, products: int = 1, precision: str =
     their partial results."""
 
     def candidates() -> Iterator[Tiling]:
-        for block_m, block_n in TILES[precision == "ieee" :]:  # products of fp32 take their time, whatever is read
+        for block_m, block_n in TILES[precision != "tf32" :]:  # others take their time, whatever is read
             tiles = products * triton.cdiv(M, block_m) * triton.cdiv(N, block_n)
             most = min(K // MIN_SPLIT_K, 65535)
             for programs in (sms, 2 * sms, 3 * sms, 4 * sms):
@@ -67,10 +67,13 @@ def tiling(M: int, N: int, K: int, sms: int, products: int = 1, precision: str =
 
 def _options(block_m: int, block_n: int, precision: str) -> dict[str, int | None]:
     """Launch options that compile without spills, within 99 KB of shared memory (tests/test_gemm.py)."""
-    # Left alone, ptxas spills a few of the tensor-core kernel's registers to squeeze one more program onto an
-    # SM; given 255 in the FMA kernel, it hoists loads until it runs out.
-    registers = None if precision == "ieee" else 255
-    return {"num_warps": 8 if block_m * block_n > 4096 else 4, "num_stages": 3, "maxnreg": registers}
+    # Left alone, ptxas spills a few registers to squeeze one more program onto an SM; given 255 in the FMA kernel of
+    # small tiles, it hoists loads until it runs out.
+    elements = block_m * block_n
+    registers: int | None = 255
+    if precision == "ieee" and elements <= 4096:
+        registers = None if elements == 4096 else 128
+    return {"num_warps": 8 if elements > 4096 else 4, "num_stages": 3, "maxnreg": registers}
 
 
 def matmul(a: torch.Tensor, b: torch.Tensor, precision: str | None) -> torch.Tensor:
