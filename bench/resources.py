@@ -4,9 +4,10 @@ The time loop is found in both views by control flow, not by text order: basic b
 is the outermost loop with the most global stores (the state is stored once a step, so every time loop has one), and
 where there are tensor core instructions, one that has them too: loops before and after it copy.
 
-ptxas unrolls short loops, often by four, and leaves a remainder loop behind. PTX still holds one step per trip, so
-the unroll factor is the ratio of global stores in the machine-code loop to those in the PTX loop: ptxas neither
-merges nor splits them. Counts of the machine-code loop are divided by it, and all `per step` numbers mean one step.
+Triton unrolls a loop where the kernel says so, which its IR shows, and ptxas unrolls short loops, often by four; both
+leave a remainder loop behind. What ptxas did is the ratio of global stores in the machine-code loop to those in the PTX
+loop, for it neither merges nor splits them. Counts of the machine-code loop are divided by both factors, and all `per
+step` numbers mean one step.
 An inner loop (a streamed W_ih, say) is counted once, not once per trip: `inner_loops` says how many there are. A loop
 that polls for another CTA is not counted: a step that finds everything there does not enter it.
 """
@@ -44,7 +45,7 @@ class Resources:
     instructions: float
     barriers: float  # CTA barriers (BAR.SYNC, BAR.ARV, BAR.RED)
     global_loads: dict[int, float]  # bytes per thread and load -> loads (LDG, LD, LDGSTS)
-    global_load_arguments: dict[str, int]  # pointer argument -> loads whose address derives from it
+    global_load_arguments: dict[str, float]  # pointer argument -> loads whose address derives from it
     global_stores: dict[int, float]  # bytes per thread and store -> stores
     shared_loads: float  # LDS, LDSM
     shared_stores: float  # STS, STSM
@@ -52,6 +53,10 @@ class Resources:
     fma: float  # FFMA, DFMA, HFMA2
     mufu: float
     shuffles: float
+    l2_prefetches: float  # CCTL.PF2
+    # of the global loads that the time loop does itself, outside of its inner loops
+    read_behind: float | None  # fewest instructions from a load to the first that reads its registers, in steps
+    moved: int  # loads that are first read by a move in the same trip, which waits for them and does nothing else
     estimated_cycles: float  # an estimate: see estimate_cycles()
 
     @property
@@ -77,28 +82,33 @@ def analyze(kernel: Any) -> Resources:
         dynamic_shared=kernel.metadata.shared,
         capability=kernel.metadata.target.arch,
         arguments=_argument_names(kernel.src.signature),
+        steps=_steps_a_trip(kernel.asm["ttgir"]),
     )
 
 
 def from_code(
-    cubin: bytes, ptx: str, *, name: str, warps: int, dynamic_shared: int, capability: int, arguments: Sequence[str]
-) -> Resources:
-    """As analyze(), from the pieces. `arguments` names the PTX parameters in order; missing ones stay param_<i>."""
+    cubin: bytes, ptx: str, *, name: str, warps: int, dynamic_shared: int, capability: int, arguments: Sequence[str],
+    steps: int = 1,
+) -> Resources:  # fmt: skip
+    """As analyze(), from the pieces. `arguments` names the PTX parameters in order; missing ones stay param_<i>.
+    `steps`: of a trip of the PTX's time loop."""
     usage, listing = _cuobjdump(cubin)
     registers, stack, static_shared = usage
     machine = Graph(parse_sass(listing), _sass_flow)
     virtual = Graph(parse_ptx(ptx), _ptx_flow)
     body, inner = time_loop(machine, lambda i: i.opcode.startswith(("STG", "ST.")), f"the machine code of {name}")
-    steps, _ = time_loop(virtual, _stores_globally, f"the PTX of {name}")
+    trip, _ = time_loop(virtual, _stores_globally, f"the PTX of {name}")
 
     stores = _count(body, "STG", "ST.")
-    stores_per_step = sum(map(_stores_globally, steps))
-    unroll, rest = divmod(stores, stores_per_step)
+    stores_per_trip = sum(map(_stores_globally, trip))
+    unroll, rest = divmod(stores, stores_per_trip)
     if rest or not unroll:
         raise ValueError(
-            f"{name}: {stores} global stores in the machine code's time loop against {stores_per_step} in the PTX's: "
+            f"{name}: {stores} global stores in the machine code's time loop against {stores_per_trip} in the PTX's: "
             "the loop cannot be normalised to one step"
         )
+    unroll *= steps
+    reads = first_reads(body, inner)
     waiting = {id(i) for loop in inner for i in loop if any(map(_polls, loop))}
     body = [i for i in body if id(i) not in waiting]
 
@@ -123,7 +133,7 @@ def from_code(
         instructions=_ratio(len(body), unroll),
         barriers=per_step("BAR."),
         global_loads=widths("LDG.", "LD.", "LDGSTS"),
-        global_load_arguments=_load_arguments(virtual.code, steps, ptx, arguments),
+        global_load_arguments=_load_arguments(virtual.code, trip, ptx, arguments, steps),
         global_stores=widths("STG", "ST."),
         shared_loads=per_step("LDS"),
         shared_stores=per_step("STS"),
@@ -131,6 +141,9 @@ def from_code(
         fma=per_step("FFMA", "DFMA", "HFMA2"),
         mufu=per_step("MUFU"),
         shuffles=per_step("SHFL"),
+        l2_prefetches=per_step("CCTL.E.PF2", "CCTL.PF2"),
+        read_behind=min((round(read.behind * unroll / len(body), 2) for read in reads), default=None),
+        moved=sum(read.moves and read.same_trip for read in reads),
         estimated_cycles=round(estimate_cycles(body) / unroll, 1),
     )
 
@@ -336,13 +349,77 @@ def _polls(instruction: SassInstruction) -> bool:
     return instruction.opcode.startswith(("LDG", "LD.")) and "STRONG.GPU" in instruction.opcode
 
 
+# ---- where what was loaded is read first ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FirstRead:
+    """The first instruction behind a global load that reads one of its registers."""
+
+    opcode: str
+    behind: int  # instructions from the load to it
+    same_trip: bool
+
+    @property
+    def moves(self) -> bool:
+        return self.opcode.startswith(("MOV", "IMAD.MOV"))
+
+
+_REGISTER = re.compile(r"\bR(\d+)(\.64)?")
+_NO_RESULT = ("ST", "BAR", "BRA", "CCTL", "RED", "R2UR")
+_MMA_REGISTERS = {"16816": (4, 2, 4), "1688.F32.TF32": (4, 2, 4), "1684": (2, 1, 4), "DMMA": (2, 2, 4)}
+
+
+def first_reads(body: Sequence[SassInstruction], inner: Iterable[Sequence[SassInstruction]] = ()) -> list[FirstRead]:
+    """Of each global load of a loop that is in none of the inner loops, in address order."""
+    nested = {id(i) for loop in inner for i in loop}
+    found = []
+    for at, load in enumerate(body):
+        if not load.opcode.startswith(("LDG.", "LD.")) or id(load) in nested:
+            continue
+        first = _REGISTER.search(load.text)
+        if first is None:
+            continue
+        registers = range(int(first[1]), int(first[1]) + max(1, _width(load.opcode) // 4))
+        for behind in range(1, len(body)):
+            reader = body[(at + behind) % len(body)]
+            if any(start < registers.stop and registers.start < stop for start, stop in _reads(reader)):
+                found.append(FirstRead(reader.opcode, behind, at + behind < len(body)))
+                break
+    return found
+
+
+def _reads(instruction: SassInstruction) -> list[tuple[int, int]]:
+    """The ranges of registers that an instruction reads."""
+    opcode, operands = instruction.opcode, instruction.text[len(instruction.opcode) :].split(",")
+    root = opcode.split(".")[0]
+    sources = operands if root.startswith(_NO_RESULT) or root.endswith("SETP") else operands[1:]
+    widths = next((w for shape, w in _MMA_REGISTERS.items() if shape in opcode), None) if "MMA" in root else None
+    found = []
+    for position, operand in enumerate(sources):
+        for number, pair in _REGISTER.findall(operand):
+            width = 2 if pair or root.startswith("D") else 1
+            if "[" not in operand:
+                if root.startswith("ST"):
+                    width = _matrices(opcode) if root == "STSM" else max(1, _width(opcode) // 4)
+                elif widths:
+                    width = widths[position]
+            found.append((int(number), int(number) + width))
+    return found
+
+
+def _matrices(opcode: str) -> int:
+    count = opcode.rpartition(".")[2]
+    return int(count) if count.isdigit() else 1
+
+
 # ---- where the addresses of PTX loads come from ---------------------------------------------------------------------
 
 
 def _load_arguments(
-    code: Sequence[PtxInstruction], loop: Iterable[PtxInstruction], ptx: str, names: Sequence[str]
-) -> dict[str, int]:
-    """Pointer argument -> number of global loads in `loop` whose address is computed from it (flow-insensitive)."""
+    code: Sequence[PtxInstruction], loop: Iterable[PtxInstruction], ptx: str, names: Sequence[str], steps: int
+) -> dict[str, float]:
+    """Pointer argument -> number of global loads a step in `loop` whose address is computed from it (flow-insensitive)."""
     pointers = re.findall(r"\.param \.[ub]64 \.ptr\S* [^\n]*?(\w+_param_(\d+))", ptx)
     pointer_names = {p: names[int(i)] if int(i) < len(names) else f"param_{i}" for p, i in pointers}
     definitions: dict[str, list[str]] = {}
@@ -366,7 +443,7 @@ def _load_arguments(
                 if not operation.startswith("ld."):  # a loaded value is data, not part of the address's origin
                     work.extend(re.findall(r"%\w+", operation))
         found.update(reached)
-    return dict(sorted(found.items()))
+    return {name: _ratio(count, steps) for name, count in sorted(found.items())}
 
 
 def _operands(instruction: PtxInstruction) -> tuple[str, str, str]:
@@ -421,6 +498,20 @@ def estimate_cycles(body: Sequence[SassInstruction], trips: int = 8) -> float:
         marks.append(clock)
     half = trips // 2
     return (marks[-1] - marks[half - 1]) / (trips - half)
+
+
+# ---- Triton's own unrolling -----------------------------------------------------------------------------------------
+
+
+def _steps_a_trip(ttgir: str) -> int:
+    """Of the time loop, the first with a store in it; a time loop counts steps one by one."""
+    lines = ttgir.splitlines()
+    for at, line in enumerate(lines):
+        if found := re.match(r"(\s*).*\bscf\.for\b.*? step %c(\d+)_", line):
+            end = next(i for i in range(at + 1, len(lines)) if lines[i].startswith(found[1] + "}"))
+            if any(re.search(r"\btt\.store\b", inside) for inside in lines[at:end]):
+                return int(found[2])
+    return 1
 
 
 # ---- small helpers --------------------------------------------------------------------------------------------------

@@ -137,13 +137,27 @@ def _pair_index(H_PAD: tl.constexpr, WARPS: tl.constexpr):
 
 
 @triton.jit
+def round_pair(low, high, DTYPE: tl.constexpr):
+    """fp32 -> int32 words of two elements of DTYPE, 16-bit; 0x7FFF for every NaN"""
+    if DTYPE == tl.bfloat16:
+        return tl.inline_asm_elementwise(
+            "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,f,f", [low, high], dtype=tl.int32, is_pure=True, pack=1
+        )
+    else:
+        return tl.inline_asm_elementwise(
+            "cvt.rn.f16x2.f32 $0, $2, $1;", "=r,f,f", [low, high], dtype=tl.int32, is_pure=True, pack=1
+        )
+
+
+@triton.jit
 def store_state(
     ptr, v, rows, H: tl.constexpr, ROW: tl.constexpr, H_PAD: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.constexpr,
     FORM: tl.constexpr, ALIGNED: tl.constexpr, PUBLISH: tl.constexpr,
 ):  # fmt: skip
     """[H_PAD, BLOCK_B] in hidden order to ptr[row * ROW + unit]
 
-    PUBLISH: other CTAs wait for it (exchange.py): by 32-bit words, ALIGNED, never the sentinel, in the mma forms."""
+    PUBLISH: other CTAs wait for it (exchange.py): by 32-bit words, ALIGNED, never the sentinel, in the mma forms.  v is fp32, and
+    rounded here: values rounded before would be converted one by one, in 15 cycles each, to be put together in words."""
     row, unit = state_index(H_PAD, BLOCK_B, WARPS)
     mask = (row < rows) & (unit < H)
     p = ptr + (row * ROW + unit)
@@ -153,8 +167,7 @@ def store_state(
         if FORM == "mma16":
             pair = _pair_index(H_PAD, WARPS)
             low, high = tl.split(tl.reshape(v, (4, 8, WARPS, 2, BLOCK_B // 8, H_PAD // (16 * WARPS), 2)))
-            low = low.to(tl.uint16, bitcast=True).to(tl.uint32)
-            v = low | (high.to(tl.uint16, bitcast=True).to(tl.uint32) << 16)
+            v = round_pair(low, high, ptr.dtype.element_ty)
             p = words + (row * (ROW // 2) + pair)
             mask = (row < rows) & (pair < H // 2)
         else:
@@ -394,6 +407,20 @@ def input_tiles(
         if v.dtype == tl.int32:
             v = v.to(DTYPE, bitcast=True)
         return (_input_operand(v, BLOCK_B, WARPS, FORM),)
+
+
+@triton.jit
+def written_out(tiles):
+    """The raw input tiles of the fma form, as values made here.  Triton writes an operand to shared memory right behind what makes
+    it: here together with the state, with no barrier of its own; behind the load, or in front of the product, with one."""
+    made = ()
+    for c in tl.static_range(len(tiles)):
+        if tiles[c].dtype == tl.float64:
+            v = tl.inline_asm_elementwise("mov.b64 $0, $1;", "=l,l", [tiles[c]], dtype=tl.float64, is_pure=True, pack=1)
+        else:
+            v = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [tiles[c]], dtype=tl.float32, is_pure=True, pack=1)
+        made = made + (v,)
+    return made
 
 
 @triton.jit

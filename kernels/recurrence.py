@@ -13,11 +13,16 @@ of one CTA; invariant: nobody reads s_{t-1} before the CTA barrier behind its la
 inside the layout conversion.
 
 A step, in order:
-    issue the loads of x_{t+2} and of the streams of t+1   (raw words; they land during the step)
+    prefetch lines of the streams into L2                   of 16 to 31 steps ahead, every few steps (prefetch.py)
     p_{t+1} = W_in x_{t+1}                                  independent of s: fills the gaps of the chain below
+    issue the load of x_{t+2}                               raw words; they land during this step and the next
     a_t = p_t + W_rec s_{t-1} + u_t                         critical: exchange, K / 16 / CHAINS dependent mma, the cell
+    issue the load of u_{t+1}
     s_t = CELL(a_t, saved_t), rounded; stored to out[t]
-Where registers are short (X_DEPTH 1) x_{t+1} is loaded at the top and projected at the end of step t.
+    issue the load of saved_{t+1}
+A load comes into registers whose last values are used up, or, where a trip of the loop is two steps (UNROLL), into others.  The
+fma forms write x_{t+1} to shared memory with s, and project it at the end of the step.  Where even one x takes too many
+registers (X_DEPTH 0) x_{t+1} is loaded at the top and projected at the end of step t.
 
 CHAINS = 2 splits K in two independent accumulators (one starts from p, one from u): the mma latency (24 cycles on
 sm_90), not its rate, is what a step of a small batch tile waits for.  They are added with the cell's first operation.
@@ -36,8 +41,9 @@ w_in, w_rec and the biases are [LANES, ..] in both.  Linked lanes wait for x by 
     p_t = W_in x_t                        independent of s: fills the gaps of the chain below
     a_t = p_t + W_rec s_{t-1} + u_t       critical
     verify x_{t+1}                        in the shadow of the products: read again what is still the sentinel
-    issue the loads of x_{t+2}            and of the streams of t + 1, into registers that are free by now
+    issue the loads of x_{t+2}, u_{t+1}   into registers that are free by now
     s_t = CELL(a_t, saved_t), rounded; published to out[t]
+    issue the load of saved_{t+1}
 
 Where registers are short (X_DEPTH 1) p_{t+1} is computed as soon as x_{t+1} is verified, and x_{t+2} takes its registers.  A
 lane that fails leaves NaN from the step on whose x never came, and so does every later one, from that step or the one
@@ -72,7 +78,9 @@ from .fragments import (
     projection_zeros,
     store_state,
     stream_tile,
+    written_out,
 )
+from .prefetch import AHEAD, across, lines_ahead, period, prefetch, row_lines
 
 
 @triton.jit
@@ -97,20 +105,15 @@ def _load_inputs(
 
 
 @triton.jit
-def _load_streams(
-    u_ptr, stride_u_b, rows_u, saved_ptr, rows, H: tl.constexpr, ROW: tl.constexpr, H_PAD: tl.constexpr,
-    BLOCK_B: tl.constexpr, WARPS: tl.constexpr, FORM: tl.constexpr, U_ALIGNED: tl.constexpr, S_ALIGNED: tl.constexpr,
-    HAS_U: tl.constexpr, HAS_SAVED: tl.constexpr, WIDE_U: tl.constexpr,
+def _load_stream(
+    ptr, stride_b, rows, H: tl.constexpr, H_PAD: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.constexpr,
+    FORM: tl.constexpr, ALIGNED: tl.constexpr, WIDE: tl.constexpr, THERE: tl.constexpr,
 ):  # fmt: skip
-    """(u, saved) of one step, raw; 0 in place of what there is not"""
-    S_UNIT: tl.constexpr = H_PAD // (8 * WARPS) if S_ALIGNED else 1
-    u_raw = 0
-    saved_raw = 0
-    if HAS_U:
-        u_raw = load_stream(u_ptr, stride_u_b, rows_u, H, H_PAD, BLOCK_B, WARPS, FORM, U_ALIGNED, WIDE_U)
-    if HAS_SAVED:
-        saved_raw = load_stream(saved_ptr, ROW // S_UNIT, rows, H, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED, False)
-    return u_raw, saved_raw
+    """one step of a stream, raw; 0 in place of one that is not THERE"""
+    raw = 0
+    if THERE:
+        raw = load_stream(ptr, stride_b, rows, H, H_PAD, BLOCK_B, WARPS, FORM, ALIGNED, WIDE)
+    return raw
 
 
 @triton.jit
@@ -249,7 +252,7 @@ def recurrence(
     WARPS: tl.constexpr,
     CHUNK: tl.constexpr,  # inputs a tile of the projection
     CHAINS: tl.constexpr,
-    X_DEPTH: tl.constexpr,  # 2: x_{t+2} is loaded during step t; 1: x_{t+1} is (W_in on chip)
+    X_DEPTH: tl.constexpr,  # of how many steps a thread holds x that is not projected yet (W_in on chip); 0: of this one alone
     STREAM_UNROLL: tl.constexpr,
     LANES: tl.constexpr,
     LINKED: tl.constexpr,  # lanes are layers, else directions
@@ -259,6 +262,19 @@ def recurrence(
     K_IN: tl.constexpr = H if LINKED else I  # columns of W_in
     ROW: tl.constexpr = H if LINKED else LANES * H  # of a batch row of s
     DROPPED: tl.constexpr = DROPOUT and FIRST_IS_STATE
+    # What is loaded before its registers' last values are used up comes into other registers, and ptxas moves it at the end of a
+    # trip, where it waits for it.  So a trip is two steps, whose registers change places; where that takes too many (X_DEPTH 1),
+    # (fp64, too) or makes shuffles of unpacking (16-bit streams), each load stands behind the last use of its registers.
+    TWICE: tl.constexpr = X_DEPTH == 2 if W_IN_HOME != "none" else HAS_SAVED and FORM != "mma16" and DTYPE != tl.float64
+    UNROLL: tl.constexpr = 2 if TWICE and not LINKED else 1
+    HAS_X: tl.constexpr = W_IN_HOME != "none" and I > 0
+    X_LINES: tl.constexpr = row_lines(I, DTYPE) if HAS_X else 0
+    U_LINES: tl.constexpr = row_lines(H, u_ptr.dtype.element_ty) if HAS_U else 0
+    SAVED_LINES: tl.constexpr = row_lines(H, DTYPE) if HAS_SAVED else 0
+    LINES: tl.constexpr = max(X_LINES, U_LINES, SAVED_LINES)
+    ACROSS: tl.constexpr = across(X_LINES, U_LINES, SAVED_LINES, BLOCK_B, WARPS)
+    PERIOD: tl.constexpr = period(X_LINES, U_LINES, SAVED_LINES, BLOCK_B, WARPS)
+    tl.static_assert(X_DEPTH > 0 or FORM != "fma")
     N_CHUNKS: tl.constexpr = (K_IN + CHUNK - 1) // CHUNK if W_IN_HOME == "registers" or W_IN_HOME == "shared" else 0
     tile = tl.program_id(0)
     if MODELS:  # one dimension of the grid, since the second ends at 65,535
@@ -274,6 +290,7 @@ def recurrence(
     R: tl.constexpr = H_PAD // (16 * WARPS)
     X_UNIT: tl.constexpr = CHUNK // 4 if X_ALIGNED and FORM != "fma" else 1
     U_UNIT: tl.constexpr = 2 * R if U_ALIGNED else 1
+    S_UNIT: tl.constexpr = 2 * R if S_ALIGNED else 1
     step_x = stride_x_t.to(tl.int64) * X_UNIT
     step_u = stride_u_t.to(tl.int64) * U_UNIT
 
@@ -343,6 +360,19 @@ def recurrence(
         out_ptr += model * T * step_out
         last_ptr += model * step_out
 
+    # ---- what the loop will read, into L2
+    streams = ()
+    if HAS_X:
+        streams = streams + ((x_ptr, step_x, stride_x_b.to(tl.int64) * X_UNIT, rows_u, I),)
+    if HAS_U:
+        streams = streams + ((u_ptr, step_u, stride_u_b.to(tl.int64) * U_UNIT, rows_u, H),)
+    if HAS_SAVED:
+        streams = streams + ((saved_ptr, step_out, ROW, rows, H),)
+    line, line_step, line_steps, line_left = lines_ahead(streams, t, dt, T, BLOCK_B, PERIOD, ACROSS)
+    for ahead in range(0, AHEAD, PERIOD):
+        prefetch(line, ahead < line_steps, line_left, LINES, ACROSS)
+        line += line_step * PERIOD
+
     # ---- on chip for the whole launch
     w = operand(load_recurrent(w_rec_ptr, W_ROWS, H_PAD, WARPS, FORM, TRANSPOSED, W_REC_ALIGNED), PRECISION)
     if CHAINS == 2:
@@ -380,14 +410,18 @@ def recurrence(
             x_ptr + t * step_x, stride_x_b, rows, zero, w_in_ptr, I, H, H_PAD, BLOCK_B, WARPS, CHUNK,
             FORM, DTYPE, PRECISION, X_ALIGNED, W_ALIGNED, 1, ACC,
         )  # fmt: skip
-    if (X_DEPTH == 2 or LINKED) and N_CHUNKS > 0:
+    if N_CHUNKS > 0 and X_DEPTH > 0:
         x_raw = _load_inputs(x_1, stride_x_b, rows, zero, x_width, BLOCK_B, WARPS, CHUNK, N_CHUNKS, FORM, X_ALIGNED, LINKED)
-    u_raw, saved_raw = _load_streams(
-        u_ptr + t * step_u, stride_u_b, rows_u, saved_ptr + t * step_out, rows, H, ROW, H_PAD, BLOCK_B, WARPS, FORM,
-        U_ALIGNED, S_ALIGNED, HAS_U, HAS_SAVED, WIDE_U,
+    u_raw = _load_stream(
+        u_ptr + t * step_u, stride_u_b, rows_u, H, H_PAD, BLOCK_B, WARPS, FORM, U_ALIGNED, WIDE_U, HAS_U
+    )  # fmt: skip
+    saved_raw = _load_stream(
+        saved_ptr + t * step_out, ROW // S_UNIT, rows, H, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED, False, HAS_SAVED
     )  # fmt: skip
 
-    for step in range(T):
+    for step in tl.range(0, T, loop_unroll_factor=UNROLL):
+        prefetch(line, (step % PERIOD == 0) & (step < line_steps - AHEAD), line_left, LINES, ACROSS)
+        line += line_step
         # ---- in the shadow of the exchange
         if CHAINS == 2:
             s_a, s_b = halves_of_state(s, H_PAD, BLOCK_B)  # written out first: s and x can share their barriers
@@ -400,23 +434,31 @@ def recurrence(
         t_1 = t + dt * tl.minimum(1, T - 1 - step)
         t_2 = t + dt * tl.minimum(2, T - 1 - step)
         p_next = tl.zeros((H_PAD, BLOCK_B), ACC)
-        if not LINKED:
-            u_raw, saved_raw = _load_streams(
-                u_ptr + t_1 * step_u, stride_u_b, rows_u, saved_ptr + t_1 * step_out, rows, H, ROW, H_PAD, BLOCK_B, WARPS, FORM,
-                U_ALIGNED, S_ALIGNED, HAS_U, HAS_SAVED, WIDE_U,
+        if N_CHUNKS > 0 and not LINKED:
+            if FORM == "fma":
+                x_late = written_out(x_raw)
+            elif X_DEPTH > 0:
+                p_next = _project(x_raw, w_in, H_PAD, BLOCK_B, WARPS, FORM, DTYPE, PRECISION, X_ALIGNED, ACC)
+            x_next = _load_inputs(
+                x_ptr + (t_2 if X_DEPTH > 0 else t_1) * step_x, stride_x_b, rows, zero, I, BLOCK_B, WARPS, CHUNK, N_CHUNKS, FORM,
+                X_ALIGNED, False,
             )  # fmt: skip
-            if N_CHUNKS > 0:
-                x_t = x_ptr + (t_2 if X_DEPTH == 2 else t_1) * step_x
-                x_next = _load_inputs(
-                    x_t, stride_x_b, rows, zero, I, BLOCK_B, WARPS, CHUNK, N_CHUNKS, FORM, X_ALIGNED, False
-                )  # fmt: skip
-                if X_DEPTH == 2:
-                    p_next = _project(x_raw, w_in, H_PAD, BLOCK_B, WARPS, FORM, DTYPE, PRECISION, X_ALIGNED, ACC)
-        elif X_DEPTH == 2:
+            if X_DEPTH > 0:
+                x_raw = x_next
+            else:
+                x_late = x_next
+        elif LINKED and X_DEPTH == 2:
             p_t = _project_received(
                 x, w_in, row0, t, drop, H_PAD, BLOCK_B, WARPS, FORM, DTYPE, PRECISION, ACC, FIRST_IS_STATE, DROPOUT
             )
             p_next += zero.to(ACC)  # a known zero would merge the chains
+        if UNROLL == 2:
+            u_raw = _load_stream(
+                u_ptr + t_1 * step_u, stride_u_b, rows_u, H, H_PAD, BLOCK_B, WARPS, FORM, U_ALIGNED, WIDE_U, HAS_U
+            )  # fmt: skip
+            saved_raw = _load_stream(
+                saved_ptr + t_1 * step_out, ROW // S_UNIT, rows, H, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED, False, HAS_SAVED
+            )  # fmt: skip
         # ---- critical path
         if CHAINS == 2:
             a = tl.dot(w_a, operand(s_a, PRECISION), p, input_precision=PRECISION, out_dtype=ACC)
@@ -438,24 +480,29 @@ def recurrence(
             x_raw = _load_inputs(
                 x_1, stride_x_b, rows, zero, x_width, BLOCK_B, WARPS, CHUNK, N_CHUNKS, FORM, X_ALIGNED, True
             )  # fmt: skip
-            # not before u and saved are used: ptxas would load into other registers, and wait here to move them
-            u_raw, saved_raw = _load_streams(
-                u_ptr + t_1 * step_u, stride_u_b, rows_u, saved_ptr + t_1 * step_out, rows, H, ROW, H_PAD, BLOCK_B, WARPS, FORM,
-                U_ALIGNED, S_ALIGNED, HAS_U, HAS_SAVED, WIDE_U,
+        if UNROLL == 1:
+            u_raw = _load_stream(
+                u_ptr + t_1 * step_u, stride_u_b, rows_u, H, H_PAD, BLOCK_B, WARPS, FORM, U_ALIGNED, WIDE_U, HAS_U
             )  # fmt: skip
         if not FIRST_IS_STATE:
             a = tl.where(step == 0, p + u, a)  # there is no state yet, and 0 * W_rec is NaN where W_rec is infinite
-        s = CELL(a, saved, ACCURACY).to(DTYPE)
+        new = CELL(a, saved, ACCURACY)
+        s = new.to(DTYPE)
+        if UNROLL == 1:
+            saved_raw = _load_stream(
+                saved_ptr + t_1 * step_out, ROW // S_UNIT, rows, H, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED, False, HAS_SAVED
+            )  # fmt: skip
         if UNITS != H_PAD:
             # an infinite input makes NaN of its products with padding, and NaN would spread in the next step
-            s = tl.where(is_unit(UNITS, H_PAD, WARPS, FORM), s, 0.0)
-        store_state(out_ptr + t * step_out, s, rows, H, ROW, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED, LINKED)
+            unit = is_unit(UNITS, H_PAD, WARPS, FORM)
+            s = tl.where(unit, s, 0.0)
+            if LINKED:
+                new = tl.where(unit, new, 0.0)
+        out_t = out_ptr + t * step_out
+        store_state(out_t, new if LINKED else s, rows, H, ROW, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED, LINKED)
         # ---- behind it, what has no registers to run ahead
-        if N_CHUNKS > 0 and not LINKED:
-            if X_DEPTH == 2:
-                x_raw = x_next
-            else:
-                p_next = _project(x_next, w_in, H_PAD, BLOCK_B, WARPS, FORM, DTYPE, PRECISION, X_ALIGNED, ACC)
+        if N_CHUNKS > 0 and not LINKED and (FORM == "fma" or X_DEPTH == 0):
+            p_next = _project(x_late, w_in, H_PAD, BLOCK_B, WARPS, FORM, DTYPE, PRECISION, X_ALIGNED, ACC)
         if W_IN_HOME == "stream":
             p_next = _project_streamed(
                 x_ptr + t_1 * step_x, stride_x_b, rows, zero, w_in_ptr, I, H, H_PAD, BLOCK_B, WARPS, CHUNK, FORM,
@@ -469,11 +516,11 @@ def recurrence(
         tl.debug_barrier()  # what is abandoned has been stored
         at, found = verdict(error_ptr, lane, lanes_apart, True)
         if at != SENTINEL:
-            nan = tl.full((H_PAD, BLOCK_B), float("nan"), DTYPE)
+            nan = tl.full((H_PAD, BLOCK_B), float("nan"), ACC)
             for step in range(at, T):
                 out_t = out_ptr + (reverse * (T - 1) + dt * step) * step_out
                 store_state(out_t, nan, rows, H, ROW, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED, True)
             if HAS_LAST:
-                store_state(last_ptr, nan, rows, H, ROW, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED, False)
+                store_state(last_ptr, nan.to(DTYPE), rows, H, ROW, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED, False)
             number = lane * tl.num_programs(0) + tile
             tl.store(report_ptr, (launch.to(tl.int64) << 44) | (number.to(tl.int64) << 32) | at, mask=found)

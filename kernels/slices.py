@@ -15,7 +15,7 @@ share a word (16-bit, E = 2 elements a word), else (fp32, E = 1) units UNITS / 2
 import triton
 import triton.language as tl
 
-from .fragments import words_to_halves
+from .fragments import round_pair, words_to_halves
 
 
 @triton.jit
@@ -169,20 +169,10 @@ def round_to_words(v, DTYPE: tl.constexpr):
 
     The conversion makes 0x7FFF of every NaN, and words by construction: no store is narrower."""
     low, high = tl.split(v)
-    if DTYPE == tl.bfloat16:
-        return (
-            tl.inline_asm_elementwise(
-                "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,f,f", [low, high], dtype=tl.int32, is_pure=True, pack=1
-            ),
-        )
-    elif DTYPE == tl.float16:
-        return (
-            tl.inline_asm_elementwise(
-                "cvt.rn.f16x2.f32 $0, $2, $1;", "=r,f,f", [low, high], dtype=tl.int32, is_pure=True, pack=1
-            ),
-        )
-    else:
+    if DTYPE == tl.float32:
         return (low.to(tl.int32, bitcast=True), high.to(tl.int32, bitcast=True))
+    else:
+        return (round_pair(low, high, DTYPE),)
 
 
 @triton.jit

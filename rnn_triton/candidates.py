@@ -29,6 +29,7 @@ class _Form:
     registers: tuple[int, int]
     shared: tuple[int, int]
     stream_unroll: int
+    twice: int  # chunks of x that a thread holds of two steps
     # H_PAD of linked lanes, whose W_in is all in registers: the largest with x two steps ahead, and with x one step ahead.
     linked: tuple[int, int]
 
@@ -36,11 +37,11 @@ class _Form:
 # Two accumulators: mma16 from halves of K = 16 on, for latency; mma32 none, each half would take barriers of its own; fma
 # at 128, where one chain spills (and the halves do take barriers of their own).
 _FORMS = {
-    "16-bit": _Form("mma16", "ieee", 256, 32, 32, (8, 2), (16, 12), 2, (128, 128)),
-    "tf32": _Form("mma32", "tf32", 128, 16, 256, (8, 0), (12, 0), 2, (64, 128)),
-    "tf32x3": _Form("mma32", "tf32x3", 128, 16, 256, (2, 0), (4, 0), 2, (0, 64)),
-    "ieee": _Form("fma", "ieee", 128, 64, 128, (0, 0), (2, 0), 1, (0, 0)),
-    "fp64": _Form("fma", "ieee", 64, 16, 128, (0, 0), (2, 0), 1, (0, 0)),
+    "16-bit": _Form("mma16", "ieee", 256, 32, 32, (8, 2), (16, 12), 2, 4, (128, 128)),
+    "tf32": _Form("mma32", "tf32", 128, 16, 256, (8, 0), (12, 0), 2, 4, (64, 128)),
+    "tf32x3": _Form("mma32", "tf32x3", 128, 16, 256, (2, 0), (4, 0), 2, 2, (0, 64)),
+    "ieee": _Form("fma", "ieee", 128, 64, 128, (0, 0), (2, 0), 1, 0, (0, 0)),
+    "fp64": _Form("fma", "ieee", 64, 16, 128, (0, 0), (2, 0), 1, 0, (0, 0)),
 }
 
 
@@ -156,6 +157,8 @@ def single_cta(
     two_chains = h_pad >= form.two_chains_from and block_b == 8 and not (ragged_h and home == "stream")
     if problem.precision == "ieee" and problem.direction == "backward" and 32 <= problem.H != h_pad:
         two_chains = True  # one spills where H is padded (relu, Triton 3.6)
+    if problem.dtype == "fp64" and h_pad == form.h_max and device.capability not in (80, 90):
+        two_chains = True  # one spills where Triton does not use DMMA
     held = "registers and shared memory" if form.formulation == "fma" else "registers"
     where = {
         "none": "",
@@ -188,18 +191,20 @@ def _ragged(problem: Problem, form: _Form) -> bool:
 def _w_ih_home(
     problem: Problem, form: _Form, h_pad: int, block_b: int, chunk: int, size: int, device: Device
 ) -> tuple[str, int]:
-    """(home of W_ih, how many steps ahead x is loaded)"""
+    """(home of W_ih, of how many steps a thread holds x)"""
     wide = int(h_pad == 256)
     # x takes registers in proportion to the batch tile, and twice as many where its rows are no 16-byte vectors.
     chunks = math.ceil(problem.I / chunk) * (block_b // 8) * (2 if _ragged(problem, form) else 1)
     if chunks <= form.registers[wide]:
-        # ptxas aims at 128 registers for two CTAs on an SM and would spill for them: ragged fp32 looks one step ahead only
-        return "registers", 1 if form.formulation == "mma32" and _ragged(problem, form) else 2
+        # ptxas aims at 128 registers for two CTAs on an SM and would spill for them: ragged fp32 holds x of one step only, and
+        # so does a kernel whose W_hh leaves too few registers for two
+        once = wide or chunks > form.twice or _ragged(problem, form)
+        return "registers", 1 if once else 2
     shared = h_pad * math.ceil(problem.I / chunk) * chunk * size + 4 * h_pad * block_b * size + 4096
     if form.formulation == "fma":
         shared += h_pad * h_pad * size
     if chunks <= form.shared[wide] and shared <= device.shared_bytes:
-        return "shared", 1
+        return "shared", 0 if wide else 1
     return "stream", 1
 
 

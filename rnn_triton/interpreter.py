@@ -119,6 +119,12 @@ def _flush(x: np.ndarray) -> np.ndarray:
 register_asm("tanh.approx.f32 $0, $1;", lambda x: tf32_round(np.tanh(x)))
 register_asm("rcp.approx.ftz.f32 $0, $1;", lambda x: _flush(np.reciprocal(_flush(x))))
 register_asm("cvt.rna.tf32.f32 $0, $1;", lambda x: tf32_round(x))
+for _move in ("mov.b32 $0, $1;", "mov.b64 $0, $1;"):
+    register_asm(_move, lambda x: x)
+register_asm(
+    "{ .reg .pred p; setp.ne.b32 p, $2, 0; @p prefetch.global.L2 [$1]; mov.b32 $0, 0; }",
+    lambda address, enable: np.zeros_like(enable),
+)
 
 
 def _pair(low: np.ndarray, high: np.ndarray) -> np.ndarray:

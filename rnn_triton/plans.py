@@ -42,7 +42,7 @@ class SingleCta:
     w_ih_home: str  # "registers", "shared", "stream"; "none" in the backward pass, which has no projection
     chunk: int  # inputs a tile of the projection
     chains: int  # independent accumulators of the recurrent product
-    x_depth: int  # 2: x is loaded two steps ahead, 1: one
+    x_depth: int  # of how many steps a thread holds x that is not projected yet, where W_ih is on chip
     stream_unroll: int  # chunks in flight where W_ih streams
     pad_w_hh: bool  # the launch pads W_hh to h_pad x h_pad in global memory first
     reason: str

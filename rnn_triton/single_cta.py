@@ -122,7 +122,7 @@ def compile_ahead(problem: Problem, plan: SingleCta, device: Device, lanes: Lane
 
 def options(p: SingleCta, lanes: Lanes) -> dict[str, Any]:
     options: dict[str, Any] = dict(num_warps=p.warps, num_stages=1)  # pipelined loads would be hoisted above the stores of a step
-    if p.formulation != "fma":  # there ptxas would hoist loads until it runs out
+    if p.formulation != "fma" or p.accuracy == "double":  # fp32: there ptxas would hoist loads until it runs out
         options["maxnreg"] = 255  # else ptxas spills a few registers to fit one more CTA on an SM
     if lanes.linked:
         options["launch_cooperative_grid"] = True

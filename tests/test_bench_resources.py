@@ -130,6 +130,30 @@ def test_the_outer_loop_is_the_time_loop():
     assert [[i.address for i in loop] for loop in inner] == [[0x20, 0x30]]
 
 
+def test_where_a_load_is_read_first():
+    def reads(*lines):
+        return [
+            (r.opcode, r.behind, r.same_trip, r.moves) for r in resources.first_reads(resources.parse_sass(sass(*lines)))
+        ]
+
+    # by a move at the end of the trip; by a product of the next trip; not by one that writes the register
+    assert reads("LDG.E.128 R4, [R2.64]", "FADD R1, R1, R0", "IMAD.MOV.U32 R8, RZ, RZ, R7") == [("IMAD.MOV.U32", 2, True, True)]
+    ahead = ["HMMA.16816.F32.BF16 R12, R20, R4, R12", "CS2R R4, SRZ", "LDG.E.64 R4, [R2.64]", "@P0 BRA 0x0"]
+    assert reads(*ahead) == [("HMMA.16816.F32.BF16", 2, False, False)]
+    # registers of an address, of a wide store, of a product's operands: 4, 2 and 4
+    assert reads("LDG.E R9, [R2.64]", "LDG.E R1, [R8.64]")[0] == ("LDG.E", 1, True, False)
+    assert reads("LDG.E R7, [R2.64]", "STG.E.128 [R2.64], R4")[0][:2] == ("STG.E.128", 1)
+    assert reads("LDG.E R6, [R2.64]", "HMMA.16816.F32.BF16 R12, R20, R4, R12", "FADD R1, R6, R1") == [("FADD", 2, True, False)]
+
+
+def test_steps_that_triton_unrolls():
+    loop = ["  %0 = scf.for %i = %a to %b step %c4_i32  : i32 {", "    %1 = tt.load %p", "  }"]
+    time = ["  %2 = scf.for %i = %a to %b step %c2_i32 iter_args(%x = %y) -> (i32)  : i32 {", "    tt.store %p, %v", "  }"]
+    rest = ["  scf.for %i = %b to %T step %c1_i32  : i32 {", "    tt.store %p, %v", "  }"]
+    assert resources._steps_a_trip("\n".join(loop + time + rest)) == 2
+    assert resources._steps_a_trip("\n".join(loop)) == 1
+
+
 def test_the_estimate_follows_stalls_and_scoreboards():
     def instruction(opcode, stall, sets=7, waits=0):
         control = stall << 41 | sets << 46 | 7 << 49 | waits << 52

@@ -119,6 +119,14 @@ def test_largest_sizes(kind, H, device):
     check(inputs(kind, 2, 2, 9, H), kind, device)
 
 
+def test_x_of_one_step_alone(device):
+    """H above 128 with W_ih in shared memory leaves no registers to load x ahead"""
+    problem = plan.Problem("forward", 2, 70, 136, "bf16", None, "tanh")
+    p = plan.plan(problem, hardware.of(torch.device(device)))
+    assert (p.w_ih_home, p.x_depth) == ("shared", 0)
+    check(inputs("bf16", 3, 2, 70, 136), "bf16", device)
+
+
 @pytest.mark.executed
 @pytest.mark.parametrize("kind, I", [("bf16", 304), ("bf16", 1001), ("tf32", 180), ("tf32x3", 100), ("ieee", 200)])
 def test_homes_of_w_ih(kind, I, device):

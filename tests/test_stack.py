@@ -256,8 +256,7 @@ def test_a_layer_that_never_ran():
     """One CTA waits for nobody but the layer before: the one that waits for it says so, and nobody else."""
     case = Stack(3, 3, 8, 24, layers=3, depth=2)
     tensors = case.inputs("forward")
-    steps = "    for step in range(T):\n        # ---- in the shadow"
-    absent = Change("recurrence.py", steps, steps.replace("range(T)", "range(tl.where(lane == 0, 0, T))"))
+    absent = Change("recurrence.py", "tl.range(0, T, loop", "tl.range(0, tl.where(lane == 0, 0, T), loop")
     with patched(absent) as kernels:
         kernels.host.SPIN_LIMIT = 64
         y, hn = case.run(

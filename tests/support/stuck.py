@@ -91,8 +91,7 @@ def gives_up(lane):
 
 def dead_alone(lane):
     """The same where a lane is one CTA: the next lane waits for step 2 of it."""
-    steps = "    for step in range(T):\n        # ---- in the shadow"
-    return Change("recurrence.py", steps, steps.replace("range(T)", f"range(tl.where(lane == {lane}, 2, T))"))
+    return Change("recurrence.py", "tl.range(0, T, loop", f"tl.range(0, tl.where(lane == {lane}, 2, T), loop")
 
 
 def gives_up_alone(lane):
