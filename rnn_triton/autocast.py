@@ -55,13 +55,13 @@ def cast(dtype: torch.dtype, x: Tensor, weights: tuple[Tensor | None, ...], h0: 
     """[x, *weights, h0] in `dtype`, autocast's on x's device; fp64 and what is no floating point as it is.  Kept are casts of
     matrices: no backward pass holds on to a bias."""
     if (
-        dtype is not torch.float32
+        not torch.compiler.is_compiling()  # first: Dynamo looks no further
+        and dtype is not torch.float32
         and _is_grad_enabled()
         and torch.is_autocast_cache_enabled()
         and not _is_tracing()
         and forward_ad._current_level < 0
         and not _are_transforms_active()
-        and not torch.compiler.is_compiling()
         and not (x.is_cuda and torch.cuda.is_current_stream_capturing())  # a replay would not cast again
         and (leaves := [w for w in weights if _can_keep(w)])
     ):
