@@ -28,17 +28,22 @@ def load_weight(
     SHARED: plain tiles; used once inside the loop, Triton keeps them in shared memory."""
     E: tl.constexpr = 2 if FORM == "mma16" else 1  # elements a word
     if SHARED:
-        m = row0 + tl.arange(0, UNITS)[None, :, None]
-        k = tl.arange(0, 16)[None, None, :]
         w = tl.arange(0, WARPS)[:, None, None]
+        m = row0 + tl.arange(0, UNITS)[None, :, None]
+        n = tl.arange(0, 16)[None, None, :]
         tiles = ()
         for h in tl.static_range(E):
+            column = start + 16 * E * w + 4 * E * (n // 4) + 4 * h + n % 4
+            # after n threads get w first, then m: each has several m, which then follow k in shared memory; the rows of a matrix
+            # would lie in the same banks if w did
+            p = tl.max_contiguous(ptr + (m.to(tl.int64) * COLUMNS + column), [2, 1, 4])
+            v = tl.load(p, mask=(m < ROWS) & (column < COLUMNS), other=0)
+            v = tl.reshape(v, (WARPS, UNITS, 4, 2, 2))
             if FORM == "mma16":
-                column = start + 32 * w + 8 * ((k // 2) % 4) + 4 * h + 2 * (k // 8) + k % 2
+                v = tl.permute(v, (0, 1, 3, 2, 4))  # w m q g e -> w m g q e
             else:
-                column = start + 16 * w + 4 * (k % 4) + 2 * (k // 8) + (k // 4) % 2
-            p = ptr + (m.to(tl.int64) * COLUMNS + column)
-            tiles = tiles + (tl.load(p, mask=(m < ROWS) & (column < COLUMNS), other=0),)
+                v = tl.permute(v, (0, 1, 3, 4, 2))  # w m q j g -> w m j g q
+            tiles = tiles + (tl.reshape(v, (WARPS, UNITS, 16)),)
         return tiles
     else:
         q = tl.arange(0, 4)[:, None, None, None, None]
