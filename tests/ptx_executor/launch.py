@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -23,13 +24,14 @@ class Launch:
 
     gang: warps executed together, or None: whole CTAs for even seeds, single warps for odd ones.
     idle: polls in vain, of all gangs together and without any progress, after which it is a deadlock.
-    tear: where CTAs wait for each other's stores, half of the stores take effect in two parts, lane by lane."""
+    tear: where CTAs wait for each other's stores, half of the stores take effect in two parts, lane by lane.
+    only: CTAs of the grid that are run, the others not; all by default."""
 
     def __init__(
         self, program: Program, given: list[tuple[str, str, Any]], grid: tuple[int, int, int], warps: int, shared: int, *,
         cooperative: bool = False, sms: int = 132, seed: int = 0, gang: int | None = 0, counting: bool = False,
         lane_checks: bool = True, watch_stores: bool = True, idle: int = 200_000, quantum: int = 40, max_blocks: int | None = None,
-        tear: bool = True,
+        tear: bool = True, only: Collection[tuple[int, int, int]] | None = None,
     ) -> None:  # fmt: skip
         self.program, self.given, self.grid, self.warps = program, given, grid, warps
         self.kernel_name = program.name
@@ -39,6 +41,7 @@ class Launch:
         self.watch_stores = watch_stores
         self.idle, self.quantum, self.max_blocks = idle, quantum, max_blocks
         program.blocks = program.blocks or blocks(program)
+        self.only = only
         self.torn = tear and cooperative and any(is_visible(i) == "load" for i in program.code)
         self.preempt = False
         self.bytewise = any(
@@ -102,6 +105,7 @@ class Launch:
     def run(self) -> None:
         gx, gy, gz = self.grid
         order = [(x, y, z) for z in range(gz) for y in range(gy) for x in range(gx)]
+        order = [i for i in order if self.only is None or i in self.only]
         with np.errstate(all="ignore"):
             if self.cooperative:
                 self._run([self._cta(i) for i in order])
