@@ -238,7 +238,7 @@ def word_pointers(ptr, row_words, rows, BLOCK_B: tl.constexpr, WARPS: tl.constex
     j = tl.arange(0, BLOCK_B // 8)[None, None, None, :, None]
     i = tl.arange(0, 4)[None, None, None, None, :]
     p = ptr + (tl.minimum(8 * j + l, rows - 1) * row_words + (16 * w + 4 * q + i))
-    return tl.max_contiguous(p, [32, 16, 4, 2, 64])
+    return tl.max_contiguous(p, [32, 16, 4, 1, 64])
 
 
 @triton.jit
@@ -247,7 +247,7 @@ def load_words(pointers, start, enable, WORDS, MASKED: tl.constexpr, WARPS: tl.c
     MASKED: 0 beyond word WORDS (constant or not) of a row, or where not enable.
 
     MODE: "plain"; "probe": may still be being written; "acquired": by other CTAs, before what was waited for."""
-    p = tl.max_contiguous(pointers + start, [32, 16, 4, 2, 64])
+    p = tl.max_contiguous(pointers + start, [32, 16, 4, 1, 64])
     q = tl.arange(0, 4)[:, None, None, None, None]
     w = tl.arange(0, WARPS)[None, None, :, None, None]
     mask = (start // 4 + 4 * w + q < WORDS // 4) & enable

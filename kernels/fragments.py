@@ -17,9 +17,10 @@ neighbouring rows and two neighbouring columns: m = (warp, l, i), hidden(m) = m.
 
 `tl.max_contiguous` is used as an order of dimensions, not as a fact: Triton's coalescing pass sorts dimensions by
 contiguity, and the hints make it assign lanes to (q, l), warps to w and registers to the rest, which is the fragment
-layout itself.  Taken as facts the hints would be false; they cannot widen an access beyond the row, because Triton also
-wants the divisibility it has proved by itself.  A wrong guess costs a layout conversion, never a wrong value;
-tests/test_compile.py checks that none appears.
+layout itself; tests/test_compile.py checks that no conversion appears.  For lanes and warps the hints are false, which is
+harmless as long as a thread has one element along those dimensions.  Along all others they must be true: from 3.9 on Triton
+computes the addresses of what a thread has from the first one by the hints alone.  So there is none where pointers do not
+depend on the first dimensions, and others might be given to a thread.
 """
 
 import triton
@@ -110,9 +111,9 @@ def raw_state(v, H_PAD: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.constexpr
 def _load_raw_state(ptr, offsets, mask, ALIGNED: tl.constexpr):
     p = ptr + offsets
     if ALIGNED:
-        return tl.load(tl.max_contiguous(p, [32, 16, 4, 2, 1, 64]), mask=mask, other=0)
+        return tl.load(tl.max_contiguous(p, [32, 16, 4, 1, 1, 64]), mask=mask, other=0)
     else:
-        return tl.load(tl.max_contiguous(p, [32, 16, 4, 2, 1, 1]), mask=mask, other=0)
+        return tl.load(tl.max_contiguous(p, [32, 16, 4, 1, 1, 1]), mask=mask, other=0)
 
 
 @triton.jit
@@ -125,7 +126,10 @@ def load_state(
     stride_b = 0 broadcasts a vector [H] over the batch."""
     row, unit = state_index(H_PAD, BLOCK_B, WARPS)
     mask = (row < rows) & (unit < H) & enable
-    v = _load_raw_state(ptr, row.to(tl.int64) * stride_b + unit, mask, ALIGNED)
+    if stride_b == 0:  # no hint: the pointers do not depend on the row, and lanes would not be what the hint orders first
+        v = tl.load(ptr + unit, mask=mask, other=0)
+    else:
+        v = _load_raw_state(ptr, row.to(tl.int64) * stride_b + unit, mask, ALIGNED)
     return state_tile(v, H_PAD, BLOCK_B, WARPS, FORM)
 
 
@@ -173,11 +177,11 @@ def store_state(
         else:
             p = words + (row * ROW + unit)
         v = published(v.to(tl.int32, bitcast=True))
-        tl.store(tl.max_contiguous(p, [32, 16, 4, 2, 1, 64]), v, mask=mask, cache_modifier=".cg")
+        tl.store(tl.max_contiguous(p, [32, 16, 4, 1, 1, 64]), v, mask=mask, cache_modifier=".cg")
     elif ALIGNED:
-        tl.store(tl.max_contiguous(p, [32, 16, 4, 2, 1, 64]), v, mask=mask)
+        tl.store(tl.max_contiguous(p, [32, 16, 4, 1, 1, 64]), v, mask=mask)
     else:
-        tl.store(tl.max_contiguous(p, [32, 16, 4, 2, 1, 1]), v, mask=mask)
+        tl.store(tl.max_contiguous(p, [32, 16, 4, 1, 1, 1]), v, mask=mask)
 
 
 # ---------------------------------------------------------------------------------------------- streams [T, B, H]
@@ -254,9 +258,9 @@ def load_recurrent(
         k = (_axis(WARPS, 4, 7) * 8 + k_lane) * V + _axis(V, K_AXIS, 7)
         p = ptr + (k * N + m if TRANSPOSED else m * N + k)
         if ALIGNED:
-            p = tl.max_contiguous(p, [32, 16, 4, 2, 1, 1, 64])
+            p = tl.max_contiguous(p, [32, 16, 4, 1, 1, 1, 64])
         else:
-            p = tl.max_contiguous(p, [32, 16, 4, 2, 1, 1, 1])
+            p = tl.max_contiguous(p, [32, 16, 4, 1, 1, 1, 1])
         if N == H_PAD:
             v = tl.load(p)
         else:
@@ -330,9 +334,9 @@ def load_input_weight(
         k = k0 + _axis(4, 0, 5) * E + _axis(E, 4, 5)
         p = ptr + (m * I + k)
         if ALIGNED:
-            p = tl.max_contiguous(p, [32, 16, 4, 2, 64])
+            p = tl.max_contiguous(p, [32, 16, 4, 1, 64])
         else:
-            p = tl.max_contiguous(p, [32, 16, 4, 2, 1])
+            p = tl.max_contiguous(p, [32, 16, 4, 1, 1])
         v = tl.load(p, mask=(m < H) & (k < I), other=0)
         if FORM == "mma16":
             v = tl.reshape(v, (4, 8, WARPS, 2 * R, 2, 2, 2))  # q l w (rep i) g e h
@@ -368,15 +372,15 @@ def load_input(
             words = ptr.to(tl.pointer_type(tl.int32), bitcast=True)
             p = words + (row.to(tl.int64) * stride_b * 4 + word + warp)
             mask = (row < rows) & (word < I // PER)
-            return tl.load(tl.max_contiguous(p, [32, 16, 4, 2, 64]), mask=mask, other=0, volatile=PROBE)
+            return tl.load(tl.max_contiguous(p, [32, 16, 4, 1, 64]), mask=mask, other=0, volatile=PROBE)
         else:
             k = k0 + _axis(4, 0, 5) * E + _axis(E, 4, 5)
             UNIT: tl.constexpr = E if ALIGNED else 1
             p = ptr + (row.to(tl.int64) * stride_b * UNIT + k + warp)
             if ALIGNED:
-                p = tl.max_contiguous(p, [32, 16, 4, 2, 64])
+                p = tl.max_contiguous(p, [32, 16, 4, 1, 64])
             else:
-                p = tl.max_contiguous(p, [32, 16, 4, 2, 1])
+                p = tl.max_contiguous(p, [32, 16, 4, 1, 1])
             return tl.load(p, mask=(row < rows) & (k < I), other=0)
 
 
@@ -387,7 +391,7 @@ def input_addresses(ptr, stride_b, zero, BLOCK_B: tl.constexpr, WARPS: tl.conste
     words = ptr.to(tl.pointer_type(tl.int32), bitcast=True)
     word = _axis(4, 0, 5) * 4 + _axis(4, 4, 5) + _axis(WARPS, 2, 5) * (zero * 16)
     p = words + (row.to(tl.int64) * stride_b * 4 + word)
-    return tl.max_contiguous(p, [32, 16, 4, 2, 64]).to(tl.int64)
+    return tl.max_contiguous(p, [32, 16, 4, 1, 64]).to(tl.int64)
 
 
 @triton.jit

@@ -55,7 +55,7 @@ def load_weight(
         vector = start // (4 * E) + 4 * w + q
         p = ptr + (m.to(tl.int64) * COLUMNS + (vector * (4 * E) + i))
         mask = (m < ROWS) & (vector < COLUMNS // (4 * E)) & (i >= 0)
-        v = tl.load(tl.max_contiguous(p, [32, 16, 4, 2, 64]), mask=mask, other=0)
+        v = tl.load(tl.max_contiguous(p, [32, 16, 4, 1, 64]), mask=mask, other=0)
         if FORM == "mma16":
             v = tl.reshape(v, (4, 8, WARPS, UNITS // 8, 2, 2, 2))  # q l w c h g e
             first, second = tl.split(tl.permute(v, (2, 3, 1, 5, 0, 6, 4)))
