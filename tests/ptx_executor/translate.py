@@ -52,10 +52,14 @@ def function(p: Program, b: Block, masked: bool) -> Any:
     return made
 
 
+# In lanes that have not written a register: a NaN in every format, and not the word that the exchange waits with
+_UNWRITTEN = {np.dtype(bool): True, np.dtype(U1): 0x7F, np.dtype(U2): 0x7FFF, np.dtype(U4): 0x7FFF7FFF, np.dtype(U8): 0x7FFF7FFF7FFF7FFF}
+
+
 def W(m, new, old):
     """new where m, else old"""
     if old is None:
-        return np.where(m, new, np.zeros(1, new.dtype))
+        old = new.dtype.type(_UNWRITTEN[new.dtype])
     return np.where(m, new, old)
 
 
