@@ -487,6 +487,10 @@ def test_swizzled_tiles_are_permutations():
         d = (1024 >> 4) | (64 << 16) | ((8 * width >> 4) << 32) | (swizzle << 62)
         at = tc.tile_addresses(d, 64, width // size, size, "k")
         assert sorted(at.reshape(-1)) == list(range(1024, 1024 + 64 * width, size))
+    # none, M or N contiguous: core matrices of 8 K by 16 bytes, 128 bytes apart along M, 1024 along K
+    at = tc.tile_addresses((1024 >> 4) | (1024 >> 4 << 16) | (128 >> 4 << 32), 64, 16, 2, "mn")
+    assert sorted(at.reshape(-1)) == list(range(1024, 1024 + 64 * 16 * 2, 2))
+    assert at[1, 0] == 1026 and at[0, 1] == 1040 and at[8, 0] == 1152 and at[0, 8] == 2048
 
 
 @pytest.mark.parametrize("barrier", [False, True])

@@ -234,9 +234,6 @@ class _Writer:
 
     # arithmetic
 
-    def _two(self, ins: Instruction, ops: dict[str, str]) -> None:
-        raise NotImplementedError
-
     def _type(self, ins: Instruction) -> str:
         return ins.parts[-1]
 
@@ -563,7 +560,7 @@ class _Writer:
             down = "nu.f32_to_bf16" if to == "bf16" else "nu.f32_to_f16"
             return self.write(ins, o[0], f"{down}(({x}).astype(F4))", to)
         if to == "tf32":
-            if len(rounding) != 1 or of != "f32":
+            if len(rounding) != 1 or rounding[0] not in ("rna", "rn") or of != "f32":
                 raise UnknownOpcode(f"conversion {ins.op}")
             return self.write(ins, o[0], f"nu.f32_to_tf32({x}, {rounding[0]!r})", "b32")
         dtype = KIND[to][0]
@@ -787,6 +784,8 @@ class _Writer:
             (16, 8, 4, "tf32"), (8, 8, 4, "f64"), (16, 8, 4, "f64"), (16, 8, 8, "f64"), (16, 8, 16, "f64"),
         ):  # fmt: skip
             raise UnknownOpcode("shape of mma")
+        if p[6] not in ("f32", "f64", "f16"):
+            raise UnknownOpcode("type of mma")
         bits = "b64" if p[7] == "f64" else "b32"
         a, b, c = (self._list(x, bits) for x in o[1:])
         self.emit(f"G.converged({self.guard(ins)}, {self.keep(ins)})")
