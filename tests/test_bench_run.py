@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -582,11 +583,16 @@ def test_the_models_table_goes_beyond_one_cta():
 def test_host_cost_runs_no_kernel_and_restores_everything():
     from rnn_triton import gemm, interpreter, op
 
-    before = (op.launch.forward, op.launch.backward, gemm.matmul, interpreter.active)
-    with host.nothing_runs():
-        y, hn = op.rnn(*(torch.zeros(s) for s in ((2, 1, 4), (4, 4), (4, 4), (4,), (4,), (1, 4))), "tanh", False, "ieee")
+    before = (op.launch.forward, op.launch.backward, gemm.matmul, gemm.wide, interpreter.active)
+    shapes = ((2, 1, 4), (4, 4), (4, 4), (4,), (4,), (1, 4))
+    tensors = [torch.zeros(s, dtype=torch.bfloat16, requires_grad=True) for s in shapes]
+    multiplied = mock.Mock(side_effect=AssertionError("a product runs"))
+    with host.nothing_runs(), mock.patch.object(torch, "mm", multiplied), mock.patch.object(torch, "bmm", multiplied):
+        y, hn = op.rnn(*tensors, "tanh", False, None)
         assert y.shape == (2, 1, 4) and hn.shape == (1, 4)
-    assert before == (op.launch.forward, op.launch.backward, gemm.matmul, interpreter.active)
+        gradients = torch.autograd.grad(y.sum(), tensors)
+    assert [g.shape for g in gradients] == [t.shape for t in tensors]
+    assert before == (op.launch.forward, op.launch.backward, gemm.matmul, gemm.wide, interpreter.active)
 
 
 class StubExample:
