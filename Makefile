@@ -15,6 +15,8 @@ PY     := $(shell $(call has,torch triton pytest matplotlib) && echo $(PYTHON) |
 READY  := $(if $(filter .venv/%,$(PY)),.venv/ready)
 PIP     = .venv/bin/python -m pip install -q -c .venv/torch.txt
 
+unexport PYTHONDONTWRITEBYTECODE # seven processes import the tests: what the first compiles serves the others
+
 .PHONY: bench test test-all lint clean
 bench: $(READY)
 	$(PY) -m bench --quick
