@@ -285,7 +285,7 @@ def test_model_stride_beyond_32_bits(which, device):
     touched."""
     if device == "cuda" and torch.cuda.mem_get_info()[0] < 20 * 2**30:
         pytest.fail("needs 20 GB of GPU memory")
-    T, B, N = 2, 2, 16
+    T, B, N = 2, 2, 17
     x, *weights = stacked(members("ieee", T, B, N, N, device, n=2))[1]
     far = reserved(2**31 + T * B * N, device).as_strided((2, T, B, N), (2**31, B * N, N, 1))
     far.copy_(x)

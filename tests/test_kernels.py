@@ -281,10 +281,10 @@ def test_infinite_weight(kind, T, device):
 @pytest.mark.parametrize("which", ["x", "dy"])
 def test_batch_stride_beyond_32_bits(which, device):
     """Two sequences 2^31 elements apart; the memory between them is never touched.  After a call with narrow strides, whose
-    kernel is kept: it has 32 bits for a stride."""
+    kernel is kept: it has 32 bits for a stride.  (Rows are no whole vectors: strides are counted in elements.)"""
     if device == "cuda" and torch.cuda.mem_get_info()[0] < 20 * 2**30:
         pytest.fail("needs 20 GB of GPU memory")
-    T, B, N = 2, 2, 16
+    T, B, N = 2, 2, 17
     x, *weights = (None if t is None else t.detach().to(device) for t in inputs("ieee", T, B, N, N))
     far = reserved(2**31 + T * N, device).as_strided((T, B, N), (N, 2**31, 1))
     far.copy_(x)

@@ -182,8 +182,8 @@ def test_strides(kind, H, device):
 @pytest.mark.executed
 @pytest.mark.parametrize("strides", [(2**31, 16, 1), (32, 2**31, 1)])
 def test_strides_beyond_32_bits(strides, device):
-    """The steps or the rows of dy 2^31 elements apart, after a call with narrow strides; the memory between them is never
-    touched."""
+    """The steps or the rows of dy 2^31 elements apart: strides of 32 bits, in vectors, and offsets of more.  The memory
+    between them is never touched."""
     if device == "cuda" and torch.cuda.mem_get_info()[0] < 20 * 2**30:
         pytest.fail("needs 20 GB of GPU memory")
     w_hh, y, dy, dhn = cotangents("ieee", device, 2, 2, 16)

@@ -41,8 +41,8 @@ def test_plans_of_the_planner(kind, T, B, I, H, kernel):
 
 @pytest.mark.parametrize("direction", ["forward", pytest.param("backward", marks=long)])
 def test_strides_of_a_group_beyond_32_bits(direction):
-    """The rows of x or dy 2^31 elements apart, after a launch with narrow strides, whose kernel is kept: it has 32 bits for a
-    stride.  The memory between the rows is never touched.  (The tests of other regimes have such strides themselves.)"""
+    """The rows of x or dy 2^31 elements apart: a stride of 32 bits, in vectors, and offsets of more.  The memory between the
+    rows is never touched.  The tests of other regimes have such strides themselves."""
     case = Case(2, 2, 24, 24, kind="tf32")
     site, tensors = case.site(direction), case.inputs(direction)
     expected = getattr(site, direction)(*tensors, False)
