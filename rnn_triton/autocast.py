@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 _is_grad_enabled = torch.is_grad_enabled
+_is_inference = torch.is_inference_mode_enabled
 _is_tracing = torch._C._is_tracing
 _are_transforms_active = torch._C._are_functorch_transforms_active
 _markers: dict[torch.device, Tensor] = {}
@@ -26,11 +27,12 @@ class _Entry:
     def __init__(self, weight: Tensor, dtype: torch.dtype):
         self.memory = weight.detach()  # holds on to it: no other gets its address
         self.version = weight._version
-        self.cast: Tensor | None = self.memory.to(dtype)
+        self.cast = self.memory.to(dtype)
+        self.reached = False  # by a gradient
 
     def holds(self, weight: Tensor, dtype: torch.dtype) -> bool:
         return (
-            self.cast is not None
+            not self.reached
             and self.cast.dtype is dtype
             and self.version == weight._version
             and self.memory.is_set_to(weight)
@@ -58,6 +60,7 @@ def cast(dtype: torch.dtype, x: Tensor, weights: tuple[Tensor | None, ...], h0: 
         not torch.compiler.is_compiling()  # first: Dynamo looks no further
         and dtype is not torch.float32
         and _is_grad_enabled()
+        and not _is_inference()  # in which even enable_grad records nothing
         and torch.is_autocast_cache_enabled()
         and not _is_tracing()
         and forward_ad._current_level < 0
@@ -87,6 +90,7 @@ def _can_keep(t: Tensor | None) -> bool:
         and t.dim() == 2
         and t.dtype is torch.float32
         and t.is_leaf
+        and not t.is_inference()  # it has no version
         and (type(t) is nn.Parameter or type(t) is Tensor)
     )
 
@@ -116,11 +120,11 @@ class _Cast(torch.autograd.Function):
     def forward(ctx: Any, entries: list[_Entry], *weights: Tensor) -> tuple[Tensor, ...]:
         ctx.entries = entries
         ctx.set_materialize_grads(False)
-        return tuple(entry.cast.detach() for entry in entries)  # type: ignore[union-attr]
+        return tuple(entry.cast.detach() for entry in entries)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         for entry, gradient in zip(ctx.entries, gradients, strict=True):
             if gradient is not None:
-                entry.cast = None
+                entry.reached = True
         return None, *gradients

@@ -175,6 +175,39 @@ def test_autocast_hides_how_it_learns_of_the_end():
     assert type(rnn_triton.autocast._markers[torch.device("cpu")]) is torch.Tensor
 
 
+def test_autocast_in_inference_mode():
+    """Where enable_grad does not record, and with weights that were made there, which have no version"""
+    x = data(3, 2, 5)[0]
+    with torch.inference_mode():
+        made_there = rnn_triton.RNNCell(5, 18)
+    cell = rnn_triton.RNNCell(5, 18)
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.inference_mode(), torch.enable_grad():
+            inside = cell(x)
+            assert made_there(x).dtype is torch.bfloat16
+        assert made_there(x).dtype is torch.bfloat16
+        after = cell(x)
+    assert inside.is_inference() and torch.equal(inside, after)
+    after.float().sum().backward()
+    assert cell.weight_hh.grad is not None
+
+
+def test_autocast_of_a_thread_beside_a_backward_pass(monkeypatch):
+    """A gradient of another thread reaches a weight after its cast was found, and before the call has it."""
+    cell, x = rnn_triton.RNNCell(5, 18), data(3, 2, 5)[0]
+    find = rnn_triton.autocast._Casts.of
+
+    def find_late(self, *arguments):
+        entry = find(self, *arguments)
+        first.backward(retain_graph=True)
+        return entry
+
+    with torch.autocast("cpu", torch.bfloat16):
+        first = cell(x).float().sum()
+        monkeypatch.setattr(rnn_triton.autocast._Casts, "of", find_late)
+        assert torch.equal(cell(x).float().sum(), first)
+
+
 def changed_in_place(cell):
     with torch.no_grad():
         cell.weight_hh.mul_(-1)
