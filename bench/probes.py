@@ -392,7 +392,7 @@ class Gather(Constant):
         record |= {
             "plan": plans.fields(plan), "x": list(self.tiles), "us": middle,
             "value": gathered / (tile_us * clock) if tile_us > 0 else None,
-            "model": c.efficiency * min(c.l2_port, c.l2 / (plan.groups * plan.ctas)),
+            "model": latency.gather_rate(plan, c),
             "message": f"a lower bound; a tile of {gathered // 1024} KB takes {tile_us:.3f} us, {plan.ctas} CTAs at once",
         }  # fmt: skip
 

@@ -67,13 +67,14 @@ _ROOM = {
 }
 _REGISTERS = {4: 255, 8: 255, 16: 127}  # of a thread, by warps: a CTA has 65,536
 _UNITS = (16, 32, 64)
-_BLOCK_B = (8, 16)
+_BLOCK_B = (8, 16, 32)
 _PROTOCOLS = ("sentinel", "counter")
 _X_LOADS = ("behind", "before")
 _LOOK_EVERY = (64, 32, 16, 8, 4, 2, 1)
 _PROBE_DELAYS = range(1001)  # cycles
 _PROBE_DELAY = 200  # where nothing else is asked for, an estimate: the store of a state takes as long to arrive in L2
 _TWO_CHAINS_FROM = 4  # K tiles
+_ONE_PASS = 256  # units times rows for each warp: the sums of more pass through shared memory in two parts, with a barrier each
 _SHARED_EXTRA = 1024  # bytes beside the weights and the buffer of the reduction
 
 # Tiles of the kernel that is launched for every step: block_k by element size, and what may be asked for.
@@ -236,6 +237,8 @@ def grid_registers(problem: Problem, plan: Grid, lanes: Lanes = ONE) -> int:
     rest += room.staged * plan.units // 2 * (plan.w_hh_shared > 0 or plan.w_ih_home == "shared")
     rest += room.warps16 * (plan.warps == 16) + room.from_shared * (plan.w_ih_home == "shared")
     rest += room.linked * lanes.linked + room.dropout * lanes.dropout
+    if problem.direction == "backward":  # dy and y of the thread's own units
+        rest += plan.units * plan.block_b // (32 * plan.warps)
     accumulators = plan.chains * plan.units * plan.block_b // 32
     return held * plan.units // 2 * room.weight + (state + x) * plan.block_b // 2 + accumulators + rest
 
@@ -288,10 +291,15 @@ def grid(problem: Problem, device: Device, asked: Mapping[str, Any], lanes: Lane
                 continue
             for warps in _REGISTERS:
                 state = k_tiles(problem.H, warps, problem.dtype)
-                chains = asked.get("chains", 2 if state >= _TWO_CHAINS_FROM else 1)
+                two = state >= _TWO_CHAINS_FROM and block_b < 32  # products of four batch tiles fill the gaps of one
+                chains = asked.get("chains", 2 if two else 1)
                 if chains not in (1, 2):
                     return
+                if units * block_b > _ONE_PASS * warps:
+                    continue
                 for home in homes:
+                    if home == "stream" and block_b == 32:  # its loop takes barriers
+                        continue
                     plan = Grid(
                         block_b=block_b, warps=warps, formulation=form.formulation, precision=form.precision,
                         accuracy=_accuracy(problem), units=units, ctas=ctas, groups=groups, w_hh_shared=0,

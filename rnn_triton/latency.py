@@ -144,7 +144,7 @@ def lanes_step(
 ) -> tuple[float, dict[str, float]]:
     """(practical us, parts) of a step of all lanes of a launch, which run side by side and share L2 and DRAM, and of the GEMMs
     for x before it.  Of a stack: of the slowest, a layer fed by another; T steps take `fill` more of them."""
-    shared = replace(constants, l2=constants.l2 / lanes.count)
+    shared = replace(constants, l2=constants.l2 / lanes.count, l2_read=constants.l2_read / lanes.count)
     gemm = 0.0  # besides what `_practical` has of one lane
     if projects_before(problem, plan, lanes):
         gemm = _projection_us(problem, device, constants)
@@ -281,7 +281,7 @@ def _grid(problem: Problem, plan: Grid, device: Device, c: Constants) -> tuple[f
     tiles = k_tiles(problem.H, plan.warps, problem.dtype)
     depth = 64 * plan.warps // size  # columns of a K tile
     rate = _flop_rate(problem, device, sync=True)
-    l2 = min(c.l2_port, c.l2 / (plan.groups * plan.ctas))
+    l2 = gather_rate(plan, c)
     tile = tile_bytes(plan.units, plan.warps)
     fragments = plan.units // 16 * plan.block_b // 8  # of the result, in each warp
     products = 2  # of a K tile: K = 32 in halves of 16, or 16 in halves of 8
@@ -290,7 +290,7 @@ def _grid(problem: Problem, plan: Grid, device: Device, c: Constants) -> tuple[f
         return cycles * cycle / c.efficiency
 
     work = {
-        "L2": us(plan.block_b * row_units(problem.H, problem.dtype) * size / l2),
+        "L2": plan.block_b * row_units(problem.H, problem.dtype) * size / l2 * cycle,
         "MMA": us(2.0 * plan.units * tiles * depth * plan.block_b / rate),
         "shared": us((plan.w_hh_shared * tile + 8.0 * plan.warps * plan.units * plan.block_b) / c.shared),
         "MUFU": us(plan.units * plan.block_b * _activations(problem) / c.mufu),
@@ -307,12 +307,12 @@ def _grid(problem: Problem, plan: Grid, device: Device, c: Constants) -> tuple[f
     if plan.w_ih_home in ("registers", "shared", "stream"):
         x_tiles = k_tiles(problem.I, plan.warps, problem.dtype)
         row = row_units(problem.I, problem.dtype) * size
-        ahead = us(plan.block_b * row / l2)
+        ahead = plan.block_b * row / l2 * cycle
         projection = us(2.0 * plan.units * x_tiles * depth * plan.block_b / rate)
         if plan.w_ih_home == "shared":
             projection += us(x_tiles * tile / c.shared)
         if plan.w_ih_home == "stream":  # a loop over tiles of W_ih and x, each a round trip to L2
-            projection += us(plan.units * row / l2) + ahead + x_tiles * c.sentinel_busy_us
+            projection += plan.units * row / l2 * cycle + ahead + x_tiles * c.sentinel_busy_us
 
     instructions = (
         c.instructions
@@ -329,6 +329,11 @@ def _grid(problem: Problem, plan: Grid, device: Device, c: Constants) -> tuple[f
     parts |= {"local": rounds * local, "issue": rounds * issue, "DRAM": dram, "projection": gemm or rounds * projection}
     parts["exchange"] = exchange if chain >= throughput else rounds * busy
     return max(chain, throughput, dram) + gemm, parts
+
+
+def gather_rate(plan: Grid, c: Constants = CONSTANTS) -> float:
+    """Bytes a cycle that each CTA of a group reads from L2 while all of them do, as reached in practice"""
+    return min(c.efficiency * c.l2_port, c.l2_read / (plan.groups * plan.ctas))
 
 
 def _per_step(problem: Problem, plan: PerStep, device: Device, c: Constants) -> tuple[float, dict[str, float]]:

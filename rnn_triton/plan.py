@@ -323,6 +323,7 @@ def _planned_grid() -> Iterator[tuple[Problem, Device]]:
     seen = set()
     for device in hardware.RECORDS.values():
         kinds = [("bf16", None, _GRID_SIZES, (8, 64)), ("fp32", "tf32", (384, 1000, 1024, 2048), (8,))]
+        kinds += [("bf16", None, (1000, 1024), (256,)), ("bf16", None, (512,), (1024,))]  # batch tiles of 32 rows
         if device.capability == 90:
             kinds.append(("fp16", None, (384, 1000, 1024, 4096), (8,)))
             kinds.append(("fp32", "tf32x3", (384, 1000, 1024, 1536), (8,)))
@@ -349,6 +350,9 @@ def _planned_otherwise() -> Iterator[tuple[Problem, Device, dict[str, Any]]]:
             ("forward", 1024, "bf16", None, {"regime": "grid", "w_ih_home": "shared"}),
             ("forward", 1024, "bf16", None, {"regime": "grid", "w_ih_home": "stream"}),
             ("forward", 384, "fp32", "tf32", {"regime": "grid", "w_ih_home": "stream"}),
+            ("forward", 512, "bf16", None, {"regime": "grid", "block_b": 32}),
+            ("backward", 384, "fp32", "tf32", {"block_b": 32}),
+            ("forward", 384, "fp32", "tf32x3", {"block_b": 32}),
             ("forward", 1024, "bf16", None, {"x_loads": "before", "look_every": 1, "probe_delay": 0}),
             ("backward", 1024, "bf16", None, {"look_every": 1, "probe_delay": 0}),
         ):

@@ -55,7 +55,7 @@ def in_subset(job):
     if problem.H > 256:
         if device.capability in (80, 100):
             return (problem.direction, problem.dtype, problem.B, problem.I, problem.H) == ("forward", "bf16", 8, 512, 512)
-        sizes = {"bf16": {8: (384, 1024, 4096), 64: (1760,)}, "fp32": {8: (1000,)}}
+        sizes = {"bf16": {8: (384, 1024, 4096), 64: (1760,), 256: (1024,)}, "fp32": {8: (1000,)}}
         if device.capability != 90:
             return False
         if problem.precision == "tf32x3":
@@ -255,6 +255,13 @@ def test_x_arrives_in_16_byte_loads(I):
     assert r.shuffles == 0
     assert r.mma == (128 + I) // 16
     assert r.shared_loads <= 4  # s alone: W_hh and W_ih stay in registers
+
+
+def test_large_batches_take_large_tiles():
+    """where the model finds that they cost less; small ones for a batch that large ones would leave on few CTAs"""
+    tiles = {B: plan.plan(plan.Problem("backward", B, 1, 1024, "bf16", None, "tanh"), hardware.RECORDS["sm_90"]).block_b
+             for B in (8, 64, 256)}  # fmt: skip
+    assert tiles == {8: 8, 64: 8, 256: 32}
 
 
 def test_planned_reaches_every_kind_of_plan():

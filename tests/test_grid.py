@@ -58,6 +58,11 @@ CASES = [
     Case(2, 9, 150, 24, home="stream", kind="tf32x3", protocol="counter", groups=2),
     Case(3, 9, 21, 37, home="gemm", groups=2),
     Case(3, 3, 5, 21, home="gemm", kind="tf32", protocol="counter", first=False, bias=(False, True)),
+    # batch tiles of 32 rows
+    Case(3, 37, 9, 24, block_b=32),
+    Case(2, 67, 20, 40, block_b=32, groups=2, kind="fp16", protocol="counter", chains=1, nonlinearity="relu"),
+    Case(2, 33, 9, 140, block_b=32, units=64, shared=3, kind="tf32", chains=1, first=False),
+    Case(2, 5, 150, 24, block_b=32, home="shared", kind="tf32x3"),
     # where x is loaded, how often the error word is, when the state first is
     Case(4, 11, 20, 33, x_loads="before", look_every=1, probe_delay=0),
     Case(3, 3, 100, 21, x_loads="before", home="shared", kind="tf32", nonlinearity="relu"),

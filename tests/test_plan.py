@@ -46,7 +46,9 @@ def check_grid(p, of, device):
     tiles = math.ceil(of.B / p.block_b)
     rounds = math.ceil(tiles / p.groups)
     assert 1 <= p.groups <= tiles
-    assert (p.units, p.block_b, p.warps) in {(u, b, w) for u in (16, 32, 64) for b in (8, 16) for w in (4, 8, 16)}
+    assert (p.units, p.block_b, p.warps) in {(u, b, w) for u in (16, 32, 64) for b in (8, 16, 32) for w in (4, 8, 16)}
+    assert p.units * p.block_b <= 256 * p.warps, "the sums over warps take two passes"
+    assert not (p.block_b == 32 and p.w_ih_home == "stream")
     size, per_warp = (2, 32) if of.dtype in ("bf16", "fp16") else (4, 16)
     k_tiles = math.ceil(of.H / (per_warp * p.warps))
     x_tiles = math.ceil(of.I / (per_warp * p.warps))
@@ -61,7 +63,7 @@ def check_grid(p, of, device):
     of_thread = 255 if p.warps <= 8 else 127
     assert (held + state) // (p.warps * 32 * 4) <= of_thread - 40 and p.warps * 32 * of_thread <= device.registers
     assert (p.w_ih_home == "none") == (of.direction == "backward")
-    assert p.chains == (2 if k_tiles >= 4 else 1)
+    assert p.chains == (2 if k_tiles >= 4 and p.block_b < 32 else 1)
     return rounds
 
 

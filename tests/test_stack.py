@@ -52,6 +52,9 @@ CASES = [
     Stack(2, 3, 9, 24, both=True, home="stream", kind="fp16", dy=False, depth=1),
     Stack(3, 3, 7, 20, both=True, home="shared", kind="fp64", chains=1, depth=1),
     Stack(3, 3, 7, 20, both=True, home="stream", kind="ieee", first=False, chains=1, depth=1),
+    # batch tiles of 32 rows
+    Stack(3, 37, 9, 24, layers=3, block_b=32, chains=1),
+    Stack(2, 35, 9, 21, both=True, block_b=32, kind="tf32", protocol="counter"),
     # where x is loaded, how often the error word is, when the state first is
     Stack(3, 11, 24, 24, layers=3, x_loads="before", look_every=1, probe_delay=0),
 ]

@@ -57,7 +57,25 @@ JOBS = [pytest.param(*job, marks=() if in_subset(*job) else pytest.mark.long, id
 
 @pytest.mark.parametrize("problem, lanes, gpu", JOBS)
 def test_plan(problem, lanes, gpu):
-    p = stack_plan.lane_plan(problem, lanes, gpu, ())
+    check(problem, lanes, gpu, stack_plan.lane_plan(problem, lanes, gpu, ()))
+
+
+@pytest.mark.parametrize("direction, lanes, dtype, precision", [
+    ("backward", Lanes(2, True), "bf16", None),
+    *(pytest.param(*how, marks=pytest.mark.long) for how in (
+        ("forward", Lanes(2, True), "bf16", None), ("forward", Lanes(2), "bf16", None), ("backward", Lanes(2), "bf16", None),
+        ("forward", Lanes(2), "fp32", "tf32"), ("backward", Lanes(2), "fp32", "tf32x3"),
+    )),
+])  # fmt: skip
+def test_batch_tiles_of_32_rows(direction, lanes, dtype, precision):
+    """which no launch of eight rows takes by itself"""
+    problem = Problem(direction, 64, 384 if direction == "forward" else 1, 384, dtype, precision, "tanh")
+    gpu = hardware.RECORDS["sm_90"]
+    p = stack_plan.lane_plan(problem, lanes, gpu, (("block_b", 32), ("regime", "grid")))
+    check(problem, lanes, gpu, p)
+
+
+def check(problem, lanes, gpu, p):
     alone = isinstance(p, SingleCta)
     assert alone or problem.H > (64 if problem.dtype == "fp32" else 128)
     kernel = launch.compile_ahead(problem, p, gpu, lanes)
