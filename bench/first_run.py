@@ -102,8 +102,8 @@ def _equivalence() -> Iterable[Item]:
     yield of(256, 16, "fp16", ())
     yield of(128, 16, "fp32", ())
     yield of(1000, 3, "bf16", sentinel)
-    yield of(1024, 200, "bf16", sentinel)  # several tiles a group
-    yield of(1024, 200, "bf16", counter)
+    yield of(1024, 300, "bf16", sentinel)  # several tiles a group
+    yield of(1024, 300, "bf16", counter)
     yield of(384, 5, "fp32", counter)
     yield of(512, 8, "fp16", counter, 50)
     yield of(320, 1, "fp16", sentinel)

@@ -165,7 +165,7 @@ def test_every_item_has_its_plan_on_an_h200(item):
 
 
 def test_several_tiles_share_a_group_where_they_should():
-    of = {i.name: i for i in first_run.items()}["h1024-b200-t6-bf16 protocol=sentinel"]
+    of = {i.name: i for i in first_run.items()}["h1024-b300-t6-bf16 protocol=sentinel"]
     with overriding(**dict(of.choices)):
         p = plan(model.problems(of.case)[0], H200)
     assert math.ceil(of.case.B / p.block_b) > p.groups > 1

@@ -69,6 +69,11 @@ def test_known_constants_are_recovered(found):
     for name in fitted - {"host_us"}:
         value, true = values[name], fit._get(TRUE, name)
         assert value.old == fit._get(latency.CONSTANTS, name) and value.new == fit._get(found.constants, name)
+        if value.low == 0.0 or math.isinf(value.high):  # a limit; beyond it the truth may lie where no record's noise shows it
+            moved = fit._with(found.constants, {name: math.log(true)})
+            shown = [abs(math.log(o.model_us(moved) / o.model_us(found.constants))) for o in fit.observations(measurements())[0]]
+            assert max(shown) <= 0.02, name
+            continue
         # 95 % intervals, of which one or another may miss: twice as wide, none does by chance (4 deviations)
         half = math.log(value.high / value.new)
         assert abs(math.log(value.new / true)) <= 2 * half + 1e-9, name
