@@ -20,9 +20,9 @@ class GlobalMemory(Lanes):
         if int(np.bitwise_or.reduce(a)) & (size - 1):
             bad = np.nonzero(a & U8(size - 1))[0]
             raise self.error(f"misaligned address {int(a[bad[0]]):#x} for {size} bytes", ins, lanes[bad])
-        found = self.sites.get(id(ins))
-        if found is not None and found.base <= low and high <= found.end:
-            return found
+        last = self.sites.get(id(ins))
+        if last is not None and last.base <= low and high <= last.end:
+            return last
         for e in self.launch.extents:
             if e.base <= low and high <= e.end:
                 self.sites[id(ins)] = e

@@ -28,12 +28,12 @@ class Launch:
     only: CTAs of the grid that are run, the others not; all by default."""
 
     def __init__(
-        self, program: Program, given: list[tuple[str, str, Any]], grid: tuple[int, int, int], warps: int, shared: int, *,
+        self, program: Program, arguments: list[tuple[str, str, Any]], grid: tuple[int, int, int], warps: int, shared: int, *,
         cooperative: bool = False, sms: int = 132, seed: int = 0, gang: int | None = 0, counting: bool = False,
         lane_checks: bool = True, watch_stores: bool = True, idle: int = 200_000, quantum: int = 40, max_blocks: int | None = None,
         tear: bool = True, only: Collection[tuple[int, int, int]] | None = None,
     ) -> None:  # fmt: skip
-        self.program, self.given, self.grid, self.warps = program, given, grid, warps
+        self.program, self.arguments, self.grid, self.warps = program, arguments, grid, warps
         self.kernel_name = program.name
         self.shared_bytes = shared
         self.cooperative = cooperative
@@ -66,25 +66,25 @@ class Launch:
         names = [name for name, _ in self.program.params]
         by_extent: dict[tuple[int, int], list[str]] = {}
         latest: dict[int, tuple[int, int]] = {}
-        for n, (name, _, value) in enumerate(self.given):
+        for n, (name, _, value) in enumerate(self.arguments):
             if isinstance(value, torch.Tensor):
                 self.params[names[n]] = value.data_ptr()
                 extent = extent_of(value)
                 by_extent.setdefault(extent, []).append(name)
                 latest[extent[0]] = max(extent, latest.get(extent[0], extent))
-            elif self.given[n][1].startswith("*"):
+            elif self.arguments[n][1].startswith("*"):
                 self.params[names[n]] = value
                 by_extent.setdefault(_addresses[value], []).append(name)
             else:
                 if not isinstance(value, int):
                     raise NotImplementedError(f"argument {name} = {value!r}")
                 self.params[names[n]] = value
-        for name in names[len(self.given) :]:
+        for name in names[len(self.arguments) :]:
             self.params[name] = 0  # scratch memory, of which there is none
         _addresses.update(latest)
-        for (base, end), of in by_extent.items():
+        for (base, end), sharing in by_extent.items():
             if end > base:
-                self.extents.append(Extent("out_ptr" if "out_ptr" in of else of[0], base, end))
+                self.extents.append(Extent("out_ptr" if "out_ptr" in sharing else sharing[0], base, end))
         self.extents.sort(key=lambda e: e.end - e.base)  # the narrowest first
 
     def extent(self, name: str) -> Extent | None:
@@ -148,15 +148,15 @@ class Launch:
                 raise PtxError("the launch takes too long: " + self.who_waits())
 
     def who_waits(self) -> str:
-        found = []
+        places = []
         for c in self.ctas:
             for g in c.gangs:
                 for block, _ in g.waiting.items():
-                    found.append(f"{c} warps {g.warps} at the barrier before block {block}")
+                    places.append(f"{c} warps {g.warps} at the barrier before block {block}")
                 for block, _ in g.fragments.items():
                     code = self.program.blocks[block].code
-                    found.append(f"{c} warps {g.warps} at {self.program.where(code[0]) if code else 'the end'}")
-        return f"{self.kernel_name}: " + "; ".join(found[:12]) + (f"; and {len(found) - 12} more" if len(found) > 12 else "")
+                    places.append(f"{c} warps {g.warps} at {self.program.where(code[0]) if code else 'the end'}")
+        return f"{self.kernel_name}: " + "; ".join(places[:12]) + (f"; and {len(places) - 12} more" if len(places) > 12 else "")
 
     # ---- statistics
 

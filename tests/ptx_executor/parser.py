@@ -271,9 +271,9 @@ class _Body:
             return Pair(self._operand(first, scope, text), self._operand(second, scope, text))
         if o.startswith("!"):
             return Negation(self._operand(o[1:], scope, text))
-        found = scope.find(o)
-        if found is not None:
-            return found
+        register = scope.find(o)
+        if register is not None:
+            return register
         if o == "_":
             return None
         m = _FLOAT.match(o)

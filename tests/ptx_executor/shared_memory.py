@@ -203,7 +203,7 @@ class SharedMemory(GlobalMemory):
 
     # ---- asynchronous copies
 
-    def cp_async(self, to: np.ndarray, of: np.ndarray, size: int, copied: Any, q: Any, ins: Any) -> None:
+    def cp_async(self, to: np.ndarray, source: np.ndarray, size: int, copied: Any, q: Any, ins: Any) -> None:
         lanes = self.active(q)
         off = self._shared(to[lanes], size, lanes, ins)
         self._write_check(off, size, lanes, ins)
@@ -212,7 +212,7 @@ class SharedMemory(GlobalMemory):
         count = np.full(len(lanes), size) if copied is None else copied[lanes].astype(np.int64)
         if (count > size).any():
             raise self.error("cp.async copies more than its size", ins, lanes)
-        self.cp_now.append((off, of[lanes], size, count, lanes, ins))
+        self.cp_now.append((off, source[lanes], size, count, lanes, ins))
 
     def cp_commit(self, q: Any) -> None:
         self.cp_groups.append(self.cp_now)
@@ -220,14 +220,14 @@ class SharedMemory(GlobalMemory):
 
     def cp_wait(self, n: int, q: Any) -> None:
         while len(self.cp_groups) > n:
-            for off, of, size, count, lanes, ins in self.cp_groups.pop(0):
+            for off, source, size, count, lanes, ins in self.cp_groups.pop(0):
                 s = self.cta.shared
                 data = np.zeros((len(lanes), size), U1)
                 for c in np.unique(count):
                     if c == 0:
                         continue
                     which = np.nonzero(count == c)[0]
-                    a = of[which]
+                    a = source[which]
                     if int(c) & (int(c) - 1):
                         raise UnknownOpcode(f"cp.async of {c} bytes")
                     if int(np.bitwise_or.reduce(a)) & (size - 1):

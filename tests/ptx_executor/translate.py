@@ -541,37 +541,37 @@ class _Writer:
             down = "nu.f32_to_bf16" if mods[-2] == "bf16x2" else "nu.f32_to_f16"
             a, b = (f"{down}(np.atleast_1d({self.v(x, 'f32')}))" for x in o[1:3])
             return self.write(ins, o[0], f"({a}.astype(U4) << U4(16)) | {b}.astype(U4)", "b32", False)
-        to, of = mods[-2], mods[-1]
+        to, source = mods[-2], mods[-1]
         rounding = [m for m in mods[:-2]]
-        x = self.v(o[1], of)
+        x = self.v(o[1], source)
         scalar = not self.registers(o[1])
         if scalar:
             x = f"G.full({x})"
-        if of in ("bf16", "f16"):
-            up = "nu.bf16_to_f32" if of == "bf16" else "nu.f16_to_f32"
-            x, of = f"{up}({x})", "f32"
+        if source in ("bf16", "f16"):
+            up = "nu.bf16_to_f32" if source == "bf16" else "nu.f16_to_f32"
+            x, source = f"{up}({x})", "f32"
             if to == "f32":
                 if rounding:
                     raise UnknownOpcode(f"rounding {rounding}")
                 return self.write(ins, o[0], x, "f32")
         if to in ("bf16", "f16"):
-            if rounding != ["rn"] or of not in ("f32", "f64"):
+            if rounding != ["rn"] or source not in ("f32", "f64"):
                 raise UnknownOpcode(f"conversion {ins.op}")
             down = "nu.f32_to_bf16" if to == "bf16" else "nu.f32_to_f16"
             return self.write(ins, o[0], f"{down}(({x}).astype(F4))", to)
         if to == "tf32":
-            if len(rounding) != 1 or rounding[0] not in ("rna", "rn") or of != "f32":
+            if len(rounding) != 1 or rounding[0] not in ("rna", "rn") or source != "f32":
                 raise UnknownOpcode(f"conversion {ins.op}")
             return self.write(ins, o[0], f"nu.f32_to_tf32({x}, {rounding[0]!r})", "b32")
         dtype = KIND[to][0]
-        if of[0] == "f" and to[0] == "f":
+        if source[0] == "f" and to[0] == "f":
             if rounding and rounding[0] in ("rni", "rzi", "rmi", "rpi"):
                 f = {"rni": "np.rint", "rzi": "np.trunc", "rmi": "np.floor", "rpi": "np.ceil"}[rounding[0]]
                 return self.write(ins, o[0], f"{f}({x}).astype({dtype})", to)
             if rounding not in ([], ["rn"]):
                 raise UnknownOpcode(f"rounding {rounding}")
             return self.write(ins, o[0], f"({x}).astype({dtype})", to)
-        if of[0] == "f":
+        if source[0] == "f":
             if len(rounding) != 1 or rounding[0] not in ("rni", "rzi", "rmi", "rpi"):
                 raise UnknownOpcode(f"rounding {rounding}")
             info = np.iinfo(_NUMPY[dtype])
