@@ -145,14 +145,15 @@ def triton_matmul(a: torch.Tensor, b: torch.Tensor, precision: str) -> torch.Ten
     parts = a.new_empty((plan.splits, *several, M, N))
     constants, scalars = arguments(a, b, plan, precision)
     grid = (P * triton.cdiv(M, plan.block_m) * triton.cdiv(N, plan.block_n), plan.splits, 1)
-    _launcher(tuple(constants.items()))((a, b, parts), parts, scalars, grid)
+    _launcher(a.device, tuple(constants.items()))((a, b, parts), parts, scalars, grid)
     if plan.splits == 1:
         return parts[0]
     return parts.sum(0)  # adds in a fixed order
 
 
 @functools.cache
-def _launcher(constants: tuple[tuple[str, Any], ...]) -> Launcher:
+def _launcher(_device: torch.device, constants: tuple[tuple[str, Any], ...]) -> Launcher:
+    """One for each device: a kernel that is kept is loaded on one."""
     given = dict(constants)
     options = _options(given["BLOCK_M"], given["BLOCK_N"], given["PRECISION"])
     return Launcher(matmul_kernel, None, lambda present: given, options)

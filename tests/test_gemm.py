@@ -294,6 +294,18 @@ def test_torch_where_its_setting_serves(monkeypatch, setting, current, kernel_ru
     assert setting.fp32_precision == current
 
 
+def test_kernels_are_kept_for_each_device(monkeypatch):
+    """Where one was launched first, its code is."""
+    used = []
+    monkeypatch.setattr(gemm.Launcher, "__call__", lambda self, *_: used.append(self))
+    monkeypatch.setattr(gemm.hardware, "of", lambda _: gemm.hardware.RECORDS["sm_90"])
+    for index in (0, 1, 0, 1):
+        square = Strided((64, 64), (64, 1), 0)
+        square.device, square.new_empty = torch.device("cuda", index), torch.empty
+        gemm.triton_matmul(square, square, "tf32")
+    assert used[0] is used[2] is not used[1] and used[1] is used[3]
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
 def test_cpu_is_torchs(dtype):
     a, b = torch.randn(6, 7).to(dtype), torch.randn(7, 5).to(dtype)
