@@ -138,10 +138,9 @@ def compare(case: Case, result: Result, truth: Result) -> Verdict:
         difference = (got.double() - expected).reshape(apart, -1)
         scale = expected.reshape(apart, -1).norm(dim=1).clamp_min(1e-30)
         rms = scale / math.sqrt(difference.shape[1])
-        # amax and max hand NaN on
-        relative = float((difference.norm(dim=1) / scale).max())
-        largest = float((difference.abs().amax(dim=1) / rms).max())
-        relative_tolerance, largest_tolerance = tolerance(case, quantity, float(rms.min()))
+        limits = rms.new_tensor([tolerance(case, quantity, size) for size in rms.tolist()])
+        relative, relative_tolerance = _worst(difference.norm(dim=1) / scale, limits[:, 0])
+        largest, largest_tolerance = _worst(difference.abs().amax(dim=1) / rms, limits[:, 1])
         errors[quantity] = {
             "rel": relative, "rel_tol": relative_tolerance, "max": largest, "max_tol": largest_tolerance,
         }  # fmt: skip
@@ -150,6 +149,12 @@ def compare(case: Case, result: Result, truth: Result) -> Verdict:
         elif not largest <= largest_tolerance:
             missed.append(f"{quantity}: largest error {largest:.2e} rms, tolerance {largest_tolerance:.2e}")
     return Verdict(errors, "; ".join(missed))
+
+
+def _worst(errors: Tensor, limits: Tensor) -> tuple[float, float]:
+    """An error and its limit, where it comes closest to it or is NaN"""
+    at = int((errors / limits).argmax())  # of NaN, if there is one
+    return float(errors[at]), float(limits[at])
 
 
 def judge(case: Case, session: Session, pass_: str, truth: Result) -> Verdict:

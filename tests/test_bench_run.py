@@ -278,6 +278,18 @@ def test_the_gate_refuses_a_provider_that_forgets_the_state():
     assert not verdict.ok and "y: relative error" in verdict.message
 
 
+def test_a_part_that_is_next_to_nothing_widens_no_other_ones_tolerance():
+    """fp16 has no relative precision for such states of a layer; those of the other one have theirs."""
+    case = cases.parse("h40-b3-t9-l2-fp16")
+    hn = torch.randn(2, 3, 40, generator=torch.Generator().manual_seed(0)).double()
+    hn[1] *= 1e-7
+    assert check.compare(case, {"hn": hn.half()}, {"hn": hn}).ok
+    for layer, by, ok in ((0, 1.05, False), (1, 1.05, True), (1, 1e3, False), (0, math.nan, False), (1, math.nan, False)):
+        wrong = hn.clone()
+        wrong[layer] *= by
+        assert check.compare(case, {"hn": wrong}, {"hn": hn}).ok is ok
+
+
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
 def test_the_gate_of_small_signals_refuses_what_loses_them(dtype):
     """States rounded to multiples of a small number, which the usual gate does not see"""
