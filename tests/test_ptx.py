@@ -16,7 +16,7 @@ from support.stacks import Stack
 from test_kernels import check, inputs
 
 from rnn_triton import faults
-from rnn_triton.kernels import exchange
+from rnn_triton.kernels import exchange, prefetch
 
 pytestmark = pytest.mark.ptx
 long = pytest.mark.long
@@ -99,6 +99,20 @@ def test_a_kernel_that_reads_past_the_end_of_a_tensor_fails():
     assert torch.equal(out, x)
     with pytest.raises(PtxError, match="out of bounds .x_ptr has 252 bytes, this is from its byte 252 on.: _copy"):
         _copy[(1,)](x, out, 63, MASKED=False, BLOCK=64)
+
+
+@triton.jit
+def _prefetched(x_ptr, byte, enable):
+    left = tl.full((32,), 1, tl.int32)
+    prefetch.prefetch(x_ptr.to(tl.int64) + byte + left, left * enable > 0, left, 1, 1)
+
+
+def test_a_kernel_that_prefetches_past_the_end_of_a_tensor_fails():
+    x = torch.arange(128.0)[:63]
+    _prefetched[(1,)](x, 250, 1)
+    _prefetched[(1,)](x, 251, 0)
+    with pytest.raises(PtxError, match="out of bounds .x_ptr has 252 bytes, this is from its byte 252 on.: _prefetched"):
+        _prefetched[(1,)](x, 251, 1)
 
 
 @triton.jit

@@ -26,13 +26,13 @@ cp.async at its wait (reading before is an error), wgmma at its wait (with what 
 be read before), and, where CTAs wait for each other, half of the stores to global memory in two parts, some lanes now and the
 rest at the warps' next block (`tear`).
 
-What is an error (PtxError, with kernel, CTA, warp, lane and the source line of `.loc`): a global access outside the extents of
+What is an error (PtxError, with kernel, CTA, warp, lane and the source line of `.loc`): a global access or prefetch outside the extents of
 the tensors that the launch was given (by their own bytes, not by the allocation's), a misaligned one, a read of shared memory
 that was never written, two warps at the same shared bytes without a CTA barrier between them (unless both write the same value,
 as Triton's conversions of replicated layouts do), a plain load of global memory that another warp has stored in this
 launch with no barrier between, a warp-wide instruction or a barrier by a part of a warp, a register that was never written, a
 trap, a deadlock, with a list of who waits where.  An opcode, modifier or form that is not implemented raises UnknownOpcode
-with its text: nothing is ignored but fences and prefetches.  Noted, and no error (`lane_hazards`): lanes of one warp that
+with its text: nothing is ignored but fences.  Noted, and no error (`lane_hazards`): lanes of one warp that
 exchange through shared memory without a warp barrier.
 
 What it does not show: ptxas and the machine code (registers, scheduling, its own barriers and convergence), weak memory, time,

@@ -82,6 +82,13 @@ class GlobalMemory(Lanes):
                 columns[k][to] = view[index + k] if k else view[index]
         return columns
 
+    def prefetch(self, a: np.ndarray, q: Any, ins: Any) -> None:
+        """Nothing happens, and a GPU would not mind an address that is nobody's: here it must be a tensor's."""
+        lanes = self.active(q)
+        a = np.broadcast_to(a, self.N)[lanes]
+        if len(a):
+            self._extent(a, 1, ins, lanes)
+
     @staticmethod
     def _dtype(size: int) -> Any:
         return {1: U1, 2: U2, 4: U4, 8: U8}[size]

@@ -716,7 +716,12 @@ class _Writer:
     i_membar = i_fence
 
     def i_prefetch(self, ins: Instruction, o: Any) -> None:
-        pass
+        if ins.parts[1:] != ("global", "L2"):
+            raise UnknownOpcode("form of prefetch")
+        g = self.guard(ins)
+        self.emit(f"q = {g}")
+        call = f"G.prefetch({self.address(o[0], 64)}, q, {self.keep(ins)})"
+        self.emit(f"if q.any(): {call}" if ins.pred is not None else call)
 
     # warps and CTAs
 

@@ -53,6 +53,7 @@ PTX_MUTANTS = (
     PtxMutant("nothing for what is masked", r"mov\.u(?:16|32) (%\w+), [^;]+;\s*(?=@%p\d+ ld\.global\S* \{ \1 \})", "", "forward", ALONE_ODD),
     PtxMutant("loads without their masks", r"@%p\d+ (ld\.global)", r"\1", "forward", ALONE_ODD),
     PtxMutant("stores without their masks", r"@!?%p\d+ (st\.global)", r"\1", "forward", ALONE_ODD),
+    PtxMutant("prefetches without their masks", r"@p (prefetch\.global)", r"\1", "forward", ALONE_ODD),
     PtxMutant("a lane's part is stored beside its place", r"(st\.shared\.b32 \[ %r\d+) \+ 0 \]", r"\1 + 4 ]", "forward", GROUP, 0),
     PtxMutant("only a part of a warp multiplies", r"(?<=\n)\s*(mma\.sync)", r"\n@%p3 \1", "forward", GROUP, 0),
 )  # fmt: skip
