@@ -4,11 +4,12 @@ torch casts a leaf of fp32 that requires grad once and keeps the cast until the 
 torch.clear_autocast_cache is called). A weight that changes meanwhile is stale there, and a cast made under no_grad loses
 its gradients. So the casts here are kept beside torch's, for exactly as long, but not used any more once the weight has
 another version or other memory, or once a gradient has reached it, for fused optimizers change weights without a new
-version. Every call gets a node of its own in the graph, and gradients of all calls are added up in the weight's dtype.
+version. Each stream has casts of its own, for nothing makes it wait for another one's. Every call gets a node of its own in the graph, and gradients of all calls are added up in the weight's dtype.
 """
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from typing import Any
 
@@ -20,6 +21,7 @@ _is_grad_enabled = torch.is_grad_enabled
 _is_inference = torch.is_inference_mode_enabled
 _is_tracing = torch._C._is_tracing
 _are_transforms_active = torch._C._are_functorch_transforms_active
+_autograd: Any = torch._C._autograd  # its stubs lack some
 _markers: dict[torch.device, Tensor] = {}
 
 
@@ -41,13 +43,19 @@ class _Entry:
 
 class _Casts:
     def __init__(self) -> None:
-        self._entries: dict[int, _Entry] = {}
+        self._entries: dict[tuple[int, int], _Entry] = {}
 
     def of(self, weight: Any, dtype: torch.dtype) -> _Entry:
-        entry = self._entries.get(id(weight))
+        key = id(weight), _stream(weight)
+        entry = self._entries.get(key)
         if entry is None or not entry.holds(weight, dtype):
-            entry = self._entries[id(weight)] = _Entry(weight, dtype)
+            entry = self._entries[key] = _Entry(weight, dtype)
         return entry
+
+
+def _stream(t: Tensor) -> int:
+    """The current one of t's device; 0 on a CPU"""
+    return torch._C._cuda_getCurrentRawStream(t.get_device()) if t.is_cuda else 0
 
 
 _kept: dict[torch.device, weakref.ref[_Casts]] = {}
@@ -98,7 +106,10 @@ def _can_keep(t: Tensor | None) -> bool:
 def _open(device: torch.device) -> _Casts:
     """Casts that live as long as those of torch on this device: they hang on the graph of one, of a marker of no elements"""
     # neither hooks of a user nor modes that count, record or fake see it
-    with torch._C._DisableTorchDispatch(), torch.autograd.graph.saved_tensors_hooks(_same, _same):
+    hooks: Any = contextlib.nullcontext()
+    if _autograd._saved_tensors_hooks_is_enabled():
+        hooks = torch.autograd.graph.saved_tensors_hooks(_same, _same)
+    with torch._C._DisableTorchDispatch(), hooks:
         marker = _markers.get(device)
         if marker is None:
             marker = _markers[device] = torch.zeros(0, 0, device=device, requires_grad=True)

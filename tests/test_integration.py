@@ -192,6 +192,22 @@ def test_autocast_in_inference_mode():
     assert cell.weight_hh.grad is not None
 
 
+def test_autocast_where_hooks_are_disabled():
+    cell, x = rnn_triton.RNNCell(5, 18), data(3, 2, 5)[0]
+    with torch.autocast("cpu", torch.bfloat16), torch.autograd.graph.disable_saved_tensors_hooks("none here"):
+        assert cell(x).requires_grad
+
+
+def test_autocast_shares_no_cast_among_streams(monkeypatch):
+    """Another stream may read it before it is there."""
+    cell, x = rnn_triton.RNNCell(5, 18), data(4, 2, 5)
+    streams = iter([1, 1, 2, 2, 1, 1, 2, 2])  # two weights a call
+    monkeypatch.setattr(rnn_triton.autocast, "_stream", lambda _: next(streams))
+    with torch.autocast("cpu", torch.bfloat16):
+        kept, _ = kept_for_backward(lambda: [cell(x_t) for x_t in x])
+    assert kept == [(18, 5), (18, 5), (18, 18), (18, 18)]
+
+
 def test_autocast_of_a_thread_beside_a_backward_pass(monkeypatch):
     """A gradient of another thread reaches a weight after its cast was found, and before the call has it."""
     cell, x = rnn_triton.RNNCell(5, 18), data(3, 2, 5)[0]
