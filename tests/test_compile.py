@@ -13,7 +13,6 @@ import re
 
 import pytest
 import torch
-import triton
 from support.layouts import check_verify_layout
 
 from bench import resources
@@ -233,8 +232,8 @@ def test_settings_of_a_group_in_machine_code(choices, capability):
     assert any("SR_CLOCK" in i.text for i in code[probes[0] - 12 : probes[0]]) == (not choices)
 
 
-# of one warp; each the count on Triton 3.7.1, and on 3.6.0 but for two instructions backward
-INSTRUCTIONS = {"forward": 100, "backward": 117}
+# of one warp, at most; Triton 3.7.1 takes 100 and 117, 3.6.0 100.5 and 117
+INSTRUCTIONS = {"forward": 102, "backward": 117}
 
 
 @pytest.mark.parametrize("direction", list(INSTRUCTIONS))
@@ -242,7 +241,7 @@ def test_instructions_of_a_step(direction):
     device = hardware.RECORDS["sm_90"]
     problem = plan.Problem(direction, 8, 128, 128, "bf16", None, "tanh")
     r = resources.analyze(launch.compile_ahead(problem, plan.plan(problem, device), device))
-    assert r.instructions <= INSTRUCTIONS[direction] + 2 * (triton.__version__ < "3.7" and direction == "backward") and r.l2_prefetches > 0
+    assert r.instructions <= INSTRUCTIONS[direction] and r.l2_prefetches > 0
 
 
 @pytest.mark.parametrize("I", [32, 128])
