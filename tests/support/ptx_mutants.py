@@ -31,7 +31,6 @@ class PtxMutant:
 
 
 GROUP = Case(3, 11, 8, 24)
-COUNTED = GROUP.having(protocol="counter")
 WIDE = Case(2, 3, 8, 128)  # every warp has a part of every sum
 TF32 = Case(3, 5, 13, 37, kind="tf32")
 ALONE = Stack(3, 9, 9, 40, both=True, depth=1)
