@@ -267,11 +267,12 @@ def recurrence(
     # (fp64, too) or makes shuffles of unpacking (16-bit streams), each load stands behind the last use of its registers.
     TWICE: tl.constexpr = X_DEPTH == 2 if W_IN_HOME != "none" else HAS_SAVED and FORM != "mma16" and DTYPE != tl.float64
     UNROLL: tl.constexpr = 2 if TWICE and not LINKED else 1
-    HAS_X: tl.constexpr = W_IN_HOME != "none" and I > 0
+    HAS_X: tl.constexpr = W_IN_HOME != "none" and I > 0 and not (LINKED and X_DEPTH == 1)  # no registers there
     X_LINES: tl.constexpr = row_lines(I, DTYPE) if HAS_X else 0
     U_LINES: tl.constexpr = row_lines(H, u_ptr.dtype.element_ty) if HAS_U else 0
     SAVED_LINES: tl.constexpr = row_lines(H, DTYPE) if HAS_SAVED else 0
     LINES: tl.constexpr = max(X_LINES, U_LINES, SAVED_LINES)
+    PREFETCHED: tl.constexpr = LINES > 0
     ACROSS: tl.constexpr = across(X_LINES, U_LINES, SAVED_LINES, BLOCK_B, WARPS)
     PERIOD: tl.constexpr = period(X_LINES, U_LINES, SAVED_LINES, BLOCK_B, WARPS)
     tl.static_assert(X_DEPTH > 0 or FORM != "fma")
@@ -368,10 +369,11 @@ def recurrence(
         streams = streams + ((u_ptr, step_u, stride_u_b.to(tl.int64) * U_UNIT, rows_u, H),)
     if HAS_SAVED:
         streams = streams + ((saved_ptr, step_out, ROW, rows, H),)
-    line, line_step, line_steps, line_left = lines_ahead(streams, t, dt, T, BLOCK_B, PERIOD, ACROSS)
-    for ahead in range(0, AHEAD, PERIOD):
-        prefetch(line, ahead < line_steps, line_left, LINES, ACROSS)
-        line += line_step * PERIOD
+    if PREFETCHED:
+        line, line_step, line_steps, line_left = lines_ahead(streams, t, dt, T, BLOCK_B, PERIOD, ACROSS)
+        for ahead in range(0, AHEAD, PERIOD):
+            prefetch(line, ahead < line_steps, line_left, LINES, ACROSS)
+            line += line_step * PERIOD
 
     # ---- on chip for the whole launch
     w = operand(load_recurrent(w_rec_ptr, W_ROWS, H_PAD, WARPS, FORM, TRANSPOSED, W_REC_ALIGNED), PRECISION)
@@ -420,8 +422,9 @@ def recurrence(
     )  # fmt: skip
 
     for step in tl.range(0, T, loop_unroll_factor=UNROLL):
-        prefetch(line, (step % PERIOD == 0) & (step < line_steps - AHEAD), line_left, LINES, ACROSS)
-        line += line_step
+        if PREFETCHED:
+            prefetch(line, (step % PERIOD == 0) & (step < line_steps - AHEAD), line_left, LINES, ACROSS)
+            line += line_step
         # ---- in the shadow of the exchange
         if CHAINS == 2:
             s_a, s_b = halves_of_state(s, H_PAD, BLOCK_B)  # written out first: s and x can share their barriers
