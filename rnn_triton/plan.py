@@ -100,11 +100,12 @@ def best(problem: Problem, device: Device, plans: Sequence[Plan]) -> Plan:
 
 @contextlib.contextmanager
 def overriding(**choices: Any) -> Iterator[None]:
-    """While open, in the whole process, plans have these values: names of the fields of a plan, and `regime`.
+    """While open, plans of the whole process have these values: `regime` ("single_cta", "grid", "per_step"), `lanes`, and the
+    fields of a plan, such as block_b, protocol or w_ih_home (all, with their values: rnn_triton/plans.py; docs/grid.md).
 
     `lanes`: how many layers of a stack, or directions, a launch holds at most; 1: each has its own.  `w_ih_home` is about
-    forward passes: backward ones project nothing.  Nested ones add up.  ValueError: no such field, here; no such plan, when
-    one is asked for."""
+    forward passes: backward ones project nothing.  Blocks nest; the inner value wins.  On CPU tensors nothing is planned.
+    ValueError: on entry if no plan has such a field, at a call if no plan of its problem has these values."""
     unknown = sorted(set(choices) - CHOICES)
     if unknown:
         raise ValueError(f"a plan has no {', '.join(unknown)}; it has {', '.join(sorted(CHOICES))}")

@@ -242,7 +242,7 @@ def test_the_parameters_of_a_stack(answers):
 
 
 def test_the_parameters_of_a_stack_on_one_cta_a_layer(answers):
-    """The same tensors; no range of steps; strides of dy in vectors of two units; no models"""
+    """The same tensors; strides of dy in vectors of two units; no models"""
     for name, first, end, reverse, strides in (
         ("forward", ["x", "h0", "y", "y", "y", "hn"], "y", 0, [9 * 16 // 8, 16 // 8, 0, 0]),
         ("backward", ["da", "dhn", "dy", "y", "da", "da"], "da", 1, [0, 0, 9 * 32 // 2, 32 // 2]),
