@@ -263,10 +263,12 @@ def recurrence(
     ROW: tl.constexpr = H if LINKED else LANES * H  # of a batch row of s
     DROPPED: tl.constexpr = DROPOUT and FIRST_IS_STATE
     # What is loaded before its registers' last values are used up comes into other registers, and ptxas moves it at the end of a
-    # trip, where it waits for it.  So a trip is two steps, whose registers change places; where that takes too many (X_DEPTH 1),
-    # (fp64, too) or makes shuffles of unpacking (16-bit streams), each load stands behind the last use of its registers.
-    TWICE: tl.constexpr = X_DEPTH == 2 if W_IN_HOME != "none" else HAS_SAVED and FORM != "mma16" and DTYPE != tl.float64
+    # trip, where it waits for it.  So a trip is two steps, whose registers change places.  Where that takes too many (X_DEPTH 1,
+    # fp64) or makes shuffles of unpacking (16-bit streams), each load stands behind the last use of its registers.  A step of the
+    # fma form in fp32 takes longer than a read from L2: its moves wait for nothing.
+    TWICE: tl.constexpr = X_DEPTH == 2 if W_IN_HOME != "none" else HAS_SAVED and FORM == "mma32"
     UNROLL: tl.constexpr = 2 if TWICE and not LINKED else 1
+    EARLY: tl.constexpr = UNROLL == 2 or (FORM == "fma" and DTYPE == tl.float32)  # u and saved, at the head of a step
     HAS_X: tl.constexpr = W_IN_HOME != "none" and I > 0 and not (LINKED and X_DEPTH == 1)  # no registers there
     X_LINES: tl.constexpr = row_lines(I, DTYPE) if HAS_X else 0
     U_LINES: tl.constexpr = row_lines(H, u_ptr.dtype.element_ty) if HAS_U else 0
@@ -455,7 +457,7 @@ def recurrence(
                 x, w_in, row0, t, drop, H_PAD, BLOCK_B, WARPS, FORM, DTYPE, PRECISION, ACC, FIRST_IS_STATE, DROPOUT
             )
             p_next += zero.to(ACC)  # a known zero would merge the chains
-        if UNROLL == 2:
+        if EARLY:
             u_raw = _load_stream(
                 u_ptr + t_1 * step_u, stride_u_b, rows_u, H, H_PAD, BLOCK_B, WARPS, FORM, U_ALIGNED, WIDE_U, HAS_U
             )  # fmt: skip
@@ -483,7 +485,7 @@ def recurrence(
             x_raw = _load_inputs(
                 x_1, stride_x_b, rows, zero, x_width, BLOCK_B, WARPS, CHUNK, N_CHUNKS, FORM, X_ALIGNED, True
             )  # fmt: skip
-        if UNROLL == 1:
+        if not EARLY:
             u_raw = _load_stream(
                 u_ptr + t_1 * step_u, stride_u_b, rows_u, H, H_PAD, BLOCK_B, WARPS, FORM, U_ALIGNED, WIDE_U, HAS_U
             )  # fmt: skip
@@ -491,7 +493,7 @@ def recurrence(
             a = tl.where(step == 0, p + u, a)  # there is no state yet, and 0 * W_rec is NaN where W_rec is infinite
         new = CELL(a, saved, ACCURACY)
         s = new.to(DTYPE)
-        if UNROLL == 1:
+        if not EARLY:
             saved_raw = _load_stream(
                 saved_ptr + t_1 * step_out, ROW // S_UNIT, rows, H, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED, False, HAS_SAVED
             )  # fmt: skip

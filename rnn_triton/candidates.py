@@ -196,7 +196,7 @@ def _w_ih_home(
     wide = int(h_pad == 256)
     # x takes registers in proportion to the batch tile, and twice as many where its rows are no 16-byte vectors.
     chunks = math.ceil(problem.I / chunk) * (block_b // 8) * (2 if _ragged(problem, form) else 1)
-    if chunks <= form.registers[wide]:
+    if chunks <= form.registers[wide] - (wide and device.capability >= 100):  # two chunks of bf16 spill a word on sm_100
         # ptxas aims at 128 registers for two CTAs on an SM and would spill for them: ragged fp32 holds x of one step only, and
         # so does a kernel whose W_hh leaves too few registers for two
         once = wide or chunks > form.twice or _ragged(problem, form)

@@ -148,12 +148,21 @@ def check(kernel, problem, p, device):
 def check_runs_ahead(r, problem, p):
     """What is loaded for later steps is not waited for in this one, and comes from L2.
 
-    A thread that holds x of two steps has a step and what is before x's product to wait; less where fp32 rounds x early.  Where it
-    holds one x, the load stands behind the product that frees its registers, a part of the step from where it is read."""
-    assert r.moved == 0, "a prefetched register is moved in the step that loads it"
+    A thread that holds x of two steps has a step and what is before x's product to wait; less where fp32 rounds x early, and in a
+    batch tile of 16, whose loads ptxas delays.  Where it holds one x, the load stands behind the product that frees its registers, a
+    part of the step from where it is read.  Backward the fma form in fp32, and what ptxas makes for sm_100, move what was loaded
+    about half a step ago or more."""
+    if problem.direction == "backward" and (r.arch == "sm_100" or (p.formulation == "fma" and problem.dtype == "fp32")):
+        assert r.read_behind >= 0.45 or r.moved == 0
+    else:
+        assert r.moved == 0, "a prefetched register is moved in the step that loads it"
     assert r.l2_prefetches > 0
     if problem.direction == "forward" and p.w_ih_home != "stream":
-        apart = {"mma16": 1.0, "mma32": 0.8}[p.formulation] if p.x_depth == 2 else 0.9 if p.formulation == "fma" else 0.25
+        apart = 0.25
+        if p.formulation == "fma":
+            apart = 0.9
+        elif p.x_depth == 2:
+            apart = 0.98 if p.formulation == "mma16" and p.block_b == 8 else 0.8
         assert r.read_behind >= (apart if p.x_depth else 0.1)
 
 
