@@ -1,0 +1,136 @@
+"""A step of every planned kernel, counted on the executor of PTX (support/counts.py), keeps to its row of docs/resources.md,
+and the rows to what the kernels are designed for.
+"""
+
+import pytest
+from support import counts
+from support.mutants import Change, patched
+
+from rnn_triton import plans
+from rnn_triton.plans import SIZES, row_units
+
+pytestmark = pytest.mark.ptx
+long = pytest.mark.long
+
+JOBS = list(counts.jobs())
+DEFAULT = {
+    "forward-bf16-B8-I256-H128", "backward-bf16-B8-I128-H128", "forward-fp32-tf32-B8-I128-H128",
+    "backward-fp32-tf32-B8-I128-H128", "forward-bf16-B8-I64-H512", "backward-bf16-B8-I512-H512",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def limits():
+    return counts.limits()
+
+
+@pytest.mark.parametrize("job", [pytest.param(job, marks=() if job.name in DEFAULT else long, id=job.name) for job in JOBS])
+def test_step(job, limits):
+    assert counts.counted(job).beyond(limits[job.key]) == []
+
+
+def test_the_table_has_every_planned_kernel(limits):
+    assert sorted(limits) == sorted(job.key for job in JOBS) and len({job.name for job in JOBS}) == len(JOBS)
+    assert {job.name for job in JOBS} >= DEFAULT
+
+
+# ---- what the kernels are designed for ------------------------------------------------------------------------------
+
+
+def held(job):
+    """{argument: bytes of it that the CTA's threads need in a step}; what several threads need counts as often"""
+    of, p, lanes = job.problem, job.plan, job.lanes
+    size, forward = SIZES[of.dtype], of.direction == "forward"
+    alone, threads = isinstance(p, plans.SingleCta), 32 * p.warps
+    linked = lanes.linked and lanes.count > 1
+    row = row_units(of.H, of.dtype)
+    units = of.H if alone else p.units
+    # a thread of a group has two units of a row; in a CTA alone each warp has all of x, but in the fma form an element
+    own = p.block_b * units if alone else max(p.block_b * units, 2 * threads)
+    x = p.block_b * (of.I if forward else 1)
+    x = max(x, threads) if p.formulation == "fma" else x * p.warps if alone else x
+    found = {}
+    if linked:  # the last lane's x is the out of the one before
+        found["out"] = (p.warps if alone else 1) * p.block_b * row * size
+    elif forward and p.w_ih_home not in ("gemm", "none"):
+        found["x"] = x * size
+    if p.w_ih_home == "stream":
+        found["w_in"] = units * of.I * size
+    if forward and p.w_ih_home == "gemm":
+        found["u"] = own * 4
+    if not forward:
+        found["saved"] = own * size
+        if not linked:
+            found["u"] = own * size
+    if not alone:
+        found["out"] = found.get("out", 0) + p.block_b * row * size
+        found["sync"] = 32 * (p.warps + (p.protocol == "counter"))
+    return found
+
+
+def barriers(job):
+    """One frees and one fills the buffer of the exchange or the reduction; the counter protocol waits and releases behind two more,
+    weights in shared memory are fetched behind one."""
+    p = job.plan
+    return 2 + 2 * (getattr(p, "protocol", "") == "counter") + (p.regime == "grid" and p.w_ih_home == "shared")
+
+
+# What is not as designed, and takes what the table says
+ODD_ROWS = "their rows begin at any element, and are loaded one by one"
+FOUR_LOADS = "a thread's 16 bytes come in four loads, which touch each sector four times"
+BEYOND = {
+    "forward-bf16-B4096-I63-H61": (["bytes from x"], ODD_ROWS),
+    "forward-bf16-B8-I255-H253": (["bytes from w_in", "bytes from x"], ODD_ROWS),
+    "backward-bf16-B8-I255-H253": (["conflicts", "bytes from saved", "bytes from u"], ODD_ROWS),
+    "backward-fp32-ieee-B8-I63-H61": (["bytes from saved", "bytes from u"], ODD_ROWS),
+    "backward-bf16-B8-I256-H256": (["conflicts"], "32 of 320 wavefronts, since its loads are behind the products"),
+    **{
+        f"{direction}-bf16-B{B}-I{H}-H{H}": (["bytes from u"], FOUR_LOADS)
+        for direction in ("forward", "backward") for B, H in ((256, 1000), (256, 1024), (1024, 512))
+    },
+}  # fmt: skip
+
+def test_the_limits_are_those_of_the_design(limits):
+    """W_hh is not loaded; of the rest no more than it has.  In the tensor core forms two barriers and no conflicts."""
+    more = {}
+    for job in JOBS:
+        if job.plan.regime == "per_step":  # it keeps nothing on chip
+            continue
+        found = limits[job.key]
+        tensor_core = job.plan.formulation != "fma"
+        design = counts.Step(
+            barriers(job) if tensor_core else found.barriers, found.wavefronts, 0 if tensor_core else found.conflicts,
+            # what a warp loads of a row at once is at least a sector, and may begin within one
+            {name: 2 * n for name, n in held(job).items()},
+        )  # fmt: skip
+        if texts := found.beyond(design):
+            more[job.name] = [text.partition(":")[0] for text in texts]
+    assert more == {name: kinds for name, (kinds, _) in BEYOND.items()}
+
+
+# ---- each limit can fail --------------------------------------------------------------------------------------------
+
+WIDE, SHARED = "forward-bf16-B8-I64-H512", "forward-bf16-B8-I1024-H1024-grid-w_ih_home=shared"
+AT = "\n        # ---- critical path"
+
+
+@pytest.mark.parametrize("name, change, kinds", [
+    pytest.param(WIDE, Change("grid.py", AT, f"\n        tl.debug_barrier(){AT}"), ["barriers"], id="a-barrier-more"),
+    pytest.param(
+        WIDE,
+        Change("grid.py", AT, """
+        w_rec = _weights(
+            w_rec_ptr, unit0, (WORDS + TILE - 1) // TILE, SHARED_TILES, ROW, ROW, UNITS, WARPS, FORM, PRECISION
+        )""" + AT),
+        ["bytes from w_rec"], id="weights-from-memory",
+    ),
+    pytest.param(
+        SHARED, Change("slices.py", "column), [2, 1, 4])", "column), [1, 1, 4])"), ["wavefronts", "conflicts"],
+        id="rows-in-the-same-banks",
+    ),
+])  # fmt: skip
+def test_more_than_the_limit_fails(name, change, kinds, limits):
+    job = next(job for job in JOBS if job.name == name)
+    with patched(change) as kernels:
+        found = counts.counted(job, kernels.host).beyond(limits[job.key])
+    assert [text.partition(":")[0] for text in found] == kinds
