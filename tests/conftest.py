@@ -17,6 +17,7 @@ With TRITON_INTERPRET=1 in the environment only the interpreter tests run, in th
 """
 
 import os
+import sys
 import zlib
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tensors are tiny, and the workers are the parallelism
@@ -94,6 +95,20 @@ def _schedules(request):
     """A test's launches on the executor have the same schedules whatever ran before."""
     if EXECUTOR in request.config.stash:
         request.config.stash[EXECUTOR].launches = zlib.crc32(request.node.name.encode()) % 65536
+
+
+@pytest.fixture(autouse=True)
+def _precision_of_cudnn():
+    """A benchmark session sets the precision of cuDNN's RNNs for its process.  The next test finds it as it was."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        yield
+        return
+    rnn = torch.backends.cudnn.rnn
+    before = rnn.fp32_precision
+    yield
+    if rnn.fp32_precision != before:
+        rnn.fp32_precision = before
 
 
 def kind(item):
