@@ -3,6 +3,7 @@ and the rows to what the kernels are designed for.
 """
 
 import pytest
+import triton
 from support import counts
 from support.mutants import Change, patched
 
@@ -24,6 +25,12 @@ def limits():
     return counts.limits()
 
 
+# The limits hold on Triton 3.6 and 3.7.  Later ones make code with more barriers (CHANGELOG, "Open"), and which of the changes
+# below reach the compiled code depends on the compiler.
+VERSION = tuple(map(int, triton.__version__.split(".")[:2]))
+
+
+@pytest.mark.skipif(VERSION > (3, 7), reason="the limits are those of Triton 3.6 and 3.7")
 @pytest.mark.parametrize("job", [pytest.param(job, marks=() if job.name in DEFAULT else long, id=job.name) for job in JOBS])
 def test_step(job, limits):
     assert counts.counted(job).beyond(limits[job.key]) == []
@@ -114,6 +121,7 @@ WIDE, SHARED = "forward-bf16-B8-I64-H512", "forward-bf16-B8-I1024-H1024-grid-w_i
 AT = "\n        # ---- critical path"
 
 
+@pytest.mark.skipif(VERSION != (3, 7), reason="the changes are to what Triton 3.7 makes of the source")
 @pytest.mark.parametrize("name, change, kinds", [
     pytest.param(WIDE, Change("grid.py", AT, f"\n        tl.debug_barrier(){AT}"), ["barriers"], id="a-barrier-more"),
     pytest.param(
