@@ -293,10 +293,12 @@ def _clock(records: Sequence[dict[str, Any]], name: str) -> float | None:
 def _unknown(pairs: Sequence[Pair]) -> list[str]:
     """What the records of both sides do not tell"""
     timed = [pair for pair in pairs if pair.p is not None]
-    once, unclocked = (sum(map(of, timed)) for of in (lambda p: min(p.runs) == 1, lambda p: None in p.mhz))
-    notes = [f"one run on a side of {once} pairs: how far runs of equal code are apart is not known; run --repeats 3 shows it"]
-    notes += [f"clocks are not recorded for {unclocked} pairs, whose verdict knows nothing of them"]
-    return [note for note, count in zip(notes, (once, unclocked)) if count]
+    notes = []
+    if once := sum(min(pair.runs) == 1 for pair in timed):
+        notes.append(f"one run on a side of {once} pairs: how far runs of equal code are apart is not known; run --repeats 3 shows it")
+    if unclocked := sum(None in pair.mhz for pair in timed):
+        notes.append(f"clocks are not recorded for {unclocked} pairs, whose verdict knows nothing of them")
+    return notes
 
 
 def _judged(pairs: Sequence[Pair]) -> tuple[Pair, ...]:

@@ -11,13 +11,13 @@ import triton
 import triton.language as tl
 
 AHEAD = tl.constexpr(16)  # steps at least; less than twice as many at most
-_LINE = tl.constexpr(128)  # bytes
+LINE = tl.constexpr(128)  # bytes
 
 
 @triton.constexpr_function
 def row_lines(width, dtype):
     """Lines of a row, if it begins one"""
-    return -(-width * dtype.primitive_bitwidth // (8 * 128))
+    return -(-width * dtype.primitive_bitwidth // (8 * LINE.value))
 
 
 @triton.constexpr_function
@@ -42,8 +42,8 @@ def period(x, u, saved, block_b, warps):
 def lines_ahead(
     streams, t, dt, T, BLOCK_B: tl.constexpr, PERIOD: tl.constexpr, ACROSS: tl.constexpr
 ):  # fmt: skip
-    """(address of a line of each thread, bytes from there to the line of PERIOD steps later, steps whose line is in the stream,
-    elements of the row from there on, bytes of an element), of the first steps from time t on"""
+    """(address of a line of each thread, bytes from there to the same line of the next step, steps from that line's on whose line
+    is in the stream, bytes of the row from there on), of the first steps from time t on"""
     N: tl.constexpr = PERIOD * BLOCK_B * ACROSS
     n = tl.arange(0, N * triton.next_power_of_2(len(streams)))
     line = n % ACROSS
@@ -56,12 +56,12 @@ def lines_ahead(
     for s in tl.static_range(len(streams)):
         ptr, step, stride_b, rows, width = streams[s]
         size = ptr.dtype.element_ty.primitive_bitwidth // 8
-        offset = ((t + dt * i) * step + row * stride_b) * size + line * 128
+        offset = ((t + dt * i) * step + row * stride_b) * size + line * LINE
         mine = n // N == s
         address = tl.where(mine, ptr.to(tl.int64) + offset, address)
         further = tl.where(mine, dt * step * size, further)
         steps = tl.where(mine & (row < rows), T - i, steps)
-        left = tl.where(mine, width * size - line * 128, left)
+        left = tl.where(mine, width * size - line * LINE, left)
     return address, further, steps, left
 
 
@@ -72,6 +72,6 @@ def prefetch(address, enable, left, LINES: tl.constexpr, ACROSS: tl.constexpr):
     for c in tl.static_range((LINES + ACROSS - 1) // ACROSS):
         tl.inline_asm_elementwise(
             "{ .reg .pred p; setp.ne.b32 p, $2, 0; @p prefetch.global.L2 [$1]; mov.b32 $0, 0; }", "=r,l,r",
-            [address + c * ACROSS * 128, (enable & (left > c * ACROSS * 128)).to(tl.int32)], dtype=tl.int32, is_pure=False,
+            [address + c * ACROSS * LINE, (enable & (left > c * ACROSS * LINE)).to(tl.int32)], dtype=tl.int32, is_pure=False,
             pack=1,
         )  # fmt: skip

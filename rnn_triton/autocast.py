@@ -4,7 +4,8 @@ torch casts a leaf of fp32 that requires grad once and keeps the cast until the 
 torch.clear_autocast_cache is called). A weight that changes meanwhile is stale there, and a cast made under no_grad loses
 its gradients. So the casts here are kept beside torch's, for exactly as long, but not used any more once the weight has
 another version or other memory, or once a gradient has reached it, for fused optimizers change weights without a new
-version. Each stream has casts of its own, for nothing makes it wait for another one's. Every call gets a node of its own in the graph, and gradients of all calls are added up in the weight's dtype.
+version. Each stream has casts of its own, for nothing makes it wait for another one's. Every call gets a node of its own in
+the graph, and gradients of all calls are added up in the weight's dtype.
 """
 
 from __future__ import annotations

@@ -164,6 +164,15 @@ def test_every_item_has_its_plan_on_an_h200(item):
     assert {p.regime for p in found} >= {dict(item.choices).get("regime", found[0].regime)}
 
 
+def test_the_first_setting_is_the_planners_own():
+    """and every other one differs from it"""
+    device = hardware.RECORDS["sm_90"]
+    for direction in ("forward", "backward"):
+        chosen = plan(plans.Problem(direction, 8, 1024, 1024, "bf16", None, "tanh"), device)
+        assert {name: getattr(chosen, name) for name in first_run.SETTINGS[0]} == first_run.SETTINGS[0]
+    assert first_run.SETTINGS[0] not in first_run.SETTINGS[1:]
+
+
 def test_several_tiles_share_a_group_where_they_should():
     of = {i.name: i for i in first_run.items()}["h1024-b300-t6-bf16 protocol=sentinel"]
     with overriding(**dict(of.choices)):

@@ -160,9 +160,7 @@ def precisions(monkeypatch):
 
 @pytest.fixture
 def cudnn_precision():
-    before = torch.backends.cudnn.rnn.fp32_precision
-    yield torch.backends.cudnn.rnn
-    torch.backends.cudnn.rnn.fp32_precision = before
+    return torch.backends.cudnn.rnn  # whose precision conftest.py puts back
 
 
 def test_precision_follows_cudnn_unless_given(precisions, cudnn_precision):

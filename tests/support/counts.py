@@ -24,8 +24,8 @@ import torch
 from bench import jobs as planned
 from bench import tables
 from bench.compiling import in_parallel
+from rnn_triton import hardware, launch, plan, plans, stack_plan
 from rnn_triton import lanes as lanes_of
-from rnn_triton import launch, plan, plans, stack_plan
 from rnn_triton.kernels.exchange import LINE
 from rnn_triton.plans import ONE, Lanes, Plan, Problem
 
@@ -50,8 +50,6 @@ class Job:
 
     @property
     def plan(self) -> Plan:
-        from rnn_triton import hardware
-
         device = hardware.RECORDS[ARCH]
         if self.lanes.count > 1:
             return stack_plan.lane_plan(self.problem, self.lanes, device, ())
@@ -161,7 +159,7 @@ def counted(job: Job, module: Any = None) -> Step:
     for T in STEPS:
         with counting(job.lanes.count - 1) as launches:
             _run(problem, p, job.lanes, T, module)
-        runs.append(ptx_executor.total(of for of in launches if of.kernel_name in KERNELS))
+        runs.append(ptx_executor.total(run for run in launches if run.kernel_name in KERNELS))
     step = ptx_executor.per_step(*runs, STEPS[1] - STEPS[0])
     fetched = {name.removesuffix("_ptr"): 32 * n for name, n in step.load_sectors.items()}
     return Step(step.barriers, sum(step.wavefronts.values()), sum(step.conflicts.values()), fetched)
