@@ -112,7 +112,7 @@ def _equivalence() -> Iterable[Item]:
     yield of(4096, 3, "fp16", counter)
     yield of(512, 33, "fp32", sentinel, 37)
     yield of(1000, 9, "fp32", counter, 1)
-    for home in ("stream", "shared", "gemm"):
+    for home in ("shared", "gemm"):
         yield of(512, 8, "bf16", grid(protocol="sentinel", w_ih_home=home), 512)
     yield of(512, 8, "bf16", sentinel, relu=True)
     for units in (32, 64):

@@ -8,7 +8,7 @@ Triton unrolls a loop where the kernel says so, which its IR shows, and ptxas un
 leave a remainder loop behind. What ptxas did is the ratio of global stores in the machine-code loop to those in the PTX
 loop, for it neither merges nor splits them. Counts of the machine-code loop are divided by both factors, and all `per
 step` numbers mean one step.
-An inner loop (a streamed W_ih, say) is counted once, not once per trip: `inner_loops` says how many there are. A loop
+An inner loop (a wait, say) is counted once, not once per trip: `inner_loops` says how many there are. A loop
 that polls for another CTA is not counted: a step that finds everything there does not enter it.
 """
 

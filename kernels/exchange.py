@@ -29,7 +29,7 @@ these invariants hold:
         Such values are published, and others compute with them.  But whoever publishes one has lowered the error word, or
         seen it lowered, or has read such values itself, each time at a step of at least the one in the error word.  Every
         CTA reads the error word once more behind its last step (`verdict`) and overwrites all its outputs from that step
-        on with NaN.
+        on with NaN.  A fence on either side keeps it from reading the word as it was before the values it has read.
     What precedes the step in the error word is right.  Who waits in step t has gathered all of step t - 2, so nobody of
         the group waits in vain for words of it.
 
@@ -97,7 +97,7 @@ def _verify_text(tiles, pack, apart, of_input=False):
     text = f"{{\n.reg .pred q, p<{chunks}>;\n.reg .b32 d, n, t, c<{chunks}>, m<{max(chunks, 1)}>;\n"
     text += "".join(f"mov.b32 {result[i]}, {word[i]};\n" for i in range(n))
     text += check("DONE")
-    text += f"setp.ne.u32 q, {skip}, 0;\n@q bra DONE;\nmov.u32 n, 0;\nSPIN:\n"
+    text += f"setp.ne.u32 q, {skip}, 0;\n@q bra LOST;\nmov.u32 n, 0;\nSPIN:\n"
     text += "".join(f"setp.eq.u32 p{c}, c{c}, 0xFFFFFFFF;\n" for c in range(chunks))
     for c in range(chunks):
         four = ", ".join(result[4 * c : 4 * c + 4])
@@ -108,11 +108,12 @@ def _verify_text(tiles, pack, apart, of_input=False):
 
 @triton.constexpr_function
 def _give_up(error, step, limit, source=None):
-    """PTX behind a failed poll: it spins again, unless the group has failed or the limit is reached.
+    """PTX behind a failed poll: it spins again, unless the group has failed or the limit is reached.  Then at LOST a fence puts
+    the error word, as it was lowered or found lowered, before what the thread stores next.
 
     `source` is where the error word of the group that is waited for lies, if that is another one.  Its failure at this step
     or the next leaves the words of this step incomplete: this group fails, too."""
-    failed = "setp.ne.u32 q, t, 0xFFFFFFFF;\n@q bra DONE;"
+    failed = "setp.ne.u32 q, t, 0xFFFFFFFF;\n@q bra LOST;"
     if source is not None:
         failed += f"\nld.relaxed.gpu.global.u32 t, [{source}];\nadd.u32 d, {step}, 1;\nsetp.le.u32 q, t, d;\n@q bra FAIL;"
     return f"""add.u32 n, n, 1;
@@ -125,6 +126,8 @@ setp.lt.u32 q, n, {limit};
 @q bra SPIN;
 FAIL:
 red.relaxed.gpu.global.min.u32 [{error}], {step};
+LOST:
+fence.acq_rel.gpu;
 DONE:
 }}"""
 
@@ -314,10 +317,19 @@ def publish(ptrs, words, mask):
 
 
 @triton.jit
+def fence():
+    """To other CTAs, what this thread has loaded and stored so far comes before what it loads and stores from here on."""
+    tl.inline_asm_elementwise(
+        "fence.acq_rel.gpu; mov.u32 $0, 0; // $1", "=r,r,~{memory}", [0], dtype=tl.int32, is_pure=False, pack=1
+    )
+
+
+@triton.jit
 def verdict(error_ptr, lane, apart, LINKED: tl.constexpr):
     """Of a group that is through with all its steps: (the step from which on its outputs are no result, SENTINEL if they all
     are; is that to be reported as this group's own failure?).  LINKED: a group fails with the same group of any lane before,
     too; their error words lie `apart` words before each other."""
+    fence()
     at = tl.load(error_ptr, volatile=True)
     found = at >= 0  # by this group; the sentinel is negative
     if LINKED:  # what came of a layer that has failed is no result, whether or not this one had to wait for it

@@ -236,16 +236,35 @@ def stream_tile(
 
 
 @triton.jit
+def _load_weight(
+    ptr, k0, stride_m, stride_k, M: tl.constexpr, K: tl.constexpr, M_PAD: tl.constexpr, K_PAD: tl.constexpr
+):  # fmt: skip
+    """[M_PAD, K_PAD] operand A of the fma form: columns k0.. of [M, K], which are small.
+
+    Triton puts it in shared memory in the order of the load, which is the order of dimensions where the hint leaves none
+    contiguous.  A warp of FFMA reads 16 rows of one column at once, DMMA (fp64) 8 rows of 4 columns: other orders have them in
+    the same banks."""
+    m = tl.arange(0, M_PAD)
+    k = k0 + tl.arange(0, K_PAD)
+    if ptr.dtype.element_ty == tl.float64:
+        p = ptr + (m[:, None] * stride_m + k[None, :] * stride_k)
+        return tl.load(tl.max_contiguous(p, [1, 1]), mask=(m[:, None] < M) & (k[None, :] < K), other=0)
+    else:
+        p = ptr + (m[None, :] * stride_m + k[:, None] * stride_k)
+        return tl.trans(tl.load(tl.max_contiguous(p, [1, 1]), mask=(m[None, :] < M) & (k[:, None] < K), other=0))
+
+
+@triton.jit
 def load_recurrent(
     ptr, N: tl.constexpr, H_PAD: tl.constexpr, WARPS: tl.constexpr, FORM: tl.constexpr, TRANSPOSED: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """[H_PAD, H_PAD] operand A in hidden order, of contiguous W[N, N] or of its transpose, N <= H_PAD"""
     if FORM == "fma":
-        m = tl.arange(0, H_PAD)[:, None]
-        k = tl.arange(0, H_PAD)[None, :]
-        offsets = k * N + m if TRANSPOSED else m * N + k
-        return tl.load(ptr + offsets, mask=(m < N) & (k < N), other=0)
+        if TRANSPOSED:
+            return _load_weight(ptr, 0, 1, N, N, N, H_PAD, H_PAD)
+        else:
+            return _load_weight(ptr, 0, N, 1, N, N, H_PAD, H_PAD)
     else:
         R: tl.constexpr = H_PAD // (16 * WARPS)
         V: tl.constexpr = 2 * R
@@ -311,9 +330,7 @@ def load_input_weight(
     SHARED: a plain tile; used once inside the loop, Triton keeps it in shared memory."""
     ROW: tl.constexpr = tl.int64 if H * I >= 2**31 else tl.int32
     if FORM == "fma":
-        m = tl.arange(0, H_PAD)[:, None].to(ROW)
-        k = k0 + tl.arange(0, CHUNK)[None, :]
-        return (tl.load(ptr + (m * I + k), mask=(m < H) & (k < I), other=0),)
+        return (_load_weight(ptr, k0, I, 1, H, I, H_PAD, CHUNK),)
     elif SHARED:
         R: tl.constexpr = H_PAD // (16 * WARPS)
         i = _axis(16 * R, 1, 3)
@@ -361,7 +378,10 @@ def load_input(
     if FORM == "fma":
         k = k0 + tl.arange(0, CHUNK)[:, None]
         row = tl.arange(0, BLOCK_B)[None, :]
-        return tl.load(ptr + (row.to(tl.int64) * stride_b + k), mask=(row < rows) & (k < I), other=0)
+        p = ptr + (row.to(tl.int64) * stride_b + k)
+        if ptr.dtype.element_ty == tl.float32:
+            p = tl.max_contiguous(p, [1, 1])  # rows together in shared memory, as `_load_weight`
+        return tl.load(p, mask=(row < rows) & (k < I), other=0)
     else:
         E: tl.constexpr = CHUNK // 4
         row = _axis(8, 1, 5) + 8 * _axis(BLOCK_B // 8, 3, 5)

@@ -45,8 +45,8 @@ all warps of all CTAs read it, from one slice of L2.  The same group of every la
 or the one before on, without a report of its own.
 
 Cost of a step (sm_90, bf16, H = 1024, UNITS = 16, BLOCK_B = 8): gather 16 KB from L2 a CTA, 16 dependent mma less the
-chains, 2 barriers; the hand-over through L2 is most of it.  Global traffic inside the loop: x, u, saved, the state, and
-W_in where its home is "stream".
+chains, 2 barriers; the hand-over through L2 is most of it.  Global traffic inside the loop: x, u, saved and
+the state.
 """
 
 import triton
@@ -120,23 +120,6 @@ def _load_inputs(
 
 
 @triton.jit
-def _project_streamed(
-    acc, w_in_ptr, x_words, row_x, rows, unit0, start, ROW: tl.constexpr, I: tl.constexpr, X_WORDS: tl.constexpr,
-    UNITS: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.constexpr, DTYPE: tl.constexpr, FORM: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # fmt: skip
-    """One K tile of W_in x_t, from word `start` of x on, W_in read from global memory"""
-    E: tl.constexpr = 2 if FORM == "mma16" else 1
-    w = load_weight(w_in_ptr, unit0, start * E, ROW, I, UNITS, WARPS, FORM, False)
-    pointers = word_pointers(x_words, row_x, rows, BLOCK_B, WARPS)
-    v = load_words(pointers, start, True, X_WORDS, X_WORDS % (16 * WARPS) != 0, WARPS, "plain")
-    x = operand_tiles(v, DTYPE, BLOCK_B, WARPS, FORM)
-    for i in tl.static_range(E):
-        acc = tl.dot(operand(w[i], PRECISION), operand(x[i], PRECISION), acc, input_precision=PRECISION)
-    return acc
-
-
-@triton.jit
 def _abandon(
     out_ptr, last_ptr, at, T, B, t_first, dt, group, groups, own_tiles, unit0, UNITS: tl.constexpr, BLOCK_B: tl.constexpr,
     WORDS: tl.constexpr, ROW_WORDS: tl.constexpr, E: tl.constexpr, HAS_LAST: tl.constexpr,
@@ -168,7 +151,7 @@ def grid(
     bias0_ptr,  # [N, ROW] where HAS_BIAS0
     bias1_ptr,  # [N, ROW] where HAS_BIAS1
     first_ptr,  # [B, R], linked [N, B, ROW], where HAS_FIRST: forward s before the first step, h0, backward p of it, dhn
-    u_ptr,  # [T, B, R] stream where HAS_U, strides (stride_u_t, stride_u_b, 1), both even; fp32 where WIDE_U
+    u_ptr,  # [T, B, R] stream where HAS_U, strides (stride_u_t, stride_u_b, 1), in 16-byte vectors of DTYPE; fp32 where WIDE_U
     saved_ptr,  # [T, B, R], linked [N, T, B, ROW], stream where HAS_SAVED
     out_ptr,  # int32 words of [T, B, R], linked [N, T, B, ROW]: s_t; filled with 0xFF bytes before step 0
     last_ptr,  # int32 words, as first, where HAS_LAST: s of the last step
@@ -202,7 +185,7 @@ def grid(
     DTYPE: tl.constexpr,
     FORM: tl.constexpr,  # "mma16", "mma32"
     PRECISION: tl.constexpr,  # of tl.dot
-    W_IN_HOME: tl.constexpr,  # "registers", "shared", "stream", "none"
+    W_IN_HOME: tl.constexpr,  # "registers", "shared", "none"
     CTAS: tl.constexpr,
     UNITS: tl.constexpr,
     BLOCK_B: tl.constexpr,
@@ -225,7 +208,7 @@ def grid(
     K_IN: tl.constexpr = ROW if LINKED else I  # columns of W_in
     X_WORDS: tl.constexpr = I // E
     X_MODE: tl.constexpr = "probe" if LINKED else "plain"
-    ON_CHIP: tl.constexpr = W_IN_HOME == "registers" or W_IN_HOME == "shared"
+    ON_CHIP: tl.constexpr = W_IN_HOME != "none"
     X_TILES: tl.constexpr = (K_IN // E + TILE - 1) // TILE
     group = tl.program_id(0) // CTAS
     unit0 = tl.program_id(0) % CTAS * UNITS
@@ -238,8 +221,8 @@ def grid(
     x_words = x_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
     step_x = stride_x_t.to(tl.int64) * 4
     row_x = stride_x_b.to(tl.int64) * 4
-    step_u = stride_u_t.to(tl.int64) * 2
-    row_u = stride_u_b.to(tl.int64) * 2
+    step_u = stride_u_t.to(tl.int64) * (4 * E)
+    row_u = stride_u_b.to(tl.int64) * (4 * E)
     step_s = B.to(tl.int64) * ROW_S
     step_words = B.to(tl.int64) * ROW_WORDS
 
@@ -363,12 +346,6 @@ def grid(
             x_t = word_pointers(x_words + t_1 * step_x + row0_1 * row_x, row_x, rows_1, BLOCK_B, WARPS)
             if X_LOADS == "before":
                 x_raw = _load_inputs(x_t, x_width, X_TILES, X_WORDS, WARPS, X_MODE)
-        if W_IN_HOME == "stream":
-            for start in range(0, X_WORDS + zero.to(tl.int32), TILE):  # + zero: else ptxas unrolls it all and spills
-                acc_a = _project_streamed(
-                    acc_a, w_in_ptr, x_words + t * step_x + row0 * row_x, row_x, rows, unit0, start, ROW, I, X_WORDS,
-                    UNITS, BLOCK_B, WARPS, DTYPE, FORM, PRECISION,
-                )  # fmt: skip
         u = bias
         saved = 0.0
         if HAS_U:

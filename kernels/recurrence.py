@@ -2,12 +2,12 @@
 
     a_t = W_rec s_{t-1} + W_in x_t + u_t          s_t = CELL(a_t, saved_t)          t in launch order
 
-Forward:   W_rec = W_hh,   s = h, x projected by W_ih, u = b_ih + b_hh.
+Forward:   W_rec = W_hh,   s = h, u = b_ih + b_hh.  x is projected by W_ih, or before the launch by a GEMM, and then in u.
 Backward:  W_rec = W_hh^T, s = da, no projection, u_t = dy_t (stream), saved_t = y_t (stream); dhn is the first p below.
 
 One program (CTA) owns BLOCK_B rows of the batch of one model and all H hidden units: the grid is models x batch tiles, and
 an ordinary call has one model.  On chip for the whole launch: W_rec (registers; in the fma forms wherever Triton puts it),
-W_in where its home is "registers" or "shared", the bias.  The state never leaves the CTA between steps: its accumulator
+W_in, the bias.  The state never leaves the CTA between steps: its accumulator
 tile is rounded to the storage dtype and becomes the next operand B through shared memory.  That is the exchange of a group
 of one CTA; invariant: nobody reads s_{t-1} before the CTA barrier behind its last store, which is the one Triton places
 inside the layout conversion.
@@ -50,7 +50,7 @@ lane that fails leaves NaN from the step on whose x never came, and so does ever
 before on.
 
 Cost of a step (sm_90, bf16, H = 128, BLOCK_B = 8): 2 barriers, 2 stmatrix, 4 ldmatrix, 4 dependent mma, the cell.
-Global traffic inside the loop: x (and W_in where its home is "stream"), the streams, out.
+Global traffic inside the loop: x, the streams, out.
 
 Only linked lanes need to be co-resident; no other programs talk to each other.  Numerics: products in the storage dtype (tf32 per
 PRECISION for fp32) with fp32 accumulation (fp64: fp64), the state rounded to the storage dtype each step.
@@ -171,20 +171,17 @@ def _project_received(
 
 
 @triton.jit
-def _project_streamed(
+def _project_first(
     x_ptr, stride_x_b, rows, zero, w_in_ptr, I: tl.constexpr, H: tl.constexpr, H_PAD: tl.constexpr,
     BLOCK_B: tl.constexpr, WARPS: tl.constexpr, CHUNK: tl.constexpr, FORM: tl.constexpr, DTYPE: tl.constexpr,
-    PRECISION: tl.constexpr, X_ALIGNED: tl.constexpr, W_ALIGNED: tl.constexpr, UNROLL: tl.constexpr,
-    ACC: tl.constexpr,
+    PRECISION: tl.constexpr, X_ALIGNED: tl.constexpr, W_ALIGNED: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """W_in x with W_in read from global memory, UNROLL chunks in flight"""
+    """W_in x of the first step, with W_in read from global memory: its use outside of the loop would change where Triton keeps it"""
     acc = projection_zeros(H_PAD, BLOCK_B, WARPS, FORM, ACC)
-    for k0 in range(0, I + zero, CHUNK * UNROLL):  # + zero: else ptxas unrolls it all and spills
-        for c in tl.static_range(UNROLL):
-            k = k0 + c * CHUNK
-            w = load_input_weight(w_in_ptr, k, H, I, H_PAD, WARPS, CHUNK, FORM, W_ALIGNED, False)
-            x = load_input(x_ptr, stride_x_b, k, rows, zero, I, BLOCK_B, WARPS, CHUNK, FORM, X_ALIGNED, False)
-            acc = _products(acc, w, input_tiles(x, DTYPE, BLOCK_B, WARPS, FORM, X_ALIGNED), PRECISION, ACC)
+    for k in range(0, I + zero, CHUNK):  # + zero: else ptxas unrolls it all and spills
+        w = load_input_weight(w_in_ptr, k, H, I, H_PAD, WARPS, CHUNK, FORM, W_ALIGNED, False)
+        x = load_input(x_ptr, stride_x_b, k, rows, zero, I, BLOCK_B, WARPS, CHUNK, FORM, X_ALIGNED, False)
+        acc = _products(acc, w, input_tiles(x, DTYPE, BLOCK_B, WARPS, FORM, X_ALIGNED), PRECISION, ACC)
     return projection_tile(acc, H_PAD, BLOCK_B, WARPS, FORM)
 
 
@@ -246,14 +243,13 @@ def recurrence(
     DTYPE: tl.constexpr,
     FORM: tl.constexpr,  # fragments.py
     PRECISION: tl.constexpr,  # of tl.dot: "tf32", "tf32x3", "ieee"
-    W_IN_HOME: tl.constexpr,  # "registers", "shared", "stream", "none"
+    W_IN_HOME: tl.constexpr,  # "registers", "shared", "none"
     H_PAD: tl.constexpr,
     BLOCK_B: tl.constexpr,
     WARPS: tl.constexpr,
     CHUNK: tl.constexpr,  # inputs a tile of the projection
     CHAINS: tl.constexpr,
-    X_DEPTH: tl.constexpr,  # of how many steps a thread holds x that is not projected yet (W_in on chip); 0: of this one alone
-    STREAM_UNROLL: tl.constexpr,
+    X_DEPTH: tl.constexpr,  # of how many steps a thread holds x that is not projected yet, or u of this and the next; 0: of this one alone
     LANES: tl.constexpr,
     LINKED: tl.constexpr,  # lanes are layers, else directions
     DROPOUT: tl.constexpr,
@@ -265,10 +261,10 @@ def recurrence(
     # What is loaded before its registers' last values are used up comes into other registers, and ptxas moves it at the end of a
     # trip, where it waits for it.  So a trip is two steps, whose registers change places.  Where that takes too many (X_DEPTH 1,
     # fp64) or makes shuffles of unpacking (16-bit streams), each load stands behind the last use of its registers.  A step of the
-    # fma form in fp32 takes longer than a read from L2: its moves wait for nothing.
-    TWICE: tl.constexpr = X_DEPTH == 2 if W_IN_HOME != "none" else HAS_SAVED and FORM == "mma32"
+    # fma form in fp32 takes longer than a read from L2: backward its moves wait for nothing.
+    TWICE: tl.constexpr = X_DEPTH == 2 if FIRST_IS_STATE else HAS_SAVED and FORM == "mma32"
     UNROLL: tl.constexpr = 2 if TWICE and not LINKED else 1
-    EARLY: tl.constexpr = UNROLL == 2 or (FORM == "fma" and DTYPE == tl.float32)  # u and saved, at the head of a step
+    EARLY: tl.constexpr = UNROLL == 2 or (FORM == "fma" and DTYPE == tl.float32 and not FIRST_IS_STATE)  # u and saved, at the head of a step
     HAS_X: tl.constexpr = W_IN_HOME != "none" and I > 0 and not (LINKED and X_DEPTH == 1)  # no registers there
     X_LINES: tl.constexpr = row_lines(I, DTYPE) if HAS_X else 0
     U_LINES: tl.constexpr = row_lines(H, u_ptr.dtype.element_ty) if HAS_U else 0
@@ -278,7 +274,7 @@ def recurrence(
     ACROSS: tl.constexpr = across(X_LINES, U_LINES, SAVED_LINES, BLOCK_B, WARPS)
     PERIOD: tl.constexpr = period(X_LINES, U_LINES, SAVED_LINES, BLOCK_B, WARPS)
     tl.static_assert(X_DEPTH > 0 or FORM != "fma")
-    N_CHUNKS: tl.constexpr = (K_IN + CHUNK - 1) // CHUNK if W_IN_HOME == "registers" or W_IN_HOME == "shared" else 0
+    N_CHUNKS: tl.constexpr = (K_IN + CHUNK - 1) // CHUNK if W_IN_HOME != "none" else 0
     tile = tl.program_id(0)
     if MODELS:  # one dimension of the grid, since the second ends at 65,535
         tiles = (B + BLOCK_B - 1) // BLOCK_B
@@ -410,9 +406,9 @@ def recurrence(
                 x, w_in, row0, t, drop, H_PAD, BLOCK_B, WARPS, FORM, DTYPE, PRECISION, ACC, FIRST_IS_STATE, DROPOUT
             )
     elif W_IN_HOME != "none":
-        p += _project_streamed(
+        p += _project_first(
             x_ptr + t * step_x, stride_x_b, rows, zero, w_in_ptr, I, H, H_PAD, BLOCK_B, WARPS, CHUNK,
-            FORM, DTYPE, PRECISION, X_ALIGNED, W_ALIGNED, 1, ACC,
+            FORM, DTYPE, PRECISION, X_ALIGNED, W_ALIGNED, ACC,
         )  # fmt: skip
     if N_CHUNKS > 0 and X_DEPTH > 0:
         x_raw = _load_inputs(x_1, stride_x_b, rows, zero, x_width, BLOCK_B, WARPS, CHUNK, N_CHUNKS, FORM, X_ALIGNED, LINKED)
@@ -508,11 +504,6 @@ def recurrence(
         # ---- behind it, what has no registers to run ahead
         if N_CHUNKS > 0 and not LINKED and (FORM == "fma" or X_DEPTH == 0):
             p_next = _project(x_late, w_in, H_PAD, BLOCK_B, WARPS, FORM, DTYPE, PRECISION, X_ALIGNED, ACC)
-        if W_IN_HOME == "stream":
-            p_next = _project_streamed(
-                x_ptr + t_1 * step_x, stride_x_b, rows, zero, w_in_ptr, I, H, H_PAD, BLOCK_B, WARPS, CHUNK, FORM,
-                DTYPE, PRECISION, X_ALIGNED, W_ALIGNED, STREAM_UNROLL, ACC,
-            )  # fmt: skip
         p = p_next
         t = t_1
     if HAS_LAST:

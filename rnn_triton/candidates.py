@@ -25,10 +25,9 @@ class _Form:
     h_max: int  # H_PAD
     chunk: int
     two_chains_from: int  # smallest H_PAD with two accumulators
-    # Chunks of W_ih by home, for H_PAD <= 128 and for 256; beyond both, W_ih streams.
+    # Chunks of W_ih by home, for H_PAD <= 128 and for 256; beyond both, x is projected by a GEMM.
     registers: tuple[int, int]
     shared: tuple[int, int]
-    stream_unroll: int
     twice: int  # chunks of x that a thread holds of two steps
     # H_PAD of linked lanes, whose W_in is all in registers: the largest with x two steps ahead, and with x one step ahead.
     linked: tuple[int, int]
@@ -37,11 +36,11 @@ class _Form:
 # Two accumulators: mma16 from halves of K = 16 on, for latency; mma32 none, each half would take barriers of its own; fma
 # at 128, where one chain spills (and the halves do take barriers of their own).
 _FORMS = {
-    "16-bit": _Form("mma16", "ieee", 256, 32, 32, (8, 2), (16, 12), 2, 4, (128, 128)),
-    "tf32": _Form("mma32", "tf32", 128, 16, 256, (8, 0), (12, 0), 2, 4, (64, 128)),
-    "tf32x3": _Form("mma32", "tf32x3", 128, 16, 256, (2, 0), (4, 0), 2, 2, (0, 64)),
-    "ieee": _Form("fma", "ieee", 128, 64, 128, (0, 0), (2, 0), 1, 0, (0, 0)),
-    "fp64": _Form("fma", "ieee", 64, 16, 128, (0, 0), (2, 0), 1, 0, (0, 0)),
+    "16-bit": _Form("mma16", "ieee", 256, 32, 32, (8, 2), (16, 12), 4, (128, 128)),
+    "tf32": _Form("mma32", "tf32", 128, 16, 256, (8, 0), (12, 0), 4, (64, 128)),
+    "tf32x3": _Form("mma32", "tf32x3", 128, 16, 256, (2, 0), (4, 0), 2, (0, 64)),
+    "ieee": _Form("fma", "ieee", 128, 64, 128, (0, 0), (2, 0), 0, (0, 0)),
+    "fp64": _Form("fma", "ieee", 64, 16, 128, (0, 0), (2, 0), 0, (0, 0)),
 }
 
 
@@ -145,17 +144,19 @@ def single_cta(
     if form.formulation == "fma":
         chunk = max(16, min(chunk, 1 << (problem.I - 1).bit_length()))
     # Ragged rows of 16-bit values take a register an element until they are packed: too many at H_PAD = 256, so W_hh is
-    # padded in global memory first, and W_ih and a second accumulator give up their registers.
+    # padded in global memory first, and W_ih gives up its registers.
     ragged_h = h_pad == 256 and problem.H % (h_pad // (8 * warps)) != 0
     home, x_depth = "none", 1
     if lanes.linked:
         home, x_depth = "registers", 2 if h_pad <= form.linked[0] else 1
     elif problem.direction == "forward":
-        home, x_depth = "stream", 1
-        if not ragged_h:
+        home, x_depth = "gemm", 1
+        if not ragged_h and (asked or {}).get("w_ih_home") != "gemm":
             home, x_depth = _w_ih_home(problem, form, h_pad, block_b, chunk, size, device)
+        if home == "gemm" and form.formulation != "fma" and h_pad <= 128:
+            x_depth = 2
     # At batch tiles above 8 other products fill the gaps of one chain.
-    two_chains = h_pad >= form.two_chains_from and block_b == 8 and not (ragged_h and home == "stream")
+    two_chains = h_pad >= form.two_chains_from and block_b == 8
     if problem.precision == "ieee" and problem.direction == "backward" and 32 <= problem.H != h_pad:
         two_chains = True  # one spills where H is padded (relu, Triton 3.6)
     if problem.dtype == "fp64" and h_pad == form.h_max and device.capability not in (80, 90):
@@ -165,7 +166,7 @@ def single_cta(
         "none": "",
         "registers": ", W_ih in registers",
         "shared": ", W_ih in shared memory",
-        "stream": f", W_ih streamed from L2 every step (no room for I={problem.I} beside W_hh)",
+        "gemm": f", x projected by a GEMM before the launch (no room for I={problem.I} beside W_hh)",
     }[home]
     yield SingleCta(
         block_b=block_b,
@@ -178,7 +179,6 @@ def single_cta(
         chunk=chunk,
         chains=2 if two_chains else 1,
         x_depth=x_depth,
-        stream_unroll=1 if h_pad == 256 and _ragged(problem, form) else form.stream_unroll,
         pad_w_hh=ragged_h,
         reason=f"W_hh ({weights / 1024:.3g} KB as padded to {h_pad} units) fits in the {held} of one CTA{where}",
     )
@@ -206,7 +206,7 @@ def _w_ih_home(
         shared += h_pad * h_pad * size
     if chunks <= form.shared[wide] and shared <= device.shared_bytes:
         return "shared", 0 if wide else 1
-    return "stream", 1
+    return "gemm", 1
 
 
 # ---- a group of CTAs ------------------------------------------------------------------------------------------------
@@ -231,8 +231,6 @@ def grid_registers(problem: Problem, plan: Grid, lanes: Lanes = ONE) -> int:
     if plan.w_ih_home in ("registers", "shared"):
         x = k_tiles(problem.I, plan.warps, problem.dtype)
         held += x * (plan.w_ih_home == "registers")
-    elif plan.w_ih_home == "stream":
-        held, x = held + 1, 1  # the tiles in flight
     rest = room.base + room.rows * (plan.block_b // 8 - 1)
     rest += room.staged * plan.units // 2 * (plan.w_hh_shared > 0 or plan.w_ih_home == "shared")
     rest += room.warps16 * (plan.warps == 16) + room.from_shared * (plan.w_ih_home == "shared")
@@ -277,7 +275,7 @@ def grid(problem: Problem, device: Device, asked: Mapping[str, Any], lanes: Lane
     if lanes.linked:
         homes, problem = ("registers", "shared"), replace(problem, I=problem.H)
     elif problem.direction == "forward":
-        homes = ("registers", "shared", "stream", "gemm")
+        homes = ("registers", "shared", "gemm")
     for units in _UNITS:
         ctas = math.ceil(row_units(problem.H, problem.dtype) / units)
         most = device.coresident // (lanes.count * ctas)
@@ -298,8 +296,6 @@ def grid(problem: Problem, device: Device, asked: Mapping[str, Any], lanes: Lane
                 if units * block_b > _ONE_PASS * warps:
                     continue
                 for home in homes:
-                    if home == "stream" and block_b == 32:  # its loop takes barriers
-                        continue
                     plan = Grid(
                         block_b=block_b, warps=warps, formulation=form.formulation, precision=form.precision,
                         accuracy=_accuracy(problem), units=units, ctas=ctas, groups=groups, w_hh_shared=0,
@@ -329,7 +325,6 @@ def _share(problem: Problem, plan: Grid, device: Device, state: int, asked: int 
         "none": "",
         "registers": ", W_ih in registers",
         "shared": ", W_ih in shared memory",
-        "stream": ", W_ih streamed from L2 every step",
         "gemm": ", x projected by a GEMM before the launch",
     }[plan.w_ih_home]
     reason = f"{size:.3g} KB of W_hh a CTA stay on chip ({held}){where}"

@@ -184,7 +184,7 @@ def _ran(problem: Problem, p: Plan, T: int) -> str:
     if isinstance(p, SingleCta):
         ctas = problem.models * math.ceil(problem.B / p.block_b)
         return (
-            f"one launch of {_count(ctas, 'CTA')} of {warps} for all {T} steps"
+            f"{'a GEMM for x, then ' if p.w_ih_home == 'gemm' else ''}one launch of {_count(ctas, 'CTA')} of {warps} for all {T} steps"
             f"{' after a copy that pads W_hh' if p.pad_w_hh else ''}, each CTA {p.block_b} batch rows and all of W_hh"
             f"{' of one model' if problem.models > 1 else ''} ({p.formulation} products)"
         )

@@ -123,17 +123,17 @@ def project(
     b_hh: torch.Tensor | None,
     precision: str | None,
 ) -> torch.Tensor:
-    """u[T,B,H] = x[T,B,I] w_ih[H,I]^T + b_ih + b_hh, contiguous, in the dtype it was accumulated in: fp32, fp64 for fp64.
+    """u[T,B,H] = x[T,B,I] w_ih[H,I]^T + b_ih + b_hh, contiguous, in the dtype it was accumulated in: fp32, fp64 for fp64; of an
+    ensemble all with M in front.
 
     16-bit products are not rounded to 16 bits. x of any strides, copied where its T*B rows have no common one;
     precision as in `matmul`.
     """
-    T, B, I = x.shape
-    u = wide(x.reshape(T * B, I), w_ih.t(), precision)
-    biases = [b.to(u.dtype) for b in (b_ih, b_hh) if b is not None]
+    u = wide(x.flatten(-3, -2), w_ih.mT, precision)
+    biases = [b.to(u.dtype).unsqueeze(-2) for b in (b_ih, b_hh) if b is not None]
     if biases:
         u += sum(biases[1:], biases[0])  # the biases first: one pass over u
-    return u.view(T, B, -1)
+    return u.unflatten(-2, x.shape[-3:-1])
 
 
 def triton_matmul(a: torch.Tensor, b: torch.Tensor, precision: str) -> torch.Tensor:

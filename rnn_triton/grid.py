@@ -46,7 +46,8 @@ class Engine:
 def engine(problem: Problem, plan: Grid, lanes: Lanes = ONE) -> Engine:
     of = functools.partial(constants, problem, plan, lanes=lanes)
     launch = Launcher(grid, (plan.groups * plan.ctas, lanes.count, 1), of, options(plan))
-    return Engine(launch, plan.groups, plan.ctas, row_units(1, problem.dtype), 2)
+    unit = row_units(1, problem.dtype)
+    return Engine(launch, plan.groups, plan.ctas, unit, unit)
 
 
 class Cooperative:
@@ -129,7 +130,7 @@ class Site(Cooperative):
             w_ih = pad(w_ih, (0, 0, 0, self.padding))
             b_ih, b_hh = (None if b is None else pad(b, (0, self.padding)) for b in (b_ih, b_hh))
         if self.plan.w_ih_home == "gemm":
-            u, stride_t, stride_b = strided(gemm.project(x, w_ih, b_ih, b_hh, self.problem.precision), 2)
+            u, stride_t, stride_b = strided(gemm.project(x, w_ih, b_ih, b_hh, self.problem.precision), self.engine.u_unit)
             given: tuple[Tensor | None, ...] = (None, None, w_rec, None, None, first, u)
             strides = (0, 0, stride_t, stride_b)
         else:
@@ -148,7 +149,7 @@ class Site(Cooperative):
         out, sync = self._out(y, T, B)
         stride_t = stride_b = 0
         if dy is not None:
-            dy, stride_t, stride_b = strided(pad(dy, (0, self.padding)) if self.padding else dy, 2)
+            dy, stride_t, stride_b = strided(pad(dy, (0, self.padding)) if self.padding else dy, self.engine.u_unit)
         first = None if dhn is None else self._rows(dhn, 0)
         w_rec = self._rows(w_hh.t(), self.padding)
         tensors = (None, None, w_rec, None, None, first, dy, self._rows(y, 0), out, None)

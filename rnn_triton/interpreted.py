@@ -86,6 +86,10 @@ def register(exchange: Any, slices: Any) -> None:
     def hold_back(since: Any, cycles: Any) -> None:
         """no time passes here"""
 
+    @interpreter.interpreter_impl(exchange.fence)
+    def fence() -> None:
+        """programs run in one thread, or under tests/cooperative, in the order of their accesses"""
+
     @interpreter.interpreter_impl(slices.chunk_halves)
     def chunk_halves(words: Any, DTYPE: Any) -> tuple:
         dtype = getattr(DTYPE, "value", DTYPE)

@@ -145,13 +145,14 @@ def lanes_step(
     """(practical us, parts) of a step of all lanes of a launch, which run side by side and share L2 and DRAM, and of the GEMMs
     for x before it.  Of a stack: of the slowest, a layer fed by another; T steps take `fill` more of them."""
     shared = replace(constants, l2=constants.l2 / lanes.count, l2_read=constants.l2_read / lanes.count)
-    gemm = 0.0  # besides what `_practical` has of one lane
-    if projects_before(problem, plan, lanes):
+    # batch tiles of two directions on one CTA each are as those of two models
+    models = not lanes.linked and isinstance(plan, SingleCta)
+    gemm = 0.0  # besides what `_practical` has of one lane, or of all models
+    if projects_before(problem, plan, lanes) and not models:
         gemm = _projection_us(problem, device, constants)
     if lanes.linked:  # both passes project what comes from the other layer
         problem = replace(problem, direction="forward", I=problem.H)
-    # batch tiles of two directions on one CTA each are as those of two models
-    programs = problem if lanes.linked or isinstance(plan, Grid) else replace(problem, models=lanes.count)
+    programs = replace(problem, models=lanes.count) if models else problem
     us, parts = _practical(programs, plan, device, shared)
     dram = lanes.count * _traffic(problem) / rates(device).dram / constants.efficiency
     parts = {**parts, "DRAM": max(parts.get("DRAM", 0.0), dram), "projection": parts.get("projection", 0.0) + gemm}
@@ -186,10 +187,10 @@ def launch_us(problem: Problem, plan: Plan, device: Device, T: int, constants: C
         return c.host_us * (plan.w_ih_home == "gemm")
     resident = problem.H * (problem.H + (problem.I if plan.w_ih_home in ("registers", "shared") else 0)) * size
     loading = resident / dram + c.node_us
-    if plan.regime == "single_cta":
-        return c.host_us + loading
-    filled = T * problem.B * row_units(problem.H, problem.dtype) * size
     gemm = c.host_us if plan.w_ih_home == "gemm" else 0.0
+    if plan.regime == "single_cta":
+        return c.host_us + gemm + loading
+    filled = T * problem.B * row_units(problem.H, problem.dtype) * size
     return 2 * c.host_us + c.cooperative_us + gemm + filled / (c.fill * dram) + loading
 
 
@@ -258,18 +259,21 @@ def _shared_out(problem: Problem, device: Device) -> float:
 def _single_cta(problem: Problem, plan: SingleCta, device: Device, c: Constants) -> tuple[float, dict[str, float]]:
     """One CTA holds all of W_hh for its batch tile; CTAs that do not fit side by side run in waves."""
     cycle = 1e-3 / device.clock_ghz
-    weights = problem.H * (problem.H + _inputs(problem)) * SIZES[problem.dtype]
+    gemm = _projection_us(problem, device, c) if plan.w_ih_home == "gemm" else 0.0
+    inputs = 0 if gemm else _inputs(problem)
+    weights = problem.H * (problem.H + inputs) * SIZES[problem.dtype]
     capacity = 4 * device.registers * c.weight_registers + device.shared_bytes
     resident = max(1, min(c.threads_per_sm // (32 * plan.warps), int(capacity // weights)))
     per_sm = math.ceil(problem.models * math.ceil(problem.B / plan.block_b) / device.sms)
     waves = math.ceil(per_sm / resident)
     parts = {"chain": waves * c.local_us}
     rows = per_sm * 8 * math.ceil(plan.block_b / 8)
-    for name, cycles in _cycles(problem, rows, _inputs(problem), device, c).items():
+    for name, cycles in _cycles(problem, rows, inputs, device, c).items():
         parts[name] = cycles * cycle / c.efficiency
     on_chip = sum(parts.values())
     parts["DRAM"] = _traffic(problem) / rates(device).dram / c.efficiency
-    return max(on_chip, parts["DRAM"]), parts
+    us = max(on_chip, parts["DRAM"]) + gemm
+    return us, {**parts, "projection": gemm}
 
 
 def _grid(problem: Problem, plan: Grid, device: Device, c: Constants) -> tuple[float, dict[str, float]]:
@@ -304,15 +308,13 @@ def _grid(problem: Problem, plan: Grid, device: Device, c: Constants) -> tuple[f
 
     # x is loaded a step ahead, so its bytes only take up the port to L2; its products and W_ih take the CTA's time
     projection = ahead = 0.0
-    if plan.w_ih_home in ("registers", "shared", "stream"):
+    if plan.w_ih_home in ("registers", "shared"):
         x_tiles = k_tiles(problem.I, plan.warps, problem.dtype)
         row = row_units(problem.I, problem.dtype) * size
         ahead = plan.block_b * row / l2 * cycle
         projection = us(2.0 * plan.units * x_tiles * depth * plan.block_b / rate)
         if plan.w_ih_home == "shared":
             projection += us(x_tiles * tile / c.shared)
-        if plan.w_ih_home == "stream":  # a loop over tiles of W_ih and x, each a round trip to L2
-            projection += plan.units * row / l2 * cycle + ahead + x_tiles * c.sentinel_busy_us
 
     instructions = (
         c.instructions
@@ -377,8 +379,9 @@ def gemm_us(problem: Problem, device: Device, flop: float, moved: float) -> floa
 def _projection_us(problem: Problem, device: Device, c: Constants) -> float:
     """Per step of x W_ih^T over all T*B rows before the recurrence, and of reading its result again there"""
     wide = 4 if SIZES[problem.dtype] < 8 else 8
-    moved = problem.B * (problem.I * SIZES[problem.dtype] + 2 * problem.H * wide)
-    return gemm_us(problem, device, 2.0 * problem.B * problem.H * problem.I, moved) / c.efficiency
+    rows = problem.models * problem.B
+    moved = rows * (problem.I * SIZES[problem.dtype] + 2 * problem.H * wide)
+    return gemm_us(problem, device, 2.0 * rows * problem.H * problem.I, moved) / c.efficiency
 
 
 def _inputs(problem: Problem) -> int:

@@ -39,11 +39,10 @@ class SingleCta:
     precision: str  # of tl.dot
     accuracy: str  # kernels/activations.py
     h_pad: int
-    w_ih_home: str  # "registers", "shared", "stream"; "none" in the backward pass, which has no projection
+    w_ih_home: str  # "registers", "shared", "gemm" (projected before the launch), "none" (backward)
     chunk: int  # inputs a tile of the projection
     chains: int  # independent accumulators of the recurrent product
-    x_depth: int  # of how many steps a thread holds x that is not projected yet, where W_ih is on chip
-    stream_unroll: int  # chunks in flight where W_ih streams
+    x_depth: int  # of how many steps a thread holds x that is not projected yet, or what the GEMM made of it, forward
     pad_w_hh: bool  # the launch pads W_hh to h_pad x h_pad in global memory first
     reason: str
 
@@ -64,7 +63,7 @@ class Grid:
     ctas: int  # of a group
     groups: int  # of batch tiles; tile i belongs to group i % groups
     w_hh_shared: int  # K tiles of W_hh in shared memory, the rest in registers
-    w_ih_home: str  # "registers", "shared", "stream", "gemm" (projected before the launch), "none" (backward)
+    w_ih_home: str  # "registers", "shared", "gemm" (projected before the launch), "none" (backward)
     protocol: str  # "sentinel", "counter"
     x_loads: str  # of the next x: "before" the gather of the state, "behind" it
     look_every: int  # tiles and steps from one look at the error word to the next, a power of 2

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import gemm
 from .grid import TENSORS, Engine, described
 from .hardware import Device
 from .kernels.recurrence import recurrence
@@ -27,6 +28,7 @@ from .launcher import (
 from .plans import ONE, SIZES, Lanes, Problem, SingleCta, row_units
 
 FORWARD = tuple(name not in ("u", "saved", *TENSORS[-3:]) for name in TENSORS)
+PROJECTED = tuple(name not in ("x", "w_in", "saved", *TENSORS[-3:]) for name in TENSORS)
 BACKWARD = tuple(name in ("w_rec", "first", "u", "saved", "out") for name in TENSORS)
 
 _NOTHING = (None, None, None)  # of a single lane: sync, report, seed
@@ -56,19 +58,29 @@ class Site:
     ) -> tuple[Tensor, Tensor]:
         *M, T, B, _ = x.shape
         H = w_hh.shape[-1]
+        projected = self.plan.w_ih_home == "gemm"
+        unit = self.input_unit
+        if projected:  # then x stands for u from here on
+            x, unit = gemm.project(x, w_ih, None, None, self.problem.precision), self.state_unit
         per_model = stride_m = 0
         if M:
-            x, stride_t, stride_b, stride_m = strided_models(x, self.input_unit)
+            x, stride_t, stride_b, stride_m = strided_models(x, unit)
             (w_ih, w_hh, b_ih, b_hh, h0), per_model = _per_model(w_ih, w_hh, b_ih, b_hh, h0)
         else:
-            x, stride_t, stride_b = strided(x, self.input_unit)
+            x, stride_t, stride_b = strided(x, unit)
         b_ih = None if b_ih is None else whole(b_ih)
         b_hh = None if b_hh is None else whole(b_hh)
         h0 = None if h0 is None else whole(h0)
-        y = empty(x, *M, T, B, H)
-        hn = empty(x, *M, B, H)
-        tensors = (x, whole(w_ih), self._w_rec(w_hh), b_ih, b_hh, h0, None, None, y, hn, *_NOTHING)
-        self.launch(tensors, y, (T, B, int(reverse), stride_t, stride_b, 0, 0, *_NO_LINK, per_model, stride_m, 0))
+        y = empty(w_hh, *M, T, B, H)
+        hn = empty(w_hh, *M, B, H)
+        rest = self._w_rec(w_hh), b_ih, b_hh, h0
+        if projected:
+            tensors = (None, None, *rest, x, None, y, hn, *_NOTHING)
+            scalars = (T, B, int(reverse), 0, 0, stride_t, stride_b, *_NO_LINK, per_model, 0, stride_m)
+        else:
+            tensors = (x, whole(w_ih), *rest, None, None, y, hn, *_NOTHING)
+            scalars = (T, B, int(reverse), stride_t, stride_b, 0, 0, *_NO_LINK, per_model, stride_m, 0)
+        self.launch(tensors, y, scalars)
         return y, hn
 
     def backward(
@@ -114,8 +126,11 @@ def _per_model(*tensors: Tensor | None) -> tuple[tuple[Any, ...], int]:
 def compile_ahead(problem: Problem, plan: SingleCta, device: Device, lanes: Lanes = ONE) -> Any:
     present, parameter = described(problem, plan.w_ih_home, lanes)
     if lanes.count == 1:
-        present = FORWARD if problem.direction == "forward" else BACKWARD
-        parameter = lambda name: POINTERS[problem.dtype] if name.endswith("_ptr") else "i32"  # noqa: E731
+        projected = plan.w_ih_home == "gemm"
+        present = BACKWARD if problem.direction == "backward" else PROJECTED if projected else FORWARD
+        pointers = {"u_ptr": POINTERS["fp64" if problem.dtype == "fp64" else "fp32"]} if projected else {}
+        of = POINTERS[problem.dtype]
+        parameter = lambda name: pointers.get(name, of) if name.endswith("_ptr") else "i32"  # noqa: E731
     constexprs = constants(problem, plan, present, lanes)
     return compiled_ahead(recurrence, constexprs, parameter, options(plan, lanes), device.capability)
 
@@ -166,14 +181,13 @@ def constants(problem: Problem, p: SingleCta, present: tuple[bool, ...], lanes: 
         DTYPE=TRITON_DTYPES[problem.dtype],
         FORM=p.formulation,
         PRECISION=p.precision,
-        W_IN_HOME=p.w_ih_home,
+        W_IN_HOME="none" if p.w_ih_home == "gemm" else p.w_ih_home,
         H_PAD=p.h_pad,
         BLOCK_B=p.block_b,
         WARPS=p.warps,
         CHUNK=p.chunk,
         CHAINS=p.chains,
         X_DEPTH=p.x_depth,
-        STREAM_UNROLL=p.stream_unroll,
         LANES=lanes.count,
         LINKED=lanes.linked,
         DROPOUT=lanes.dropout,

@@ -226,12 +226,12 @@ def test_frozen_weights_cost_no_gemm(device, launches, monkeypatch):
 @pytest.mark.parametrize(
     "kind, I, H, home",
     [
-        ("bf16", 304, 16, "shared"), ("fp64", 200, 16, "stream"),
-        pytest.param("bf16", 9, 250, "stream", marks=pytest.mark.long),
+        ("bf16", 304, 16, "shared"), ("fp64", 200, 16, "gemm"),
+        pytest.param("bf16", 9, 250, "gemm", marks=pytest.mark.long),
     ],
 )  # fmt: skip
 def test_homes_of_the_weights(kind, I, H, home, device):
-    """W_ih in shared memory and streamed, W_hh padded in global memory"""
+    """W_ih in shared memory, x projected by a GEMM, W_hh padded in global memory"""
     forward = plan.plan(
         plan.Problem("forward", 2, I, H, kind, None, "tanh", M),
         hardware.RECORDS["sm_90"],

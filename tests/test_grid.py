@@ -54,8 +54,8 @@ CASES = [
     # homes of W_ih
     Case(3, 3, 150, 24, home="shared", shared=1),
     Case(3, 3, 100, 20, home="shared", kind="tf32", protocol="counter", first=False),
-    Case(3, 9, 300, 24, home="stream", kind="fp16"),
-    Case(2, 9, 150, 24, home="stream", kind="tf32x3", protocol="counter", groups=2),
+    Case(3, 9, 300, 24, home="shared", kind="fp16"),
+    Case(2, 9, 150, 24, home="shared", kind="tf32x3", protocol="counter", groups=2),
     Case(3, 9, 21, 37, home="gemm", groups=2),
     Case(3, 3, 5, 21, home="gemm", kind="tf32", protocol="counter", first=False, bias=(False, True)),
     # batch tiles of 32 rows
@@ -74,7 +74,7 @@ CASES = [
     Case(4, 3, 9, 40, nonlinearity="relu", kind="tf32", protocol="counter"),
     Case(3, 3, 9, 40, nonlinearity="relu", first=False),
 ]
-WEIGHTS_OF_FORWARD_ONLY = ("shared", "stream", "gemm")
+WEIGHTS_OF_FORWARD_ONLY = ("shared", "gemm")
 
 
 @pytest.mark.executed(
@@ -225,7 +225,7 @@ def test_infinite_states_stay_in_their_row(protocol, device):
 
 
 @pytest.mark.parametrize(
-    "kind, home", [("bf16", "registers"), ("fp16", "gemm"), ("tf32", "stream"), ("tf32x3", "shared")]
+    "kind, home", [("bf16", "registers"), ("fp16", "gemm"), ("tf32", "registers"), ("tf32x3", "shared")]
 )
 def test_saturation(kind, home, device):
     """Pre-activations far beyond exp's range: +-1 exactly, and gradients of zero behind them"""

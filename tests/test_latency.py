@@ -105,7 +105,6 @@ def test_what_makes_a_grid_slower():
         "fewer groups, each more tiles": dict(groups=base.groups // 2),
         "W_hh read from shared memory": dict(w_hh_shared=2),
         "one chain of products": dict(chains=1),
-        "W_ih from L2": dict(w_ih_home="stream"),
     }
     for why, changes in slower.items():
         assert latency.practical_us(problem, dataclasses.replace(base, **changes), H200) > time, why

@@ -205,7 +205,7 @@ class Script:
     def __init__(self, words, error=SENTINEL):
         self.words = {address: list(values) for address, values in words.items()}
         self.words[ERROR] = list(error) if isinstance(error, tuple) else [error]
-        self.loads, self.stores, self.looks = [], [], 0
+        self.loads, self.stores, self.looks, self.fences = [], [], 0, 0
 
     def load(self, addresses, lanes, dtype, sem, scope, cache, alone):
         (address,) = addresses.tolist()
@@ -220,8 +220,12 @@ class Script:
         assert sem == "relaxed" and scope == "gpu"
         self.stores.append((int(addresses[0]), int(values[0])))
 
+    def fence(self, acquire, release, alone):
+        assert acquire and release
+        self.fences += 1
+
     def atomic(self, name, addresses, values, lanes, operation, sem, scope, alone):
-        assert name == "red.min"
+        assert name == "red.min" and not self.fences
         self.store(addresses, values[0], lanes, sem, scope, "", alone)
 
 
@@ -284,22 +288,22 @@ def check_text(verify_text, tiles, pack):
         one = memory([(k, i)], polls=3)
         assert execute(text, one, found([(k, i)])) == data
         chunk = [chunk_address(k, i // 4 * 4 + j) for j in range(4)]
-        assert one.loads == 3 * chunk and not one.stores
+        assert one.loads == 3 * chunk and not one.stores and not one.fences
     # all missing, and each chunk's first word comes last
     late = [(k, i) for k, i in places if i % 4 == 0]
     every = memory(late, polls=5)
     assert execute(text, every, found(places)) == data
-    # never there: the group is told at the limit, neither before nor long after
+    # never there: the group is told at the limit, neither before nor long after, and what the thread stores next comes behind that
     for limit in (128, 256):
         never = memory(places, polls=10_000)
         assert execute(text, never, found(places), limit=limit) == found(places)
-        assert never.stores == [(ERROR, 7)]
+        assert never.stores == [(ERROR, 7)] and never.fences == 1
         assert never.loads.count(chunk_address(0, 0)) == limit and never.looks == limit // exchange.POLLS_PER_LOOK.value
     # another has failed, before or meanwhile: no more waiting, nothing stored
     for error, looks in ((3, 1), ((SENTINEL, 3), 2)):
         failed = memory(places, polls=10_000, error=error)
         assert execute(text, failed, found(places), limit=1 << 20) == found(places)
-        assert failed.looks == looks and not failed.stores
+        assert failed.looks == looks and not failed.stores and failed.fences == 1
 
 
 SIZES = [(1, 4), (2, 4), (3, 8)]

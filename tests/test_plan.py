@@ -36,7 +36,7 @@ def nothing_is_left():
 def check_single_cta(p, of, device):
     assert p.h_pad >= of.H and p.h_pad in (16, 32, 64, 128, 256) and p.warps == min(8, p.h_pad // 16)
     assert p.h_pad**2 * SIZES[of.dtype] <= 4 * device.registers
-    assert p.pad_w_hh is False or p.w_ih_home in ("stream", "none")
+    assert p.pad_w_hh is False or p.w_ih_home in ("gemm", "none")
 
 
 def check_grid(p, of, device):
@@ -48,7 +48,6 @@ def check_grid(p, of, device):
     assert 1 <= p.groups <= tiles
     assert (p.units, p.block_b, p.warps) in {(u, b, w) for u in (16, 32, 64) for b in (8, 16, 32) for w in (4, 8, 16)}
     assert p.units * p.block_b <= 256 * p.warps, "the sums over warps take two passes"
-    assert not (p.block_b == 32 and p.w_ih_home == "stream")
     size, per_warp = (2, 32) if of.dtype in ("bf16", "fp16") else (4, 16)
     k_tiles = math.ceil(of.H / (per_warp * p.warps))
     x_tiles = math.ceil(of.I / (per_warp * p.warps))
@@ -205,7 +204,7 @@ def test_devices_before_ampere_are_not_supported():
         {"protocol": "counter"},
         {"units": 64, "warps": 16},
         {"block_b": 16, "regime": "grid"},
-        {"w_ih_home": "stream"},
+        {"w_ih_home": "shared"},
         {"w_hh_shared": 2, "units": 16},
         {"groups": 1},
         {"groups": 2, "units": 16, "warps": 8, "block_b": 8, "w_ih_home": "registers"},
@@ -428,7 +427,7 @@ def test_planned_otherwise_can_be_planned():
     assert {
         ("counter", "registers", "forward"),
         ("counter", "none", "backward"),
-        ("sentinel", "stream", "forward"),
+        ("sentinel", "shared", "forward"),
     } <= kinds
 
 

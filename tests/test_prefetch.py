@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from rnn_triton import interpreter, launch
+from rnn_triton import gemm, interpreter, launch
 from rnn_triton.kernels import prefetch
 
 pytestmark = pytest.mark.interpret
@@ -67,15 +67,29 @@ def parameters(dtype, H, I):
     return [(torch.rand(shape, generator=generator) - 0.5).to(dtype) for shape in shapes]
 
 
-# T, B, I, H: shorter than what is ahead; rows of several lines and two tiles; rows of more lines than the threads ask for at once
-SHAPES = [(5, 3, 8, 16), (37, 11, 200, 20), (33, 2, 1000, 16), (18, 2, 130, 64)]
+@pytest.fixture
+def projected(monkeypatch):
+    """What GEMMs made of x, in order"""
+    made, project = [], gemm.project
+
+    def record(*tensors):
+        made.append(project(*tensors))
+        return made[-1]
+
+    monkeypatch.setattr(gemm, "project", record)
+    return made
+
+
+# T, B, I, H: shorter than what is ahead; rows of several lines and two tiles; x projected before the launch; rows of more lines than
+# the threads ask for at once
+SHAPES = [(5, 3, 8, 16), (37, 11, 200, 20), (33, 2, 1000, 16), (18, 2, 500, 16), (18, 2, 130, 64)]
 DTYPES = {"bf16": torch.bfloat16, "tf32": torch.float32, "ieee": torch.float32, "fp64": torch.float64}
 
 
 @pytest.mark.thin(3)
 @pytest.mark.parametrize("kind", list(DTYPES))
 @pytest.mark.parametrize("T, B, I, H", SHAPES)
-def test_both_passes(T, B, I, H, kind, asked):
+def test_both_passes(T, B, I, H, kind, asked, projected):
     dtype, precision = DTYPES[kind], kind if DTYPES[kind] == torch.float32 else None
     x = torch.rand(T, B, I).to(dtype)
     w_ih, w_hh, b_ih, b_hh = parameters(dtype, H, I)
@@ -83,8 +97,10 @@ def test_both_passes(T, B, I, H, kind, asked):
     for reverse in (False, True):
         order = list(range(T))[:: -1 if reverse else 1]
         asked.clear()
+        projected.clear()
         y, _ = launch.forward(x, w_ih, w_hh, b_ih, b_hh, None, "tanh", reverse, precision)
-        check(asked, [x], order, tiles, warps)
+        assert len(projected) == (I == 1000 or (I > 128 and kind == "ieee") or (I > 32 and kind == "fp64") or (I > 192 and kind == "tf32"))
+        check(asked, projected or [x], order, tiles, warps)
         dy = torch.rand(T, B, H).to(dtype).transpose(0, 1).contiguous().transpose(0, 1)  # strides of its own
         asked.clear()
         launch.backward(w_hh, y, dy, None, "tanh", reverse, precision)

@@ -84,7 +84,6 @@ def check(problem, lanes, gpu, p):
     assert r.shared_bytes <= gpu.shared_bytes
     assert r.registers * 32 * r.warps <= gpu.registers
     read = {"x_ptr", "u_ptr", "saved_ptr", "out_ptr", "first_ptr", "sync_ptr"}
-    read |= {"w_in_ptr"} if p.w_ih_home == "stream" else set()
     assert set(r.global_load_arguments) <= read, "weights are read from global memory every step"
     # that a lane waits for another costs no barrier
     if alone:

@@ -292,6 +292,8 @@ TEXT_MUTANTS = {
     "the limit is ignored": ("setp.lt.u32 q, n, {limit};", "setp.ge.u32 q, n, 0;"),
     "half the limit": ("setp.lt.u32 q, n, {limit};", "setp.lt.u32 q, t, {limit};"),
     "nobody is told": ("red.relaxed.gpu.global.min.u32 [{error}], {step};\n", ""),
+    "no fence behind the error word": ("LOST:\nfence.acq_rel.gpu;", "LOST:"),
+    "no fence behind an error word found lowered": ("@q bra LOST;\"\n", "@q bra DONE;\"\n"),
     "others' failure is not seen": (
         'failed = "setp.ne.u32 q, t, 0xFFFFFFFF;', 'failed = "setp.ne.u32 q, 0, 0;',
     ),

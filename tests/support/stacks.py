@@ -53,7 +53,7 @@ class Stack(Case):
             h_pad = max(16, 1 << (self.H - 1).bit_length())
             plan = plans.SingleCta(
                 warps=min(8, h_pad // 16), h_pad=h_pad, chunk=32 if formulation == "mma16" else 16, x_depth=self.depth,
-                stream_unroll=1, pad_w_hh=False, **common,
+                pad_w_hh=False, **common,
             )  # fmt: skip
         else:
             plan = plans.Grid(
