@@ -198,7 +198,7 @@ def recurrence(
     bias0_ptr,  # [H] where HAS_BIAS0
     bias1_ptr,  # [H] where HAS_BIAS1
     first_ptr,  # [B, H] contiguous where HAS_FIRST: forward s before the first step (h0), backward p of it (dhn)
-    u_ptr,  # [T, B, H] stream where HAS_U, strides (stride_u_t, stride_u_b, 1)
+    u_ptr,  # [T, B, H] stream where HAS_U, rows padded to whole vectors where U_ALIGNED, strides (stride_u_t, stride_u_b, 1)
     saved_ptr,  # [T, B, H] contiguous stream where HAS_SAVED
     out_ptr,  # [T, B, H] contiguous: s_t
     last_ptr,  # [B, H] contiguous where HAS_LAST: s of the last step
@@ -290,6 +290,7 @@ def recurrence(
     X_UNIT: tl.constexpr = CHUNK // 4 if X_ALIGNED and FORM != "fma" else 1
     U_UNIT: tl.constexpr = 2 * R if U_ALIGNED else 1
     S_UNIT: tl.constexpr = 2 * R if S_ALIGNED else 1
+    H_U: tl.constexpr = (H + U_UNIT - 1) // U_UNIT * U_UNIT  # of a row of u
     step_x = stride_x_t.to(tl.int64) * X_UNIT
     step_u = stride_u_t.to(tl.int64) * U_UNIT
 
@@ -413,7 +414,7 @@ def recurrence(
     if N_CHUNKS > 0 and X_DEPTH > 0:
         x_raw = _load_inputs(x_1, stride_x_b, rows, zero, x_width, BLOCK_B, WARPS, CHUNK, N_CHUNKS, FORM, X_ALIGNED, LINKED)
     u_raw = _load_stream(
-        u_ptr + t * step_u, stride_u_b, rows_u, H, H_PAD, BLOCK_B, WARPS, FORM, U_ALIGNED, WIDE_U, HAS_U
+        u_ptr + t * step_u, stride_u_b, rows_u, H_U, H_PAD, BLOCK_B, WARPS, FORM, U_ALIGNED, WIDE_U, HAS_U
     )  # fmt: skip
     saved_raw = _load_stream(
         saved_ptr + t * step_out, ROW // S_UNIT, rows, H, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED, False, HAS_SAVED
@@ -455,7 +456,7 @@ def recurrence(
             p_next += zero.to(ACC)  # a known zero would merge the chains
         if EARLY:
             u_raw = _load_stream(
-                u_ptr + t_1 * step_u, stride_u_b, rows_u, H, H_PAD, BLOCK_B, WARPS, FORM, U_ALIGNED, WIDE_U, HAS_U
+                u_ptr + t_1 * step_u, stride_u_b, rows_u, H_U, H_PAD, BLOCK_B, WARPS, FORM, U_ALIGNED, WIDE_U, HAS_U
             )  # fmt: skip
             saved_raw = _load_stream(
                 saved_ptr + t_1 * step_out, ROW // S_UNIT, rows, H, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED, False, HAS_SAVED
@@ -483,7 +484,7 @@ def recurrence(
             )  # fmt: skip
         if not EARLY:
             u_raw = _load_stream(
-                u_ptr + t_1 * step_u, stride_u_b, rows_u, H, H_PAD, BLOCK_B, WARPS, FORM, U_ALIGNED, WIDE_U, HAS_U
+                u_ptr + t_1 * step_u, stride_u_b, rows_u, H_U, H_PAD, BLOCK_B, WARPS, FORM, U_ALIGNED, WIDE_U, HAS_U
             )  # fmt: skip
         if not FIRST_IS_STATE:
             a = tl.where(step == 0, p + u, a)  # there is no state yet, and 0 * W_rec is NaN where W_rec is infinite

@@ -60,8 +60,10 @@ class Site:
         H = w_hh.shape[-1]
         projected = self.plan.w_ih_home == "gemm"
         unit = self.input_unit
-        if projected:  # then x stands for u from here on
-            x, unit = gemm.project(x, w_ih, None, None, self.problem.precision), self.state_unit
+        if projected:  # then x stands for u from here on, whose rows are whole vectors
+            unit = self.state_unit
+            w_ih = torch.nn.functional.pad(w_ih, (0, 0, 0, -H % unit)) if H % unit else w_ih
+            x = gemm.project(x, w_ih, None, None, self.problem.precision)
         per_model = stride_m = 0
         if M:
             x, stride_t, stride_b, stride_m = strided_models(x, unit)
@@ -176,7 +178,7 @@ def constants(problem: Problem, p: SingleCta, present: tuple[bool, ...], lanes: 
         W_ALIGNED=inputs,
         W_REC_ALIGNED=p.pad_w_hh or units,
         W_ROWS=p.h_pad if p.pad_w_hh else row,
-        U_ALIGNED=units,
+        U_ALIGNED=units or (forward and p.w_ih_home == "gemm"),
         S_ALIGNED=units,
         DTYPE=TRITON_DTYPES[problem.dtype],
         FORM=p.formulation,

@@ -230,7 +230,7 @@ def test_the_parameters_of_a_stack(answers):
     number"""
     for name, first, end, reverse, strides in (
         ("forward", ["x", "h0", "y", "y", "y", "hn"], "y", 0, [8 * 64 // 8, 64 // 8, 0, 0]),
-        ("backward", ["da", "dhn", "dy", "y", "da", "da"], "da", 1, [0, 0, 8 * 256 // 2, 256 // 2]),
+        ("backward", ["da", "dhn", "dy", "y", "da", "da"], "da", 1, [0, 0, 8 * 256 // 8, 256 // 8]),
     ):
         for call in answers[f"grid-stack-{name}"]["calls"]:
             (launch,) = launches(call)
