@@ -75,11 +75,12 @@ class Site:
         h0 = None if h0 is None else whole(h0)
         y = empty(w_hh, *M, T, B, H)
         hn = empty(w_hh, *M, B, H)
-        inputs: tuple[Tensor | None, ...] = (x, whole(w_ih), None)
-        strides: tuple[int, ...] = (stride_t, stride_b, 0, 0)
-        strides_m = stride_m, 0
+        inputs: tuple[Tensor | None, ...]
+        strides: tuple[int, ...]
         if projected:
             inputs, strides, strides_m = (None, None, x), (0, 0, stride_t, stride_b), (0, stride_m)
+        else:
+            inputs, strides, strides_m = (x, whole(w_ih), None), (stride_t, stride_b, 0, 0), (stride_m, 0)
         tensors = (*inputs[:2], self._w_rec(w_hh), b_ih, b_hh, h0, inputs[2], None, y, hn, *_NOTHING)
         scalars = (T, B, int(reverse), *strides, *_NO_LINK, per_model, *strides_m)
         self.launch(tensors, y, scalars)
