@@ -54,7 +54,7 @@ def calls_of(jobs: Iterable[Job], here: Collection[str]) -> list[Call]:
 @contextlib.contextmanager
 def launches_compile() -> Iterator[None]:
     """A launch compiles and loads its kernel, and is not made, whether it comes by Triton's own path, as the first one of every
-    kernel does, or by the kernel itself, as those after it do (rnn_triton/launcher.py).  Loading tells what does not fit the
+    kernel does, or by the kernel itself, as those after it do (rnn_triton/launch/launcher.py).  Loading tells what does not fit the
     device, so that the planner's next choice is compiled as well."""
     from triton.compiler import CompiledKernel
     from triton.runtime.jit import JITFunction
@@ -93,8 +93,9 @@ def compile_call(call: Call) -> None:
 def compile_ahead(call: Call) -> None:
     """Compile the kernels of the call's plans for an H200, which need not be here; no launch finds them."""
     import rnn_triton
-    from rnn_triton import hardware, launch
-    from rnn_triton.plan import plan
+    from rnn_triton.launch import dispatch as launch
+    from rnn_triton.plan import hardware
+    from rnn_triton.plan.choose import plan
 
     from .model import problems
 

@@ -81,7 +81,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         fields = _QUERY | _CLOCKS
         line = _output("nvidia-smi", f"--query-gpu={','.join(fields.values())}", "--format=csv,noheader,nounits", "-i", smi_name(device))
         values = dict(zip(fields, (part.strip() for part in line.splitlines()[0].split(",")))) if line else {}
-        from rnn_triton import hardware
+        from rnn_triton.plan import hardware
 
         out |= {
             "device": torch.cuda.get_device_name(device),

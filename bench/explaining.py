@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 import rnn_triton
-from rnn_triton import hardware
 from rnn_triton.errors import UnsupportedError
-from rnn_triton.explain import cudnn_algorithm
-from rnn_triton.hardware import Device
-from rnn_triton.plans import DTYPES, Problem
+from rnn_triton.plan import hardware
+from rnn_triton.plan.explain import cudnn_algorithm
+from rnn_triton.plan.hardware import Device
+from rnn_triton.plan.problem import DTYPES, Problem
 
 from . import model, published, tables
 from .cases import PASSES, Case

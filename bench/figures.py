@@ -588,7 +588,7 @@ def extremes(suites: Iterable[Sequence[Row]], count: int) -> set[str]:
     return {*chosen, *rest[: max(0, count - len(chosen))]}
 
 
-LETTERS = {"single_cta": "C", "grid": "G", "per_step": "S"}
+LETTERS = {"one_cta": "C", "cta_group": "G", "per_step": "S"}
 WIDEST = 8.0  # the speedup, and its inverse, at which the colours of the heat map end
 
 
@@ -711,7 +711,7 @@ def moved(shape: dict[str, Any], pass_: str, resident: bool) -> float:
     return size * shape["models"] * (rows * (inputs + outputs) * (1 if pass_ == "fwd" else 3) + weights)
 
 
-MARKERS = {"single_cta": "o", "grid": "s", "per_step": "^"}
+MARKERS = {"one_cta": "o", "cta_group": "s", "per_step": "^"}
 
 
 def roofline(rows: Sequence[Row]) -> Iterator[Page]:
@@ -810,9 +810,9 @@ def roofline(rows: Sequence[Row]) -> Iterator[Page]:
 
 def _ceilings(kind: str, rows: Sequence[Row]) -> dict[str, float]:
     """TFLOP/s of the products and, of DRAM and L2, TFLOP/s for each FLOP per byte; empty where no record has the hardware"""
-    from rnn_triton.hardware import Device
-    from rnn_triton.latency import CONSTANTS, gemm_us, rates
-    from rnn_triton.plans import Problem
+    from rnn_triton.plan.hardware import Device
+    from rnn_triton.plan.latency import CONSTANTS, gemm_us, rates
+    from rnn_triton.plan.problem import Problem
 
     for row in rows:
         hardware = row.environment["hardware"]

@@ -270,7 +270,7 @@ def first_run(
 def _compile(todo: Sequence[Item], seconds: float, is_dry: bool) -> list[str]:
     calls: list[Call] = [call for item in todo for call in item.calls()]
     if is_dry:  # nothing runs that was compiled; a grid of each protocol shows that it compiles
-        chosen = [call for call in calls if dict(call.choices).get("regime") == "grid"]
+        chosen = [call for call in calls if dict(call.choices).get("regime") == "cta_group"]
         calls = list({dict(call.choices).get("protocol"): call for call in chosen}.values())
     failed, cut = compile_calls(calls, seconds, compile_ahead if is_dry else compile_call)
     if cut:
@@ -389,7 +389,7 @@ BEHAVIOUR_HEADINGS = ("what", "case", "regime", "seconds", "verdict")
 def behaviour_rows(records: Iterable[dict[str, Any]]) -> list[tuple[str, ...]]:
     out: list[tuple[str, ...]] = []
     for r in records:
-        regime = " ".join(str(v) for k, v in r["choices"].items() if k in ("regime", "protocol")) or "single_cta"
+        regime = " ".join(str(v) for k, v in r["choices"].items() if k in ("regime", "protocol")) or "one_cta"
         verdict = f"ok: {r['message']}" if r["status"] == "ok" else _verdict(r)
         out.append((r["name"].replace("_", " "), r["case"], regime, f"{r['seconds']:.1f}", verdict))
     return out

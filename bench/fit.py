@@ -1,4 +1,4 @@
-"""Fits the least certain constants of rnn_triton/latency.py to records, and shows what bounds each measured case.
+"""Fits the least certain constants of rnn_triton/plan/latency.py to records, and shows what bounds each measured case.
 
 What is fitted is the practical time of one layer in one direction, forward or backward, in the plan that ran: timing records
 of ours (forward) and exchange records, per step by the slope over T where there is one. The others of the model's constants
@@ -29,10 +29,11 @@ from typing import Any, cast
 
 import numpy as np
 
-from rnn_triton import latency, plans
-from rnn_triton.hardware import Device
-from rnn_triton.latency import CONSTANTS, Constants
-from rnn_triton.plans import Plan, Problem
+from rnn_triton.plan import latency
+from rnn_triton.plan import problem as plans
+from rnn_triton.plan.hardware import Device
+from rnn_triton.plan.latency import CONSTANTS, Constants
+from rnn_triton.plan.problem import Plan, Problem
 
 from . import cases, model
 from .compare import student

@@ -86,7 +86,7 @@ def load(paths: Sequence[Path]) -> list[dict[str, Any]]:
 
 def check_case(case: cases.Case) -> dict[str, Any]:
     """The fields of one check record of rnn_triton; runs in a worker."""
-    from rnn_triton import interpreter
+    from rnn_triton.interpret import interpreter
 
     device = environment.best_device()
     plan = PROVIDERS["rnn_triton"].plan(case, device)
@@ -134,9 +134,9 @@ def _check_table(out: Path) -> tuple[str, list[str]]:
 
 def compiled(item: tuple[Any, Any]) -> dict[str, Any]:
     """The fields of one resources record of a planned (Problem, Device)."""
-    from rnn_triton import plans
-    from rnn_triton.launch import compile_ahead
-    from rnn_triton.plan import plan
+    from rnn_triton.launch.dispatch import compile_ahead
+    from rnn_triton.plan import problem as plans
+    from rnn_triton.plan.choose import plan
 
     problem, device = item
     chosen = plan(problem, device)
@@ -156,7 +156,7 @@ def distinct_plans(arch: str, few: bool = False) -> list[tuple[Any, Any]]:
     """One planned (Problem, Device) for each different kernel of an architecture; fp16's are bf16's.
 
     `few`: one for each direction and sort of product, over a group of CTAs of H = FEW_H and in one CTA of H = FEW_ONE_CTA."""
-    from rnn_triton.plan import PLANNED, plan
+    from rnn_triton.plan.choose import PLANNED, plan
 
     architectures = sorted({f"sm_{device.capability}" for _, device in PLANNED})
     if arch not in architectures:
@@ -166,11 +166,11 @@ def distinct_plans(arch: str, few: bool = False) -> list[tuple[Any, Any]]:
         if f"sm_{device.capability}" == arch:
             found: Any = plan(problem, device)
             key: tuple[Any, ...] = (problem.direction, dataclasses.replace(found, reason="", accuracy=""))
-            if few and found.regime == "single_cta":
+            if few and found.regime == "one_cta":
                 if problem.H != FEW_ONE_CTA or problem.I in (8, 1000):
                     continue
                 key = found.regime, problem.direction, found.formulation, found.precision
-            if found.regime == "grid":
+            if found.regime == "cta_group":
                 if few and problem.H != FEW_H:
                     continue
                 key = problem.direction, dataclasses.replace(found, reason="", accuracy="", groups=0), problem.H
@@ -242,7 +242,7 @@ def fit_table(records: Sequence[dict[str, Any]]) -> str:
 
 def architecture(name: str) -> Any:
     """The hardware record of sm_80, sm_90, ...; ValueError with the known ones."""
-    from rnn_triton import hardware
+    from rnn_triton.plan import hardware
 
     if name not in hardware.RECORDS:
         raise ValueError(f"unknown architecture {name!r}; known: {', '.join(hardware.RECORDS)}")
@@ -311,7 +311,7 @@ def run_timing(
     informative first, as many as `deadline` on time.monotonic() allows.  `again`: also those that are recorded.  `repeats`: each
     in so many runs, one run of all after the other."""
     needs_gpu()
-    from rnn_triton import hardware
+    from rnn_triton.plan import hardware
 
     began = time.monotonic()
     described = environment.describe(environment.best_device())
@@ -393,8 +393,8 @@ def _compile(wave: Sequence[cases.Job], here: Sequence[str], seconds: float) -> 
 @functools.cache
 def regime(case: cases.Case) -> str | None:
     """Of the forward plan of a case, here or on an H200; None where there is none"""
-    from rnn_triton import hardware
-    from rnn_triton.plan import plan
+    from rnn_triton.plan import hardware
+    from rnn_triton.plan.choose import plan
 
     device = hardware.of(environment.best_device())
     try:

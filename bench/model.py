@@ -1,9 +1,9 @@
-"""The latency model of rnn_triton/latency.py for bench cases. Estimates: nothing here is measured.
+"""The latency model of rnn_triton/plan/latency.py for bench cases. Estimates: nothing here is measured.
 
 A case is layers, directions and models; latency.py knows one layer in one direction. What is added up, per step of T:
 
     practical  launch after launch, and the GEMMs of training behind them, as the library runs them: several
-               layers, or both directions, share one where that pays (rnn_triton/stack_plan.py). Models go layer by layer and direction by direction; those whose W_hh fits in one
+               layers, or both directions, share one where that pays (rnn_triton/plan/sharing.py). Models go layer by layer and direction by direction; those whose W_hh fits in one
                CTA run side by side, their batch tiles the rows of one launch; others run one after the other.
     floor      the chain of a step, and what must pass the chip's products and its DRAM, whichever is larger; perfect
                overlap. Layers of one direction are a wavefront: layer l starts one step after layer l-1, so that the chain
@@ -17,13 +17,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import ceil
 
-from rnn_triton import stack_plan
 from rnn_triton.errors import UnsupportedError
-from rnn_triton.hardware import Device
-from rnn_triton.latency import CONSTANTS, Constants, Estimate, floor_us, gemm_us, step
-from rnn_triton.plan import plan
-from rnn_triton.plans import ONE, SIZES, Plan, Problem, SingleCta
-from rnn_triton.stack_plan import Part
+from rnn_triton.plan import sharing as stack_plan
+from rnn_triton.plan.choose import plan
+from rnn_triton.plan.hardware import Device
+from rnn_triton.plan.latency import CONSTANTS, Constants, Estimate, floor_us, gemm_us, step
+from rnn_triton.plan.problem import ONE, SIZES, OneCta, Plan, Problem
+from rnn_triton.plan.sharing import Part
 
 from .cases import Case
 from .inputs import lengths_of
@@ -118,7 +118,7 @@ def _models(
     """(microseconds, parts) per step of one layer and direction of all models"""
     problem, chosen = ran
     times = models
-    if isinstance(chosen, SingleCta):
+    if isinstance(chosen, OneCta):
         # every model has tiles of its own, padded to whole ones
         problem = replace(problem, B=models * chosen.block_b * ceil(problem.B / chosen.block_b))
         times = 1

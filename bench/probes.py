@@ -48,7 +48,7 @@ class Place:
 
     @property
     def record(self) -> Any:
-        from rnn_triton import hardware
+        from rnn_triton.plan import hardware
 
         return hardware.of(self.device)
 
@@ -61,7 +61,7 @@ class Place:
         """Plans have these values; in the interpreter, a grid's programs run side by side."""
         import rnn_triton
 
-        grid = dict(choices).get("regime") == "grid"
+        grid = dict(choices).get("regime") == "cta_group"
         if self.is_dry and grid and not dry.has_cooperative_interpreter():
             raise NotHere("planned and compiled only: running it needs tests/cooperative, of a checkout")
         beside = dry.all_programs_alive(**interpreter) if self.is_dry and grid else contextlib.nullcontext()
@@ -70,7 +70,7 @@ class Place:
 
     def plan(self, problem: Any) -> Any:
         """Of a problem, under the open choices; NotHere where there is none."""
-        from rnn_triton.plan import plan
+        from rnn_triton.plan.choose import plan
 
         try:
             return plan(problem, self.record)
@@ -153,7 +153,7 @@ def operands_of(inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
 
 def recurrence(case: Case, inputs: dict[str, torch.Tensor], direction: str, y: torch.Tensor | None) -> Any:
     """A call of the recurrence alone: {y, hn[1,B,H]} forward, {da} backward from the given y."""
-    from rnn_triton import launch
+    from rnn_triton.launch import dispatch as launch
 
     if direction == "forward":
         operands = (*operands_of(inputs), case.nonlinearity, False, case.precision)
@@ -174,7 +174,7 @@ def recurrence(case: Case, inputs: dict[str, torch.Tensor], direction: str, y: t
 
 def pre_activation_gradients(case: Case, inputs: dict[str, torch.Tensor], y: torch.Tensor) -> torch.Tensor:
     """da[T,B,H] in fp64"""
-    from rnn_triton import reference
+    from rnn_triton.cells import reference
 
     wide = {name: value.double() for name, value in inputs.items()}
     one = torch.eye(case.H, dtype=torch.float64, device=y.device)  # dx = da W_ih
@@ -208,7 +208,8 @@ class Exchange(Item):
         return [Call(self.case, "fwd" if self.direction == "forward" else "train", self.choices)]
 
     def measure(self, place: Place, records: list[Fields]) -> None:
-        from rnn_triton import latency, plans
+        from rnn_triton.plan import latency
+        from rnn_triton.plan import problem as plans
 
         (record,) = records
         case, short = self.case, self.case.at(max(1, self.case.T // 4))
@@ -236,7 +237,7 @@ class Exchange(Item):
 
 @dataclass(frozen=True)
 class Switch(Exchange):
-    """One setting of what a plan of a group can be told and the latency model does not know (plans.Grid)"""
+    """One setting of what a plan of a group can be told and the latency model does not know (plans.CtaGroup)"""
 
     section = "switches"
 
@@ -336,7 +337,8 @@ class Slope(Constant):
     by: str = "device"  # "device", "wall", "graph": replayed
 
     def measure(self, place: Place, records: list[Fields]) -> None:
-        from rnn_triton import latency, plans
+        from rnn_triton.plan import latency
+        from rnn_triton.plan import problem as plans
 
         (record,) = records
         problem = model.problems(self.case)[0]
@@ -372,8 +374,9 @@ class Gather(Constant):
     tiles: tuple[int, ...] = (8, 24)
 
     def measure(self, place: Place, records: list[Fields]) -> None:
-        from rnn_triton import latency, plans
-        from rnn_triton.plans import SIZES
+        from rnn_triton.plan import latency
+        from rnn_triton.plan import problem as plans
+        from rnn_triton.plan.problem import SIZES
 
         (record,) = records
         T = self.case.T
@@ -402,7 +405,8 @@ class Launch(Constant):
     """A call of one step from the host's call until the GPU is idle, against the model's launch and step."""
 
     def measure(self, place: Place, records: list[Fields]) -> None:
-        from rnn_triton import latency, plans
+        from rnn_triton.plan import latency
+        from rnn_triton.plan import problem as plans
 
         (record,) = records
         case = self.case.at(1)
@@ -428,7 +432,7 @@ class Rate(Constant):
         return []
 
     def measure(self, place: Place, records: list[Fields]) -> None:
-        from rnn_triton import latency
+        from rnn_triton.plan import latency
 
         (record,) = records
         c, rates = latency.CONSTANTS, latency.rates(place.record)
@@ -492,8 +496,8 @@ def planner_refuses(place: Place, case: Case, choices: Choices) -> str:
         plan = place.plan(problem)
     groups = place.record.sms // plan.ctas + 1
     many = replace(case, B=8 * groups)
-    from rnn_triton.plan import overriding
-    from rnn_triton.plan import plan as planned
+    from rnn_triton.plan.choose import overriding
+    from rnn_triton.plan.choose import plan as planned
 
     with overriding(**dict(choices), units=plan.units, groups=groups):
         try:
@@ -505,7 +509,7 @@ def planner_refuses(place: Place, case: Case, choices: Choices) -> str:
 
 def over_subscription_raises(place: Place, case: Case, choices: Choices) -> str:
     """More CTAs than can be on the device at once: the launch raises and the one after it works."""
-    from rnn_triton import grid
+    from rnn_triton.launch import cta_group as grid
 
     if place.is_dry:
         raise NotHere("needs a GPU")
@@ -530,7 +534,7 @@ def over_subscription_raises(place: Place, case: Case, choices: Choices) -> str:
 def stuck_launch_ends(place: Place, case: Case, choices: Choices) -> str:
     """A group that lacks a CTA gives up: ExchangeError soon, NaN from the failing step on, the next launch right."""
     import rnn_triton
-    from rnn_triton import grid
+    from rnn_triton.launch import cta_group as grid
 
     problem = model.problems(case)[0]
     limit = 64 if place.is_dry else grid.SPIN_LIMIT
@@ -652,7 +656,7 @@ def _other_work(place: Place) -> Iterator[None]:
 
 def grid(**choices: Any) -> Choices:
     """Choices of a grid plan"""
-    return choices_of(regime="grid", **choices)
+    return choices_of(regime="cta_group", **choices)
 
 
 def per_step(**choices: Any) -> Choices:

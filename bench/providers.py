@@ -83,7 +83,7 @@ class Ours(Provider):
         return ModuleSession(module, inputs, case) if case.models == 1 else stacked(case, module, inputs)
 
     def plan(self, case: Case, device: torch.device) -> dict[str, Any] | None:
-        from rnn_triton import hardware
+        from rnn_triton.plan import hardware
 
         return plans_on(case, hardware.of(device))
 
@@ -132,7 +132,7 @@ class Apart:
 def plans_on(case: Case, device: Any) -> dict[str, Any]:
     """rnn_triton's plans for a hardware.Device: of the first launch, for one model, in each pass, and of a network of several
     layers or directions of every launch with its lanes, the layers or directions it holds"""
-    from rnn_triton import plans
+    from rnn_triton.plan import problem as plans
 
     from .model import launches
 

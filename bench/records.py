@@ -22,7 +22,7 @@ from typing import Any
 
 from . import cases
 
-SCHEMA = 3
+SCHEMA = 4
 TELEMETRY = ("sm_mhz", "memory_mhz", "power_w", "temperature_c")
 STATUSES = ("ok", "wrong", "error", "timeout", "unsupported", "missing")
 

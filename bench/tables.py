@@ -22,7 +22,7 @@ PASS_TITLES = {"fwd": "forward", "train": "forward + backward"}
 FLOOR_MARK = 0.45  # of the floor: a case that reaches less is listed with what remains to be done
 EVERYTHING = "every provider and pass"  # has no record
 OTHER = "other cases"  # of no suite
-REGIMES = {"single_cta": "one CTA", "grid": "group of CTAs", "per_step": "a launch a step"}
+REGIMES = {"one_cta": "one CTA", "cta_group": "group of CTAs", "per_step": "a launch a step"}
 NONE = "-"
 
 Body = list[tuple[str, ...]]

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from rnn_triton import hardware
+from rnn_triton.plan import hardware
 
 from .environment import smi_name
 from .records import quantiles

@@ -153,7 +153,7 @@ def kernel_steps(device: str | torch.device = "cpu") -> dict[str, Any]:
     On the CPU Triton's interpreter runs the kernels, in a process of its own. Returns the largest differences of the
     losses and of the weights, the tolerance for both, the largest distance a weight moved, and what ran.
     """
-    if torch.device(device).type == "cpu" and not rnn_triton.interpreter.active():
+    if torch.device(device).type == "cpu" and not rnn_triton.interpret.interpreter.active():
         command = [sys.executable, str(Path(__file__).resolve()), "--device", "cpu", "--kernel-steps"]
         search = os.pathsep.join(p for p in sys.path if p)  # the rnn_triton and triton of this process
         environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": search}

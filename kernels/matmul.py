@@ -47,7 +47,7 @@ def matmul_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Grid (P times tiles of M times tiles of N, splits): only the first dimension of a grid may exceed 65535."""
+    """CtaGroup (P times tiles of M times tiles of N, splits): only the first dimension of a grid may exceed 65535."""
     a_m = 1 if A_INNER == "m" else stride_a_m.to(OFFSETS) * A_UNIT
     a_k = 1 if A_INNER == "k" else stride_a_k.to(OFFSETS) * A_UNIT
     b_k = 1 if B_INNER == "k" else stride_b_k.to(OFFSETS) * B_UNIT

@@ -4,11 +4,11 @@ import torch.fx
 
 from . import onnx
 from .errors import ExchangeError, UnsupportedError
-from .explain import explain
-from .faults import synchronize
 from .functional import rnn
+from .launch.faults import synchronize
 from .modules import RNN, RNNCell, SimpleRNN
-from .plan import overriding
+from .plan.choose import overriding
+from .plan.explain import explain
 
 __all__ = [
     "RNN",

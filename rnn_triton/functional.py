@@ -9,7 +9,8 @@ import torch
 import torch.backends.cudnn.rnn
 from torch import Tensor
 
-from . import autocast, op
+from . import autocast
+from .op import layer
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _PRECISIONS = (None, "tf32", "tf32x3", "ieee")
@@ -52,7 +53,7 @@ def rnn(
     x, w_ih, w_hh, b_ih, b_hh, h0, precision = settled(
         x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, precision
     )
-    return op.rnn(x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, reverse, precision)
+    return layer.rnn(x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, reverse, precision)
 
 
 def settled(

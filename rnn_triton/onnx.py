@@ -62,7 +62,7 @@ def rnn(
 
 def decompositions() -> dict[Any, Callable[..., Any]]:
     """What puts ONNX's RNN in place of the package's operators in a program of torch.export, for its run_decompositions"""
-    from . import network  # it needs `op`, which needs this file
+    from .op import network  # it needs `op`, which needs this file
 
     def layer(*arguments: Any) -> tuple[Tensor, Tensor]:
         if arguments[0].dim() != 3:

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from . import dropout as masks
-from . import functional, network, packed
-from .launcher import batched, has_kernels
-from .network import Layer
+from . import functional, packed
+from .launch.launcher import batched, has_kernels
+from .op import dropout as masks
+from .op import network
+from .op.network import Layer
 
 
 def rnn(

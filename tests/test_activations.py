@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from rnn_triton import interpreter
+from rnn_triton.interpret import interpreter
 from rnn_triton.kernels.activations import tanh
 
 LIMITS = {"approx": 2.0**-11, "fast": 2.0**-14, "full": 8 * 2.0**-24, "double": 8 * 2.0**-53}

@@ -23,8 +23,11 @@ from triton.runtime.jit import JITFunction
 
 from bench import cases, check, compiling, dry, first_run, model, probes, providers, records, timing
 from bench.__main__ import main
-from rnn_triton import grid, hardware, latency, launcher, overriding, plans
-from rnn_triton.plan import plan
+from rnn_triton import overriding
+from rnn_triton.launch import cta_group, launcher
+from rnn_triton.plan import hardware, latency
+from rnn_triton.plan import problem as plans
+from rnn_triton.plan.choose import plan
 
 H200 = hardware.RECORDS["sm_90"]
 TINY = cases.case(24, 3, 3, "bf16", 8)
@@ -52,7 +55,7 @@ def test_the_dry_run_does_every_sort_of_item_and_passes(tmp_path, capsys):
     assert {s for _, _, s in status} == {"unsupported"}
     assert {name for _, name, _ in status} == {"node_us", "over_subscription_raises", "graph_replays_bitwise"}
     ran = {r["plan"]["forward"]["regime"] for r in found if r["kind"] == "check"}
-    assert ran == {"single_cta", "grid", "per_step"}
+    assert ran == {"one_cta", "cta_group", "per_step"}
     text = capsys.readouterr().out
     assert all(f"\n{title}:\n" in text for title in first_run.SECTIONS.values())
     assert "dry run" in text and "needs a GPU" in text and "not run" not in text
@@ -141,7 +144,7 @@ def test_items_cover_what_they_should():
     )
     names = [(item.section, item.name) for item in found]
     assert len(set(names)) == len(names)
-    grids = [i for i in found if i.section == "equivalence" and dict(i.choices).get("regime") == "grid"]
+    grids = [i for i in found if i.section == "equivalence" and dict(i.choices).get("regime") == "cta_group"]
     assert {i.case.H for i in grids} >= {320, 384, 512, 1000, 1024, 1760, 2048, 4096}
     assert {(i.case.dtype, dict(i.choices)["protocol"]) for i in grids} == {
         (dtype, protocol) for dtype in cases.DTYPES for protocol in ("sentinel", "counter")
@@ -330,8 +333,8 @@ def test_a_stuck_launch_that_is_not_stuck_is_seen():
     item = probes.Behaviour(TINY, SENTINEL, of="stuck_launch_ends")
     (found,) = probes.perform((item, True))
     assert found["status"] == "ok" and "next launch is right" in found["message"]
-    whole = grid.Site
-    with mock.patch.object(grid, "Site", lambda problem, p: whole(problem, replace(p, ctas=2))):
+    whole = cta_group.Site
+    with mock.patch.object(cta_group, "Site", lambda problem, p: whole(problem, replace(p, ctas=2))):
         (found,) = probes.perform((item, True))
     assert found["status"] == "wrong" and "reported nothing" in found["message"]
 
@@ -360,7 +363,7 @@ def test_a_planner_that_goes_beyond_the_device_is_seen():
     item.measure(place, records_)
     assert "no plan of" in records_[0]["message"]
     larger = replace(H200, sms=264, cooperative=False)
-    with mock.patch("rnn_triton.plan.plan", lambda problem, device: plan(problem, larger)):
+    with mock.patch("rnn_triton.plan.choose.plan", lambda problem, device: plan(problem, larger)):
         with pytest.raises(probes.Wrong, match="for 132 SMs"):
             item.measure(place, item.blank())
 
@@ -407,7 +410,7 @@ def test_a_graph_that_replays_nothing_is_seen(replays):
 def test_over_subscription_must_raise_what_it_should(error, outcome):
     item = probes.Behaviour(TINY, SENTINEL, of="over_subscription_raises")
     place, found = probes.Place(torch.device("cpu"), dry, False), item.blank()
-    with mock.patch.object(grid.Site, "forward", mock.Mock(side_effect=error)):
+    with mock.patch.object(cta_group.Site, "forward", mock.Mock(side_effect=error)):
         if isinstance(outcome, str):
             item.measure(place, found)
             assert outcome in found[0]["message"]

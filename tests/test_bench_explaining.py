@@ -4,7 +4,7 @@ import pytest
 from support.bench_records import timing
 
 from bench import cases, explaining, model
-from rnn_triton.hardware import RECORDS
+from rnn_triton.plan.hardware import RECORDS
 
 H200 = RECORDS["sm_90"]
 

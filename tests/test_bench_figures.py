@@ -9,7 +9,7 @@ from support.bench_records import DATE, ENVIRONMENT, SPEEDUP, timing, us_of
 from bench import cases, figures, model, records, style
 from bench.cases import SUITES, case
 from bench.inputs import lengths_of
-from rnn_triton.hardware import RECORDS
+from rnn_triton.plan.hardware import RECORDS
 
 pytest.importorskip("matplotlib")
 
@@ -32,7 +32,7 @@ PROVIDERS = {"rnn_triton": None, "cudnn": 1.0, "flashrnn": 1.5}  # times over cu
 
 def record(c, pass_, provider, **fields):
     times = 1.0 if provider == "rnn_triton" else PROVIDERS[provider] * SPEEDUP[c.dtype]
-    regime = {128: "single_cta", 512: "grid", 1024: "per_step"}[c.H] if provider == "rnn_triton" else None
+    regime = {128: "one_cta", 512: "cta_group", 1024: "per_step"}[c.H] if provider == "rnn_triton" else None
     peak = c.T * c.B * c.H * (2 if provider == "rnn_triton" else 3)
     if c.name == WRONG and provider == "rnn_triton":
         fields["status"] = "wrong"
@@ -327,7 +327,7 @@ def test_heat_map_cells_have_number_and_regime_and_say_what_is_missing(pages):
     hatched = [bool(patch.get_hatch()) for patch in panels[1].patches]
     assert hatched == [True, True, True, False, True, True]  # below 1x, and what is wrong or unsupported
     assert [t.get_text() for t in panels[2].get_xticklabels()] == ["1", "64"]
-    assert "G: group of CTAs, S: a launch a step, C: one CTA" in pages["heat-map"].note
+    assert "G: group of CTAs, C: one CTA, S: a launch a step" in pages["heat-map"].note
 
 
 def test_roofline_places_a_step_by_its_flop_and_bytes(pages):

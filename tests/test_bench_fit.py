@@ -9,10 +9,11 @@ import pytest
 from support.bench_records import ENVIRONMENT, timing
 
 from bench import cases, fit, model, records
-from rnn_triton import latency, plans
-from rnn_triton.candidates import candidates
-from rnn_triton.hardware import Device
-from rnn_triton.plan import plan
+from rnn_triton.plan import latency
+from rnn_triton.plan import problem as plans
+from rnn_triton.plan.candidates import candidates
+from rnn_triton.plan.choose import plan
+from rnn_triton.plan.hardware import Device
 
 DEVICE = Device(**ENVIRONMENT["hardware"])
 TRUE = replace(
@@ -84,7 +85,7 @@ def test_known_constants_are_recovered(found):
     assert before.records == after.records == 2 * len(SHAPES)
     assert after.median < 0.03 < before.median and validated.median < 0.04
     assert before.r2 < after.r2 and after.r2 > 0.995
-    assert set(found.before) == {"single_cta", "grid", "per_step", "all"}
+    assert set(found.before) == {"one_cta", "cta_group", "per_step", "all"}
     assert found.condition > 1
 
 
@@ -188,7 +189,7 @@ def test_what_is_no_single_recurrence_is_left_out_and_said():
         *[
             (good | odd, "shape, plan or hardware of another version")
             for odd in (
-                *[{"plan": {"forward": p}} for p in ({"regime": "grid", "speed": 9}, "grid", [1], {"regime": []}, 7)],
+                *[{"plan": {"forward": p}} for p in ({"regime": "cta_group", "speed": 9}, "cta_group", [1], {"regime": []}, 7)],
                 *[{"plan": {"forward": ran | p}} for p in ({"block_b": 0}, {"block_b": "8"}, {"warps": [8]}, {"accuracy": []})],
                 *[
                     {"shape": shape | s}
@@ -245,7 +246,7 @@ def test_every_plan_survives_a_record():
             for p in candidates(problem, DEVICE):
                 assert plans.from_fields(plans.fields(p)) == p
     fields = plans.fields(p)
-    with pytest.raises(ValueError, match="regime must be one of single_cta, grid, per_step, got 'song'"):
+    with pytest.raises(ValueError, match="regime must be one of one_cta, cta_group, per_step, got 'song'"):
         plans.from_fields(fields | {"regime": "song"})
     with pytest.raises(ValueError, match="not the fields of a per_step plan: .*'speed'"):
         plans.from_fields(fields | {"speed": 1})
@@ -259,7 +260,7 @@ def test_text(found):
     local = next(line for line in lines if line[0] == "local_us (us)")
     assert local[1] == "0.2" and float(local[2]) == pytest.approx(0.3, rel=0.1) and local[-1] == "estimate"
     errors = fit.errors_body(found)
-    assert [line[0] for line in errors] == ["single_cta", "grid", "per_step", "all"]
+    assert [line[0] for line in errors] == ["one_cta", "cta_group", "per_step", "all"]
     assert {len(line) for line in errors} == {len(fit.ERROR_HEADINGS)}
 
 

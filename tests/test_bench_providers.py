@@ -16,7 +16,8 @@ from torch import nn
 
 from bench import check, compiling, inputs, peers, providers, records, sessions
 from bench.cases import Job, case, parse
-from rnn_triton import UnsupportedError, plans
+from rnn_triton import UnsupportedError
+from rnn_triton.plan import problem
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 PROVIDERS = providers.PROVIDERS
@@ -164,7 +165,7 @@ def test_torchs_providers_give_torchs_numbers(name, shape, cell):
 def test_our_layers_apart():
     """the numbers of the network, its overrides open during its calls alone, and a plan for each layer"""
     import rnn_triton
-    from rnn_triton import plan
+    from rnn_triton.plan import choose as plan
 
     of, apart = small(layers=2, bidirectional=True), PROVIDERS["rnn_triton-layers"]
     assert check.gate(of, apart, CPU).ok and plan.overrides() == ()
@@ -673,6 +674,6 @@ def test_the_plan_of_a_network_is_that_of_its_launches():
     found = ours.plan(replace(one, layers=4), anywhere)
     (launch,) = found["launches"]
     assert launch["lanes"] == {"count": 4, "linked": True, "dropout": False}
-    assert found["forward"] == launch["forward"] and plans.from_fields(launch["backward"]).regime == "grid"
+    assert found["forward"] == launch["forward"] and problem.from_fields(launch["backward"]).regime == "cta_group"
     apart = ours.plan(replace(one, layers=2, bidirectional=True, models=3), anywhere)["launches"]
     assert [part["lanes"]["count"] for part in apart] == [1, 1, 1, 1]

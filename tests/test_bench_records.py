@@ -16,8 +16,8 @@ from support.bench_records import ENVIRONMENT, timing
 from bench import cases, dry, first_run, model, probes, providers, records, tables
 from bench.cases import case
 from bench.run import blank, model_estimate
-from rnn_triton import plans
-from rnn_triton.hardware import RECORDS, Device
+from rnn_triton.plan import problem as plans
+from rnn_triton.plan.hardware import RECORDS, Device
 
 CASE = case(128, 16, 256, "bf16")
 SHAPE = dataclasses.asdict(CASE)
@@ -194,7 +194,7 @@ def test_validation_names_the_fault(change, message):
 
 def test_what_is_valid_can_be_shown():
     """Every leaf of a record in turn becomes what it should not be: validate() names a fault, or rows and tables are made."""
-    good = timing(CASE, "fwd", "rnn_triton", 0.3, regime="grid", kernels=[{"name": "k<int>(x)", "count": 2, "us": 3.0}])
+    good = timing(CASE, "fwd", "rnn_triton", 0.3, regime="cta_group", kernels=[{"name": "k<int>(x)", "count": 2, "us": 3.0}])
     base = timing(CASE, "fwd", "cudnn", 1.0)
     odd = [None, True, 0, -1, 10**400, 1e-320, math.nan, math.inf, "", "$x", "\ud800", [], [1], {}, {"y": 3}, {"forward": 3}]
     shown = 0
@@ -228,7 +228,7 @@ def leaves(of, path=()):
 def test_other_kinds_are_as_strict():
     common = {name: value for name, value in timing(CASE, "fwd", "rnn_triton", 0.3).items() if name in records.COMMON}
     problem = {"direction": "forward", "H": 128, "I": 128, "B": 16, "dtype": "bf16", "precision": None}
-    compiled = {"problem": problem, "plan": {"regime": "grid"}, "resources": {}, "status": "error", "message": "",
+    compiled = {"problem": problem, "plan": {"regime": "cta_group"}, "resources": {}, "status": "error", "message": "",
                 "floor_us_per_step": None, "practical_us_per_step": None}  # fmt: skip
     records.validate(common | {"kind": "resources"} | compiled)
     with pytest.raises(ValueError, match=r"field resources\.registers is missing"):
@@ -290,11 +290,11 @@ def test_the_baseline_is_the_faster_way_to_cudnn():
 
 
 def test_a_tidy_row_is_scalars_of_the_same_names():
-    made = [timing(CASE, "fwd", "rnn_triton", 0.25, regime="grid"), timing(CASE, "fwd", "cudnn", 1.0, status="wrong")]
+    made = [timing(CASE, "fwd", "rnn_triton", 0.25, regime="cta_group"), timing(CASE, "fwd", "cudnn", 1.0, status="wrong")]
     ours, theirs = (row.tidy() for row in records.rows(made))
     assert list(ours) == list(theirs)
     assert all(value is None or isinstance(value, str | int | float) for value in (*ours.values(), *theirs.values()))
-    assert (ours["H"], ours["regime"], ours["us_median"], theirs["us_median"]) == (128, "grid", 5 + 256 * 0.25, None)
+    assert (ours["H"], ours["regime"], ours["us_median"], theirs["us_median"]) == (128, "cta_group", 5 + 256 * 0.25, None)
 
 
 def test_rows_give_no_speed_to_a_wrong_result_or_across_runs():

@@ -26,7 +26,7 @@ TRAINING = [
 RESOURCES = [
     {
         "problem": {"direction": "forward", "H": 128, "I": 128, "B": 16, "dtype": "bf16", "precision": None},
-        "plan": {"regime": "single_cta", "warps": 8, "block_b": 16}, "status": "error", "message": NASTY, "resources": {},
+        "plan": {"regime": "one_cta", "warps": 8, "block_b": 16}, "status": "error", "message": NASTY, "resources": {},
         "floor_us_per_step": 0.1, "practical_us_per_step": 0.2,
     }
 ]  # fmt: skip

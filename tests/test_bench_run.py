@@ -33,8 +33,8 @@ from bench import (
 )
 from bench.__main__ import main, seconds
 from bench.worker import Worker, WorkerError
-from rnn_triton.hardware import RECORDS
-from rnn_triton.plan import plan
+from rnn_triton.plan.choose import plan
+from rnn_triton.plan.hardware import RECORDS
 
 CPU = torch.device("cpu")
 
@@ -54,7 +54,7 @@ def test_the_quick_suite_covers_what_it_should():
     listed = cases.suite("quick")
     assert len(listed) == 12 and {case.dtype for case in listed} == set(cases.DTYPES)
     regimes = [plan(model.problems(case)[0], RECORDS["sm_90"]).regime for case in listed]
-    assert {name: regimes.count(name) >= 1 for name in regimes} == dict.fromkeys(("single_cta", "grid", "per_step"), True)
+    assert {name: regimes.count(name) >= 1 for name in regimes} == dict.fromkeys(("one_cta", "cta_group", "per_step"), True)
 
 
 @pytest.mark.parametrize(
@@ -567,19 +567,19 @@ def test_distinct_plans_tell_grid_kernels_apart():
     """A grid kernel is another for every H, and for every I where it projects x; its number of groups is none of it."""
     found = jobs.distinct_plans("sm_90")
     grids = [(problem, plan(problem, device)) for problem, device in found]
-    grids = [(problem, p) for problem, p in grids if p.regime == "grid"]
+    grids = [(problem, p) for problem, p in grids if p.regime == "cta_group"]
     sizes = {(problem.direction, problem.H) for problem, _ in grids}
     assert sizes >= {("forward", 384), ("backward", 384), ("forward", 1000), ("forward", 4096)}
     assert {problem.I for problem, p in grids if problem.H == 1024 and p.w_ih_home == "registers"} >= {64, 1024}
     few = jobs.distinct_plans("sm_90", few=True)
-    of = [(problem.direction, problem.precision) for problem, device in few if plan(problem, device).regime == "grid"]
+    of = [(problem.direction, problem.precision) for problem, device in few if plan(problem, device).regime == "cta_group"]
     assert len(of) == len(set(of)) == 6 and len(of) < len(few) < len(found) - len(grids)
 
 
 def test_records_name_the_regime_of_a_plan():
     listed = [cases.parse(name) for name in ("h64-b8-t4-bf16", "h5000-b8-t4-bf16")]
     found = [providers.PROVIDERS["rnn_triton"].plan(case, CPU) for case in listed]
-    assert [(f["forward"]["regime"], f["backward"]["regime"]) for f in found] == [("single_cta",) * 2, ("per_step",) * 2]
+    assert [(f["forward"]["regime"], f["backward"]["regime"]) for f in found] == [("one_cta",) * 2, ("per_step",) * 2]
 
 
 def test_the_models_table_goes_beyond_one_cta():
@@ -593,9 +593,11 @@ def test_the_models_table_goes_beyond_one_cta():
 
 
 def test_host_cost_runs_no_kernel_and_restores_everything():
-    from rnn_triton import gemm, interpreter, op
+    from rnn_triton.interpret import interpreter
+    from rnn_triton.launch import gemm
+    from rnn_triton.op import layer as op
 
-    before = (op.launch.forward, op.launch.backward, gemm.matmul, gemm.wide, interpreter.active)
+    before = (op.dispatch.forward, op.dispatch.backward, gemm.matmul, gemm.wide, interpreter.active)
     shapes = ((2, 1, 4), (4, 4), (4, 4), (4,), (4,), (1, 4))
     tensors = [torch.zeros(s, dtype=torch.bfloat16, requires_grad=True) for s in shapes]
     multiplied = mock.Mock(side_effect=AssertionError("a product runs"))
@@ -604,7 +606,7 @@ def test_host_cost_runs_no_kernel_and_restores_everything():
         assert y.shape == (2, 1, 4) and hn.shape == (1, 4)
         gradients = torch.autograd.grad(y.sum(), tensors)
     assert [g.shape for g in gradients] == [t.shape for t in tensors]
-    assert before == (op.launch.forward, op.launch.backward, gemm.matmul, gemm.wide, interpreter.active)
+    assert before == (op.dispatch.forward, op.dispatch.backward, gemm.matmul, gemm.wide, interpreter.active)
 
 
 class StubExample:

@@ -11,7 +11,7 @@ from support.bench_gpu import CLOCK_GHZ, GPU, L2, Call
 from support.bench_mutants import FAULTS, changed
 
 from bench import cases, dry, providers, run, sessions, timing
-from rnn_triton import hardware
+from rnn_triton.plan import hardware
 
 CPU = torch.device("cpu")
 

@@ -16,13 +16,13 @@ import torch
 from support.layouts import check_verify_layout
 
 from bench import resources
-from rnn_triton import grid, hardware, launch, plan, single_cta
-from rnn_triton.candidates import k_tiles
 from rnn_triton.kernels.dropout import drop
 from rnn_triton.kernels.matmul import matmul_kernel
-from rnn_triton.kernels.recurrence import recurrence
-from rnn_triton.kernels.step import step
-from rnn_triton.plans import row_units
+from rnn_triton.kernels.per_step import per_step
+from rnn_triton.launch import cta_group, dispatch, one_cta
+from rnn_triton.plan import choose, hardware
+from rnn_triton.plan.candidates import k_tiles
+from rnn_triton.plan.problem import row_units
 
 pytestmark = pytest.mark.compiled
 
@@ -31,7 +31,7 @@ def barrier_limit(p):
     """Two at batch tiles <= 8: a grid's frees the reduction's buffer and fills it, the counter protocol waits and releases
     behind two more, weights in shared memory are fetched behind one.  The fma form's operands pass through shared memory:
     one more in its forward pass, two for a second chain."""
-    if p.regime == "grid":
+    if p.regime == "cta_group":
         return 2 + 2 * (p.protocol == "counter") + (p.w_ih_home == "shared")
     if p.formulation != "fma":
         return 2
@@ -40,7 +40,7 @@ def barrier_limit(p):
 
 def name(job):
     problem, device = job
-    p = plan.plan(problem, device)
+    p = choose.plan(problem, device)
     precision = f"-{problem.precision}" if problem.precision else ""
     return (
         f"{problem.direction}-sm{device.capability}-{problem.dtype}{precision}-B{problem.B}-I{problem.I}-H{problem.H}"
@@ -69,17 +69,17 @@ def in_subset(job):
     return problem.H == (64 if problem.dtype == "fp64" else 128) and problem.I not in (8, 32, 64, 192, 1000)
 
 
-@pytest.mark.parametrize("regime", [single_cta, grid])
+@pytest.mark.parametrize("regime", [one_cta, cta_group])
 def test_constants_are_in_the_kernels_order(regime):
     """A kept launcher takes them by position."""
-    kernel = recurrence if regime is single_cta else grid.grid
-    jobs = [job for job in plan.PLANNED if plan.plan(*job).regime == regime.__name__.rpartition(".")[2]]
+    kernel = one_cta.one_cta if regime is one_cta else cta_group.cta_group
+    jobs = [job for job in choose.PLANNED if choose.plan(*job).regime == regime.__name__.rpartition(".")[2]]
     for problem, device in jobs[:20]:
-        names = list(regime.constants(problem, plan.plan(problem, device), (True,) * len(regime.TENSORS)))
+        names = list(regime.constants(problem, choose.plan(problem, device), (True,) * len(regime.TENSORS)))
         assert names == kernel.arg_names[-len(names) :]
 
 
-@pytest.mark.parametrize("kernel", [recurrence, grid.grid, step, drop, matmul_kernel], ids=lambda k: k.__name__)
+@pytest.mark.parametrize("kernel", [one_cta.one_cta, cta_group.cta_group, per_step, drop, matmul_kernel], ids=lambda k: k.__name__)
 def test_no_kernel_depends_on_the_value_of_an_integer(kernel):
     """A value of 1 would be a constexpr, without `.to`, and one that 16 divides another kernel."""
     integers = [p for p in kernel.params if not p.is_constexpr and not p.name.endswith("_ptr")]
@@ -102,9 +102,10 @@ def test_a_kept_launcher_gets_what_triton_was_given(monkeypatch):
 
             return run
 
-    monkeypatch.setattr(single_cta, "recurrence", Jit())
+    names = one_cta.one_cta.arg_names
+    monkeypatch.setattr(one_cta, "one_cta", Jit())
     monkeypatch.setattr(torch.cuda, "current_device", lambda: None)  # a CPU tensor's index
-    launch._site.cache_clear()
+    dispatch._site.cache_clear()
 
     def tensors(T, B):
         shapes = ((T, B, 16), (32, 16), (32, 32), (32,), (32,), (B, 32))
@@ -114,7 +115,7 @@ def test_a_kept_launcher_gets_what_triton_was_given(monkeypatch):
         for T, present in ((3, 6), (5, 6), (5, 5)):  # other T: the same kernel; no h0: another
             given = tensors(T, 9)
             arguments = given[:present] + [None] * (6 - present)
-            y, hn = launch.forward(*arguments, "tanh", False, None)
+            y, hn = dispatch.forward(*arguments, "tanh", False, None)
             kind, grid, got = calls[-1]
             assert grid == (2, 1, 1)
             assert kind == ("jit" if (T, present) != (5, 6) else "kept")
@@ -122,9 +123,9 @@ def test_a_kept_launcher_gets_what_triton_was_given(monkeypatch):
             absent += 3 * [y]  # what launches of several lanes have
             assert [t.data_ptr() for t in got[:13]] == [t.data_ptr() for t in given[:present] + absent]
             assert got[13:26] == (T, 9, 0, 9 * 16 // 8, 16 // 8, 0, 0, 0, 0, 0, 0, 0, 0)
-            assert len(got) == len(recurrence.arg_names)
+            assert len(got) == len(names)
     finally:
-        launch._site.cache_clear()
+        dispatch._site.cache_clear()
 
 
 def check(kernel, problem, p, device):
@@ -136,12 +137,12 @@ def check(kernel, problem, p, device):
     read = {"u_ptr"} if p.w_ih_home == "gemm" else {"x_ptr"}
     if problem.direction == "backward":
         read = {"u_ptr", "saved_ptr"}
-    if p.regime == "grid":
+    if p.regime == "cta_group":
         read |= {"out_ptr", "sync_ptr", "first_ptr"}
         check_exchange(kernel, r, problem, p)
     assert set(r.global_load_arguments) <= read
     assert r.barriers <= barrier_limit(p)
-    if p.regime == "single_cta":
+    if p.regime == "one_cta":
         check_runs_ahead(r, problem, p)
 
 
@@ -195,15 +196,15 @@ def check_exchange(kernel, r, problem, p):
         assert "ld.acquire.gpu" in ptx
 
 
-JOBS = [pytest.param(job, marks=() if in_subset(job) else pytest.mark.long, id=name(job)) for job in plan.PLANNED]
+JOBS = [pytest.param(job, marks=() if in_subset(job) else pytest.mark.long, id=name(job)) for job in choose.PLANNED]
 
 
 @pytest.mark.thin(3)
 @pytest.mark.parametrize("job", JOBS)
 def test_plan(job):
     problem, device = job
-    p = plan.plan(problem, device)
-    check(launch.compile_ahead(problem, p, device), problem, p, device)
+    p = choose.plan(problem, device)
+    check(dispatch.compile_ahead(problem, p, device), problem, p, device)
 
 
 OTHERWISE = [
@@ -211,7 +212,7 @@ OTHERWISE = [
         job, marks=() if job[1].capability == 90 else pytest.mark.long,
         id=f"{job[0].direction}-sm{job[1].capability}-{job[0].dtype}-H{job[0].H}-" + "-".join(map(str, job[2].values())),
     )
-    for job in plan.PLANNED_OTHERWISE
+    for job in choose.PLANNED_OTHERWISE
 ]  # fmt: skip
 
 
@@ -219,9 +220,9 @@ OTHERWISE = [
 @pytest.mark.parametrize("job", OTHERWISE)
 def test_plan_that_is_asked_for(job):
     problem, device, choices = job
-    with plan.overriding(**choices):
-        p = plan.plan(problem, device)
-    check(launch.compile_ahead(problem, p, device), problem, p, device)
+    with choose.overriding(**choices):
+        p = choose.plan(problem, device)
+    check(dispatch.compile_ahead(problem, p, device), problem, p, device)
 
 
 @pytest.mark.parametrize("capability", [90, *(pytest.param(c, marks=pytest.mark.long) for c in (80, 100))])
@@ -229,10 +230,10 @@ def test_plan_that_is_asked_for(job):
 def test_settings_of_a_group_in_machine_code(choices, capability):
     """x is loaded behind the gather or ahead of it, the error word in a turn in 64 or in each, the counter of cycles read or not"""
     device = hardware.RECORDS[f"sm_{capability}"]
-    problem = plan.Problem("forward", 8, 512, 512, "bf16", None, "tanh")
-    with plan.overriding(regime="grid", w_ih_home="registers", **choices):
-        p = plan.plan(problem, device)
-    code = resources.parse_sass(resources._cuobjdump(launch.compile_ahead(problem, p, device).asm["cubin"])[1])
+    problem = choose.Problem("forward", 8, 512, 512, "bf16", None, "tanh")
+    with choose.overriding(regime="cta_group", w_ih_home="registers", **choices):
+        p = choose.plan(problem, device)
+    code = resources.parse_sass(resources._cuobjdump(dispatch.compile_ahead(problem, p, device).asm["cubin"])[1])
     probes = [n for n, i in enumerate(code) if i.opcode.startswith("LDG.E.128.STRONG") and not i.predicated]
     x_loads = [n for n, i in enumerate(code) if i.opcode == "LDG.E.128"]
     tiles = k_tiles(512, p.warps, "bf16")
@@ -251,8 +252,8 @@ INSTRUCTIONS = {"forward": 102, "backward": 117}
 @pytest.mark.parametrize("direction", list(INSTRUCTIONS))
 def test_instructions_of_a_step(direction):
     device = hardware.RECORDS["sm_90"]
-    problem = plan.Problem(direction, 8, 128, 128, "bf16", None, "tanh")
-    r = resources.analyze(launch.compile_ahead(problem, plan.plan(problem, device), device))
+    problem = choose.Problem(direction, 8, 128, 128, "bf16", None, "tanh")
+    r = resources.analyze(dispatch.compile_ahead(problem, choose.plan(problem, device), device))
     assert r.instructions <= INSTRUCTIONS[direction] and r.l2_prefetches > 0
 
 
@@ -260,8 +261,8 @@ def test_instructions_of_a_step(direction):
 def test_x_arrives_in_16_byte_loads(I):
     """and no layout conversion stands between global memory and the tensor core: no shuffles, no extra shared memory"""
     device = hardware.RECORDS["sm_90"]
-    problem = plan.Problem("forward", 8, I, 128, "bf16", None, "tanh")
-    r = resources.analyze(launch.compile_ahead(problem, plan.plan(problem, device), device))
+    problem = choose.Problem("forward", 8, I, 128, "bf16", None, "tanh")
+    r = resources.analyze(dispatch.compile_ahead(problem, choose.plan(problem, device), device))
     assert r.global_loads == {16: I // 32}
     assert r.shuffles == 0
     assert r.mma == (128 + I) // 16
@@ -270,13 +271,13 @@ def test_x_arrives_in_16_byte_loads(I):
 
 def test_large_batches_take_large_tiles():
     """where the model finds that they cost less; small ones for a batch that large ones would leave on few CTAs"""
-    tiles = {B: plan.plan(plan.Problem("backward", B, 1, 1024, "bf16", None, "tanh"), hardware.RECORDS["sm_90"]).block_b
+    tiles = {B: choose.plan(choose.Problem("backward", B, 1, 1024, "bf16", None, "tanh"), hardware.RECORDS["sm_90"]).block_b
              for B in (8, 64, 256)}  # fmt: skip
     assert tiles == {8: 8, 64: 8, 256: 32}
 
 
 def test_planned_reaches_every_kind_of_plan():
-    plans = {(p.formulation, p.precision, p.w_ih_home) for p in (plan.plan(*job) for job in plan.PLANNED)}
+    plans = {(p.formulation, p.precision, p.w_ih_home) for p in (choose.plan(*job) for job in choose.PLANNED)}
     for formulation, precision in (("mma16", "ieee"), ("mma32", "tf32"), ("mma32", "tf32x3")):
         for home in ("none", "registers", "shared", "gemm"):
             assert (formulation, precision, home) in plans
@@ -286,7 +287,7 @@ def test_planned_reaches_every_kind_of_plan():
 
 def test_reloading_w_is_rejected(monkeypatch, tmp_path):
     """The same engine with W_hh read again every step does not pass `check`."""
-    source = pathlib.Path(recurrence.fn.__code__.co_filename).read_text()
+    source = pathlib.Path(one_cta.one_cta.fn.__code__.co_filename).read_text()
     line = next(line for line in source.splitlines() if "load_recurrent(w_rec_ptr" in line)
     halves = "    if CHAINS == 2:\n        w_a, w_b = halves_of_weight(w, H_PAD)\n"
     loop = "    for step in tl.range(0, T, loop_unroll_factor=UNROLL):\n"
@@ -298,21 +299,21 @@ def test_reloading_w_is_rejected(monkeypatch, tmp_path):
     spec = importlib.util.spec_from_file_location("mutant", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    monkeypatch.setattr(single_cta, "recurrence", module.recurrence)
+    monkeypatch.setattr(one_cta, "one_cta", module.one_cta)
     device = hardware.RECORDS["sm_90"]
-    problem = plan.Problem("forward", 8, 64, 64, "bf16", None, "tanh")
-    p = plan.plan(problem, device)
+    problem = choose.Problem("forward", 8, 64, 64, "bf16", None, "tanh")
+    p = choose.plan(problem, device)
     with pytest.raises(AssertionError, match="W_hh is read from global memory every step"):
-        check(launch.compile_ahead(problem, p, device), problem, p, device)
+        check(dispatch.compile_ahead(problem, p, device), problem, p, device)
 
 
 def test_the_limits_can_fail(monkeypatch):
     """One size more than the planner allows does spill: the plan's limits are where they belong."""
     device = hardware.RECORDS["sm_90"]
-    form = plan._FORMS["16-bit"]
-    monkeypatch.setitem(plan._FORMS, "16-bit", plan._Form(**{**vars(form), "registers": (8, 8)}))
-    problem = plan.Problem("forward", 8, 256, 256, "bf16", None, "tanh")
-    p = plan._decide.__wrapped__(problem, device, (), ())
+    form = choose._FORMS["16-bit"]
+    monkeypatch.setitem(choose._FORMS, "16-bit", choose._Form(**{**vars(form), "registers": (8, 8)}))
+    problem = choose.Problem("forward", 8, 256, 256, "bf16", None, "tanh")
+    p = choose._decide.__wrapped__(problem, device, (), ())
     assert p.w_ih_home == "registers"
     with pytest.raises(AssertionError, match="spill"):
-        check(launch.compile_ahead(problem, p, device), problem, p, device)
+        check(dispatch.compile_ahead(problem, p, device), problem, p, device)

@@ -20,7 +20,7 @@ from cooperative import (
     explore,
 )
 
-from rnn_triton import interpreter
+from rnn_triton.interpret import interpreter
 
 pytestmark = pytest.mark.interpret
 

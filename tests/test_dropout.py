@@ -1,4 +1,4 @@
-"""Dropout by a recomputed mask (rnn_triton/dropout.py): its statistics, its scale, its gradient.
+"""Dropout by a recomputed mask (rnn_triton/op/dropout.py): its statistics, its scale, its gradient.
 
 Statistics: a mean or a correlation of N independent elements has a standard deviation of 1 / sqrt(N), times that of an
 element; five of them are exceeded once in 1.7 million times, and the seeds are fixed.
@@ -9,7 +9,7 @@ import itertools
 import pytest
 import torch
 
-from rnn_triton import dropout
+from rnn_triton.op import dropout
 
 T, B, H = 4, 32, 256
 N = T * B * H

@@ -17,8 +17,11 @@ from test_compile import name as name_of
 from test_kernels import KINDS, assert_close, tolerance
 
 import rnn_triton
-from rnn_triton import gemm, hardware, launch, launcher, op, plan, reference, single_cta
-from rnn_triton import gradients as gradients_of
+from rnn_triton.cells import reference
+from rnn_triton.launch import dispatch, gemm, launcher, one_cta
+from rnn_triton.op import gradients as gradients_of
+from rnn_triton.op import layer
+from rnn_triton.plan import choose, hardware
 
 kinds = pytest.mark.parametrize("kind", list(KINDS))
 M = 2  # models
@@ -108,9 +111,9 @@ def test_each_model_is_what_it_is_alone(kind, I, H, reverse, device):
     for got, expected in zip(outputs, zip(*[function(*model) for model in models]), strict=True):
         assert all(torch.equal(g, e) for g, e in zip(got, expected, strict=True))
     y, hn = outputs
-    da = launch.backward(tensors[2], y, y, hn, "tanh", reverse, KINDS[kind][1])
+    da = dispatch.backward(tensors[2], y, y, hn, "tanh", reverse, KINDS[kind][1])
     for m, model in enumerate(models):
-        alone = launch.backward(model[2], y[m], y[m], hn[m], "tanh", reverse, KINDS[kind][1])
+        alone = dispatch.backward(model[2], y[m], y[m], hn[m], "tanh", reverse, KINDS[kind][1])
         assert torch.equal(da[m], alone)
 
 
@@ -168,7 +171,7 @@ def test_a_copy_of_what_models_share_is_one(device, launches):
     launches.run = False
     x, *weights, h0 = members("bf16", 2, 3, 16, 16, device)[0]
     x, h0 = (torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape).expand(M, *t.shape) for t in (x, h0))
-    op.run_forward(x, *[t.expand(M, *t.shape) for t in weights], h0, "tanh", False, None)
+    layer.run_forward(x, *[t.expand(M, *t.shape) for t in weights], h0, "tanh", False, None)
     [(given, scalars)] = launches
     assert given[0].numel() == x[0].numel() and given[5].numel() == h0[0].numel()
     assert scalars[-3:] == (0, 0, 0)
@@ -180,8 +183,8 @@ def test_nothing_is_copied(device, launches):
     x, *rest = stacked(members("bf16", 3, 2, 16, 16, device))[1]
     with Recorder() as recorder:
         for given in (x, x[:1].expand(M, -1, -1, -1)):
-            y, hn = op.run_forward(given, *rest, "tanh", False, None)
-            launch.backward(rest[1], y, y, hn, "tanh", False, None)
+            y, hn = layer.run_forward(given, *rest, "tanh", False, None)
+            dispatch.backward(rest[1], y, y, hn, "tanh", False, None)
     assert set(recorder.names) == {"aten::new_empty", "aten::select.int", "aten::slice.Tensor", "aten::expand"}
 
 
@@ -232,8 +235,8 @@ def test_frozen_weights_cost_no_gemm(device, launches, monkeypatch):
 )  # fmt: skip
 def test_homes_of_the_weights(kind, I, H, home, device):
     """W_ih in shared memory, x projected by a GEMM, W_hh padded in global memory"""
-    forward = plan.plan(
-        plan.Problem("forward", 2, I, H, kind, None, "tanh", M),
+    forward = choose.plan(
+        choose.Problem("forward", 2, I, H, kind, None, "tanh", M),
         hardware.RECORDS["sm_90"],
     )
     assert (forward.w_ih_home, forward.pad_w_hh) == (home, H == 250)
@@ -246,15 +249,15 @@ def test_homes_of_the_weights(kind, I, H, home, device):
 def test_a_crowded_chip_takes_tiles_of_16(kind, device, monkeypatch):
     """More batch tiles of 8, of all models together, than there are SMs"""
     of = hardware.of
-    monkeypatch.setattr(launch.hardware, "of", lambda d: dataclasses.replace(of(d), sms=4))
-    launch._site.cache_clear()
+    monkeypatch.setattr(dispatch.hardware, "of", lambda d: dataclasses.replace(of(d), sms=4))
+    dispatch._site.cache_clear()
     try:
         call = (19, 40, 24, KINDS[kind][0], None, "tanh", torch.device(device))  # three tiles of 8, six of two models
-        assert launch._site(("forward", *call), ()).plan.block_b == 8
-        assert launch._site(("forward", M, *call), ()).plan.block_b == 16
+        assert dispatch._site(("forward", *call), ()).plan.block_b == 8
+        assert dispatch._site(("forward", M, *call), ()).plan.block_b == 16
         check(kind, members(kind, 1, 19, 40, 24, device))
     finally:
-        launch._site.cache_clear()
+        dispatch._site.cache_clear()
 
 
 @pytest.mark.executed
@@ -290,10 +293,10 @@ def test_model_stride_beyond_32_bits(which, device):
     far = reserved(2**31 + T * B * N, device).as_strided((2, T, B, N), (2**31, B * N, N, 1))
     far.copy_(x)
     if which == "x":
-        expected, ours = (op.run_forward(t, *weights, "tanh", False, "ieee")[0] for t in (x, far))
+        expected, ours = (layer.run_forward(t, *weights, "tanh", False, "ieee")[0] for t in (x, far))
     else:
         y = torch.rand(2, T, B, N, generator=torch.Generator().manual_seed(0)).to(device)
-        expected, ours = (launch.backward(weights[1], y, t, None, "tanh", False, "ieee") for t in (x, far))
+        expected, ours = (dispatch.backward(weights[1], y, t, None, "tanh", False, "ieee") for t in (x, far))
     assert torch.equal(ours, expected)
 
 
@@ -311,7 +314,7 @@ def test_every_element_is_written(kind, device, monkeypatch):
         return t[guard : guard + n].view(shape)
 
     dims, tensors = stacked(members(kind, 2, 9, 5, 17, device))
-    monkeypatch.setattr(single_cta, "empty", poisoned)
+    monkeypatch.setattr(one_cta, "empty", poisoned)
     tensors = leaves(tensors)
     outputs = torch.vmap(rnn(kind), in_dims=dims)(*tensors)
     gradients(outputs, like(outputs), tensors)
@@ -578,18 +581,18 @@ def test_explain_names_the_launch_and_the_waves():
 def test_the_plan_of_an_ensemble():
     """As many CTAs side by side as there are SMs cost what one costs; waves cost their number times one."""
     device = hardware.RECORDS["sm_90"]
-    one = plan.Problem("forward", 8, 128, 128, "bf16", None, "tanh")
+    one = choose.Problem("forward", 8, 128, 128, "bf16", None, "tanh")
     many = dataclasses.replace(one, models=64)
-    p = plan.plan(one, device)
-    assert p == plan.plan(many, device)
-    assert plan.latency.practical_us(many, p, device) <= 1.3 * plan.latency.practical_us(one, p, device)
+    p = choose.plan(one, device)
+    assert p == choose.plan(many, device)
+    assert choose.latency.practical_us(many, p, device) <= 1.3 * choose.latency.practical_us(one, p, device)
     large = dataclasses.replace(one, H=512)
-    p = plan.plan(large, device)
-    once = plan.latency.practical_us(large, p, device)
-    assert plan.latency.practical_us(dataclasses.replace(large, models=5), p, device) == pytest.approx(5 * once)
+    p = choose.plan(large, device)
+    once = choose.latency.practical_us(large, p, device)
+    assert choose.latency.practical_us(dataclasses.replace(large, models=5), p, device) == pytest.approx(5 * once)
     for other in (many, dataclasses.replace(large, models=5), dataclasses.replace(many, models=1000)):
-        p = plan.plan(other, device)
-        assert plan.latency.floor_us(other, device) <= plan.latency.practical_us(other, p, device)
+        p = choose.plan(other, device)
+        assert choose.latency.floor_us(other, device) <= choose.latency.practical_us(other, p, device)
 
 
 def default(job):
@@ -599,7 +602,7 @@ def default(job):
     return (one.direction, one.I, one.H) in (("forward", 256, 128), ("backward", 256, 256))
 
 
-ONE_CTA = [job for job in plan.PLANNED if plan.plan(*job).regime == "single_cta"]
+ONE_CTA = [job for job in choose.PLANNED if choose.plan(*job).regime == "one_cta"]
 
 
 @pytest.mark.compiled
@@ -610,11 +613,11 @@ def test_the_kernel_of_an_ensemble(job):
     """The kernel of one model and addresses: no spills, no barrier more, no other access to memory in the time loop"""
     one, device = job
     many = dataclasses.replace(one, models=2)
-    p = plan.plan(many, device)
-    present = (True,) * len(single_cta.TENSORS)
-    of_one = single_cta.constants(one, p, present)
-    assert single_cta.constants(many, p, present) == {**of_one, "MODELS": True} and not of_one["MODELS"]
-    check_compiled(launch.compile_ahead(many, p, device), many, p, device)
+    p = choose.plan(many, device)
+    present = (True,) * len(one_cta.TENSORS)
+    of_one = one_cta.constants(one, p, present)
+    assert one_cta.constants(many, p, present) == {**of_one, "MODELS": True} and not of_one["MODELS"]
+    check_compiled(dispatch.compile_ahead(many, p, device), many, p, device)
 
 
 def test_the_reference_of_an_ensemble_has_gradients_of_its_own(device):

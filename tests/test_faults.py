@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
 
-from rnn_triton import faults
 from rnn_triton.errors import ExchangeError
+from rnn_triton.launch import faults
 
 CPU = torch.device("cpu")
 
@@ -308,7 +308,7 @@ class TestAfterLaunch:
             monkeypatch.delenv("RNN_TRITON_SYNC", raising=False)
         else:
             monkeypatch.setenv("RNN_TRITON_SYNC", value)
-        spec = importlib.util.spec_from_file_location("rnn_triton.faults_again", faults.__file__)
+        spec = importlib.util.spec_from_file_location("rnn_triton.launch.faults_again", faults.__file__)
         again = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(again)
         assert again._SYNC == expected

@@ -5,7 +5,8 @@ import torch
 from support.problems import gradients, like, problem
 
 import rnn_triton
-from rnn_triton import functional, op
+from rnn_triton import functional
+from rnn_triton.op import layer
 
 T, B, I, H = 5, 2, 3, 4
 
@@ -28,7 +29,7 @@ def test_exported():
 
 @pytest.fixture
 def op_is_not_reached(monkeypatch):
-    monkeypatch.setattr(op, "rnn", None)
+    monkeypatch.setattr(layer, "rnn", None)
 
 
 # ---- bad input ---------------------------------------------------------------------------------------------
@@ -139,8 +140,8 @@ def test_unsupported_error_propagates(monkeypatch):
     def refuse(*arguments):
         raise rnn_triton.UnsupportedError("needs 3 of it, there are 2")
 
-    monkeypatch.setattr(op, "_cpu_forward", refuse)
-    monkeypatch.setattr(op.launch, "forward", refuse)
+    monkeypatch.setattr(layer, "_cpu_forward", refuse)
+    monkeypatch.setattr(layer.dispatch, "forward", refuse)
     for grad in (True, False):
         with torch.set_grad_enabled(grad), pytest.raises(rnn_triton.UnsupportedError, match="^needs 3 of it"):
             functional.rnn(**tensors())
@@ -153,8 +154,8 @@ def test_unsupported_error_propagates(monkeypatch):
 def precisions(monkeypatch):
     """What reaches the op, call by call."""
     seen = []
-    original = op.rnn
-    monkeypatch.setattr(op, "rnn", lambda *a: seen.append(a[8]) or original(*a))
+    original = layer.rnn
+    monkeypatch.setattr(layer, "rnn", lambda *a: seen.append(a[8]) or original(*a))
     return seen
 
 

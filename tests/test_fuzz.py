@@ -23,8 +23,8 @@ def test_as_torch_for_longer(first):
 @pytest.mark.parametrize("first", [pytest.param(n, marks=() if n < 90 else pytest.mark.long) for n in range(0, 300, 30)])
 def test_kernels_as_torch(first, monkeypatch):
     launched = []
-    run = rnn_triton.launch.run
-    monkeypatch.setattr(rnn_triton.launch, "run", lambda *a: launched.append(number) or run(*a))
+    run = rnn_triton.launch.dispatch.run
+    monkeypatch.setattr(rnn_triton.launch.dispatch, "run", lambda *a: launched.append(number) or run(*a))
     for number in range(first, first + 30):
         fuzz.check(number, kernels=True)
     assert set(launched) == set(range(first, first + 30))  # every case went through a kernel

@@ -9,7 +9,8 @@ from support.recorder import Recorder
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bench import resources
-from rnn_triton import gemm, gradients
+from rnn_triton.launch import gemm
+from rnn_triton.op import gradients
 
 NAN = float("nan")
 PRECISIONS = ("tf32", "tf32x3", "ieee")

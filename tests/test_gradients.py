@@ -1,11 +1,11 @@
-"""The gradients that follow from da (rnn_triton/gradients.py), against fp64."""
+"""The gradients that follow from da (rnn_triton/op/gradients.py), against fp64."""
 
 import itertools
 
 import pytest
 import torch
 
-from rnn_triton.gradients import DB, DH0, DW_HH, DW_IH, DX, Layer
+from rnn_triton.op.gradients import DB, DH0, DW_HH, DW_IH, DX, Layer
 
 T, B, I, H = 7, 3, 5, 4
 NEEDS = (DX, DW_IH, DW_HH, DB, DH0)

@@ -1,4 +1,4 @@
-"""The engine over a group of CTAs (kernels/grid.py), through grid.Site with hand-written plans.
+"""The engine over a group of CTAs (kernels/cta_group.py), through grid.Site with hand-written plans.
 
 Without a GPU: in the cooperative interpreter (tests/cooperative), with its race detector, in several schedules and
 memory models, outputs poisoned.  On one: the same cases as real launches, and what only a GPU shows.  The reference is
@@ -17,9 +17,11 @@ from support.mutants import Change, patched
 from support.problems import SMALL_SIGNALS, gradients, like, problem
 
 import rnn_triton
-from rnn_triton import faults, grid, plan, reference
+from rnn_triton.cells import reference
 from rnn_triton.errors import ExchangeError
 from rnn_triton.kernels import exchange
+from rnn_triton.launch import cta_group, faults
+from rnn_triton.plan import choose
 
 DIRECTIONS = ("forward", "backward")
 both = pytest.mark.parametrize("direction", DIRECTIONS)
@@ -289,7 +291,7 @@ def test_a_group_that_has_failed_stops_waiting(look_every):
 ])  # fmt: skip
 def test_a_group_that_goes_on_waiting_is_noticed(old, new):
     """for it never looks between waits, or forgets what it has seen"""
-    assert polls_of_a_failed_group(4, 128, Change("grid.py", old, new)) > 128 + 10 * int(exchange.POLLS_PER_LOOK.value)
+    assert polls_of_a_failed_group(4, 128, Change("cta_group.py", old, new)) > 128 + 10 * int(exchange.POLLS_PER_LOOK.value)
 
 
 @pytest.mark.interpret
@@ -297,7 +299,7 @@ def test_a_group_that_goes_on_waiting_is_noticed(old, new):
 def test_programs_that_do_not_run_together(protocol, monkeypatch):
     """Two of three programs at a time: what a launch that is not cooperative may come to.  The third finds the group
     failed and leaves the same."""
-    monkeypatch.setattr(grid, "SPIN_LIMIT", 128)
+    monkeypatch.setattr(cta_group, "SPIN_LIMIT", 128)
     case = Case(3, 3, 8, 40, protocol=protocol)
     tensors = case.inputs("forward")
     y, hn = case.run("forward", tensors, mode=dict(resident=2, races="off", max_idle=2000))
@@ -310,7 +312,7 @@ def test_programs_that_do_not_run_together(protocol, monkeypatch):
 @pytest.mark.interpret
 def test_a_report_stops_the_next_call(monkeypatch):
     """of any layer on the device, and only that one: nobody need ask for it"""
-    monkeypatch.setattr(grid, "SPIN_LIMIT", 64)
+    monkeypatch.setattr(cta_group, "SPIN_LIMIT", 64)
     case = Case(2, 3, 8, 24)
     tensors = case.inputs("forward")
     case.run("forward", tensors, mode=dict(resident=1, races="off", max_idle=2000))
@@ -333,7 +335,7 @@ def layer(kind, T, B, H, protocol, reverse=False, nonlinearity="tanh"):
     cotangents = [c.to(CUDA) for c in like([torch.empty(T, B, H, dtype=dtype), torch.empty(B, H, dtype=dtype)])]
 
     def step():
-        with plan.overriding(regime="grid", protocol=protocol):
+        with choose.overriding(regime="cta_group", protocol=protocol):
             ours = rnn_triton.rnn(*tensors, nonlinearity=nonlinearity, reverse=reverse, precision=precision)
             return [*ours, *gradients(ours, cotangents, tensors)]
 

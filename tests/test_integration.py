@@ -21,7 +21,10 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import rnn_triton
-from rnn_triton import functional, interpreter, launcher, network, op
+from rnn_triton import functional
+from rnn_triton.interpret import interpreter
+from rnn_triton.launch import launcher
+from rnn_triton.op import layer, network
 
 
 def data(T, B, I, seed=0, **options):
@@ -368,28 +371,28 @@ def test_the_guard_sees_what_waits():
 
 
 # B, I, H and the regime that runs it
-REGIMES = [(2, 16, 32, "single_cta"), (2, 13, 250, "single_cta"), (2, 16, 512, "grid"), (3, 5, 300, "per_step")]
+REGIMES = [(2, 16, 32, "one_cta"), (2, 13, 250, "one_cta"), (2, 16, 512, "cta_group"), (3, 5, 300, "per_step")]
 
 
 @pytest.mark.parametrize("B, I, H, regime", REGIMES)
 @pytest.mark.parametrize("h0, needs", [(True, 31), (False, 15)])
 def test_nothing_waits(B, I, H, regime, h0, needs, monkeypatch):
     """The whole host path of a launch, forward and backward, on CPU tensors that pass for CUDA ones; no kernel runs."""
-    record = rnn_triton.hardware.RECORDS["sm_90"]
-    monkeypatch.setattr(rnn_triton.launch.hardware, "of", lambda device: record)
+    record = rnn_triton.plan.hardware.RECORDS["sm_90"]
+    monkeypatch.setattr(rnn_triton.launch.dispatch.hardware, "of", lambda device: record)
     monkeypatch.setattr(interpreter, "active", lambda: True)
     ran = []
     monkeypatch.setattr(launcher.Launcher, "__call__", lambda self, *a: ran.append(self.kernel))
-    rnn_triton.launch._site.cache_clear()
+    rnn_triton.launch.dispatch._site.cache_clear()
     tensors = [None if t is None else t.detach() for t in problem(4, B, I, H, h0=h0, dtype=torch.bfloat16)]
     with rnn_triton.overriding(regime=regime), NoSync():
-        y, hn = op.run_forward(*tensors, "tanh", False, None)
+        y, hn = layer.run_forward(*tensors, "tanh", False, None)
         x, w_ih, w_hh, _, _, state = tensors
-        op._run_backward(x, w_ih, w_hh, state, y, y, hn, "tanh", False, None, needs, None)
+        layer._run_backward(x, w_ih, w_hh, state, y, y, hn, "tanh", False, None, needs, None)
         many = [None if t is None else t.expand(3, *t.shape) for t in tensors]
-        y, hn = op.run_forward(*many, "tanh", False, None)
-        op._run_backward(many[0], many[1], many[2], many[5], y, y, hn, "tanh", False, None, needs, None)
-    rnn_triton.launch._site.cache_clear()
+        y, hn = layer.run_forward(*many, "tanh", False, None)
+        layer._run_backward(many[0], many[1], many[2], many[5], y, y, hn, "tanh", False, None, needs, None)
+    rnn_triton.launch.dispatch._site.cache_clear()
     assert ran
 
 

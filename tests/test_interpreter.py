@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
-from rnn_triton import interpreter
+from rnn_triton.interpret import interpreter
 
 pytestmark = pytest.mark.interpret
 

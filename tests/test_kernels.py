@@ -20,7 +20,10 @@ from support.problems import SMALL_SIGNALS, gradients, like, problem, state_roun
 from support.recorder import Recorder
 
 import rnn_triton
-from rnn_triton import hardware, launch, launcher, op, plan, reference, single_cta
+from rnn_triton.cells import reference
+from rnn_triton.launch import dispatch, launcher, one_cta
+from rnn_triton.op import layer
+from rnn_triton.plan import choose, hardware
 
 KINDS = {
     "bf16": (torch.bfloat16, None),
@@ -121,8 +124,8 @@ def test_largest_sizes(kind, H, device):
 
 def test_x_of_one_step_alone(device):
     """H above 128 with W_ih in shared memory leaves no registers to load x ahead"""
-    problem = plan.Problem("forward", 2, 70, 136, "bf16", None, "tanh")
-    p = plan.plan(problem, hardware.of(torch.device(device)))
+    problem = choose.Problem("forward", 2, 70, 136, "bf16", None, "tanh")
+    p = choose.plan(problem, hardware.of(torch.device(device)))
     assert (p.w_ih_home, p.x_depth) == ("shared", 0)
     check(inputs("bf16", 3, 2, 70, 136), "bf16", device)
 
@@ -137,7 +140,7 @@ def test_homes_of_w_ih(kind, I, device):
 def test_every_home_is_reached():
     device = hardware.RECORDS["sm_90"]
     homes = {
-        plan.plan(plan.Problem("forward", 2, I, 16, "bf16", None, "tanh"), device).w_ih_home for I in (9, 304, 1001)
+        choose.plan(choose.Problem("forward", 2, I, 16, "bf16", None, "tanh"), device).w_ih_home for I in (9, 304, 1001)
     }
     assert homes == {"registers", "shared", "gemm"}
 
@@ -147,15 +150,15 @@ def test_every_home_is_reached():
 def test_batch_tile_of_16(kind, device, monkeypatch):
     """The plan of large batches, reached with few rows by a device record of one SM"""
     of = hardware.of
-    monkeypatch.setattr(launch.hardware, "of", lambda d: dataclasses.replace(of(d), sms=1))
-    launch._site.cache_clear()
+    monkeypatch.setattr(dispatch.hardware, "of", lambda d: dataclasses.replace(of(d), sms=1))
+    dispatch._site.cache_clear()
     try:
         for T, B, I, H in ((3, 37, 40, 24), (2, 16, 130, 64)):
             call = ("forward", B, I, H, KINDS[kind][0], None, "tanh", torch.device(device))
-            assert launch._site(call, ()).plan.block_b == 16
+            assert dispatch._site(call, ()).plan.block_b == 16
             check(inputs(kind, T, B, I, H), kind, device)
     finally:
-        launch._site.cache_clear()
+        dispatch._site.cache_clear()
 
 
 @pytest.mark.executed
@@ -203,7 +206,7 @@ def test_every_element_is_written(kind, device, monkeypatch):
         made.append((t, n))
         return t[guard : guard + n].view(shape)
 
-    monkeypatch.setattr(single_cta, "empty", lambda like, *shape: poisoned(*shape, like=like))
+    monkeypatch.setattr(one_cta, "empty", lambda like, *shape: poisoned(*shape, like=like))
     for T, B, I, H in ((2, 9, 5, 17), (3, 8, 8, 16)):
         check(inputs(kind, T, B, I, H), kind, device)
     assert len(made) == 2 * 3  # y, hn and da
@@ -292,7 +295,7 @@ def test_batch_stride_beyond_32_bits(which, device):
         expected, ours = (rnn_triton.rnn(t, *weights, precision="ieee")[0] for t in (x, far))
     else:
         y = torch.rand(T, B, N, generator=torch.Generator().manual_seed(0)).to(device)
-        expected, ours = (launch.backward(weights[1], y, t, None, "tanh", False, "ieee") for t in (x, far))
+        expected, ours = (dispatch.backward(weights[1], y, t, None, "tanh", False, "ieee") for t in (x, far))
     assert torch.equal(ours, expected)
 
 
@@ -331,7 +334,7 @@ def test_a_forward_is_one_launch_and_no_gemm(kind, device, monkeypatch):
     monkeypatch.setattr(launcher.Launcher, "__call__", lambda *a: launches.append(a) or original(*a))
     tensors = [t.detach().to(device) for t in inputs(kind, 3, 2, 16, 32)]
     with Recorder() as recorder:
-        op.run_forward(*tensors, "tanh", False, KINDS[kind][1])
+        layer.run_forward(*tensors, "tanh", False, KINDS[kind][1])
     assert len(launches) == 1
     assert "aten::new_empty" in recorder.names  # the recorder sees what is inside
     assert not [n for n in recorder.names if any(gemm in n for gemm in ("mm", "matmul", "linear", "dot", "conv"))]

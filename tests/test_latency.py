@@ -5,11 +5,11 @@ import itertools
 
 import pytest
 
-from rnn_triton import latency
-from rnn_triton.candidates import candidates
-from rnn_triton.hardware import RECORDS
-from rnn_triton.plan import overriding, plan
-from rnn_triton.plans import Problem
+from rnn_triton.plan import latency
+from rnn_triton.plan.candidates import candidates
+from rnn_triton.plan.choose import overriding, plan
+from rnn_triton.plan.hardware import RECORDS
+from rnn_triton.plan.problem import Problem
 
 H200 = RECORDS["sm_90"]
 KINDS = [("bf16", None), ("fp16", None), ("fp32", "tf32"), ("fp32", "tf32x3"), ("fp32", "ieee"), ("fp64", None)]
@@ -37,7 +37,7 @@ def test_floor_is_below_practical(direction, dtype, precision, record):
             assert 0 < found.floor_us == floor <= found.practical_us == latency.practical_us(problem, p, record), p
             assert found.bound in found.parts and min(found.parts.values()) >= 0
             # what a step takes is neither less than its longest part nor more than all of them and a wait
-            assert max(found.parts.values()) <= found.practical_us * 1.0001 or p.regime == "single_cta"
+            assert max(found.parts.values()) <= found.practical_us * 1.0001 or p.regime == "one_cta"
             assert found.practical_us <= sum(found.parts.values()) + latency.CONSTANTS.counter_us[1]
 
 
@@ -89,11 +89,11 @@ def test_a_single_cta_hands_over_on_chip():
     problem = Problem("forward", 8, 64, 64, "bf16", None, "tanh")
     found = latency.step(problem, plan(problem, H200), H200)
     assert found.parts["chain"] == latency.CONSTANTS.local_us
-    assert found.practical_us < practical(problem, regime="grid") < practical(problem, regime="per_step")
+    assert found.practical_us < practical(problem, regime="cta_group") < practical(problem, regime="per_step")
 
 
 def grid(problem, **changes):
-    return dataclasses.replace(chosen(problem, regime="grid", w_ih_home="registers"), **changes)
+    return dataclasses.replace(chosen(problem, regime="cta_group", w_ih_home="registers"), **changes)
 
 
 def test_what_makes_a_grid_slower():
@@ -153,7 +153,7 @@ def test_a_launch_a_step_costs_the_launch_and_waves_of_tiles():
 
 def test_what_a_launch_costs_besides_its_steps():
     problem = Problem("forward", 64, 1024, 1024, "bf16", None, "tanh")
-    grids = [chosen(problem, regime="grid", w_ih_home="shared"), chosen(problem, regime="grid", w_ih_home="gemm")]
+    grids = [chosen(problem, regime="cta_group", w_ih_home="shared"), chosen(problem, regime="cta_group", w_ih_home="gemm")]
     costs = [[latency.launch_us(problem, p, H200, T) for T in (1, 1001)] for p in grids]
     y = 1000 * 64 * 1024 * 2  # bytes filled
     for short, long in costs:

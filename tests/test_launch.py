@@ -10,41 +10,33 @@ from support.problems import problem
 from support.stacks import example
 
 import rnn_triton
-from rnn_triton import (
-    ExchangeError,
-    UnsupportedError,
-    faults,
-    hardware,
-    launch,
-    launcher,
-    overriding,
-    plan,
-    reference,
-    stack,
-)
+from rnn_triton import ExchangeError, UnsupportedError, overriding, stack
+from rnn_triton.cells import reference
+from rnn_triton.launch import dispatch, faults, launcher
+from rnn_triton.plan import choose, hardware
 
 pytestmark = pytest.mark.interpret
 
 
 @pytest.fixture(autouse=True)
 def forget(monkeypatch):
-    monkeypatch.setattr(plan, "_rejected", {})
-    launch._site.cache_clear()
+    monkeypatch.setattr(choose, "_rejected", {})
+    dispatch._site.cache_clear()
     yield
-    launch._site.cache_clear()
+    dispatch._site.cache_clear()
 
 
 def call(T, B, I, H, regime, **choices):
     """(y, hn) with autograd of a layer on one regime, and the reference's"""
     tensors = [t.detach().to(torch.bfloat16) for t in problem(T, B, I, H)]
     leaves = [t.clone().requires_grad_() for t in tensors]
-    channels = dict(channels=("out_ptr",)) if regime == "grid" else {}
+    channels = dict(channels=("out_ptr",)) if regime == "cta_group" else {}
     with overriding(regime=regime, **choices), cooperate(races="off", **channels):
         y, hn = rnn_triton.rnn(*leaves)
     return (y, hn), reference.rnn(*[t.double() for t in tensors])
 
 
-REGIMES = [("single_cta", 24), ("grid", 24), ("grid", 21), ("per_step", 24), ("per_step", 21)]
+REGIMES = [("one_cta", 24), ("cta_group", 24), ("cta_group", 21), ("per_step", 24), ("per_step", 21)]
 
 
 @pytest.mark.parametrize("T, B", [(3, 2), (2, 1), (1, 1)])
@@ -71,17 +63,17 @@ def test_what_does_not_compile_gives_way(regime, H, monkeypatch):
         return original(self, *arguments)
 
     monkeypatch.setattr(launcher.Launcher, "__call__", refuse)
-    if regime == "grid":
+    if regime == "cta_group":
         outputs, expected = call(3, 2, 8, H, regime)
         assert len(tried) == 2
         assert (outputs[0].double() - expected[0]).abs().max() < 0.05
     failing, tried[:] = 1000, []
-    plan._rejected.clear()
-    launch._site.cache_clear()
+    choose._rejected.clear()
+    dispatch._site.cache_clear()
     with pytest.raises(UnsupportedError, match="out of patience, 1") as raised:
         call(3, 2, 8, H, regime)
     assert isinstance(raised.value.__cause__, launcher.DoesNotCompile)
-    assert len(tried) <= plan._TRIES
+    assert len(tried) <= choose._TRIES
 
 
 @pytest.fixture
@@ -106,7 +98,7 @@ def test_results_of_plans_that_fit(layers, directions, restricted, monkeypatch):
     x, weights, h0, expected = example(layers, directions, 8, H, T=2, B=B)
     flat = [t for layer in weights for t in layer]
     exchange = dict(races="off", channels=("out_ptr",))
-    with overriding(regime="grid"):
+    with overriding(regime="cta_group"):
         with cooperate(**exchange):
             y, hn = stack.rnn(x, flat, h0, bidirectional=directions == 2)
         with cooperate(**exchange):
@@ -119,7 +111,7 @@ def test_results_of_plans_that_fit(layers, directions, restricted, monkeypatch):
 def test_a_forced_grid_ends_where_programs_run_in_turn():
     """Triton's own interpreter: the first program waits for one that has not begun."""
     tensors = [t.detach().to(torch.bfloat16) for t in problem(2, 1, 8, 24)]
-    with overriding(regime="grid", units=16):
+    with overriding(regime="cta_group", units=16):
         rnn_triton.rnn(*tensors)
         with pytest.raises(ExchangeError, match="forward of bf16"):
             faults.synchronize("cpu")

@@ -1,6 +1,6 @@
 """What reaches the CUDA driver: the real launch path, Triton's and ours, on a stub libcuda (tests/stub_cuda).
 
-Grid, threads, shared memory, the cooperative flag and every parameter of a launch are compared with the plan, for the
+CtaGroup, threads, shared memory, the cooperative flag and every parameter of a launch are compared with the plan, for the
 first call of a kernel, which Triton launches, and for the second, which goes to the kept kernel.  The stub process runs
 all cases at once; kernels do not run in it.
 """
@@ -25,22 +25,22 @@ BACKWARD = dict(direction="backward", dtype="bf16", T=3)
 
 # Problems by name, which begins with the regime that their plan must have.
 PROBLEMS = {
-    "single_cta-forward": dict(FORWARD, B=9, I=16, H=32),
-    "single_cta-backward": dict(BACKWARD, B=9, I=16, H=32),
-    "single_cta-shared": dict(FORWARD, B=8, I=288, H=128),  # W_ih in shared memory: above the 48 KB that are free
-    "single_cta-ensemble": dict(FORWARD, B=9, I=16, H=32, M=5),
-    "single_cta-ensemble-backward": dict(BACKWARD, B=9, I=16, H=32, M=5),
-    "grid-forward": dict(FORWARD, B=16, I=32, H=512, override=dict(regime="grid", units=16, groups=2)),
-    "grid-backward": dict(BACKWARD, B=16, I=32, H=512, override=dict(regime="grid", groups=2, protocol="counter")),
-    "grid-stack-forward": dict(FORWARD, B=8, I=64, H=256, layers=4),
-    "grid-stack-backward": dict(BACKWARD, B=8, I=64, H=256, layers=4),
-    "single_cta-stack-forward": dict(FORWARD, B=9, I=16, H=32, layers=3),
-    "single_cta-stack-backward": dict(BACKWARD, B=9, I=16, H=32, layers=3),
+    "one_cta-forward": dict(FORWARD, B=9, I=16, H=32),
+    "one_cta-backward": dict(BACKWARD, B=9, I=16, H=32),
+    "one_cta-shared": dict(FORWARD, B=8, I=288, H=128),  # W_ih in shared memory: above the 48 KB that are free
+    "one_cta-ensemble": dict(FORWARD, B=9, I=16, H=32, M=5),
+    "one_cta-ensemble-backward": dict(BACKWARD, B=9, I=16, H=32, M=5),
+    "cta_group-forward": dict(FORWARD, B=16, I=32, H=512, override=dict(regime="cta_group", units=16, groups=2)),
+    "cta_group-backward": dict(BACKWARD, B=16, I=32, H=512, override=dict(regime="cta_group", groups=2, protocol="counter")),
+    "cta_group-stack-forward": dict(FORWARD, B=8, I=64, H=256, layers=4),
+    "cta_group-stack-backward": dict(BACKWARD, B=8, I=64, H=256, layers=4),
+    "one_cta-stack-forward": dict(FORWARD, B=9, I=16, H=32, layers=3),
+    "one_cta-stack-backward": dict(BACKWARD, B=9, I=16, H=32, layers=3),
     "per_step-forward": dict(FORWARD, B=8, I=32, H=320, override=dict(regime="per_step")),
 }
 
 # A plan for a GPU twice the size of the stub's: more CTAs than it can run at once.
-BEYOND = {"grid-beyond": dict(FORWARD, B=40, I=32, H=512, override=dict(regime="grid", units=16, groups=5), sms=264)}
+BEYOND = {"cta_group-beyond": dict(FORWARD, B=40, I=32, H=512, override=dict(regime="cta_group", units=16, groups=5), sms=264)}
 
 # Part of the SMs is another's, which is found out by the first call, or by one that goes to the kept kernel.
 RESTRICTED = {
@@ -95,25 +95,25 @@ def named(call, launch):
     return [names.get(value, value) for value in launch["parameters"]]
 
 
-def single_cta(problem, plan):
+def one_cta(problem, plan):
     tiles = math.ceil(problem["B"] / plan["block_b"])
     lanes = problem.get("layers", 1)
-    return [dict(kernel="recurrence", grid=[problem.get("M", 1) * tiles, lanes, 1], cooperative=lanes > 1)]
+    return [dict(kernel="one_cta", grid=[problem.get("M", 1) * tiles, lanes, 1], cooperative=lanes > 1)]
 
 
-def grid(problem, plan):
+def cta_group(problem, plan):
     lanes = problem.get("layers", 1)
     assert lanes * plan["groups"] * plan["ctas"] <= 132
-    return [dict(kernel="grid", grid=[plan["groups"] * plan["ctas"], lanes, 1], cooperative=True)]
+    return [dict(kernel="cta_group", grid=[plan["groups"] * plan["ctas"], lanes, 1], cooperative=True)]
 
 
 def per_step(problem, plan):
     tiles = math.ceil(problem["B"] / plan["block_b"]) * math.ceil(problem["H"] / plan["block_h"])
-    return [dict(kernel="step", grid=[tiles, 1, 1], cooperative=False)] * problem["T"]
+    return [dict(kernel="per_step", grid=[tiles, 1, 1], cooperative=False)] * problem["T"]
 
 
 # From a problem and its plan to the launches of one call.
-EXPECTED = {"single_cta": single_cta, "grid": grid, "per_step": per_step}
+EXPECTED = {"one_cta": one_cta, "cta_group": cta_group, "per_step": per_step}
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
@@ -185,35 +185,35 @@ def ours(parameters):
 
 def test_the_parameters_of_the_single_cta_kernel(answers):
     """In the kernel's order; out stands for what is absent; behind them Triton's two scratch buffers, unused."""
-    for call in answers["single_cta-forward"]["calls"]:
+    for call in answers["one_cta-forward"]["calls"]:
         (launch,) = launches(call)
         tensors = ["x", "w_ih", "w_hh", "b_ih", "b_hh", "h0", "y", "y", "y", "hn", "y", "y", "y"]
         assert named(call, launch) == [*tensors, 3, 9, 0, 9 * 16 // 8, 16 // 8, 0, 0, *ONE_MODEL, 0, 0]
-    for call in answers["single_cta-backward"]["calls"]:
+    for call in answers["one_cta-backward"]["calls"]:
         (launch,) = launches(call)
         tensors = ["da", "da", "w_hh", "da", "da", "dhn", "dy", "y", "da", "da", "da", "da", "da"]
-        unit = 2 * 32 // 16 // answers["single_cta-backward"]["plan"]["warps"]
+        unit = 2 * 32 // 16 // answers["one_cta-backward"]["plan"]["warps"]
         assert named(call, launch) == [*tensors, 3, 9, 1, 0, 0, 9 * 32 // unit, 32 // unit, *ONE_MODEL, 0, 0]
 
 
 def test_the_parameters_of_an_ensemble(answers):
     """W_ih and h0 are shared; the models' x lie T B I elements apart, dy T B H"""
-    for call in answers["single_cta-ensemble"]["calls"]:
+    for call in answers["one_cta-ensemble"]["calls"]:
         (launch,) = launches(call)
         tensors = ["x", "w_ih", "w_hh", "b_ih", "b_hh", "h0", "y", "y", "y", "hn", "y", "y", "y"]
         strides = [9 * 16 // 8, 16 // 8, 0, 0, *ONE_LANE, 0b01110, 3 * 9 * 16 // 8, 0]
         assert named(call, launch) == [*tensors, 3, 9, 0, *strides, 0, 0]
-    for call in answers["single_cta-ensemble-backward"]["calls"]:
+    for call in answers["one_cta-ensemble-backward"]["calls"]:
         (launch,) = launches(call)
         tensors = ["da", "da", "w_hh", "da", "da", "dhn", "dy", "y", "da", "da", "da", "da", "da"]
-        unit = 2 * 32 // 16 // answers["single_cta-ensemble-backward"]["plan"]["warps"]
+        unit = 2 * 32 // 16 // answers["one_cta-ensemble-backward"]["plan"]["warps"]
         strides = [0, 0, 9 * 32 // unit, 32 // unit, *ONE_LANE, 0b10010, 0, 3 * 9 * 32 // unit]
         assert named(call, launch) == [*tensors, 3, 9, 1, *strides, 0, 0]
 
 
 def test_the_parameters_of_the_grid_kernel(answers):
     """The same, and the synchronisation words (behind y), the error word, the launch's id and its limit of polls"""
-    answer = answers["grid-forward"]
+    answer = answers["cta_group-forward"]
     for call in answer["calls"]:
         (launch,) = launches(call)
         got = named(call, launch)
@@ -232,7 +232,7 @@ def test_the_parameters_of_a_stack(answers):
         ("forward", ["x", "h0", "y", "y", "y", "hn"], "y", 0, [8 * 64 // 8, 64 // 8, 0, 0]),
         ("backward", ["da", "dhn", "dy", "y", "da", "da"], "da", 1, [0, 0, 8 * 256 // 8, 256 // 8]),
     ):
-        for call in answers[f"grid-stack-{name}"]["calls"]:
+        for call in answers[f"cta_group-stack-{name}"]["calls"]:
             (launch,) = launches(call)
             got = named(call, launch)
             assert [got[0], *got[5:10], got[11], got[12]] == [*first, "word", "seed"]
@@ -247,7 +247,7 @@ def test_the_parameters_of_a_stack_on_one_cta_a_layer(answers):
         ("forward", ["x", "h0", "y", "y", "y", "hn"], "y", 0, [9 * 16 // 8, 16 // 8, 0, 0]),
         ("backward", ["da", "dhn", "dy", "y", "da", "da"], "da", 1, [0, 0, 9 * 32 // 2, 32 // 2]),
     ):
-        for call in answers[f"single_cta-stack-{name}"]["calls"]:
+        for call in answers[f"one_cta-stack-{name}"]["calls"]:
             (launch,) = launches(call)
             got = named(call, launch)
             assert [got[0], *got[5:10], got[11], got[12]] == [*first, "word", "seed"]
@@ -259,7 +259,7 @@ def test_the_parameters_of_a_stack_on_one_cta_a_layer(answers):
 
 def test_a_plan_beyond_the_chip_raises(answers):
     """that is asked for: by the driver's own check, it cannot hang, and then by the planner"""
-    answer = answers["grid-beyond"]
+    answer = answers["cta_group-beyond"]
     ctas = answer["plan"]["groups"] * answer["plan"]["ctas"]
     assert ctas > 132
     first, second = answer["calls"]
@@ -294,7 +294,7 @@ def test_a_launch_that_does_not_fit_gives_way(answers, name):
 
 
 def test_shared_memory_beyond_48_kb_is_asked_for(answers):
-    call = answers["single_cta-shared"]["calls"][0]
+    call = answers["one_cta-shared"]["calls"][0]
     (launch,) = launches(call)
     assert launch["shared_bytes"] > 48 * 1024
     asked = [r["value"] for r in call["driver"] if r["call"] == "cuFuncSetAttribute" and r["attribute"] == 8]

@@ -40,8 +40,8 @@ from support.mutants import (
 )
 from support.stacks import Stack
 
-from rnn_triton import faults, grid
 from rnn_triton.kernels import exchange
+from rnn_triton.launch import cta_group, faults
 
 interpret = pytest.mark.interpret
 CPU = torch.device("cpu")
@@ -162,16 +162,16 @@ def test_the_table():
 def test_a_change_that_no_longer_applies():
     for source in ("b", "a a"):
         with pytest.raises(NoLongerAppliesError):
-            changed(source, Change("grid.py", "a", "c"))
-    with pytest.raises(NoLongerAppliesError), patched(Change("grid.py", "nothing like it", "")):
+            changed(source, Change("cta_group.py", "a", "c"))
+    with pytest.raises(NoLongerAppliesError), patched(Change("cta_group.py", "nothing like it", "")):
         pass
 
 
 def test_patching_leaves_the_source_alone():
     with patched(stuck.DEAD) as kernels:
-        assert kernels.host.grid is kernels.grid.grid is not grid.grid
-        assert kernels.grid.grid.fn.__code__.co_filename != grid.grid.fn.__code__.co_filename
-    assert grid.Site.__module__ == "rnn_triton.grid"
+        assert kernels.host.cta_group is kernels.cta_group.cta_group is not cta_group.cta_group
+        assert kernels.cta_group.cta_group.fn.__code__.co_filename != cta_group.cta_group.fn.__code__.co_filename
+    assert cta_group.Site.__module__ == "rnn_triton.launch.cta_group"
 
 
 @interpret
@@ -191,7 +191,7 @@ def test_a_failure_that_does_not_reach_later_layers(name):
 
 # ---- the text of verify ---------------------------------------------------------------------------------------------
 #
-# Inline assembly of several elements an invocation: what the interpreter runs in its place (rnn_triton/interpreted.py)
+# Inline assembly of several elements an invocation: what the interpreter runs in its place (rnn_triton/interpret/assembly.py)
 # is another program.  Here the text itself is executed, one thread of it, against a memory that follows a script.
 
 SENTINEL = 0xFFFFFFFF

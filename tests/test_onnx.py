@@ -9,7 +9,7 @@ import torch
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnn_triton
-from rnn_triton import launcher
+from rnn_triton.launch import launcher
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")

@@ -12,7 +12,9 @@ from support.problems import gradients, like, over_present, problem
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from rnn_triton import gemm, op, reference
+from rnn_triton.cells import reference
+from rnn_triton.launch import gemm
+from rnn_triton.op import layer as op
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 # T, B, I, H
@@ -65,7 +67,7 @@ def calls(monkeypatch):
     """Counts of the two runs."""
     counts = dict(forward=0, backward=0)
     for name, run in (("forward", "_cpu_forward"), ("backward", "_cpu_backward")):
-        for where, attribute in ((op, run), (op.launch, name)):
+        for where, attribute in ((op, run), (op.dispatch, name)):
             original = getattr(where, attribute)
 
             def counted(*arguments, original=original, name=name):
@@ -99,7 +101,7 @@ def test_without_some_arguments(T, h0, bias, nonlinearity, reverse):
 @pytest.mark.parametrize("reverse", [False, True])
 def test_loss_of_y_or_hn_alone(given, T, reverse, monkeypatch):
     seen = []
-    for where, name in ((op, "_cpu_backward"), (op.launch, "backward")):
+    for where, name in ((op, "_cpu_backward"), (op.dispatch, "backward")):
         original = getattr(where, name)
         monkeypatch.setattr(where, name, lambda *a, run=original: seen.append(a[2:4]) or run(*a))
     check(problem(T, 3, 5, 7), reverse=reverse, given=given)

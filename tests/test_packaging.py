@@ -14,7 +14,11 @@ import pytest
 import rnn_triton
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = {"rnn_triton": "rnn_triton", "rnn_triton/kernels": "kernels", "rnn_triton/bench": "bench"}
+ROOMS = ("cells", "interpret", "launch", "op", "plan")
+PACKAGES = {
+    "rnn_triton": "rnn_triton", "rnn_triton/kernels": "kernels", "rnn_triton/bench": "bench",
+    **{f"rnn_triton/{room}": f"rnn_triton/{room}" for room in ROOMS},
+}  # fmt: skip
 
 
 def run(*command, cwd=ROOT):
@@ -71,10 +75,10 @@ def built(tmp_path_factory):
     return wheel, in_sdist, in_wheel(build("wheel", unpacked))
 
 
-def test_wheel_holds_the_three_packages_and_nothing_else(built):
+def test_wheel_holds_the_packages_and_nothing_else(built):
     wheel, _, _ = built
     modules = {f"{package}/{path.name}" for package, at in PACKAGES.items() for path in (ROOT / at).glob("*.py")}
-    assert {name for name in wheel if ".dist-info/" not in name} == modules | {"rnn_triton/py.typed", "rnn_triton/measured.json"}
+    assert {name for name in wheel if ".dist-info/" not in name} == modules | {"rnn_triton/py.typed", "rnn_triton/plan/measured.json"}
     assert any(name.endswith("/licenses/LICENSE") for name in wheel)
 
 

@@ -13,9 +13,11 @@ from support.problems import SMALL_SIGNALS
 from test_kernels import KINDS, assert_close, fp64, inputs, kinds, tolerance
 
 from bench import resources
-from rnn_triton import hardware, per_step, reference
-from rnn_triton.kernels.step import step
-from rnn_triton.plans import DTYPES, PerStep, Problem, row_units
+from rnn_triton.cells import reference
+from rnn_triton.kernels.per_step import per_step as kernel
+from rnn_triton.launch import per_step
+from rnn_triton.plan import hardware
+from rnn_triton.plan.problem import DTYPES, PerStep, Problem, row_units
 
 ACCURACY = {"bf16": "approx", "fp16": "fast", "tf32": "fast", "tf32x3": "full", "ieee": "full", "fp64": "double"}
 
@@ -322,7 +324,7 @@ def calls(monkeypatch):
         def get_current_stream(self, device):
             return 100 + device
 
-    monkeypatch.setattr(per_step, "step", Jit())
+    monkeypatch.setattr(per_step, "per_step", Jit())
     monkeypatch.setattr(per_step.torch.cuda, "current_device", lambda: None)  # a CPU tensor's index
     monkeypatch.setattr(type(per_step.driver), "active", Driver())
     return made
@@ -347,7 +349,7 @@ def test_launches_of_a_forward(calls, reverse):
             (t, before, 40, 19, *strides) for t, before in zip(order, [0, *order], strict=False)
         ]
         assert {call[1] for call in calls} == {(9, 1, 1)}
-        assert {len(call[2]) for call in calls} == {len(step.arg_names)}
+        assert {len(call[2]) for call in calls} == {len(kernel.arg_names)}
         assert {call[3] for call in calls[1:]} == {103}  # the current device's current stream
 
 
@@ -379,8 +381,8 @@ def test_constants_are_in_the_kernels_order():
     """A kept launcher takes them by position."""
     for direction in ("forward", "backward"):
         names = list(per_step.constants(problem(direction, "bf16", 3, 4, 5), plan("bf16"), per_step.BACKWARD))
-        assert [n for n in step.arg_names if n not in names] == step.arg_names[:12]
-        assert names == step.arg_names[12:]
+        assert [n for n in kernel.arg_names if n not in names] == kernel.arg_names[:12]
+        assert names == kernel.arg_names[12:]
 
 
 # Compiled, without a GPU

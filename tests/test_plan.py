@@ -9,13 +9,13 @@ import threading
 import pytest
 import torch
 
-from rnn_triton import candidates, latency
-from rnn_triton import plan as planner
 from rnn_triton.errors import UnsupportedError
-from rnn_triton.explain import cudnn_algorithm, explain
-from rnn_triton.hardware import RECORDS
-from rnn_triton.plan import overriding, plan, read_measured
-from rnn_triton.plans import SIZES, Grid, PerStep, Problem, SingleCta, fields, row_units
+from rnn_triton.plan import candidates, latency
+from rnn_triton.plan import choose as planner
+from rnn_triton.plan.choose import overriding, plan, read_measured
+from rnn_triton.plan.explain import cudnn_algorithm, explain
+from rnn_triton.plan.hardware import RECORDS
+from rnn_triton.plan.problem import SIZES, CtaGroup, OneCta, PerStep, Problem, fields, row_units
 
 H200 = RECORDS["sm_90"]
 KINDS = [("bf16", None), ("fp16", None), ("fp32", "tf32"), ("fp32", "tf32x3"), ("fp32", "ieee"), ("fp64", None)]
@@ -33,7 +33,7 @@ def nothing_is_left():
     planner._rejected.clear()
 
 
-def check_single_cta(p, of, device):
+def check_one_cta(p, of, device):
     assert p.h_pad >= of.H and p.h_pad in (16, 32, 64, 128, 256) and p.warps == min(8, p.h_pad // 16)
     assert p.h_pad**2 * SIZES[of.dtype] <= 4 * device.registers
     assert p.pad_w_hh is False or p.w_ih_home in ("gemm", "none")
@@ -72,7 +72,7 @@ def check_per_step(p, of, device):
     assert {p.block_b, p.block_h, p.block_k} <= {16, 32, 64}
 
 
-CHECKS = {SingleCta: check_single_cta, Grid: check_grid, PerStep: check_per_step}
+CHECKS = {OneCta: check_one_cta, CtaGroup: check_grid, PerStep: check_per_step}
 
 
 @pytest.mark.parametrize("record", RECORDS.values(), ids=RECORDS)
@@ -86,7 +86,7 @@ def test_every_problem_has_a_plan_that_fits(record):
         p = plan(of, record)
         CHECKS[type(p)](p, of, record)
         regimes.add(p.regime)
-    assert regimes == {"single_cta", "grid", "per_step"}
+    assert regimes == {"one_cta", "cta_group", "per_step"}
 
 
 @pytest.mark.parametrize("record", RECORDS.values(), ids=RECORDS)
@@ -101,7 +101,7 @@ def test_every_candidate_fits(dtype, precision, record):
             for p in found:
                 CHECKS[type(p)](p, of, record)
                 assert p.accuracy == plan(of, record).accuracy and p.reason
-                if p.regime == "grid":  # rounds are as few as the SMs allow, and no group idles in all of them
+                if p.regime == "cta_group":  # rounds are as few as the SMs allow, and no group idles in all of them
                     rounds, tiles = check_grid(p, of, record), math.ceil(B / p.block_b)
                     assert rounds == math.ceil(tiles / min(tiles, record.sms // p.ctas))
                     assert p.groups == math.ceil(tiles / rounds)
@@ -114,15 +114,15 @@ def test_the_sizes_beyond_one_cta_stay_on_chip(H, direction):
     for I in (64, H):
         for B in (1, 8):
             for dtype in ("bf16", "fp16"):
-                assert plan(problem(H, B, I, dtype, direction=direction), H200).regime == "grid"
+                assert plan(problem(H, B, I, dtype, direction=direction), H200).regime == "cta_group"
             if H <= 2048:
-                assert plan(problem(H, B, I, "fp32", "tf32", direction), H200).regime == "grid"
+                assert plan(problem(H, B, I, "fp32", "tf32", direction), H200).regime == "cta_group"
 
 
 def test_other_devices_hold_what_their_sms_hold():
     largest = {}
     for name, device in RECORDS.items():
-        on_chip = [H for H in SIZES_BEYOND if plan(problem(H, 8), device).regime == "grid"]
+        on_chip = [H for H in SIZES_BEYOND if plan(problem(H, 8), device).regime == "cta_group"]
         assert on_chip == list(SIZES_BEYOND[: len(on_chip)]), name
         largest[name] = on_chip[-1]
     assert largest["sm_100"] == largest["sm_90"] == 4096
@@ -132,20 +132,20 @@ def test_other_devices_hold_what_their_sms_hold():
 def test_weights_stay_in_registers_where_they_fit():
     for H in SIZES_BEYOND:
         of = problem(H, 8, direction="backward")
-        for p in candidates.grid(of, H200, {}):
+        for p in candidates.cta_group(of, H200, {}):
             if p.w_hh_shared:
                 fewer = dataclasses.replace(p, w_hh_shared=p.w_hh_shared - 1)
-                assert candidates.grid_registers(of, fewer) > (255 if p.warps <= 8 else 127)
+                assert candidates.group_registers(of, fewer) > (255 if p.warps <= 8 else 127)
 
 
 def test_one_cta_wherever_it_holds_w_hh():
     for H, dtype, precision in ((256, "bf16", None), (128, "fp32", "tf32"), (64, "fp64", None)):
-        assert plan(problem(H, 8, dtype=dtype, precision=precision), H200).regime == "single_cta"
-        assert plan(problem(H + 1, 8, dtype=dtype, precision=precision), H200).regime != "single_cta"
+        assert plan(problem(H, 8, dtype=dtype, precision=precision), H200).regime == "one_cta"
+        assert plan(problem(H + 1, 8, dtype=dtype, precision=precision), H200).regime != "one_cta"
 
 
 def test_the_fastest_by_the_model_is_chosen():
-    for B, regime in ((8, "grid"), (8192, "per_step")):
+    for B, regime in ((8, "cta_group"), (8192, "per_step")):
         of = problem(1024, B, direction="backward")
         p = plan(of, H200)
         assert p.regime == regime
@@ -158,7 +158,7 @@ def test_the_fastest_by_the_model_is_chosen():
 def test_of_equally_fast_plans_the_one_of_fewer_ctas_is_chosen(monkeypatch):
     monkeypatch.setattr(latency, "practical_us", lambda *_: 1.0)
     of = problem(1024, 64, direction="backward")
-    found = list(candidates.grid(of, H200, {}))
+    found = list(candidates.cta_group(of, H200, {}))
     assert planner.best(of, H200, found) == planner.best(of, H200, found[::-1]) or len(
         {p.ctas * p.groups for p in found}
     ) < len(found)
@@ -170,13 +170,13 @@ def test_plans_are_deterministic_and_cached():
     of = problem(1000, 24)
     assert plan(of, H200) is plan(dataclasses.replace(of), H200)
     assert planner._decide.__wrapped__(of, H200, (), ()) == plan(of, H200)
-    assert fields(plan(of, H200))["regime"] == "grid"
+    assert fields(plan(of, H200))["regime"] == "cta_group"
 
 
 def test_what_does_not_run_all_programs_at_once_gets_no_grid():
     device = dataclasses.replace(H200, cooperative=False)
     assert plan(problem(), device).regime == "per_step"
-    with overriding(regime="grid"):
+    with overriding(regime="cta_group"):
         assert plan(problem(), device) == plan(problem(), H200)  # as asked: tests run it by an interpreter of their own
     with overriding(protocol="counter"), pytest.raises(ValueError, match="no plan of"):
         plan(problem(), device)
@@ -186,7 +186,7 @@ def test_a_device_with_few_sms_gets_another_plan():
     few = dataclasses.replace(H200, sms=12)
     assert plan(problem(1024, 8), few).regime == "per_step"
     p = plan(problem(384, 64), few)
-    assert p.regime == "grid" and p.ctas * p.groups <= 12
+    assert p.regime == "cta_group" and p.ctas * p.groups <= 12
 
 
 def test_devices_before_ampere_are_not_supported():
@@ -203,12 +203,12 @@ def test_devices_before_ampere_are_not_supported():
         {"regime": "per_step"},
         {"protocol": "counter"},
         {"units": 64, "warps": 16},
-        {"block_b": 16, "regime": "grid"},
+        {"block_b": 16, "regime": "cta_group"},
         {"w_ih_home": "shared"},
         {"w_hh_shared": 2, "units": 16},
         {"groups": 1},
         {"groups": 2, "units": 16, "warps": 8, "block_b": 8, "w_ih_home": "registers"},
-        {"chains": 1, "regime": "grid"},
+        {"chains": 1, "regime": "cta_group"},
         {"regime": "per_step", "block_b": 16, "block_h": 32, "block_k": 32, "stages": 2, "warps": 8},
     ],
     ids=str,
@@ -218,7 +218,7 @@ def test_overriding_restricts(choices):
     with overriding(**choices):
         p = plan(problem(), H200)
         assert all(getattr(p, name) == value for name, value in choices.items())
-        if p.regime == "grid" and "chains" not in choices:
+        if p.regime == "cta_group" and "chains" not in choices:
             check_grid(p, problem(), H200)
         assert plan(problem(), H200) is p, "cached"
         # w_ih_home is about forward passes
@@ -227,21 +227,21 @@ def test_overriding_restricts(choices):
 
 
 def test_overriding_reaches_one_cta():
-    with overriding(regime="grid", protocol="counter"):
+    with overriding(regime="cta_group", protocol="counter"):
         p = plan(problem(32, 20), H200)
-    assert p.regime == "grid" and p.protocol == "counter" and p.ctas <= 2
+    assert p.regime == "cta_group" and p.protocol == "counter" and p.ctas <= 2
     with overriding(regime="per_step"):
         assert plan(problem(32, 20, dtype="fp64"), H200).regime == "per_step"
 
 
 def test_overriding_nests_and_ends_with_an_exception():
-    with overriding(regime="grid", units=16):
+    with overriding(regime="cta_group", units=16):
         outer = plan(problem(), H200)
         with pytest.raises(KeyError), overriding(units=32):
             inner = plan(problem(), H200)
             raise KeyError
         assert plan(problem(), H200) is outer
-    assert (outer.units, inner.units, inner.regime) == (16, 32, "grid")
+    assert (outer.units, inner.units, inner.regime) == (16, 32, "cta_group")
 
 
 def test_overriding_holds_in_other_threads():
@@ -268,8 +268,8 @@ def test_overriding_says_what_there_is():
     ):
         plan(problem(), H200)
     with (
-        overriding(regime="single_cta"),
-        pytest.raises(ValueError, match="regime='single_cta'; .*per_step: regime per_step"),
+        overriding(regime="one_cta"),
+        pytest.raises(ValueError, match="regime='one_cta'; .*per_step: regime per_step"),
     ):
         plan(problem(), H200)
     for impossible in ({"groups": 9}, {"groups": 0}, {"w_hh_shared": 99}, {"w_hh_shared": -1}):
@@ -285,10 +285,10 @@ def test_a_rejected_plan_gives_way_to_the_next():
     first = plan(of, H200)
     planner.reject(of, H200, first, "out of registers")
     second = plan(of, H200)
-    assert second != first and second.regime == "grid"
+    assert second != first and second.regime == "cta_group"
     planner.reject(of, H200, second, "out of shared memory")
     assert plan(of, H200) not in (first, second)
-    assert plan(dataclasses.replace(of, B=7), H200).regime == "grid"  # others keep theirs
+    assert plan(dataclasses.replace(of, B=7), H200).regime == "cta_group"  # others keep theirs
     said = explain(10, 8, 2048, 2048, dtype=torch.bfloat16, device=H200).splitlines()
     rejected = [line for line in said if line.startswith("rejected: ")]
     assert len(rejected) == 2 and "out of registers" in rejected[0] and f"{first.units} units" in rejected[0]
@@ -308,7 +308,7 @@ def test_every_plan_rejected():
 
 ROW = {
     "device": "H200", "direction": "forward", "dtype": "bf16", "precision": None, "H": 1024, "B": [33, 64],
-    "choices": {"regime": "grid", "units": 32, "warps": 16},
+    "choices": {"regime": "cta_group", "units": 32, "warps": 16},
 }  # fmt: skip
 
 
@@ -353,8 +353,8 @@ def test_a_measured_choice_comes_before_the_model(measured):
 
 
 def test_a_measured_choice_may_leave_one_cta(measured):
-    measured({**ROW, "H": 256, "choices": {"regime": "grid"}})
-    assert decide(problem(256, 64)).regime == "grid"
+    measured({**ROW, "H": 256, "choices": {"regime": "cta_group"}})
+    assert decide(problem(256, 64)).regime == "cta_group"
 
 
 def test_a_measured_choice_that_is_gone_leaves_the_model(measured):
@@ -407,7 +407,7 @@ def test_planned_reaches_the_grid():
     found = {}
     for of, device in planner.PLANNED:
         p = plan(of, device)
-        if p.regime == "grid":
+        if p.regime == "cta_group":
             found.setdefault((device.capability, of.dtype, of.precision, of.direction), []).append((of.H, p.w_ih_home))
     for direction in ("forward", "backward"):
         assert {H for H, _ in found[90, "bf16", None, direction]} == set(SIZES_BEYOND)
@@ -447,7 +447,7 @@ def test_explain_one_cta():
     assert first.endswith(
         "because W_hh (64 KB as padded to 128 units) fits in the registers of one CTA, W_ih in registers."
     )
-    assert estimates.startswith("us per step, estimates: single_cta ") and ", chosen; grid " in estimates
+    assert estimates.startswith("us per step, estimates: one_cta ") and ", chosen; cta_group " in estimates
     assert torchs == "torch.nn.RNN: cuDNN's PERSIST_STATIC_SMALL_H, because H <= 384 in the forward pass."
 
 
@@ -461,8 +461,8 @@ def test_explain_a_grid():
         and "KB of W_hh a CTA stay on chip (registers), W_ih in registers" in first
     )
     found = latency.step(problem(1024, 8), p, H200)
-    assert "single_cta none that fits" in estimates and f"floor {found.floor_us:.2f}" in estimates
-    assert f"grid {found.practical_us:.2f} (mostly {found.bound}), chosen; per_step " in estimates
+    assert "one_cta none that fits" in estimates and f"floor {found.floor_us:.2f}" in estimates
+    assert f"cta_group {found.practical_us:.2f} (mostly {found.bound}), chosen; per_step " in estimates
     assert torchs == "torch.nn.RNN: cuDNN's STANDARD, because PERSIST_STATIC is for fp16, not bf16."
 
 

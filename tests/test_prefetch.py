@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from rnn_triton import gemm, interpreter, launch
+from rnn_triton.interpret import interpreter
 from rnn_triton.kernels import prefetch
+from rnn_triton.launch import dispatch, gemm
 
 pytestmark = pytest.mark.interpret
 
@@ -98,12 +99,12 @@ def test_both_passes(T, B, I, H, kind, asked, projected):
         order = list(range(T))[:: -1 if reverse else 1]
         asked.clear()
         projected.clear()
-        y, _ = launch.forward(x, w_ih, w_hh, b_ih, b_hh, None, "tanh", reverse, precision)
+        y, _ = dispatch.forward(x, w_ih, w_hh, b_ih, b_hh, None, "tanh", reverse, precision)
         assert len(projected) == (I == 1000 or (I > 128 and kind == "ieee") or (I > 32 and kind == "fp64") or (I > 192 and kind == "tf32"))
         check(asked, projected or [x], order, tiles, warps)
         dy = torch.rand(T, B, H).to(dtype).transpose(0, 1).contiguous().transpose(0, 1)  # strides of its own
         asked.clear()
-        launch.backward(w_hh, y, dy, None, "tanh", reverse, precision)
+        dispatch.backward(w_hh, y, dy, None, "tanh", reverse, precision)
         check(asked, [dy, y], order[::-1], tiles, warps)
 
 
@@ -111,5 +112,5 @@ def test_no_stream_but_y(asked):
     """A loss of h_n alone: there is no dy"""
     w_hh = parameters(torch.bfloat16, 16, 1)[1]
     y, dhn = torch.rand(20, 3, 16).bfloat16(), torch.rand(3, 16).bfloat16()
-    launch.backward(w_hh, y, None, dhn, "tanh", False, None)
+    dispatch.backward(w_hh, y, None, dhn, "tanh", False, None)
     check(asked, [y], range(19, -1, -1), 1, 1)

@@ -15,8 +15,8 @@ from support.mutants import patched
 from support.stacks import Stack
 from test_kernels import check, inputs
 
-from rnn_triton import faults
 from rnn_triton.kernels import exchange, prefetch
+from rnn_triton.launch import faults
 
 pytestmark = pytest.mark.ptx
 long = pytest.mark.long
@@ -28,10 +28,10 @@ def kernels(launches):
 
 
 @pytest.mark.parametrize("kind, T, B, I, H, kernel", [
-    ("bf16", 3, 8, 64, 512, "grid"),
-    pytest.param("tf32", 2, 16, 48, 384, "grid", marks=long),
-    pytest.param("bf16", 3, 8, 64, 128, "recurrence", marks=long),
-    pytest.param("fp16", 2, 70, 64, 256, "recurrence", marks=long),
+    ("bf16", 3, 8, 64, 512, "cta_group"),
+    pytest.param("tf32", 2, 16, 48, 384, "cta_group", marks=long),
+    pytest.param("bf16", 3, 8, 64, 128, "one_cta", marks=long),
+    pytest.param("fp16", 2, 70, 64, 256, "one_cta", marks=long),
 ])  # fmt: skip
 def test_plans_of_the_planner(kind, T, B, I, H, kernel):
     with executed.observed() as launches:

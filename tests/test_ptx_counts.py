@@ -7,8 +7,8 @@ import triton
 from support import counts
 from support.mutants import Change, patched
 
-from rnn_triton import plans
-from rnn_triton.plans import SIZES, row_units
+from rnn_triton.plan import problem
+from rnn_triton.plan.problem import SIZES, row_units
 
 pytestmark = pytest.mark.ptx
 long = pytest.mark.long
@@ -48,7 +48,7 @@ def held(job):
     """{argument: bytes of it that the CTA's threads need in a step}; what several threads need counts as often"""
     of, p, lanes = job.problem, job.plan, job.lanes
     size, forward = SIZES[of.dtype], of.direction == "forward"
-    alone, threads = isinstance(p, plans.SingleCta), 32 * p.warps
+    alone, threads = isinstance(p, problem.OneCta), 32 * p.warps
     linked = lanes.linked and lanes.count > 1
     row = row_units(of.H, of.dtype)
     units = of.H if alone else p.units
@@ -80,7 +80,7 @@ def barriers(job):
     p = job.plan
     if p.formulation == "fma":
         return 2 + 2 * (p.chains == 2) + (p.w_ih_home == "shared")
-    return 2 + 2 * (getattr(p, "protocol", "") == "counter") + (p.regime == "grid" and p.w_ih_home == "shared")
+    return 2 + 2 * (getattr(p, "protocol", "") == "counter") + (p.regime == "cta_group" and p.w_ih_home == "shared")
 
 
 # What is not as designed, and takes what the table says
@@ -113,16 +113,16 @@ def test_the_limits_are_those_of_the_design(limits):
 
 # ---- each limit can fail --------------------------------------------------------------------------------------------
 
-WIDE, SHARED = "forward-bf16-B8-I64-H512", "forward-bf16-B8-I1024-H1024-grid-w_ih_home=shared"
+WIDE, SHARED = "forward-bf16-B8-I64-H512", "forward-bf16-B8-I1024-H1024-cta_group-w_ih_home=shared"
 AT = "\n        # ---- critical path"
 
 
 @pytest.mark.skipif(VERSION != (3, 7), reason="the changes are to what Triton 3.7 makes of the source")
 @pytest.mark.parametrize("name, change, kinds", [
-    pytest.param(WIDE, Change("grid.py", AT, f"\n        tl.debug_barrier(){AT}"), ["barriers"], id="a-barrier-more"),
+    pytest.param(WIDE, Change("cta_group.py", AT, f"\n        tl.debug_barrier(){AT}"), ["barriers"], id="a-barrier-more"),
     pytest.param(
         WIDE,
-        Change("grid.py", AT, """
+        Change("cta_group.py", AT, """
         w_rec = _weights(
             w_rec_ptr, unit0, (WORDS + TILE - 1) // TILE, SHARED_TILES, ROW, ROW, UNITS, WARPS, FORM, PRECISION
         )""" + AT),

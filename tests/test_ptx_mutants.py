@@ -8,7 +8,7 @@ from support.grids import assert_close
 from support.mutants import patched
 from support.ptx_mutants import PTX_MUTANTS, VERIFY_MUTANTS, verify_change
 
-from rnn_triton import faults
+from rnn_triton.launch import faults
 
 pytestmark = pytest.mark.ptx
 SCHEDULES = range(6)  # each gang size twice

@@ -6,7 +6,7 @@ import pytest
 import torch
 from support.problems import gradients, like, over_present, problem
 
-from rnn_triton import reference
+from rnn_triton.cells import reference
 
 # fp64: 2^-53 a rounding, sqrt(I+H) * T < 30 of them deep, on values up to about 10, and a decade to spare
 TOLERANCE = dict(rtol=0, atol=10 * 30 * 10 * 2.0**-53)

@@ -1,4 +1,4 @@
-"""Several lanes in a launch (kernels/grid.py, kernels/recurrence.py): stacks as a wavefront, both directions side by side,
+"""Several lanes in a launch (kernels/cta_group.py, kernels/one_cta.py): stacks as a wavefront, both directions side by side,
 dropout between layers.  The operator over them is in test_stack_op.py.
 
 Launches by hand-written plans (support/stacks.py) as in test_grid.py: in the cooperative interpreter, whose schedules
@@ -17,9 +17,10 @@ from support.mutants import Change, patched
 from support.stacks import Stack, dropout_masks
 
 import rnn_triton
-from rnn_triton import faults, hardware, latency, plan, stack_plan
 from rnn_triton.errors import ExchangeError
-from rnn_triton.plans import Lanes, Problem, SingleCta
+from rnn_triton.launch import faults
+from rnn_triton.plan import choose, hardware, latency, sharing
+from rnn_triton.plan.problem import Lanes, OneCta, Problem
 
 CPU = torch.device("cpu")
 DIRECTIONS = ("forward", "backward")
@@ -191,13 +192,13 @@ def changed_dropout():
     backward = "acc_a + acc_b, seed, unit0, tile * BLOCK_B, t, bottom + layer, lane_dropped, scale"
     for text, direction in ((forward, "forward"), (backward, "backward")):
         for old, new in (("layer", "1 + layer"), (" t,", " t + 1,"), ("BLOCK_B,", "BLOCK_B + 1,"), ("seed", "seed + 1")):
-            yield Change("grid.py", text, text.replace(old, new)), direction
-        yield Change("grid.py", text, text.replace("lane_dropped", "dropped - 5000")), direction
-    yield Change("grid.py", forward, forward.replace("k * TILE", "k * TILE + 4")), "forward"
-    yield Change("grid.py", backward, backward.replace("unit0", "unit0 + 8")), "backward"
-    yield Change("grid.py", "            if DROPOUT and FIRST_IS_STATE:\n                acc_a *= scale\n",
+            yield Change("cta_group.py", text, text.replace(old, new)), direction
+        yield Change("cta_group.py", text, text.replace("lane_dropped", "dropped - 5000")), direction
+    yield Change("cta_group.py", forward, forward.replace("k * TILE", "k * TILE + 4")), "forward"
+    yield Change("cta_group.py", backward, backward.replace("unit0", "unit0 + 8")), "backward"
+    yield Change("cta_group.py", "            if DROPOUT and FIRST_IS_STATE:\n                acc_a *= scale\n",
                  "            if False:\n                acc_a *= scale\n"), "forward"  # fmt: skip
-    yield Change("grid.py", backward, backward.replace("scale", "1.0")), "backward"
+    yield Change("cta_group.py", backward, backward.replace("scale", "1.0")), "backward"
     # each layer on one CTA
     for old, new, direction in (
         ("start = c * CHUNK // E", "start = c * CHUNK // E + 4", "forward"),
@@ -209,7 +210,7 @@ def changed_dropout():
         ("seed, boundary, dropped, scale = drop\n", "seed, boundary, dropped, scale = drop\n        t += 1\n", "backward"),
         ("lane_dropped = tl.where(first_lane, 0, dropped)", "lane_dropped = dropped + 0 * lane", "forward"),
     ):
-        yield Change("recurrence.py", old, new), direction
+        yield Change("one_cta.py", old, new), direction
 
 
 @pytest.mark.long
@@ -220,7 +221,7 @@ def changed_dropout():
     ids=lambda v: getattr(v, "new", v)[:90],
 )
 def test_changed_dropout_is_noticed(change, direction):
-    case = Stack(2, 9, 9, 24, dropped=20000, kind="tf32", depth=2 if change.file == "recurrence.py" else None)
+    case = Stack(2, 9, 9, 24, dropped=20000, kind="tf32", depth=2 if change.file == "one_cta.py" else None)
     tensors = case.inputs(direction)
     expected = case.expected(direction, tensors, dropout_masks(case, seed=5))
     with patched(change) as kernels, pytest.raises(AssertionError):
@@ -259,7 +260,7 @@ def test_a_layer_that_never_ran():
     """One CTA waits for nobody but the layer before: the one that waits for it says so, and nobody else."""
     case = Stack(3, 3, 8, 24, layers=3, depth=2)
     tensors = case.inputs("forward")
-    absent = Change("recurrence.py", "tl.range(0, T, loop", "tl.range(0, tl.where(lane == 0, 0, T), loop")
+    absent = Change("one_cta.py", "tl.range(0, T, loop", "tl.range(0, tl.where(lane == 0, 0, T), loop")
     with patched(absent) as kernels:
         kernels.host.SPIN_LIMIT = 64
         y, hn = case.run(
@@ -282,12 +283,12 @@ def bf16(B, H, direction="forward", I=None):
 @pytest.mark.parametrize("L", [2, 4, 8])
 @pytest.mark.parametrize("H, B", [(128, 8), (256, 32), (512, 8), (1024, 8), (1024, 32), (2048, 8), (4096, 8)])
 def test_every_run_of_layers_fits(H, B, L):
-    sizes = stack_plan.runs(bf16(B, H), L, True, H200, ())
+    sizes = sharing.runs(bf16(B, H), L, True, H200, ())
     assert sum(sizes) == L and max(sizes) - min(sizes) <= 1
     for size in set(sizes) - {1}:
         for direction in DIRECTIONS:
-            p = stack_plan.lane_plan(bf16(B, H, direction), Lanes(size, True, True), H200, ())
-            if isinstance(p, SingleCta):
+            p = sharing.lane_plan(bf16(B, H, direction), Lanes(size, True, True), H200, ())
+            if isinstance(p, OneCta):
                 assert H <= 128 and size * -(-B // p.block_b) <= H200.sms and p.w_ih_home == "registers"
                 continue
             assert size * p.groups * p.ctas <= H200.sms and p.ctas * p.units >= H and H > 128
@@ -295,47 +296,47 @@ def test_every_run_of_layers_fits(H, B, L):
 
 
 def test_one_launch_where_it_fits_and_several_where_not():
-    assert stack_plan.runs(bf16(8, 512), 4, False, H200, ()) == (4,)
-    assert stack_plan.runs(bf16(8, 128), 8, False, H200, ()) == (8,)
-    assert stack_plan.runs(bf16(8, 2048), 4, False, H200, ()) == (2, 2)
-    assert stack_plan.runs(bf16(8, 512), 70, False, H200, ()) != (70,)  # 70 lanes of 4 CTAs or more
-    assert set(stack_plan.runs(bf16(128, 2048), 4, False, H200, ())) == {1}
+    assert sharing.runs(bf16(8, 512), 4, False, H200, ()) == (4,)
+    assert sharing.runs(bf16(8, 128), 8, False, H200, ()) == (8,)
+    assert sharing.runs(bf16(8, 2048), 4, False, H200, ()) == (2, 2)
+    assert sharing.runs(bf16(8, 512), 70, False, H200, ()) != (70,)  # 70 lanes of 4 CTAs or more
+    assert set(sharing.runs(bf16(128, 2048), 4, False, H200, ())) == {1}
     fp64 = Problem("forward", 8, 64, 64, "fp64", None, "tanh")
-    assert stack_plan.runs(fp64, 3, False, H200, ()) == (1, 1, 1) and stack_plan.together(fp64, H200, ())
+    assert sharing.runs(fp64, 3, False, H200, ()) == (1, 1, 1) and sharing.together(fp64, H200, ())
 
 
 def test_overrides_that_one_pass_does_not_have():
     """x is loaded ahead in the forward pass alone: nothing is raised before a backward pass asks for it"""
     chosen = (("x_depth", 2),)
-    assert stack_plan.runs(bf16(8, 512), 3, False, H200, chosen) == (1, 1, 1)
-    assert not stack_plan.together(bf16(8, 128), H200, chosen)
+    assert sharing.runs(bf16(8, 512), 3, False, H200, chosen) == (1, 1, 1)
+    assert not sharing.together(bf16(8, 128), H200, chosen)
 
 
 def test_a_plan_that_does_not_compile_gives_way(monkeypatch):
-    monkeypatch.setattr(plan, "_rejected", {})
+    monkeypatch.setattr(choose, "_rejected", {})
     lanes, problem = Lanes(4, True), bf16(8, 512)
-    first = stack_plan.lane_plan(problem, lanes, H200, ())
-    plan.reject(problem, H200, first, "too large", lanes)
-    second = stack_plan.lane_plan(problem, lanes, H200, ())
-    assert plan._kernel(second) != plan._kernel(first)
-    assert stack_plan.lane_plan(problem, Lanes(2, True), H200, ()) is not None and not plan.rejected(problem, H200)
-    for _ in range(plan._TRIES):
-        found = stack_plan.lane_plan(problem, lanes, H200, ())
+    first = sharing.lane_plan(problem, lanes, H200, ())
+    choose.reject(problem, H200, first, "too large", lanes)
+    second = sharing.lane_plan(problem, lanes, H200, ())
+    assert choose._kernel(second) != choose._kernel(first)
+    assert sharing.lane_plan(problem, Lanes(2, True), H200, ()) is not None and not choose.rejected(problem, H200)
+    for _ in range(choose._TRIES):
+        found = sharing.lane_plan(problem, lanes, H200, ())
         if found is not None:
-            plan.reject(problem, H200, found, "too large", lanes)
-    assert stack_plan.lane_plan(problem, lanes, H200, ()) is None
+            choose.reject(problem, H200, found, "too large", lanes)
+    assert sharing.lane_plan(problem, lanes, H200, ()) is None
 
 
 def test_a_wide_input_is_counted_where_it_is_projected():
     """once for a stack, in the run that holds the bottom layer, and for each of both directions; other layers have H columns"""
     wide, narrow = bf16(512, 256, I=4096), bf16(512, 256)
-    assert stack_plan.runs(wide, 4, False, H200, ()) == stack_plan.runs(narrow, 4, False, H200, ()) == (1, 1, 1, 1)
+    assert sharing.runs(wide, 4, False, H200, ()) == sharing.runs(narrow, 4, False, H200, ()) == (1, 1, 1, 1)
     lanes = Lanes(4, True)
-    shared = [stack_plan._shared(of, lanes, H200, ()) for of in (bf16(8, 256, I=4096), bf16(8, 256))]
+    shared = [sharing._shared(of, lanes, H200, ()) for of in (bf16(8, 256, I=4096), bf16(8, 256))]
     gemm = latency._projection_us(bf16(8, 256, I=4096), H200, latency.CONSTANTS)
     assert shared[0] - shared[1] == pytest.approx(gemm) and gemm > 0
     for both in (bf16(64, 1024, I=8192), bf16(8, 128, I=8192)):
-        p = stack_plan.lane_plan(both, Lanes(2), H200, ())
+        p = sharing.lane_plan(both, Lanes(2), H200, ())
         assert p.w_ih_home == "gemm"
         projection = latency.lanes_step(both, p, H200, Lanes(2))[1]["projection"]
         assert projection == pytest.approx(2 * latency._projection_us(both, H200, latency.CONSTANTS))
@@ -354,7 +355,7 @@ def test_explain():
     assert first.startswith("forward of bf16 T=1000 B=8 I=1024 H=1024, 4 layers, on H200: 1 part, ")
     assert launch.startswith("layers 0 to 3: one launch of 128 CTAs of 8 warps, 4 layers of 1 x 32 (groups x CTAs of 32 ")
     assert "each a step behind the one before it, 1003 steps for 1000" in launch and "sentinel" in launch
-    p = stack_plan.lane_plan(bf16(8, 1024), Lanes(4, True), H200, ())
+    p = sharing.lane_plan(bf16(8, 1024), Lanes(4, True), H200, ())
     us = latency.lanes_us(bf16(8, 1024), p, H200, Lanes(4, True)) * 1003 / 1000
     assert f"{us:.2f} us per step" in launch and f"{us:.2f} us per step" in first
     assert "PERSIST_STATIC is" in torchs
@@ -370,7 +371,7 @@ def test_explain():
     assert both.startswith("layer 0, both directions: one launch of 2 CTAs of 4 warps, 2 directions of 1 CTA") and "side by side" in both
     assert explained(10, 8192, 2)[1].startswith("layer 0: ") and "2 parts" in explained(10, 8192, 2)[0]
     assert explained(10, 1024, 3, models=2)[3].startswith("layer 2: 2 waves")
-    with plan.overriding(lanes=1):
+    with choose.overriding(lanes=1):
         assert explained(10, 512, 2)[3] == "2 parts, because no launch may hold more, as asked for."
     ieee = rnn_triton.explain(10, 8, 64, 64, precision="ieee", device=H200, num_layers=2)
     assert "2 parts, because layers share a launch in bf16, fp16, tf32 and tf32x3." in ieee

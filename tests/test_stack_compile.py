@@ -11,9 +11,11 @@ import pytest
 from support.layouts import check_verify_layout
 
 from bench import resources
-from rnn_triton import dropout, hardware, launch, stack_plan
-from rnn_triton.candidates import k_tiles
-from rnn_triton.plans import Lanes, Problem, SingleCta
+from rnn_triton.launch import dispatch
+from rnn_triton.op import dropout
+from rnn_triton.plan import hardware, sharing
+from rnn_triton.plan.candidates import k_tiles
+from rnn_triton.plan.problem import Lanes, OneCta, Problem
 
 pytestmark = pytest.mark.compiled
 
@@ -57,7 +59,7 @@ JOBS = [pytest.param(*job, marks=() if in_subset(*job) else pytest.mark.long, id
 
 @pytest.mark.parametrize("problem, lanes, gpu", JOBS)
 def test_plan(problem, lanes, gpu):
-    check(problem, lanes, gpu, stack_plan.lane_plan(problem, lanes, gpu, ()))
+    check(problem, lanes, gpu, sharing.lane_plan(problem, lanes, gpu, ()))
 
 
 @pytest.mark.parametrize("direction, lanes, dtype, precision", [
@@ -71,14 +73,14 @@ def test_batch_tiles_of_32_rows(direction, lanes, dtype, precision):
     """which no launch of eight rows takes by itself"""
     problem = Problem(direction, 64, 384 if direction == "forward" else 1, 384, dtype, precision, "tanh")
     gpu = hardware.RECORDS["sm_90"]
-    p = stack_plan.lane_plan(problem, lanes, gpu, (("block_b", 32), ("regime", "grid")))
+    p = sharing.lane_plan(problem, lanes, gpu, (("block_b", 32), ("regime", "cta_group")))
     check(problem, lanes, gpu, p)
 
 
 def check(problem, lanes, gpu, p):
-    alone = isinstance(p, SingleCta)
+    alone = isinstance(p, OneCta)
     assert alone or problem.H > (64 if problem.dtype == "fp32" else 128)
-    kernel = launch.compile_ahead(problem, p, gpu, lanes)
+    kernel = dispatch.compile_ahead(problem, p, gpu, lanes)
     r = resources.analyze(kernel)
     assert (r.spill_stores, r.spill_loads) == (0, 0), "registers spill"
     assert r.shared_bytes <= gpu.shared_bytes
@@ -105,7 +107,7 @@ def check_x(kernel, problem, p):
     """x, by 16 bytes a load: before the loop and in it, beside the state where that comes from others; on one CTA, where each
     warp has all of x, also that of the first step"""
     ptx = kernel.asm["ptx"]
-    chunks = -(-problem.H // p.chunk) if isinstance(p, SingleCta) else k_tiles(problem.H, p.warps, problem.dtype)
+    chunks = -(-problem.H // p.chunk) if isinstance(p, OneCta) else k_tiles(problem.H, p.warps, problem.dtype)
     chunks *= p.block_b // 8
     gathered = re.findall(r"ld\.volatile\.global\.v4\.b32", ptx)
     assert len(gathered) == 3 * chunks

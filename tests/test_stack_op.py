@@ -17,9 +17,14 @@ from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 import rnn_triton
-from rnn_triton import dropout, faults, gemm, grid, network, op, plan, reference, stack, stack_plan
-from rnn_triton.launcher import DoesNotCompile
-from rnn_triton.plans import ONE, Lanes
+from rnn_triton import stack
+from rnn_triton.cells import reference
+from rnn_triton.launch import cta_group, faults, gemm
+from rnn_triton.launch.launcher import DoesNotCompile
+from rnn_triton.op import dropout, network
+from rnn_triton.op import layer as op
+from rnn_triton.plan import choose, sharing
+from rnn_triton.plan.problem import ONE, Lanes
 
 CPU = torch.device("cpu")
 
@@ -27,7 +32,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def launches(monkeypatch):
     """Programs of each cooperative launch, in order.  In the interpreter each is run with all its programs alive."""
-    seen, plain = [], grid.Cooperative._run
+    seen, plain = [], cta_group.Cooperative._run
 
     def run(site, tensors, out, *arguments):
         if out.is_cuda:
@@ -37,8 +42,8 @@ def launches(monkeypatch):
             plain(site, tensors, out, *arguments)
         seen.append(session.stats["programs"])
 
-    monkeypatch.setattr(grid.Cooperative, "_run", run)
-    with plan.overriding(regime="grid"):  # on groups, unless a test asks for another one
+    monkeypatch.setattr(cta_group.Cooperative, "_run", run)
+    with choose.overriding(regime="cta_group"):  # on groups, unless a test asks for another one
         yield seen
 
 
@@ -54,12 +59,12 @@ def run(x, layers, h0, precision=None, **options):
 
 
 OPERATOR = [
-    ("grid", 3, 1, 9, 24, torch.bfloat16, None, [6, 6]),
-    ("single_cta", 3, 1, 9, 21, torch.bfloat16, None, [3, 3]),
+    ("cta_group", 3, 1, 9, 24, torch.bfloat16, None, [6, 6]),
+    ("one_cta", 3, 1, 9, 21, torch.bfloat16, None, [3, 3]),
     # x has more columns than the layers
-    pytest.param("single_cta", 2, 1, 40, 21, torch.float32, "tf32", [2, 2], marks=pytest.mark.long),
-    pytest.param("single_cta", 2, 2, 9, 21, torch.float32, "tf32", [2, 2, 2, 2], marks=pytest.mark.long),
-    pytest.param("single_cta", 2, 2, 9, 21, torch.float64, None, [2, 2, 2, 2], marks=pytest.mark.long),
+    pytest.param("one_cta", 2, 1, 40, 21, torch.float32, "tf32", [2, 2], marks=pytest.mark.long),
+    pytest.param("one_cta", 2, 2, 9, 21, torch.float32, "tf32", [2, 2, 2, 2], marks=pytest.mark.long),
+    pytest.param("one_cta", 2, 2, 9, 21, torch.float64, None, [2, 2, 2, 2], marks=pytest.mark.long),
 ]
 
 
@@ -67,7 +72,7 @@ OPERATOR = [
 def test_operator(regime, L, D, I, H, dtype, precision, programs, device, launches):
     """y, hn and all gradients against torch.nn.RNN in fp64"""
     x, layers, h0, expected = example(L, D, I, H, dtype=dtype, device=device)
-    with plan.overriding(regime=regime):
+    with choose.overriding(regime=regime):
         results = run(x, layers, h0, precision, bidirectional=D == 2)
     faults.synchronize(device)
     assert launches == (programs if device == "cpu" else [])
@@ -219,7 +224,7 @@ def test_a_backward_pass_under_other_overrides(launches):
     x, layers, h0, expected = example(2, 1, 9, 24)
     y, hn = rnn(x, layers, h0)
     assert launches == [4]
-    with plan.overriding(protocol="counter"):
+    with choose.overriding(protocol="counter"):
         found = torch.autograd.grad(y.sum() + hn.sum(), [x, h0, *[t for layer in layers for t in layer]])
     assert launches == [4, 2, 2]
     assert_close([y, hn, *found], expected(), Stack(6, 3, 9, 24).tolerance)
@@ -236,7 +241,7 @@ def test_what_lanes_cannot_do_goes_layer_by_layer():
     assert_close([y, hn], expected()[:2], 1e-12)
     assert lanes == []
     x, layers, h0, _ = example(2, 1, 5, 16, T=2, B=2, dtype=torch.float32)
-    with plan.overriding(regime="grid"):
+    with choose.overriding(regime="cta_group"):
         weights = [t for layer in layers for t in layer]
         assert stack._may_share(x, weights, h0, 0.0) and not stack._may_share(x[:, :0], weights, h0, 0.0)
         seen = []
@@ -302,7 +307,7 @@ def small(directions, **options):
 
 def alone(f):
     """What f() gives with a launch for each layer and direction"""
-    with plan.overriding(lanes=1):
+    with choose.overriding(lanes=1):
         return f()
 
 
@@ -574,15 +579,15 @@ def test_overrides(launches):
     x, layers, h0, _ = small(1)
     y, _ = alone(lambda: rnn(x, layers, h0, "tf32"))
     assert launches == [1, 1]
-    with torch.no_grad(), plan.overriding(w_ih_home="gemm"):
+    with torch.no_grad(), choose.overriding(w_ih_home="gemm"):
         rnn(x, layers, h0, "tf32")
     assert launches == [1, 1] * 2
     x, layers, h0, _ = example(1, 2, 5, 16, T=1, B=1, dtype=torch.float64)
-    with torch.no_grad(), plan.overriding(regime="single_cta"):
+    with torch.no_grad(), choose.overriding(regime="one_cta"):
         rnn(x, layers, h0, bidirectional=True, dropout=0.5)  # there is nothing to drop
     assert launches[4:] == [2]
     for wrong in (0, "2"):
-        with pytest.raises(ValueError, match="lanes must be an integer of at least 1"), plan.overriding(lanes=wrong):
+        with pytest.raises(ValueError, match="lanes must be an integer of at least 1"), choose.overriding(lanes=wrong):
             pass
 
 
@@ -592,11 +597,11 @@ def test_launches_that_do_not_compile_give_way(what, launches, monkeypatch):
     """to others, of fewer layers, and in the end to a layer each; the results are those of layers apart"""
     x, layers, h0, _ = example(4, 1, 5, 16, T=2, B=2, dtype=torch.float32)
     weights = [t for layer in layers for t in layer]
-    monkeypatch.setattr(plan, "_rejected", {})
-    shared = stack_plan._shared
-    monkeypatch.setattr(stack_plan, "_shared", lambda of, lanes, *given: inf if lanes.count > 2 else shared(of, lanes, *given))
-    stack_plan._launches.cache_clear()
-    plain, refused = grid.Cooperative._run, []
+    monkeypatch.setattr(choose, "_rejected", {})
+    shared = sharing._shared
+    monkeypatch.setattr(sharing, "_shared", lambda of, lanes, *given: inf if lanes.count > 2 else shared(of, lanes, *given))
+    sharing._launches.cache_clear()
+    plain, refused = cta_group.Cooperative._run, []
 
     def fails(site):
         if site.lanes.count == 1:
@@ -611,7 +616,7 @@ def test_launches_that_do_not_compile_give_way(what, launches, monkeypatch):
             raise DoesNotCompile("too large")
         return plain(site, *arguments)
 
-    monkeypatch.setattr(grid.Cooperative, "_run", run)
+    monkeypatch.setattr(cta_group.Cooperative, "_run", run)
 
     def results():
         y, hn = rnn(x, layers, h0, "tf32")
@@ -623,7 +628,7 @@ def test_launches_that_do_not_compile_give_way(what, launches, monkeypatch):
     del refused[:]
     results()
     assert not refused, "what is known not to compile is not tried again"
-    stack_plan._launches.cache_clear()
+    sharing._launches.cache_clear()
 
 
 @pytest.mark.interpret

@@ -72,15 +72,15 @@ def test_samples_of_torch(monkeypatch, every):
     from torch.testing._internal import common_modules
 
     launched = []
-    run = rnn_triton.launch.forward
-    monkeypatch.setattr(rnn_triton.launch, "forward", lambda *a: launched.append(a) or run(*a))
+    run = rnn_triton.launch.dispatch.forward
+    monkeypatch.setattr(rnn_triton.launch.dispatch, "forward", lambda *a: launched.append(a) or run(*a))
     for info in common_modules.module_db:
         if info.module_cls not in (nn.RNN, nn.RNNCell):
             continue
         theirs, packed = info.module_cls, info.module_cls is nn.RNN
         ours = getattr(rnn_triton, theirs.__name__)
         for kernels in (True, False):
-            monkeypatch.setattr(rnn_triton.interpreter, "active", lambda: kernels)
+            monkeypatch.setattr(rnn_triton.interpret.interpreter, "active", lambda: kernels)
             launched.clear()
             given = samples(info, "module_inputs_func", with_packed_sequence=packed)
             check_samples(ours, theirs, given[:: every if kernels else 1], against_reference=not kernels)

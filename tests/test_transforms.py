@@ -12,7 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import rnn_triton
-from rnn_triton import gemm, launcher, op, reference
+from rnn_triton.cells import reference
+from rnn_triton.launch import gemm, launcher
+from rnn_triton.op import layer as op
 
 T, B, I, H = 2, 2, 3, 4
 LAYERS = [dict(), dict(nonlinearity="relu"), dict(reverse=True)]

@@ -378,16 +378,16 @@ GPU = {
     """,
     "rnn_triton/__init__.py": "",
     "rnn_triton/errors.py": "class UnsupportedError(NotImplementedError):\n    pass\n",
-    "rnn_triton/plan.py": """
+    "rnn_triton/plan/choose.py": """
         from types import SimpleNamespace
-        from .errors import UnsupportedError
+        from ..errors import UnsupportedError
         PLANNED = [(i, SimpleNamespace(capability=80 if i == 5 else 90)) for i in range(1, 6)]
         def plan(problem, device):
             if problem == 3:
                 raise UnsupportedError
             return problem
     """,
-    "rnn_triton/launch.py": """
+    "rnn_triton/launch/dispatch.py": """
         def compile_ahead(problem, plan, device):
             assert problem != 4, "does not compile"
             with open("compiled", "a") as file:

@@ -10,7 +10,7 @@ import numpy as np
 import triton
 import triton.language as tl
 
-from rnn_triton import interpreter
+from rnn_triton.interpret import interpreter
 
 from .coroutine import Coroutine
 from .errors import (

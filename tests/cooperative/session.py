@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import triton.language as tl
 
-from rnn_triton import interpreter
+from rnn_triton.interpret import interpreter
 
 from . import ptx
 from .engine import Access, Engine

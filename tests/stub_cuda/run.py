@@ -29,7 +29,11 @@ import triton.language as tl
 from triton.compiler import CompiledKernel
 from triton.runtime.jit import JITFunction
 
-from rnn_triton import explain, faults, gemm, hardware, launch, network, plan, plans, stack_plan
+from rnn_triton.launch import dispatch, faults, gemm
+from rnn_triton.op import network
+from rnn_triton.plan import choose, hardware, sharing
+from rnn_triton.plan import problem as plans
+from rnn_triton.plan.explain import explain
 
 CALLS = 2
 
@@ -98,7 +102,7 @@ def on_device(**changes):
     record = dataclasses.replace(hardware.RECORDS["sm_90"], **changes)
     hardware._record = lambda device: record
     hardware._together.clear()
-    for sites in (launch._site, network._site):
+    for sites in (dispatch._site, network._site):
         sites.cache_clear()
     return record
 
@@ -128,19 +132,19 @@ def problem(case, log, observed):
         given = {name: tensor(*shape, shared=name in ("w_ih", "h0")) for name, shape in shapes.items()}
 
         def function():
-            y, hn = launch.forward(*given.values(), "tanh", False, precision)
+            y, hn = dispatch.forward(*given.values(), "tanh", False, precision)
             return {"y": y, "hn": hn}
     else:
         given = {"w_hh": tensor(H, H), "y": tensor(T, B, H), "dy": tensor(T, B, H), "dhn": tensor(B, H)}
 
         def function():
-            return {"da": launch.backward(*given.values(), "tanh", False, precision)}
+            return {"da": dispatch.backward(*given.values(), "tanh", False, precision)}
 
-    with plan.overriding(**case["override"]) if case.get("override") else contextlib.nullcontext():
+    with choose.overriding(**case["override"]) if case.get("override") else contextlib.nullcontext():
         inputs = I if case["direction"] == "forward" else 1
-        of = plan.Problem(case["direction"], B, inputs, H, case["dtype"], precision, "tanh", *M)
-        p = plan.plan(of, record)
-        ahead = launch.compile_ahead(of, p, record).hash
+        of = choose.Problem(case["direction"], B, inputs, H, case["dtype"], precision, "tanh", *M)
+        p = choose.plan(of, record)
+        ahead = dispatch.compile_ahead(of, p, record).hash
         made = calls(function, given, log, observed, case.get("together"))
         restricted = {"explained": explained(case)} if "together" in case else {}
         return {"plan": plans.fields(p), "ahead": ahead, "calls": made, **restricted}
@@ -167,14 +171,14 @@ def layers(case, log, observed):
         call = (case["direction"], B, I if forward else 1, H, torch.bfloat16, None, "tanh", lanes, 5, given["seed"].device)
         if forward:
             tensors = (given["x"], w_ih, w_hh, biases, biases, given["h0"])
-            y, hn = launch.run(network._site, call, "forward", *tensors, given["seed"], 100)
+            y, hn = dispatch.run(network._site, call, "forward", *tensors, given["seed"], 100)
             return {"y": y, "hn": hn}
         tensors = (w_ih, w_hh, given["y"], given["dy"], given["dhn"])
-        return {"da": launch.run(network._site, call, "backward", *tensors, given["seed"], 100)}
+        return {"da": dispatch.run(network._site, call, "backward", *tensors, given["seed"], 100)}
 
-    of = plan.Problem(case["direction"], B, I if forward else 1, H, "bf16", None, "tanh")
-    p = stack_plan.lane_plan(of, lanes, record)
-    ahead = launch.compile_ahead(of, p, record, lanes).hash
+    of = choose.Problem(case["direction"], B, I if forward else 1, H, "bf16", None, "tanh")
+    p = sharing.lane_plan(of, lanes, record)
+    ahead = dispatch.compile_ahead(of, p, record, lanes).hash
     return {"plan": plans.fields(p), "ahead": ahead, "calls": calls(function, given, log, observed, case.get("together"))}
 
 

@@ -58,7 +58,7 @@ def suite(name, providers=("rnn_triton", "cudnn"), wrong=(), left_out=(), slow=(
     for case in cases.suite(name):
         if case.name in left_out:
             continue
-        regime = "single_cta" if case.H <= 256 else "grid" if case.H * case.B <= 2**17 else "per_step"
+        regime = "one_cta" if case.H <= 256 else "cta_group" if case.H * case.B <= 2**17 else "per_step"
         for pass_ in cases.PASSES:
             for provider in providers:
                 speedup = 0.5 if case.name in slow else SPEEDUP[case.dtype]

@@ -24,14 +24,16 @@ import torch
 from bench import jobs as planned
 from bench import tables
 from bench.compiling import in_parallel
-from rnn_triton import hardware, launch, plan, plans, stack_plan
-from rnn_triton import lanes as lanes_of
 from rnn_triton.kernels.exchange import LINE
-from rnn_triton.plans import ONE, Lanes, Plan, Problem
+from rnn_triton.launch import dispatch
+from rnn_triton.launch import recurrence as lanes_of
+from rnn_triton.plan import choose, hardware, sharing
+from rnn_triton.plan import problem as plans
+from rnn_triton.plan.problem import ONE, Lanes, Plan, Problem
 
 ARCH = "sm_90"
 STEPS = (4, 6)  # of the two runs; loops take one or two steps a trip
-KERNELS = ("recurrence", "grid", "step")
+KERNELS = ("one_cta", "cta_group", "per_step")
 PAGE = Path(__file__).parents[2] / "docs" / "resources.md"
 KEY = ("direction", "H", "I", "B", "dtype", "plan")
 COUNTS = ("CTA barriers/step", "shared wavefronts/step", "of them conflicts", "bytes/step from")
@@ -52,8 +54,8 @@ class Job:
     def plan(self) -> Plan:
         device = hardware.RECORDS[ARCH]
         if self.lanes.count > 1:
-            return stack_plan.lane_plan(self.problem, self.lanes, device, ())
-        return plan.plan(self.problem, device, self.choices)
+            return sharing.lane_plan(self.problem, self.lanes, device, ())
+        return choose.plan(self.problem, device, self.choices)
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -79,7 +81,7 @@ def jobs() -> Iterator[Job]:
     """Every planned kernel of ARCH, those of several lanes and of single steps among them"""
     for problem, _ in planned.distinct_plans(ARCH):
         yield Job(problem)
-    for problem, device, choices in plan.PLANNED_OTHERWISE:
+    for problem, device, choices in choose.PLANNED_OTHERWISE:
         if f"sm_{device.capability}" == ARCH:
             yield Job(problem, tuple(choices.items()))
     for direction in ("forward", "backward"):
@@ -152,7 +154,7 @@ def counted(job: Job, module: Any = None) -> Step:
     import ptx_executor
 
     p = job.plan
-    if isinstance(p, plans.Grid):
+    if isinstance(p, plans.CtaGroup):
         p = dataclasses.replace(p, groups=1)
     problem = dataclasses.replace(job.problem, B=p.block_b)
     runs = []
@@ -175,7 +177,7 @@ def _run(problem: Problem, p: Plan, lanes: Lanes, T: int, module: Any) -> None:
         return torch.randn(*shape, generator=generator).mul_(0.05).to(dtype)
 
     if L == 1:
-        site = (module or launch._REGIMES[p.regime]).Site(problem, p)
+        site = (module or dispatch._REGIMES[p.regime]).Site(problem, p)
         if forward:
             site.forward(normal(T, B, I), normal(H, I), normal(H, H), normal(H), normal(H), normal(B, H), False)
         else:

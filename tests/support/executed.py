@@ -13,7 +13,7 @@ import torch
 IDLE = 20_000  # polls in vain of all CTAs together, without any progress: nobody will come
 BLOCKS = 20_000_000  # basic blocks of a launch, some ten minutes: far more than any test's
 
-EXCHANGED = ("recurrence", "grid")  # kernels whose every output word is stored once
+EXCHANGED = ("one_cta", "cta_group")  # kernels whose every output word is stored once
 
 
 driver: ptx_executor.PtxDriver | None = None  # where `install` was called
@@ -24,7 +24,7 @@ def install() -> ptx_executor.PtxDriver:
     global driver
     driver = ptx_executor.install(gang=None, idle=IDLE, max_blocks=BLOCKS)
     import rnn_triton
-    from rnn_triton import hardware
+    from rnn_triton.plan import hardware
 
     for name, module in sys.modules.items():
         if name.startswith(rnn_triton.__name__) and hasattr(module, "has_kernels"):

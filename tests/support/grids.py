@@ -14,7 +14,10 @@ from dataclasses import dataclass, replace
 import torch
 from cooperative import cooperate
 
-from rnn_triton import grid, interpreter, plans, reference
+from rnn_triton.cells import reference
+from rnn_triton.interpret import interpreter
+from rnn_triton.launch import cta_group
+from rnn_triton.plan import problem as plans
 
 from .problems import problem, state_roundoff
 
@@ -42,7 +45,7 @@ MODES = (
 
 @dataclass(frozen=True)
 class Case:
-    """A problem and the plan it runs by; `kind` of KINDS, the rest as in plans.Problem and plans.Grid"""
+    """A problem and the plan it runs by; `kind` of KINDS, the rest as in plans.Problem and plans.CtaGroup"""
 
     T: int
     B: int
@@ -89,7 +92,7 @@ class Case:
     def having(self, **changes):
         return replace(self, **changes)
 
-    def site(self, direction, module=grid):
+    def site(self, direction, module=cta_group):
         """`module`.Site; another than rnn_triton.grid for a changed one"""
         _, precision, accuracy, *_ = KINDS[self.kind]
         name = plans.DTYPES[self.dtype]
@@ -97,7 +100,7 @@ class Case:
         of = plans.Problem(
             direction, self.B, self.I if forward else 1, self.H, name, precision, self.nonlinearity
         )
-        plan = plans.Grid(
+        plan = plans.CtaGroup(
             block_b=self.block_b, warps=self.warps, formulation="mma32" if name == "fp32" else "mma16",
             precision=precision or "ieee", accuracy=accuracy, units=self.units,
             ctas=-(-plans.row_units(self.H, name) // self.units), groups=self.groups, w_hh_shared=self.shared,
@@ -131,7 +134,7 @@ class Case:
             return reference.rnn(*exact, self.nonlinearity, self.reverse)
         return (pre_activation_gradients(*exact, self.nonlinearity, self.reverse),)
 
-    def run(self, direction, tensors, device="cpu", module=grid, mode=MODES[0]):
+    def run(self, direction, tensors, device="cpu", module=cta_group, mode=MODES[0]):
         """(y, hn) or (da,)"""
         site = self.site(direction, module)
         there = [None if t is None else t.to(device) for t in tensors]

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
-import rnn_triton.grid
-import rnn_triton.lanes
-import rnn_triton.single_cta
-from rnn_triton import interpreted, kernels
+import rnn_triton.launch.cta_group
+import rnn_triton.launch.one_cta
+import rnn_triton.launch.recurrence
+from rnn_triton import kernels
+from rnn_triton.interpret import assembly
 
 from .grids import Case
 from .stacks import Stack
@@ -27,7 +28,7 @@ _numbers = itertools.count()
 
 @dataclass(frozen=True)
 class Change:
-    """`old`, which must be in `file` of kernels/, or rnn_triton/grid.py or lanes.py, exactly once, becomes `new`."""
+    """`old`, which must be in `file` of kernels/, or rnn_triton/launch/cta_group.py or recurrence.py, exactly once, becomes `new`."""
 
     file: str
     old: str
@@ -47,35 +48,35 @@ def changed(source, change):
 
 @contextlib.contextmanager
 def patched(*changes):
-    """Namespace of modules made of the changed source: exchange, slices, grid, recurrence, and host, rnn_triton/grid.py with
-    that kernel, alone, rnn_triton/single_cta.py with that one, and lanes, rnn_triton/lanes.py with those hosts.  What
+    """Namespace of modules made of the changed source: exchange, slices, cta_group, one_cta, and host, rnn_triton/launch/cta_group.py with
+    that kernel, alone, rnn_triton/launch/one_cta.py with that one, and lanes, rnn_triton/launch/recurrence.py with those hosts.  What
     everybody else imports is as it was.
 
     In a temporary folder: Triton reads a kernel's source from its file."""
     number = next(_numbers)
     name = f"kernels_with_changes_{number}"
-    sources = {"host": rnn_triton.grid, "alone": rnn_triton.single_cta, "lanes": rnn_triton.lanes}
+    sources = {"host": rnn_triton.launch.cta_group, "alone": rnn_triton.launch.one_cta, "lanes": rnn_triton.launch.recurrence}
     hosts = {key: f"{module.__name__}_with_changes_{number}" for key, module in sources.items()}
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder, name)
-        paths = {f"rnn_triton/{Path(module.__file__).name}": Path(folder, f"{key}.py") for key, module in sources.items()}
+        paths = {f"rnn_triton/launch/{Path(module.__file__).name}": Path(folder, f"{key}.py") for key, module in sources.items()}
         shutil.copytree(SOURCE, package, ignore=shutil.ignore_patterns("__pycache__"))
         for module, path in zip(sources.values(), paths.values(), strict=True):
             shutil.copy(module.__file__, path)
-        for change in [*changes, Change("rnn_triton/lanes.py", "from .grid import", f"from .{hosts['host'][11:]} import")]:
+        for change in [*changes, Change("rnn_triton/launch/recurrence.py", "from .cta_group import", f"from .{hosts['host'].rpartition('.')[2]} import")]:
             path = paths.get(change.file, package / change.file)
             path.write_text(changed(path.read_text(), change))
         sys.path.insert(0, folder)
         try:
-            modules = {m: importlib.import_module(f"{name}.{m}") for m in ("exchange", "slices", "grid", "recurrence")}
-            interpreted.register(modules["exchange"], modules["slices"])
+            modules = {m: importlib.import_module(f"{name}.{m}") for m in ("exchange", "slices", "cta_group", "one_cta")}
+            assembly.register(modules["exchange"], modules["slices"])
             for (key, full_name), path in zip(hosts.items(), paths.values(), strict=True):
                 spec = importlib.util.spec_from_file_location(full_name, path)
                 modules[key] = sys.modules[full_name] = importlib.util.module_from_spec(spec)
                 spec.loader.exec_module(modules[key])
-            modules["host"].grid = modules["grid"].grid
-            modules["alone"].recurrence = modules["recurrence"].recurrence
-            modules["lanes"].single_cta = modules["alone"]
+            modules["host"].cta_group = modules["cta_group"].cta_group
+            modules["alone"].one_cta = modules["one_cta"].one_cta
+            modules["lanes"].one_cta = modules["alone"]
             yield SimpleNamespace(**modules)
         finally:
             sys.path.remove(folder)
@@ -121,11 +122,11 @@ MUTANTS = (
     # ---- the counter protocol
     _mutant("wait removed", "exchange.py",
             "        wait(counter_ptr, tl.where(failed, SENTINEL, target), error_ptr, step, limit)\n", "        pass\n", "forward", _COUNTER, "numbers", "detector", "weak"),
-    _mutant("waits for the step before", "grid.py", "CTAS * step - 1, step", "CTAS * (step - 1) - 1, step",
+    _mutant("waits for the step before", "cta_group.py", "CTAS * step - 1, step", "CTAS * (step - 1) - 1, step",
             "backward", _COUNTER, "numbers", "detector", "weak"),
-    _mutant("waits for one CTA too few", "grid.py", "CTAS * step - 1, step", "CTAS * step - 2, step",
+    _mutant("waits for one CTA too few", "cta_group.py", "CTAS * step - 1, step", "CTAS * step - 2, step",
             "forward", _COUNTER, "numbers", "detector", "weak"),
-    _mutant("waits for one CTA too many", "grid.py", "CTAS * step - 1, step", "CTAS * step, step",
+    _mutant("waits for one CTA too many", "cta_group.py", "CTAS * step - 1, step", "CTAS * step, step",
             "backward", _COUNTER, "deadlock"),
     _mutant("no CTA barrier before the release", "exchange.py", _COUNT,
             _COUNT.replace("        tl.debug_barrier()\n", ""), "forward", _COUNTER, "detector", "weak"),
@@ -139,16 +140,16 @@ MUTANTS = (
             "backward", _COUNTER, "detector"),
     _mutant("no CTA barrier behind the wait", "exchange.py", _WAIT_BARRIER + "    tl.debug_barrier()\n", _WAIT_BARRIER,
             "forward", _COUNTER, "detector"),
-    _mutant("waits at the group's first counter", "grid.py", "error_ptr, counters + tile * LINE",
+    _mutant("waits at the group's first counter", "cta_group.py", "error_ptr, counters + tile * LINE",
             "error_ptr, counters + group * LINE", "forward", _COUNTER, "numbers", "detector"),
-    _mutant("counts at another group's counter", "grid.py", "arrive(counters + tile * LINE",
+    _mutant("counts at another group's counter", "cta_group.py", "arrive(counters + tile * LINE",
             "arrive(counters + (tile ^ 1) * LINE", "backward", _GROUPS, "numbers", "detector"),
     Mutant("counts before it stores", (
-               Change("grid.py", "        arrive(counters + tile * LINE, PROTOCOL)\n", ""),
-               Change("grid.py", "        out_words = round",
+               Change("cta_group.py", "        arrive(counters + tile * LINE, PROTOCOL)\n", ""),
+               Change("cta_group.py", "        out_words = round",
                       "        arrive(counters + tile * LINE, PROTOCOL)\n        out_words = round"),
            ), "forward", _COUNTER, ("detector", "weak")),
-    _mutant("counters start at 0", "rnn_triton/grid.py", ".fill_(-1)", ".fill_(0)",
+    _mutant("counters start at 0", "rnn_triton/launch/cta_group.py", ".fill_(-1)", ".fill_(0)",
             "forward", _COUNTER, "numbers", "detector"),
     # ---- the sentinel protocol
     _mutant("what is read again is not used", "exchange.py", "words = verify(", "unused = verify(",
@@ -163,100 +164,100 @@ MUTANTS = (
             "    tl.store(halves, published(words).to(tl.int16), mask=mask)\n"
             "    tl.store(halves + 1, (published(words) >> 16).to(tl.int16), mask=mask)\n"),
             "forward", _SENTINEL, "contract"),
-    _mutant("no fill before the launch", "rnn_triton/grid.py", ".fill_(-1)", ".fill_(0)",
+    _mutant("no fill before the launch", "rnn_triton/launch/cta_group.py", ".fill_(-1)", ".fill_(0)",
             "forward", _SENTINEL, "contract"),
     _mutant("reads another chunk again", "exchange.py", "pointers.to(tl.int64), words, (given",
             "pointers.to(tl.int64) ^ 16, words, (given", "forward", _SENTINEL, "numbers"),
     _mutant("reads again in another K tile", "exchange.py", "BLOCK_B // 2, 4 * TILE", "BLOCK_B // 2, 2 * TILE",
             "backward", _WIDE, "numbers"),
-    _mutant("h0 is looked at", "grid.py", "given = step == 0", "given = step < 0",
+    _mutant("h0 is looked at", "cta_group.py", "given = step == 0", "given = step < 0",
             "forward", _WIDE, "deadlock", data="sentinels"),
-    _mutant("padding is not published", "grid.py", "out_words[i], mask)",
+    _mutant("padding is not published", "cta_group.py", "out_words[i], mask)",
             "out_words[i], mask & (tl.min(unit, 2) < H))", "forward", Case(3, 3, 8, 21), "deadlock"),
     # ---- what is exchanged
-    _mutant("gathers the next tile", "grid.py", "before = out_ptr + ((t - dt) * step_words + row0 * ROW_WORDS)",
+    _mutant("gathers the next tile", "cta_group.py", "before = out_ptr + ((t - dt) * step_words + row0 * ROW_WORDS)",
             "before = out_ptr + ((t - dt) * step_words + row0_1 * WORDS)",
             "forward", _SENTINEL.having(B=16), "numbers"),
-    _mutant("publishes to the next tile", "grid.py", "out_t = out_ptr + (t * step_words + row0 * ROW_WORDS)",
+    _mutant("publishes to the next tile", "cta_group.py", "out_t = out_ptr + (t * step_words + row0 * ROW_WORDS)",
             "out_t = out_ptr + (t * step_words + row0_1 * WORDS)", "backward", _COUNTER, "contract"),
-    _mutant("gathers from the wrong end of time", "grid.py", "((t - dt) * step_words", "((t + dt) * step_words",
+    _mutant("gathers from the wrong end of time", "cta_group.py", "((t - dt) * step_words", "((t + dt) * step_words",
             "forward", _SENTINEL, "deadlock"),
-    _mutant("loads this step's x again", "grid.py", "(x_words + t_1 * step_x", "(x_words + t * step_x",
+    _mutant("loads this step's x again", "cta_group.py", "(x_words + t_1 * step_x", "(x_words + t * step_x",
             "forward", _SENTINEL, "numbers"),
-    _mutant("loads this tile's dy again", "grid.py", "u_t = u_ptr + t_1 * step_u + row0_1 * row_u",
+    _mutant("loads this tile's dy again", "cta_group.py", "u_t = u_ptr + t_1 * step_u + row0_1 * row_u",
             "u_t = u_ptr + t_1 * step_u + row0 * row_u", "backward", _SENTINEL, "numbers"),
-    _mutant("a product in the first backward step", "grid.py", "a = tl.where(step == 0, 0.0, a)", "a = a + 0.0",
+    _mutant("a product in the first backward step", "cta_group.py", "a = tl.where(step == 0, 0.0, a)", "a = a + 0.0",
             "backward", _SENTINEL.having(T=1), "numbers", data="infinite weight"),
-    _mutant("no product in the second backward step", "grid.py", "a = tl.where(step == 0, 0.0, a)",
+    _mutant("no product in the second backward step", "cta_group.py", "a = tl.where(step == 0, 0.0, a)",
             "a = tl.where(step <= 1, 0.0, a)", "backward", _COUNTER, "numbers"),
-    _mutant("padding is not zero", "grid.py", "if H != CTAS * UNITS:", "if False:",
+    _mutant("padding is not zero", "cta_group.py", "if H != CTAS * UNITS:", "if False:",
             "forward", _RAGGED, "numbers", data="infinite x"),
     _mutant("reads beyond a row's words", "exchange.py", "(start // 4 + 4 * w + q < WORDS // 4) & enable",
             "(w + q >= 0) & enable", "backward", _SENTINEL, "contract"),
     # ---- a stuck group
-    _mutant("the error word is a counter", "grid.py", "error_ptr = sync_ptr + group * LINE",
+    _mutant("the error word is a counter", "cta_group.py", "error_ptr = sync_ptr + group * LINE",
             "error_ptr = sync_ptr + (group + 1) * LINE", "forward", _STUCK_COUNTER, "stuck"),
-    _mutant("another group is reported", "grid.py", "(number.to(tl.int64) << 32)", "(groups.to(tl.int64) << 32)",
+    _mutant("another group is reported", "cta_group.py", "(number.to(tl.int64) << 32)", "(groups.to(tl.int64) << 32)",
             "backward", _STUCK, "stuck"),
-    _mutant("the failing step is kept", "grid.py", "range(at * own_tiles, T", "range((at + 1) * own_tiles, T",
+    _mutant("the failing step is kept", "cta_group.py", "range(at * own_tiles, T", "range((at + 1) * own_tiles, T",
             "backward", _STUCK_COUNTER, "stuck"),
     _mutant("nobody looks for a failure", "exchange.py", "    at = tl.load(error_ptr, volatile=True)",
             "    at = 0 * tl.load(error_ptr, volatile=True) + SENTINEL", "backward", _STUCK, "stuck"),
-    _mutant("another launch is reported", "grid.py", "tl.store(report_ptr, (launch", "tl.store(report_ptr, 0 * (launch",
+    _mutant("another launch is reported", "cta_group.py", "tl.store(report_ptr, (launch", "tl.store(report_ptr, 0 * (launch",
             "forward", _STUCK, "stuck"),
-    _mutant("one group's outputs only", "grid.py", "k % own_tiles * groups", "k % own_tiles",
+    _mutant("one group's outputs only", "cta_group.py", "k % own_tiles * groups", "k % own_tiles",
             "forward", _STUCK_COUNTER, "stuck"),
     _mutant("the limit of the wait is ignored", "exchange.py", "setp.lt.u32 q, n, {limit};", "setp.ge.u32 q, n, 0;",
             "backward", _STUCK_COUNTER, "stuck"),
     # ---- lanes
-    _mutant("x is taken as it is found", "grid.py", "                x_raw = verify_input(",
+    _mutant("x is taken as it is found", "cta_group.py", "                x_raw = verify_input(",
             "                unused = verify_input(", "forward", _STACK, "numbers"),
-    _mutant("x counts as given", "grid.py", "(first_lane | (error != SENTINEL))", "((step >= 0) | (error != SENTINEL))",
+    _mutant("x counts as given", "cta_group.py", "(first_lane | (error != SENTINEL))", "((step >= 0) | (error != SENTINEL))",
             "backward", _STACK, "numbers"),
-    _mutant("waits for the x of the first step", "grid.py", "word_pointers(x_words + t * step_x + row0 * row_x",
+    _mutant("waits for the x of the first step", "cta_group.py", "word_pointers(x_words + t * step_x + row0 * row_x",
             "word_pointers(x_words + t_first * step_x + row0 * row_x", "forward", _STACK, "numbers"),
-    _mutant("waits for the x of the next step", "grid.py", "word_pointers(x_words + t * step_x + row0 * row_x",
+    _mutant("waits for the x of the next step", "cta_group.py", "word_pointers(x_words + t * step_x + row0 * row_x",
             "word_pointers(x_words + t_1 * step_x + row0 * row_x", "backward", _STACK, "numbers"),
-    _mutant("x of another layer", "grid.py", "out_ptr - apart if", "out_ptr - lane * apart if", "forward", _STACK, "numbers"),
-    _mutant("its own state for x", "grid.py", "else out_ptr + apart)", "else out_ptr)", "backward", _STACK, "deadlock"),
-    _mutant("backward in the order of forward", "grid.py", "layer = LANES - 1 - lane", "layer = lane + 0",
+    _mutant("x of another layer", "cta_group.py", "out_ptr - apart if", "out_ptr - lane * apart if", "forward", _STACK, "numbers"),
+    _mutant("its own state for x", "cta_group.py", "else out_ptr + apart)", "else out_ptr)", "backward", _STACK, "deadlock"),
+    _mutant("backward in the order of forward", "cta_group.py", "layer = LANES - 1 - lane", "layer = lane + 0",
             "backward", _STACK, "deadlock"),
-    _mutant("dy for every layer", "grid.py", "load_own(u_t, row_u, rows_1, first_lane,", "load_own(u_t, row_u, rows_1, True,",
+    _mutant("dy for every layer", "cta_group.py", "load_own(u_t, row_u, rows_1, first_lane,", "load_own(u_t, row_u, rows_1, True,",
             "backward", _STACK, "numbers"),
-    _mutant("nothing from above in the first step", "grid.py", "acc_a = tl.where(step == 0, projected, acc_a)",
+    _mutant("nothing from above in the first step", "cta_group.py", "acc_a = tl.where(step == 0, projected, acc_a)",
             "acc_a = tl.where(step == 0, 0.0, acc_a)", "backward", _STACK, "numbers"),
-    _mutant("a product in the first step of a stack", "grid.py", "acc_a = tl.where(step == 0, projected, acc_a)",
+    _mutant("a product in the first step of a stack", "cta_group.py", "acc_a = tl.where(step == 0, projected, acc_a)",
             "acc_a += 0.0 * projected", "backward", _STACK.having(T=1), "numbers", data="infinite weight"),
-    _mutant("both directions the same way", "grid.py", "reverse = reverse ^ lane", "reverse = reverse + 0",
+    _mutant("both directions the same way", "cta_group.py", "reverse = reverse ^ lane", "reverse = reverse + 0",
             "forward", _BOTH, "numbers"),
-    _mutant("both directions from the same h0", "grid.py", "            first_ptr += lane * ROW\n", "",
+    _mutant("both directions from the same h0", "cta_group.py", "            first_ptr += lane * ROW\n", "",
             "forward", _BOTH, "numbers"),
-    _mutant("both directions with the same bias", "grid.py", "        bias1_ptr += layer * ROW\n", "",
+    _mutant("both directions with the same bias", "cta_group.py", "        bias1_ptr += layer * ROW\n", "",
             "forward", _BOTH, "numbers"),
     # ---- lanes of one CTA each
-    _mutant("x is taken as it is found, on one CTA", "recurrence.py", "    words = verify_input(",
+    _mutant("x is taken as it is found, on one CTA", "one_cta.py", "    words = verify_input(",
             "    words = x_raw\n    unused = verify_input(", "forward", _ALONE, "numbers"),
-    _mutant("x counts as given, on one CTA", "recurrence.py", "link = (first_lane.to(tl.int32),", "link = (1 + 0 * lane,",
+    _mutant("x counts as given, on one CTA", "one_cta.py", "link = (first_lane.to(tl.int32),", "link = (1 + 0 * lane,",
             "backward", _ALONE_1, "numbers"),
-    _mutant("waits for the x of this step, not the next", "recurrence.py", "x_raw, x_1, stride_x_b, row0, t_1,",
+    _mutant("waits for the x of this step, not the next", "one_cta.py", "x_raw, x_1, stride_x_b, row0, t_1,",
             "x_raw, x_ptr + t * step_x, stride_x_b, row0, t_1,", "forward", _ALONE, "numbers"),
-    _mutant("projects the x of the next step", "recurrence.py", "            x = _received(\n                x_raw",
+    _mutant("projects the x of the next step", "one_cta.py", "            x = _received(\n                x_raw",
             "            unused = _received(\n                x_raw", "backward", _ALONE, "numbers"),
-    _mutant("its own state for x, on one CTA", "recurrence.py", "else out_ptr + apart", "else out_ptr", "backward", _ALONE,
+    _mutant("its own state for x, on one CTA", "one_cta.py", "else out_ptr + apart", "else out_ptr", "backward", _ALONE,
             "deadlock"),
-    _mutant("backward in the order of forward, on one CTA", "recurrence.py", "layer = LANES - 1 - lane", "layer = lane + 0",
+    _mutant("backward in the order of forward, on one CTA", "one_cta.py", "layer = LANES - 1 - lane", "layer = lane + 0",
             "backward", _ALONE_1, "deadlock"),
-    _mutant("dy for every layer, on one CTA", "recurrence.py", "rows_u = tl.where(first_lane, rows, 0)", "rows_u = rows + 0",
+    _mutant("dy for every layer, on one CTA", "one_cta.py", "rows_u = tl.where(first_lane, rows, 0)", "rows_u = rows + 0",
             "backward", _ALONE, "numbers"),
-    _mutant("nothing from above in the first step, on one CTA", "recurrence.py", "                p += p_t\n", "",
+    _mutant("nothing from above in the first step, on one CTA", "one_cta.py", "                p += p_t\n", "",
             "backward", _ALONE, "numbers"),
-    _mutant("a product in the first step, on one CTA", "recurrence.py", "a = tl.where(step == 0, p + u, a)", "a = a + 0.0",
+    _mutant("a product in the first step, on one CTA", "one_cta.py", "a = tl.where(step == 0, p + u, a)", "a = a + 0.0",
             "backward", _ALONE_1.having(T=1), "numbers", data="infinite weight"),
-    _mutant("half words are published", "recurrence.py", "FORM, S_ALIGNED, LINKED)", "FORM, S_ALIGNED, False)",
+    _mutant("half words are published", "one_cta.py", "FORM, S_ALIGNED, LINKED)", "FORM, S_ALIGNED, False)",
             "forward", _ALONE, "contract"),
     _mutant("the wrong pairs are published", "fragments.py", "low, high = tl.split(tl.reshape(v, (4, 8, WARPS, 2,",
             "high, low = tl.split(tl.reshape(v, (4, 8, WARPS, 2,", "forward", _ALONE, "numbers"),
-    _mutant("both directions the same way, on one CTA", "recurrence.py", "reverse = reverse ^ lane", "reverse = reverse + 0",
+    _mutant("both directions the same way, on one CTA", "one_cta.py", "reverse = reverse ^ lane", "reverse = reverse + 0",
             "forward", _BOTH.having(depth=2), "numbers"),
 )  # fmt: skip
 
@@ -274,7 +275,7 @@ STUCK_LAYERS = {
         "gives_up", "forward",
     ),
     "the report names another layer": (
-        Change("grid.py", "number += lane * groups", "number += (lane + 1) * groups"), "dead", "backward",
+        Change("cta_group.py", "number += lane * groups", "number += (lane + 1) * groups"), "dead", "backward",
     ),
 }  # fmt: skip
 

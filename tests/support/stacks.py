@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from rnn_triton import dropout, lanes, plans, reference
-from rnn_triton.plans import Lanes
+from rnn_triton.cells import reference
+from rnn_triton.launch import recurrence
+from rnn_triton.op import dropout
+from rnn_triton.plan import problem as plans
+from rnn_triton.plan.problem import Lanes
 
 from .grids import KINDS, MODES, Case, pre_activation_gradients
 from .problems import problem
@@ -17,7 +20,7 @@ from .problems import problem
 @dataclass(frozen=True)
 class Stack(Case):
     """`layers` layers, or with `both` the two directions of one; dropped: of 65536; depth: of x, and each layer on one
-    CTA (kernels/recurrence.py), else on groups (kernels/grid.py)"""
+    CTA (kernels/one_cta.py), else on groups (kernels/cta_group.py)"""
 
     layers: int = 2
     both: bool = False
@@ -38,7 +41,7 @@ class Stack(Case):
         changed = [f"{k}={v}" for k, v in vars(self).items() if v != fields[k].default]
         return "-".join(changed).replace("(", "").replace(")", "").replace(" ", "")
 
-    def site(self, direction, module=lanes):
+    def site(self, direction, module=recurrence):
         _, precision, accuracy, *_ = KINDS[self.kind]
         name = plans.DTYPES[self.dtype]
         forward = direction == "forward"
@@ -51,12 +54,12 @@ class Stack(Case):
         )  # fmt: skip
         if self.depth is not None:
             h_pad = max(16, 1 << (self.H - 1).bit_length())
-            plan = plans.SingleCta(
+            plan = plans.OneCta(
                 warps=min(8, h_pad // 16), h_pad=h_pad, chunk=32 if formulation == "mma16" else 16, x_depth=self.depth,
                 pad_w_hh=False, **common,
             )  # fmt: skip
         else:
-            plan = plans.Grid(
+            plan = plans.CtaGroup(
                 warps=self.warps, units=self.units, ctas=-(-plans.row_units(self.H, name) // self.units),
                 groups=self.groups, w_hh_shared=self.shared, protocol=self.protocol, x_loads=self.x_loads, look_every=self.look_every,
                 probe_delay=self.probe_delay, **common,
@@ -132,7 +135,7 @@ class Stack(Case):
                 u = u * masks[n - 1]
         return (torch.stack(das[::-1]),)
 
-    def run(self, direction, tensors, device="cpu", module=lanes, mode=MODES[0], seed=None):
+    def run(self, direction, tensors, device="cpu", module=recurrence, mode=MODES[0], seed=None):
         """(y, hn) or (da,)"""
         there = [[e.to(device) for e in t] if isinstance(t, list) else None if t is None else t.to(device) for t in tensors]
         site = self.site(direction, module)

@@ -6,14 +6,15 @@ all the states, and waits in step 3.
 
 import torch
 
-from rnn_triton import faults, plans
 from rnn_triton.errors import ExchangeError
+from rnn_triton.launch import faults
+from rnn_triton.plan import problem
 
 from .grids import Case, assert_close
 from .mutants import Change
 
 DEAD = Change(
-    "grid.py",
+    "cta_group.py",
     "for turn in range(T * own_tiles):",
     "for turn in range(tl.where(tl.program_id(0) == 2 * CTAS - 1, 2, T) * own_tiles):",
 )
@@ -45,7 +46,7 @@ def check(case, direction, kernels, limit=64, device="cpu"):
         text = str(error)
     else:
         raise AssertionError("nothing was reported")
-    name = plans.DTYPES[case.dtype]
+    name = problem.DTYPES[case.dtype]
     for expected in (f"{direction} of {name} ", f"B={case.B} ", f"H={case.H} ", "group 1 ", f"time step {STEP} "):
         assert expected in text, text
     check_results(case, direction, tensors, [r.cpu() for r in results])
@@ -77,7 +78,7 @@ def check_results(case, direction, tensors, results):
 def dead(lane):
     """The last CTA of a lane's only group leaves after two steps: the others wait for it in step 3."""
     return Change(
-        "grid.py",
+        "cta_group.py",
         "for turn in range(T * own_tiles):",
         f"for turn in range(tl.where((lane == {lane}) & (tl.program_id(0) == CTAS - 1), 2, T) * own_tiles):",
     )
@@ -86,18 +87,18 @@ def dead(lane):
 def gives_up(lane):
     """A lane's group has failed in step 3 for no reason: all its words are there, but nobody has waited for their parts."""
     again = "        own = own_1\n"
-    return Change("grid.py", again, f"        if (lane == {lane}) & (step == 2):\n            tl.store(error_ptr, 3)\n{again}")
+    return Change("cta_group.py", again, f"        if (lane == {lane}) & (step == 2):\n            tl.store(error_ptr, 3)\n{again}")
 
 
 def dead_alone(lane):
     """The same where a lane is one CTA: the next lane waits for step 2 of it."""
-    return Change("recurrence.py", "tl.range(0, T, loop", f"tl.range(0, tl.where(lane == {lane}, 2, T), loop")
+    return Change("one_cta.py", "tl.range(0, T, loop", f"tl.range(0, tl.where(lane == {lane}, 2, T), loop")
 
 
 def gives_up_alone(lane):
     again = "        p = p_next\n"
     return Change(
-        "recurrence.py", again, f"        if (lane == {lane}) & (step == 2):\n            tl.store(error_ptr, 3)\n{again}"
+        "one_cta.py", again, f"        if (lane == {lane}) & (step == 2):\n            tl.store(error_ptr, 3)\n{again}"
     )
 
 

@@ -8,8 +8,9 @@ from multiprocessing import get_context
 
 def compile_one(job):
     """None, or the traceback as text. A problem beyond the device is not an error."""
-    from rnn_triton import launch, plan
     from rnn_triton.errors import UnsupportedError
+    from rnn_triton.launch import dispatch as launch
+    from rnn_triton.plan import choose as plan
 
     try:
         problem, device = job
@@ -24,7 +25,7 @@ def compile_planned():
     """Compile everything in plan.PLANNED that is for this machine's device; returns the failures as text."""
     import torch
 
-    from rnn_triton import plan
+    from rnn_triton.plan import choose as plan
 
     capability = 10 * torch.cuda.get_device_capability()[0] + torch.cuda.get_device_capability()[1]
     jobs = [(problem, device) for problem, device in plan.PLANNED if device.capability == capability]

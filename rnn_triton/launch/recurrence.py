@@ -1,5 +1,5 @@
-"""Launches of several lanes: the layers of a stack as a wavefront, or both directions of a layer.  Of kernels/recurrence.py
-where one CTA holds a layer, else of kernels/grid.py."""
+"""Launches of several lanes: the layers of a stack as a wavefront, or both directions of a layer.  Of kernels/one_cta.py
+where one CTA holds a layer, else of kernels/cta_group.py."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from . import gemm, single_cta
-from .grid import Cooperative
+from ..plan.problem import CtaGroup, Lanes, OneCta, Problem, is_wide, row_units
+from . import gemm, one_cta
+from .cta_group import Cooperative
 from .launcher import strided
-from .plans import Grid, Lanes, Problem, SingleCta, is_wide, row_units
 
 Biases = Sequence[Tensor] | None
 
 
 class _Lanes(Cooperative):
-    def __init__(self, problem: Problem, plan: SingleCta | Grid, lanes: Lanes, first: int = 0) -> None:
-        of = single_cta.engine(problem, plan, lanes) if isinstance(plan, SingleCta) else None
+    def __init__(self, problem: Problem, plan: OneCta | CtaGroup, lanes: Lanes, first: int = 0) -> None:
+        of = one_cta.engine(problem, plan, lanes) if isinstance(plan, OneCta) else None
         super().__init__(problem, plan, lanes, first, of)
 
     def _stacked(self, weights: Sequence[Tensor], columns: int) -> Tensor:

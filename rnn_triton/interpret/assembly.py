@@ -7,8 +7,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ..kernels import exchange, slices
 from . import interpreter
-from .kernels import exchange, slices
 
 if interpreter.active():
     import numpy as np

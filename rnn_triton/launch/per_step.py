@@ -1,4 +1,4 @@
-"""Launches of kernels/step.py: x projected by a GEMM, then one launch a time step on the current stream.
+"""Launches of kernels/per_step.py: x projected by a GEMM, then one launch a time step on the current stream.
 
 They are plain launches: no CUDA graph of their own, and nothing that keeps them from being captured in one.
 """
@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 from triton.runtime import driver
 
-from . import gemm, interpreter
-from .hardware import Device
-from .kernels.step import step
+from ..interpret import interpreter
+from ..kernels.per_step import per_step
+from ..plan.hardware import Device
+from ..plan.problem import SIZES, PerStep, Problem, row_units
+from . import gemm
 from .launcher import CELLS, POINTERS, TRITON_DTYPES, Launcher, compiled_ahead, current, empty, strided, whole
-from .plans import SIZES, PerStep, Problem, row_units
 
 # The pointer parameters of the kernel, in order; an absent tensor is never read.
 TENSORS = ("u", "w_rec", "state", "first", "saved", "out")
@@ -37,7 +38,7 @@ class Site:
         self.padding = self.row - problem.H
         self.unit = _unit(problem)
         grid = (math.ceil(problem.B / plan.block_b) * math.ceil(self.row / plan.block_h), 1, 1)
-        self.launch = Launcher(step, grid, functools.partial(constants, problem, plan), options(problem, plan))
+        self.launch = Launcher(per_step, grid, functools.partial(constants, problem, plan), options(problem, plan))
 
     def forward(
         self,
@@ -118,7 +119,7 @@ def compile_ahead(problem: Problem, plan: PerStep, device: Device) -> Any:
     projected = pointer if problem.direction == "backward" or problem.dtype == "fp64" else "*fp32"
     kinds = {"u_ptr": projected}
     return compiled_ahead(
-        step, constants(problem, plan, present), lambda n: kinds.get(n, pointer) if n.endswith("_ptr") else "i32",
+        per_step, constants(problem, plan, present), lambda n: kinds.get(n, pointer) if n.endswith("_ptr") else "i32",
         options(problem, plan), device.capability,
     )  # fmt: skip
 

@@ -143,7 +143,7 @@ def _abandon(
         "T", "B", "reverse", "stride_x_t", "stride_x_b", "stride_u_t", "stride_u_b", "launch", "limit", "dropped", "bottom"
     ]
 )  # fmt: skip
-def grid(
+def cta_group(
     # all contiguous where no strides are given; N: LANES, R: ROW, of several directions [.., N, ROW]; see "Lanes" above
     x_ptr,  # [T, B, I], strides (stride_x_t, stride_x_b, 1), both in 16-byte vectors; where W_IN_HOME is "none": unused
     w_in_ptr,  # [N, ROW, K], K = I, of linked lanes ROW
@@ -156,7 +156,7 @@ def grid(
     out_ptr,  # int32 words of [T, B, R], linked [N, T, B, ROW]: s_t; filled with 0xFF bytes before step 0
     last_ptr,  # int32 words, as first, where HAS_LAST: s of the last step
     sync_ptr,  # int32 [N (P + batch tiles), 32], filled with 0xFF bytes before step 0: error words of groups, counters of tiles
-    report_ptr,  # int64 [1] in memory of the host: what failed (rnn_triton/faults.py), not written otherwise
+    report_ptr,  # int64 [1] in memory of the host: what failed (rnn_triton/launch/faults.py), not written otherwise
     seed_ptr,  # int64 [1] where DROPOUT
     T,
     B,

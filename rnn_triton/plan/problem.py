@@ -27,10 +27,10 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class SingleCta:
-    """A launch of kernels/recurrence.py: one CTA holds all of W_hh for its batch rows."""
+class OneCta:
+    """A launch of kernels/one_cta.py: one CTA holds all of W_hh for its batch rows."""
 
-    regime: ClassVar[str] = "single_cta"
+    regime: ClassVar[str] = "one_cta"
     ensembles: ClassVar[bool] = True  # one launch runs all models
 
     block_b: int  # batch rows of a CTA
@@ -48,10 +48,10 @@ class SingleCta:
 
 
 @dataclass(frozen=True)
-class Grid:
-    """A cooperative launch of kernels/grid.py: `groups` groups of `ctas` CTAs, each CTA `units` rows of W_hh."""
+class CtaGroup:
+    """A cooperative launch of kernels/cta_group.py: `groups` groups of `ctas` CTAs, each CTA `units` rows of W_hh."""
 
-    regime: ClassVar[str] = "grid"
+    regime: ClassVar[str] = "cta_group"
     ensembles: ClassVar[bool] = False
 
     block_b: int  # batch rows of a tile
@@ -74,7 +74,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Lanes:
-    """The second axis of a kernel's programs (kernels/grid.py, kernels/recurrence.py): the layer itself, layers of a stack, or
+    """The second axis of a kernel's programs (kernels/cta_group.py, kernels/one_cta.py): the layer itself, layers of a stack, or
     directions."""
 
     count: int = 1
@@ -94,7 +94,7 @@ ONE = Lanes()
 
 @dataclass(frozen=True)
 class PerStep:
-    """A launch of kernels/step.py for every time step, x projected before by a GEMM: W_hh is read again every step."""
+    """A launch of kernels/per_step.py for every time step, x projected before by a GEMM: W_hh is read again every step."""
 
     regime: ClassVar[str] = "per_step"
     ensembles: ClassVar[bool] = False
@@ -111,7 +111,7 @@ class PerStep:
     reason: str
 
 
-Plan = SingleCta | Grid | PerStep
+Plan = OneCta | CtaGroup | PerStep
 
 
 def fields(plan: Plan) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def fields(plan: Plan) -> dict[str, Any]:
 
 def from_fields(values: Mapping[str, Any]) -> Plan:
     """The plan whose `fields` these are; ValueError where they are those of no plan, or of another version's."""
-    regimes: dict[str, type[Plan]] = {regime.regime: regime for regime in (SingleCta, Grid, PerStep)}
+    regimes: dict[str, type[Plan]] = {regime.regime: regime for regime in (OneCta, CtaGroup, PerStep)}
     given = dict(values)
     regime = given.pop("regime", None)
     if regime not in regimes:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from . import gemm
+from ..launch import gemm
 
 # Gradients that are asked for, added up in `needs`: what is frozen, or needs no gradient, costs no GEMM.
 DX, DW_IH, DW_HH, DB, DH0 = 1, 2, 4, 8, 16

@@ -25,7 +25,7 @@ import threading
 import torch
 from torch import Tensor
 
-from .errors import ExchangeError
+from ..errors import ExchangeError
 
 _IDS = 2**19 - 1  # 1 .. _IDS
 _SYNC = os.environ.get("RNN_TRITON_SYNC") == "1"

@@ -19,7 +19,7 @@ stream orders the launches.  Nothing is kept on chip from one step to the next.
 Cost of a step: a launch, and from L2 W_rec once for each batch tile and s_{t-1} once for each tile of hidden units
 (W_rec comes from DRAM where it is larger than L2).  Programs of the same rows of W_rec run next to each other.
 
-Numerics: as kernels/recurrence.py, products in the storage dtype (fp32 per PRECISION) with fp32 accumulation (fp64:
+Numerics: as kernels/one_cta.py, products in the storage dtype (fp32 per PRECISION) with fp32 accumulation (fp64:
 fp64), the state rounded to the storage dtype each step.
 """
 
@@ -32,7 +32,7 @@ GROUP: tl.constexpr = tl.constexpr(8)  # batch tiles that follow each other over
 
 
 @triton.jit(do_not_specialize=["t", "t_state", "K", "B", "stride_u_t", "stride_u_b"])
-def step(
+def per_step(
     u_ptr,  # [T, B, ROW] where HAS_U, strides (stride_u_t, stride_u_b, 1) counted in vectors of U_UNIT elements
     w_rec_ptr,  # W_hh[ROW, ROW] contiguous; W_rec is its transpose where TRANSPOSED
     state_ptr,  # [.., B, ROW] contiguous: s_{t-1} is number t_state

@@ -1,4 +1,4 @@
-"""Launches of kernels/recurrence.py: one CTA holds all of W_hh."""
+"""Launches of kernels/one_cta.py: one CTA holds all of W_hh."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..kernels.one_cta import one_cta
+from ..plan.hardware import Device
+from ..plan.problem import ONE, SIZES, Lanes, OneCta, Problem, row_units
 from . import gemm
-from .grid import TENSORS, Engine, described
-from .hardware import Device
-from .kernels.recurrence import recurrence
+from .cta_group import TENSORS, Engine, described
 from .launcher import (
     CELLS,
     POINTERS,
@@ -25,7 +26,6 @@ from .launcher import (
     strided_models,
     whole,
 )
-from .plans import ONE, SIZES, Lanes, Problem, SingleCta, row_units
 
 FORWARD = tuple(name not in ("u", "saved", *TENSORS[-3:]) for name in TENSORS)
 PROJECTED = tuple(name not in ("x", "w_in", "saved", *TENSORS[-3:]) for name in TENSORS)
@@ -38,13 +38,13 @@ _NO_LINK = (0, 0, 0, 0)  # launch, limit, dropped, bottom
 class Site:
     """What is known of a call from its problem and plan alone.  Every tensor of an ensemble's call has M in front."""
 
-    def __init__(self, problem: Problem, plan: SingleCta) -> None:
+    def __init__(self, problem: Problem, plan: OneCta) -> None:
         self.problem = problem
         self.plan = plan
         self.input_unit = _input_unit(problem, plan)
         self.state_unit = _state_unit(plan)
         grid = (problem.models * math.ceil(problem.B / plan.block_b), 1, 1)
-        self.launch = Launcher(recurrence, grid, functools.partial(constants, problem, plan), options(plan, ONE))
+        self.launch = Launcher(one_cta, grid, functools.partial(constants, problem, plan), options(plan, ONE))
 
     def forward(
         self,
@@ -111,11 +111,11 @@ class Site:
         return whole(w_hh)
 
 
-def engine(problem: Problem, plan: SingleCta, lanes: Lanes) -> Engine:
+def engine(problem: Problem, plan: OneCta, lanes: Lanes) -> Engine:
     """Of a launch of several lanes, a group for each batch tile.  Only linked lanes wait for each other."""
     tiles = math.ceil(problem.B / plan.block_b)
     of = functools.partial(constants, problem, plan, lanes=lanes)
-    launch = Launcher(recurrence, (tiles, lanes.count, 1), of, options(plan, lanes))
+    launch = Launcher(one_cta, (tiles, lanes.count, 1), of, options(plan, lanes))
     units = _input_unit(problem, plan), _state_unit(plan)
     return Engine(launch, tiles, 1, *units, waits=lanes.linked, more=(0, 0, 0))  # it has no models
 
@@ -126,7 +126,7 @@ def _per_model(*tensors: Tensor | None) -> tuple[tuple[Any, ...], int]:
     return parts, sum(1 << i for i, (t, part) in enumerate(zip(tensors, parts, strict=True)) if part is t is not None)
 
 
-def compile_ahead(problem: Problem, plan: SingleCta, device: Device, lanes: Lanes = ONE) -> Any:
+def compile_ahead(problem: Problem, plan: OneCta, device: Device, lanes: Lanes = ONE) -> Any:
     present, parameter = described(problem, plan.w_ih_home, lanes)
     if lanes.count == 1:
         projected = plan.w_ih_home == "gemm"
@@ -135,10 +135,10 @@ def compile_ahead(problem: Problem, plan: SingleCta, device: Device, lanes: Lane
         of = POINTERS[problem.dtype]
         parameter = lambda name: pointers.get(name, of) if name.endswith("_ptr") else "i32"  # noqa: E731
     constexprs = constants(problem, plan, present, lanes)
-    return compiled_ahead(recurrence, constexprs, parameter, options(plan, lanes), device.capability)
+    return compiled_ahead(one_cta, constexprs, parameter, options(plan, lanes), device.capability)
 
 
-def options(p: SingleCta, lanes: Lanes) -> dict[str, Any]:
+def options(p: OneCta, lanes: Lanes) -> dict[str, Any]:
     options: dict[str, Any] = dict(num_warps=p.warps, num_stages=1)  # pipelined loads would be hoisted above the stores of a step
     if p.formulation != "fma" or p.accuracy == "double":  # fp32: there ptxas would hoist loads until it runs out
         options["maxnreg"] = 255  # else ptxas spills a few registers to fit one more CTA on an SM
@@ -147,7 +147,7 @@ def options(p: SingleCta, lanes: Lanes) -> dict[str, Any]:
     return options
 
 
-def constants(problem: Problem, p: SingleCta, present: tuple[bool, ...], lanes: Lanes = ONE) -> dict[str, Any]:
+def constants(problem: Problem, p: OneCta, present: tuple[bool, ...], lanes: Lanes = ONE) -> dict[str, Any]:
     """The constexpr parameters of the kernel, in its order"""
     forward = problem.direction == "forward"
     has = dict(zip(TENSORS, present, strict=True))
@@ -197,11 +197,11 @@ def constants(problem: Problem, p: SingleCta, present: tuple[bool, ...], lanes: 
     )
 
 
-def _input_unit(problem: Problem, p: SingleCta) -> int:
+def _input_unit(problem: Problem, p: OneCta) -> int:
     """Elements of x in one 16-byte vector; the fma form counts strides in elements."""
     return 1 if p.formulation == "fma" else 16 // SIZES[problem.dtype]
 
 
-def _state_unit(p: SingleCta) -> int:
+def _state_unit(p: OneCta) -> int:
     """Neighbouring hidden units a thread owns"""
     return p.h_pad // (8 * p.warps)

@@ -1,7 +1,7 @@
 """The only way to the recurrence kernels: a plan for the call, and the regime that carries it out.
 
 `forward` and `backward` run on CUDA tensors, or on CPU tensors by Triton's interpreter; `compile_ahead` compiles the
-same configuration for a device that need not be here.  A regime (single_cta.py, grid.py, per_step.py) builds the
+same configuration for a device that need not be here.  A regime (one_cta.py, cta_group.py, per_step.py) builds the
 constexpr parameters of all three in one place, so what is checked ahead of time is what runs.
 """
 
@@ -13,14 +13,15 @@ from typing import Any
 
 from torch import Tensor
 
-from . import faults, grid, hardware, per_step, single_cta
-from .errors import UnsupportedError
-from .hardware import Device
+from ..errors import UnsupportedError
+from ..plan import hardware
+from ..plan.choose import Choices, Plan, Problem, overrides, plan, reject
+from ..plan.hardware import Device
+from ..plan.problem import DTYPES, ONE, Lanes
+from . import cta_group, faults, one_cta, per_step
 from .launcher import DoesNotCompile, DoesNotFit
-from .plan import Choices, Plan, Problem, overrides, plan, reject
-from .plans import DTYPES, ONE, Lanes
 
-_REGIMES: dict[str, Any] = {"single_cta": single_cta, "grid": grid, "per_step": per_step}
+_REGIMES: dict[str, Any] = {"one_cta": one_cta, "cta_group": cta_group, "per_step": per_step}
 
 
 def forward(

@@ -11,8 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
-from . import hardware
-from .kernels.matmul import matmul_kernel
+from ..kernels.matmul import matmul_kernel
+from ..plan import hardware
 from .launcher import Launcher, compiled_ahead
 
 BLOCK_K = 32

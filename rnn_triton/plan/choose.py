@@ -19,18 +19,18 @@ from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any
 
+from ..errors import UnsupportedError
 from . import hardware, latency
 from .candidates import _FORMS, _Form, candidates, kind
-from .errors import UnsupportedError
 from .hardware import Device
-from .plans import DTYPES, ONE, SIZES, Grid, Lanes, PerStep, Plan, Problem, SingleCta
+from .problem import DTYPES, ONE, SIZES, CtaGroup, Lanes, OneCta, PerStep, Plan, Problem
 
 __all__ = [
     "DTYPES", "PLANNED", "PLANNED_OTHERWISE", "SIZES", "Plan", "Problem", "candidates", "overriding", "overrides", "plan",
     "reject", "rejected", "_FORMS", "_Form",
 ]  # fmt: skip
 
-_OF_PLANS = {"regime"} | {f.name for regime in (SingleCta, Grid, PerStep) for f in fields_of(regime)} - {"reason"}
+_OF_PLANS = {"regime"} | {f.name for regime in (OneCta, CtaGroup, PerStep) for f in fields_of(regime)} - {"reason"}
 BESIDES = {"lanes"}  # what is no plan's: how many layers or directions a launch takes at most
 CHOICES = _OF_PLANS | BESIDES
 
@@ -72,7 +72,7 @@ def _decide(problem: Problem, device: Device, chosen: Choices, failed: Failures)
         raise UnsupportedError(f"no plan for {problem} compiles on {device.name}: {why}")
     found = _measured(problem, device, found) or found
     # Rule until a GPU has measured it: one CTA, which exchanges nothing, wherever it holds W_hh.
-    found = [p for p in found if p.regime == "single_cta"] or found
+    found = [p for p in found if p.regime == "one_cta"] or found
     return best(problem, device, found)
 
 
@@ -88,7 +88,7 @@ def best(problem: Problem, device: Device, plans: Sequence[Plan]) -> Plan:
 
     def cost(p: Plan) -> tuple[float, int]:
         us = latency.practical_us(problem, p, device)
-        if isinstance(p, Grid):
+        if isinstance(p, CtaGroup):
             return us * (_GEMM_ADVANTAGE if p.w_ih_home == "gemm" else 1.0), p.groups * p.ctas
         return us * (_PER_STEP_ADVANTAGE if isinstance(p, PerStep) else 1.0), 0
 
@@ -100,8 +100,8 @@ def best(problem: Problem, device: Device, plans: Sequence[Plan]) -> Plan:
 
 @contextlib.contextmanager
 def overriding(**choices: Any) -> Iterator[None]:
-    """While open, plans of the whole process have these values: `regime` ("single_cta", "grid", "per_step"), `lanes`, and the
-    fields of a plan, such as block_b, protocol or w_ih_home (all, with their values: rnn_triton/plans.py; docs/grid.md).
+    """While open, plans of the whole process have these values: `regime` ("one_cta", "cta_group", "per_step"), `lanes`, and the
+    fields of a plan, such as block_b, protocol or w_ih_home (all, with their values: rnn_triton/plan/problem.py; docs/cta_group.md).
 
     `lanes`: how many layers of a stack, or directions, a launch holds at most; 1: each has its own.  `w_ih_home` is about
     forward passes: backward ones project nothing.  Blocks nest; the inner value wins.  On CPU tensors nothing is planned.
@@ -189,7 +189,7 @@ def _compiled_for(problem: Problem) -> Problem:
 
 def _kernel(p: Plan) -> Plan:
     """The plan as far as its kernel depends on it"""
-    return replace(p, groups=1, reason="") if isinstance(p, Grid) else replace(p, reason="")
+    return replace(p, groups=1, reason="") if isinstance(p, CtaGroup) else replace(p, reason="")
 
 
 # ---- measured choices -----------------------------------------------------------------------------------------------
@@ -333,7 +333,7 @@ def _planned_grid() -> Iterator[tuple[Problem, Device]]:
                 for direction, I in (("forward", H), ("forward", 64), ("backward", H)):
                     problem = Problem(direction, B, I, H, dtype, precision, "tanh")
                     p = plan(problem, device)
-                    if not isinstance(p, Grid):
+                    if not isinstance(p, CtaGroup):
                         continue
                     projected = p.w_ih_home not in ("gemm", "none")
                     kernel = replace(problem, B=0, I=I if projected else 0), replace(p, groups=0, reason=""), device
@@ -348,9 +348,9 @@ def _planned_otherwise() -> Iterator[tuple[Problem, Device, dict[str, Any]]]:
             ("forward", 1024, "bf16", None, {"protocol": "counter"}),
             ("backward", 1024, "bf16", None, {"protocol": "counter"}),
             ("forward", 384, "fp32", "tf32", {"protocol": "counter"}),
-            ("forward", 1024, "bf16", None, {"regime": "grid", "w_ih_home": "shared"}),
-            ("forward", 384, "fp32", "tf32", {"regime": "grid", "w_ih_home": "shared"}),
-            ("forward", 512, "bf16", None, {"regime": "grid", "block_b": 32}),
+            ("forward", 1024, "bf16", None, {"regime": "cta_group", "w_ih_home": "shared"}),
+            ("forward", 384, "fp32", "tf32", {"regime": "cta_group", "w_ih_home": "shared"}),
+            ("forward", 512, "bf16", None, {"regime": "cta_group", "block_b": 32}),
             ("backward", 384, "fp32", "tf32", {"block_b": 32}),
             ("forward", 384, "fp32", "tf32x3", {"block_b": 32}),
             ("forward", 1024, "bf16", None, {"x_loads": "before", "look_every": 1, "probe_delay": 0}),

@@ -1,7 +1,7 @@
 """Every way to run a problem on a device: the plans of each regime whose resources fit, best or not.
 
 The limits are those of the register allocator.  For one CTA each is the largest size that tests/test_compile.py finds free
-of spills on every architecture and Triton version it compiles for; for the grid, a sum of what a thread holds, checked the
+of spills on every architecture and Triton version it compiles for; for a group of CTAs, a sum of what a thread holds, checked the
 same way.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .hardware import Device
-from .plans import ONE, SIZES, Grid, Lanes, PerStep, Plan, Problem, SingleCta, row_units
+from .problem import ONE, SIZES, CtaGroup, Lanes, OneCta, PerStep, Plan, Problem, row_units
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ _FORMS = {
 
 @dataclass(frozen=True)
 class _Room:
-    """What a thread of the grid kernel holds besides its part of the weights, the state and x, in registers."""
+    """What a thread of a group holds besides its part of the weights, the state and x, in registers."""
 
     base: int  # addresses, bias, loop state, at 8 batch rows
     rows: int  # more for every further 8 rows
@@ -96,10 +96,10 @@ def kind(problem: Problem) -> str:
 
 def candidates(problem: Problem, device: Device, asked: Mapping[str, Any] | None = None) -> Iterator[Plan]:
     """The plans that fit.  `asked`: values of fields that are derived otherwise ("groups", "chains", "w_hh_shared", tiles of
-    the step kernel), and regime="grid" on a device that does not run all programs of a launch at once."""
+    the step kernel), and regime="cta_group" on a device that does not run all programs of a launch at once."""
     asked = asked or {}
-    yield from single_cta(problem, device, asked)
-    grids = list(grid(problem, device, asked))
+    yield from one_cta(problem, device, asked)
+    grids = list(cta_group(problem, device, asked))
     yield from grids
     yield from per_step(problem, device, bool(grids), asked)
 
@@ -115,9 +115,9 @@ def _accuracy(problem: Problem) -> str:
 # ---- one CTA --------------------------------------------------------------------------------------------------------
 
 
-def single_cta(
+def one_cta(
     problem: Problem, device: Device, asked: Mapping[str, Any] | None = None, lanes: Lanes = ONE
-) -> Iterator[SingleCta]:
+) -> Iterator[OneCta]:
     """The configuration for one CTA, if W_hh fits on it; of linked lanes, if W_in of as many columns fits beside it, and all
     of them at once on the device"""
     form = _FORMS[kind(problem)]
@@ -130,7 +130,7 @@ def single_cta(
     block_b = 8
     programs = lanes.count * problem.models * math.ceil(problem.B / 8)
     if lanes.linked:
-        cooperative = device.cooperative or (asked or {}).get("regime") == "single_cta"
+        cooperative = device.cooperative or (asked or {}).get("regime") == "one_cta"
         if h_pad > form.linked[1] or programs > device.coresident or not cooperative:
             return
     if lanes.count > 1:  # the launch pads rows to whole vectors
@@ -168,7 +168,7 @@ def single_cta(
         "shared": ", W_ih in shared memory",
         "gemm": f", x projected by a GEMM before the launch (no room for I={problem.I} beside W_hh)",
     }[home]
-    yield SingleCta(
+    yield OneCta(
         block_b=block_b,
         warps=warps,
         formulation=form.formulation,
@@ -213,7 +213,7 @@ def _w_ih_home(
 
 
 def k_tiles(columns: int, warps: int, dtype: str) -> int:
-    """K tiles of the grid kernel (16 32-bit words a warp) that `columns` columns take"""
+    """K tiles of a group (16 32-bit words a warp) that `columns` columns take"""
     words = row_units(columns, dtype) * SIZES[dtype] // 4
     return math.ceil(words / (16 * warps))
 
@@ -223,7 +223,7 @@ def tile_bytes(units: int, warps: int) -> int:
     return units * 16 * warps * 4
 
 
-def grid_registers(problem: Problem, plan: Grid, lanes: Lanes = ONE) -> int:
+def group_registers(problem: Problem, plan: CtaGroup, lanes: Lanes = ONE) -> int:
     """Of a thread, estimated: its parts of the weights in registers, of the state and of x, and the rest"""
     room = _ROOM[kind(problem)]
     state = k_tiles(problem.H, plan.warps, problem.dtype)
@@ -241,7 +241,7 @@ def grid_registers(problem: Problem, plan: Grid, lanes: Lanes = ONE) -> int:
     return held * plan.units // 2 * room.weight + (state + x) * plan.block_b // 2 + accumulators + rest
 
 
-def grid_shared_bytes(problem: Problem, plan: Grid) -> int:
+def group_shared_bytes(problem: Problem, plan: CtaGroup) -> int:
     """Of a CTA, estimated: its weights there and the buffer of the reduction over warps"""
     tiles = plan.w_hh_shared
     if plan.w_ih_home == "shared":
@@ -251,18 +251,18 @@ def grid_shared_bytes(problem: Problem, plan: Grid) -> int:
     return (tiles * tile_bytes(plan.units, plan.warps) + reduction) * weight + _SHARED_EXTRA
 
 
-def fits(problem: Problem, plan: Grid, device: Device, lanes: Lanes = ONE) -> bool:
+def fits(problem: Problem, plan: CtaGroup, device: Device, lanes: Lanes = ONE) -> bool:
     return (
         lanes.count * plan.groups * plan.ctas <= device.coresident
-        and grid_registers(problem, plan, lanes) <= _REGISTERS[plan.warps]
-        and grid_shared_bytes(problem, plan) <= device.shared_bytes
+        and group_registers(problem, plan, lanes) <= _REGISTERS[plan.warps]
+        and group_shared_bytes(problem, plan) <= device.shared_bytes
     )
 
 
-def grid(problem: Problem, device: Device, asked: Mapping[str, Any], lanes: Lanes = ONE) -> Iterator[Grid]:
+def cta_group(problem: Problem, device: Device, asked: Mapping[str, Any], lanes: Lanes = ONE) -> Iterator[CtaGroup]:
     """W_hh's rows over the CTAs of a group, the batch over groups, in each of the lanes.  Linked lanes all have a W_in of H
     columns on chip, in either pass."""
-    if kind(problem) not in _ROOM or not (device.cooperative or asked.get("regime") == "grid"):
+    if kind(problem) not in _ROOM or not (device.cooperative or asked.get("regime") == "cta_group"):
         return
     x_loads, look_every = asked.get("x_loads", _X_LOADS[0]), asked.get("look_every", _LOOK_EVERY[0])
     if x_loads not in _X_LOADS or look_every not in _LOOK_EVERY:
@@ -296,7 +296,7 @@ def grid(problem: Problem, device: Device, asked: Mapping[str, Any], lanes: Lane
                 if units * block_b > _ONE_PASS * warps:
                     continue
                 for home in homes:
-                    plan = Grid(
+                    plan = CtaGroup(
                         block_b=block_b, warps=warps, formulation=form.formulation, precision=form.precision,
                         accuracy=_accuracy(problem), units=units, ctas=ctas, groups=groups, w_hh_shared=0,
                         w_ih_home=home, protocol="", x_loads=x_loads, look_every=look_every, probe_delay=0, chains=chains,
@@ -308,11 +308,11 @@ def grid(problem: Problem, device: Device, asked: Mapping[str, Any], lanes: Lane
                             yield _replaced(found, protocol=protocol, probe_delay=delays[protocol])
 
 
-def _share(problem: Problem, plan: Grid, device: Device, state: int, asked: int | None, lanes: Lanes) -> Grid | None:
+def _share(problem: Problem, plan: CtaGroup, device: Device, state: int, asked: int | None, lanes: Lanes) -> CtaGroup | None:
     """The plan with `asked` K tiles of W_hh in shared memory, or with as few as it takes; None where it does not fit"""
     room = _REGISTERS[plan.warps]
     if asked is None:
-        enough = (n for n in range(state + 1) if grid_registers(problem, _replaced(plan, w_hh_shared=n), lanes) <= room)
+        enough = (n for n in range(state + 1) if group_registers(problem, _replaced(plan, w_hh_shared=n), lanes) <= room)
         asked = next(enough, None)
         if asked is None or (asked and plan.w_ih_home == "registers"):
             return None  # W_ih out of the registers first: its reading hides behind the exchange, W_hh's does not
@@ -332,16 +332,16 @@ def _share(problem: Problem, plan: Grid, device: Device, state: int, asked: int 
     return plan if fits(problem, plan, device, lanes) else None
 
 
-def _replaced(plan: Grid, **changes: Any) -> Grid:
+def _replaced(plan: CtaGroup, **changes: Any) -> CtaGroup:
     # dataclasses.replace takes several times as long, and there are hundreds of candidates
-    return Grid(**{**plan.__dict__, **changes})
+    return CtaGroup(**{**plan.__dict__, **changes})
 
 
 # ---- a launch a step ------------------------------------------------------------------------------------------------
 
 
 def per_step(problem: Problem, device: Device, on_chip: bool, asked: Mapping[str, Any]) -> Iterator[PerStep]:
-    """The plan that always exists.  `on_chip`: a grid would hold W_hh, too."""
+    """The plan that always exists.  `on_chip`: a group of CTAs would hold W_hh, too."""
     form = _FORMS[kind(problem)]
     size = SIZES[problem.dtype]
     weights = f"W_hh ({math.ceil(problem.H**2 * size / 1024)} KB)"

@@ -12,9 +12,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime.errors import OutOfResources, PTXASError
 
-from . import interpreted as _  # noqa: F401  (registers what it implements)
-from . import interpreter
-from .kernels import cells
+from ..interpret import assembly as _  # noqa: F401  (registers what it implements)
+from ..interpret import interpreter
+from ..kernels import cells
 
 TRITON_DTYPES = {"bf16": tl.bfloat16, "fp16": tl.float16, "fp32": tl.float32, "fp64": tl.float64}
 POINTERS = {"bf16": "*bf16", "fp16": "*fp16", "fp32": "*fp32", "fp64": "*fp64"}

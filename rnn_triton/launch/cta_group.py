@@ -1,4 +1,4 @@
-"""Launches of kernels/grid.py: W_hh over a group of CTAs."""
+"""Launches of kernels/cta_group.py: W_hh over a group of CTAs."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from . import faults, gemm, interpreter
-from .hardware import Device
-from .kernels.exchange import LINE
-from .kernels.grid import grid
+from ..interpret import interpreter
+from ..kernels.cta_group import cta_group
+from ..kernels.exchange import LINE
+from ..plan.hardware import Device
+from ..plan.problem import ONE, CtaGroup, Lanes, Problem, is_wide, row_units
+from . import faults, gemm
 from .launcher import CELLS, POINTERS, TRITON_DTYPES, Launcher, compiled_ahead, strided, whole
-from .plans import ONE, Grid, Lanes, Problem, is_wide, row_units
 
 # The pointer parameters of the kernel, in order; an absent tensor is never read.
 TENSORS = ("x", "w_in", "w_rec", "bias0", "bias1", "first", "u", "saved", "out", "last", "sync", "report", "seed")
@@ -40,12 +41,12 @@ class Engine:
     x_unit: int  # elements in which the strides of x are counted
     u_unit: int
     waits: bool = True  # its CTAs wait for each other
-    more: tuple[int, ...] = ()  # scalars behind those of kernels/grid.py
+    more: tuple[int, ...] = ()  # scalars behind those of kernels/cta_group.py
 
 
-def engine(problem: Problem, plan: Grid, lanes: Lanes = ONE) -> Engine:
+def engine(problem: Problem, plan: CtaGroup, lanes: Lanes = ONE) -> Engine:
     of = functools.partial(constants, problem, plan, lanes=lanes)
-    launch = Launcher(grid, (plan.groups * plan.ctas, lanes.count, 1), of, options(plan))
+    launch = Launcher(cta_group, (plan.groups * plan.ctas, lanes.count, 1), of, options(plan))
     unit = row_units(1, problem.dtype)
     return Engine(launch, plan.groups, plan.ctas, unit, unit)
 
@@ -107,7 +108,7 @@ class Cooperative:
 class Site(Cooperative):
     """A layer in one direction"""
 
-    def __init__(self, problem: Problem, plan: Grid) -> None:
+    def __init__(self, problem: Problem, plan: CtaGroup) -> None:
         super().__init__(problem, plan)
         self.input_padding = row_units(problem.I, problem.dtype) - problem.I
 
@@ -157,9 +158,9 @@ class Site(Cooperative):
         return out.view(y.dtype)[..., : self.problem.H]
 
 
-def compile_ahead(problem: Problem, plan: Grid, device: Device, lanes: Lanes = ONE) -> Any:
+def compile_ahead(problem: Problem, plan: CtaGroup, device: Device, lanes: Lanes = ONE) -> Any:
     present, parameter = described(problem, plan.w_ih_home, lanes)
-    return compiled_ahead(grid, constants(problem, plan, present, lanes), parameter, options(plan), device.capability)
+    return compiled_ahead(cta_group, constants(problem, plan, present, lanes), parameter, options(plan), device.capability)
 
 
 def described(problem: Problem, w_ih_home: str, lanes: Lanes) -> tuple[tuple[bool, ...], Callable[[str], str]]:
@@ -185,14 +186,14 @@ def described(problem: Problem, w_ih_home: str, lanes: Lanes) -> tuple[tuple[boo
     return present, lambda name: pointers.get(name, of) if name.endswith("_ptr") else "i32"
 
 
-def options(p: Grid) -> dict[str, Any]:
+def options(p: CtaGroup) -> dict[str, Any]:
     # num_stages: pipelined loads would be hoisted above the wait
     return dict(
         num_warps=p.warps, num_stages=1, maxnreg=255 if p.warps <= 8 else 128, launch_cooperative_grid=True
     )
 
 
-def constants(problem: Problem, p: Grid, present: tuple[bool, ...], lanes: Lanes = ONE) -> dict[str, Any]:
+def constants(problem: Problem, p: CtaGroup, present: tuple[bool, ...], lanes: Lanes = ONE) -> dict[str, Any]:
     """The constexpr parameters of the kernel, in its order"""
     forward = problem.direction == "forward"
     has = dict(zip(TENSORS, present, strict=True))

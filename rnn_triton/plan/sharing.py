@@ -12,15 +12,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from ..errors import UnsupportedError
 from . import latency
-from .candidates import grid, single_cta
-from .errors import UnsupportedError
+from .candidates import cta_group, one_cta
+from .choose import Choices, failures, matches, overrides, plan, rejected, remaining
 from .hardware import Device
-from .plan import Choices, failures, matches, overrides, plan, rejected, remaining
-from .plans import ONE, Grid, Lanes, Plan, Problem, SingleCta
+from .problem import ONE, CtaGroup, Lanes, OneCta, Plan, Problem
 
 
-def lane_plan(problem: Problem, lanes: Lanes, device: Device, chosen: Choices | None = None) -> SingleCta | Grid | None:
+def lane_plan(problem: Problem, lanes: Lanes, device: Device, chosen: Choices | None = None) -> OneCta | CtaGroup | None:
     """The configuration of least estimated time for a launch of these lanes; None where none fits, or compiles.  `problem`
     is of one lane, the first."""
     chosen = overrides() if chosen is None else chosen
@@ -28,15 +28,15 @@ def lane_plan(problem: Problem, lanes: Lanes, device: Device, chosen: Choices | 
 
 
 @functools.lru_cache(maxsize=4096)
-def _lane_plan(problem: Problem, lanes: Lanes, device: Device, chosen: Choices, failed: Any) -> SingleCta | Grid | None:
+def _lane_plan(problem: Problem, lanes: Lanes, device: Device, chosen: Choices, failed: Any) -> OneCta | CtaGroup | None:
     asked = dict(chosen)
     if device.capability < 80:
         return None
-    fitting: list[SingleCta | Grid] = [*single_cta(problem, device, asked, lanes), *grid(problem, device, asked, lanes)]
+    fitting: list[OneCta | CtaGroup] = [*one_cta(problem, device, asked, lanes), *cta_group(problem, device, asked, lanes)]
     left = remaining([p for p in fitting if matches(p, asked)], failed)
 
-    def cost(p: SingleCta | Grid) -> tuple[float, int]:
-        return latency.lanes_us(problem, p, device, lanes), p.groups * p.ctas if isinstance(p, Grid) else 0
+    def cost(p: OneCta | CtaGroup) -> tuple[float, int]:
+        return latency.lanes_us(problem, p, device, lanes), p.groups * p.ctas if isinstance(p, CtaGroup) else 0
 
     return min(left, key=cost, default=None)
 
@@ -113,7 +113,7 @@ class Part(NamedTuple):
         if self.lanes.count == 1:
             found = latency.step(of, p, device, constants)
             return found.practical_us, found.parts
-        assert isinstance(p, SingleCta | Grid)
+        assert isinstance(p, OneCta | CtaGroup)
         us, parts = latency.lanes_step(of, p, device, self.lanes, constants)
         longer = (T + latency.fill(p, self.lanes)) / T
         return us * longer, {name: value * longer for name, value in parts.items()}

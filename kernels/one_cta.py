@@ -190,7 +190,7 @@ _PER_CALL += ["launch", "limit", "dropped", "bottom", "per_model", "stride_x_m",
 
 
 @triton.jit(do_not_specialize=_PER_CALL)
-def recurrence(
+def one_cta(
     # where MODELS: of all shapes [M, ..], of w_in, w_rec, bias0, bias1 and first as per_model says; of LANES see "Lanes"
     x_ptr,  # [T, B, I], strides (stride_x_t, stride_x_b, 1); where W_IN_HOME is "none": unused
     w_in_ptr,  # [H, I] contiguous
@@ -203,7 +203,7 @@ def recurrence(
     out_ptr,  # [T, B, H] contiguous: s_t
     last_ptr,  # [B, H] contiguous where HAS_LAST: s of the last step
     sync_ptr,  # int32 [LANES programs, 32], filled with 0xFF bytes, where LINKED: error words
-    report_ptr,  # int64 [1] in memory of the host, where LINKED: what failed (rnn_triton/faults.py), not written otherwise
+    report_ptr,  # int64 [1] in memory of the host, where LINKED: what failed (rnn_triton/launch/faults.py), not written otherwise
     seed_ptr,  # int64 [1] where DROPOUT
     T,
     B,

@@ -20,7 +20,7 @@ from typing import Any
 
 from .candidates import k_tiles, tile_bytes
 from .hardware import Device
-from .plans import SIZES, Grid, Lanes, PerStep, Plan, Problem, SingleCta, is_wide, row_units
+from .problem import SIZES, CtaGroup, Lanes, OneCta, PerStep, Plan, Problem, is_wide, row_units
 
 
 @dataclass(frozen=True)
@@ -140,13 +140,13 @@ def _practical(problem: Problem, plan: Plan, device: Device, c: Constants) -> tu
 
 
 def lanes_step(
-    problem: Problem, plan: SingleCta | Grid, device: Device, lanes: Lanes, constants: Constants = CONSTANTS
+    problem: Problem, plan: OneCta | CtaGroup, device: Device, lanes: Lanes, constants: Constants = CONSTANTS
 ) -> tuple[float, dict[str, float]]:
     """(practical us, parts) of a step of all lanes of a launch, which run side by side and share L2 and DRAM, and of the GEMMs
     for x before it.  Of a stack: of the slowest, a layer fed by another; T steps take `fill` more of them."""
     shared = replace(constants, l2=constants.l2 / lanes.count, l2_read=constants.l2_read / lanes.count)
     # batch tiles of two directions on one CTA each are as those of two models
-    models = not lanes.linked and isinstance(plan, SingleCta)
+    models = not lanes.linked and isinstance(plan, OneCta)
     gemm = 0.0  # besides what `_practical` has of one lane, or of all models
     if projects_before(problem, plan, lanes) and not models:
         gemm = _projection_us(problem, device, constants)
@@ -159,7 +159,7 @@ def lanes_step(
     return max(us, dram) + gemm, parts
 
 
-def projects_before(problem: Problem, plan: SingleCta | Grid, lanes: Lanes) -> bool:
+def projects_before(problem: Problem, plan: OneCta | CtaGroup, lanes: Lanes) -> bool:
     """Does a GEMM project x before a launch of several lanes?  x of the bottom layer where it has more columns than the layers;
     x of both directions where the plan says so."""
     if problem.direction != "forward":
@@ -169,14 +169,14 @@ def projects_before(problem: Problem, plan: SingleCta | Grid, lanes: Lanes) -> b
     return plan.w_ih_home == "gemm"
 
 
-def lanes_us(problem: Problem, plan: SingleCta | Grid, device: Device, lanes: Lanes) -> float:
+def lanes_us(problem: Problem, plan: OneCta | CtaGroup, device: Device, lanes: Lanes) -> float:
     return lanes_step(problem, plan, device, lanes)[0]
 
 
-def fill(plan: SingleCta | Grid, lanes: Lanes) -> int:
+def fill(plan: OneCta | CtaGroup, lanes: Lanes) -> int:
     """Steps that the last of linked lanes is behind the first, at least.  On one CTA x of the next step is waited for in this
     one, so a lane is a step further back."""
-    return (lanes.count - 1) * (1 if isinstance(plan, Grid) else 2) if lanes.linked else 0
+    return (lanes.count - 1) * (1 if isinstance(plan, CtaGroup) else 2) if lanes.linked else 0
 
 
 def launch_us(problem: Problem, plan: Plan, device: Device, T: int, constants: Constants = CONSTANTS) -> float:
@@ -188,7 +188,7 @@ def launch_us(problem: Problem, plan: Plan, device: Device, T: int, constants: C
     resident = problem.H * (problem.H + (problem.I if plan.w_ih_home in ("registers", "shared") else 0)) * size
     loading = resident / dram + c.node_us
     gemm = c.host_us if plan.w_ih_home == "gemm" else 0.0
-    if plan.regime == "single_cta":
+    if plan.regime == "one_cta":
         return c.host_us + gemm + loading
     filled = T * problem.B * row_units(problem.H, problem.dtype) * size
     return 2 * c.host_us + c.cooperative_us + gemm + filled / (c.fill * dram) + loading
@@ -199,11 +199,11 @@ def launch_us(problem: Problem, plan: Plan, device: Device, T: int, constants: C
 
 def floor_us(problem: Problem, device: Device, constants: Constants = CONSTANTS) -> float:
     """No plan of the three regimes runs a step of this problem faster."""
-    regimes = (_floor_single_cta, _floor_grid, _floor_per_step)
+    regimes = (_floor_one_cta, _floor_cta_group, _floor_per_step)
     return max(min(floor(problem, device, constants) for floor in regimes), _traffic(problem) / rates(device).dram)
 
 
-def _floor_single_cta(problem: Problem, device: Device, c: Constants) -> float:
+def _floor_one_cta(problem: Problem, device: Device, c: Constants) -> float:
     weights = problem.H * problem.H * SIZES[problem.dtype]
     if weights > 4 * device.registers + device.shared_bytes:
         return math.inf
@@ -213,7 +213,7 @@ def _floor_single_cta(problem: Problem, device: Device, c: Constants) -> float:
     return max(chain, throughput) * 1e-3 / device.clock_ghz
 
 
-def _floor_grid(problem: Problem, device: Device, c: Constants) -> float:
+def _floor_cta_group(problem: Problem, device: Device, c: Constants) -> float:
     """The chain, and whichever is largest of what must pass every group's CTAs; groups of as few CTAs as hold W_hh.
 
     Of an ensemble: of one of its models, which the others can only delay."""
@@ -256,7 +256,7 @@ def _shared_out(problem: Problem, device: Device) -> float:
 # ---- practical ------------------------------------------------------------------------------------------------------
 
 
-def _single_cta(problem: Problem, plan: SingleCta, device: Device, c: Constants) -> tuple[float, dict[str, float]]:
+def _one_cta(problem: Problem, plan: OneCta, device: Device, c: Constants) -> tuple[float, dict[str, float]]:
     """One CTA holds all of W_hh for its batch tile; CTAs that do not fit side by side run in waves."""
     cycle = 1e-3 / device.clock_ghz
     gemm = _projection_us(problem, device, c) if plan.w_ih_home == "gemm" else 0.0
@@ -276,7 +276,7 @@ def _single_cta(problem: Problem, plan: SingleCta, device: Device, c: Constants)
     return us, {**parts, "projection": gemm}
 
 
-def _grid(problem: Problem, plan: Grid, device: Device, c: Constants) -> tuple[float, dict[str, float]]:
+def _cta_group(problem: Problem, plan: CtaGroup, device: Device, c: Constants) -> tuple[float, dict[str, float]]:
     """Each CTA takes its M batch tiles through a step one after the other. Either a tile waits for its own state of the
     step before, hand-over and all, or there are tiles enough for the hand-over to pass meanwhile."""
     cycle = 1e-3 / device.clock_ghz
@@ -333,7 +333,7 @@ def _grid(problem: Problem, plan: Grid, device: Device, c: Constants) -> tuple[f
     return max(chain, throughput, dram) + gemm, parts
 
 
-def gather_rate(plan: Grid, c: Constants = CONSTANTS) -> float:
+def gather_rate(plan: CtaGroup, c: Constants = CONSTANTS) -> float:
     """Bytes a cycle that each CTA of a group reads from L2 while all of them do, as reached in practice"""
     return min(c.efficiency * c.l2_port, c.l2_read / (plan.groups * plan.ctas))
 
@@ -364,8 +364,8 @@ def _per_step(problem: Problem, plan: PerStep, device: Device, c: Constants) -> 
 
 
 REGIMES: dict[str, Callable[[Problem, Any, Device, Constants], tuple[float, dict[str, float]]]] = {
-    "single_cta": _single_cta,
-    "grid": _grid,
+    "one_cta": _one_cta,
+    "cta_group": _cta_group,
     "per_step": _per_step,
 }
 

@@ -22,15 +22,18 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from ..errors import UnsupportedError
+from ..launch import dispatch, gemm
+from ..launch.launcher import batched, has_kernels
+from ..launch.recurrence import BothDirections, Wavefront
+from ..plan import hardware
+from ..plan.choose import Choices
+from ..plan.problem import DTYPES, ONE, Lanes, Problem
+from ..plan.sharing import lane_plan, launches
 from . import dropout as masks
-from . import gemm, gradients, hardware, launch, op
-from .errors import UnsupportedError
+from . import gradients
+from . import layer as op
 from .gradients import DB, DH0, DW_HH, DW_IH, DX
-from .lanes import BothDirections, Wavefront
-from .launcher import batched, has_kernels
-from .plan import Choices
-from .plans import DTYPES, ONE, Lanes, Problem
-from .stack_plan import lane_plan, launches
 
 Layer = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # w_ih, w_hh, b_ih, b_hh
 Results = tuple[Tensor, Tensor, Tensor]
@@ -186,7 +189,7 @@ def _lanes_forward(
     H = w_hh[0].shape[0]
     call = _call("forward", x, x.shape[2], H, lanes, first, net)
     extra = (seed, net.dropped) if lanes.linked else ()
-    ys, hn = launch.run(_site, call, "forward", x, w_ih, w_hh, b_ih, b_hh, h0, *extra)
+    ys, hn = dispatch.run(_site, call, "forward", x, w_ih, w_hh, b_ih, b_hh, h0, *extra)
     return (ys if lanes.linked else ys[None]), hn
 
 
@@ -239,7 +242,7 @@ def _backward_in(
             given: tuple[Any, ...] = (w_hh, ys[layer], dy, d)
             if lanes.linked:
                 given = (w_ih, w_hh, ys[layer : layer + lanes.count], dy, d, seed, net.dropped)
-            da = launch.run(_site, _call("backward", x, 1, H, lanes, layer, net), "backward", *given)
+            da = dispatch.run(_site, _call("backward", x, 1, H, lanes, layer, net), "backward", *given)
             of_each = zip(each, da.unbind(0 if lanes.linked else 2), strict=True)
             found = [one.gradients(part) for one, part in of_each]
 

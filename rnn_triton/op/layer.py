@@ -20,10 +20,12 @@ from torch import _VF, Tensor
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
-from . import launch, onnx, reference
-from .errors import UnsupportedError
+from .. import onnx
+from ..cells import reference
+from ..errors import UnsupportedError
+from ..launch import dispatch
+from ..launch.launcher import has_kernels
 from .gradients import DB, DH0, DW_HH, DW_IH, DX, Layer
-from .launcher import has_kernels
 
 NAMESPACE = "rnn_triton"
 _vjp: Any = torch.func.vjp  # (outputs, pull_back)
@@ -50,7 +52,7 @@ def run_forward(
     if x.numel() == 0:  # no batch, or no models
         return _fake_forward(x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, reverse, precision)
     if has_kernels(x):
-        return launch.forward(x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, reverse, precision)
+        return dispatch.forward(x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, reverse, precision)
     return _cpu_forward(x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, reverse)
 
 
@@ -91,7 +93,7 @@ def _run_backward(
 def run_backward(layer: Layer, dy: Tensor | None, dhn: Tensor | None, nonlinearity: str) -> Tensor:
     """da[..,T,B,H]"""
     if has_kernels(layer.y):
-        return launch.backward(layer.w_hh, layer.y, dy, dhn, nonlinearity, layer.reverse, layer.precision)
+        return dispatch.backward(layer.w_hh, layer.y, dy, dhn, nonlinearity, layer.reverse, layer.precision)
     return _cpu_backward(layer.w_hh, layer.y, dy, dhn, nonlinearity, layer.reverse)
 
 

@@ -9,12 +9,13 @@ from typing import NamedTuple
 
 import torch
 
-from . import hardware, latency, stack_plan
+from ..errors import UnsupportedError
+from . import hardware, latency
+from . import sharing as stack_plan
 from .candidates import candidates, kind
-from .errors import UnsupportedError
+from .choose import best, overrides, plan, rejected
 from .hardware import Device
-from .plan import best, overrides, plan, rejected
-from .plans import DTYPES, ONE, Grid, Lanes, PerStep, Plan, Problem, SingleCta
+from .problem import DTYPES, ONE, CtaGroup, Lanes, OneCta, PerStep, Plan, Problem
 
 
 def explain(
@@ -43,8 +44,8 @@ def explain(
     `device`: a torch device, a hardware.Device record, or None for the current GPU (an H200 where there is none).
     `precision` None means torch.backends.cudnn.rnn.fp32_precision, as in rnn_triton.rnn.
     """
-    from . import interpreter
-    from .functional import _default_precision as default_precision
+    from ..functional import _default_precision as default_precision
+    from ..interpret import interpreter
 
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {dtype}")
@@ -132,7 +133,7 @@ def _network(
         of, p = part.plan(problem.direction, device)
         each = part.step(problem.direction, device, T)[0]
         if part.lanes.count > 1:
-            assert isinstance(p, SingleCta | Grid)
+            assert isinstance(p, OneCta | CtaGroup)
             where += f": {_shared(of, part.lanes, p, T)}"
         else:
             where += f": {_ran(of, p, T)}"
@@ -161,13 +162,13 @@ def _where(part: stack_plan.Part, directions: int) -> str:
     return f"layer {layer}" + f", {('forwards', 'backwards')[direction]} in time" * (directions > 1)
 
 
-def _shared(problem: Problem, lanes: Lanes, p: SingleCta | Grid, T: int) -> str:
+def _shared(problem: Problem, lanes: Lanes, p: OneCta | CtaGroup, T: int) -> str:
     """A launch of several lanes"""
     what, overlap = "directions", "side by side"
     if lanes.linked:
-        behind = "a step" if isinstance(p, Grid) else "two steps"
+        behind = "a step" if isinstance(p, CtaGroup) else "two steps"
         what, overlap = "layers", f"each {behind} behind the one before it, {T + latency.fill(p, lanes)} steps for {T}"
-    if isinstance(p, Grid):
+    if isinstance(p, CtaGroup):
         ctas = p.groups * p.ctas
         of = f"{p.groups} x {p.ctas} (groups x CTAs of {p.units} hidden units), {overlap}"
         of += f"; the state is exchanged by the {p.protocol} protocol"
@@ -181,7 +182,7 @@ def _shared(problem: Problem, lanes: Lanes, p: SingleCta | Grid, T: int) -> str:
 
 def _ran(problem: Problem, p: Plan, T: int) -> str:
     warps = _count(p.warps, "warp")
-    if isinstance(p, SingleCta):
+    if isinstance(p, OneCta):
         ctas = problem.models * math.ceil(problem.B / p.block_b)
         return (
             f"{'a GEMM for x, then ' if p.w_ih_home == 'gemm' else ''}one launch of {_count(ctas, 'CTA')} of {warps} for all {T} steps"
@@ -190,7 +191,7 @@ def _ran(problem: Problem, p: Plan, T: int) -> str:
         )
     if problem.models > 1:
         return f"{problem.models} waves, a model each and one after the other: {_ran(replace(problem, models=1), p, T)}"
-    if isinstance(p, Grid):
+    if isinstance(p, CtaGroup):
         rounds = math.ceil(math.ceil(problem.B / p.block_b) / p.groups)
         return (
             f"one launch of {_count(p.groups * p.ctas, 'CTA')} of {warps} for all {T} steps, "
@@ -222,14 +223,14 @@ def _estimates(problem: Problem, chosen: Plan, device: Device) -> str:
 
 
 def _name(p: Plan) -> str:
-    if isinstance(p, Grid):
+    if isinstance(p, CtaGroup):
         return (
-            f"grid of {p.groups} x {p.ctas} CTAs, {p.units} units, {p.warps} warps, {p.block_b} rows, "
+            f"cta_group of {p.groups} x {p.ctas} CTAs, {p.units} units, {p.warps} warps, {p.block_b} rows, "
             f"{p.w_hh_shared} K tiles of W_hh shared, W_ih {p.w_ih_home}, {p.protocol}"
         )
     if isinstance(p, PerStep):
         return f"per_step of {p.block_h} units, {p.block_b} rows, {p.warps} warps, {p.stages} stages"
-    return f"single_cta of {p.h_pad} units, {p.block_b} rows, {p.warps} warps, W_ih {p.w_ih_home}"
+    return f"one_cta of {p.h_pad} units, {p.block_b} rows, {p.warps} warps, W_ih {p.w_ih_home}"
 
 
 def _count(n: int, one: str, many: str | None = None) -> str:

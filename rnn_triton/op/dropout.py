@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from . import interpreter
-from .hardware import Device
-from .kernels.dropout import drop as _kernel
-from .launcher import TRITON_DTYPES, compiled_ahead, current, has_kernels, whole
-from .plans import DTYPES, SIZES, row_units
+from ..interpret import interpreter
+from ..kernels.dropout import drop as _kernel
+from ..launch.launcher import TRITON_DTYPES, compiled_ahead, current, has_kernels, whole
+from ..plan.hardware import Device
+from ..plan.problem import DTYPES, SIZES, row_units
 
 _BLOCK = 128  # vectors of 16 bytes a program
 

@@ -1,0 +1,1 @@
+"""The recurrence in torch, which every kernel is compared with."""
