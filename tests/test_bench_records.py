@@ -42,7 +42,7 @@ def test_a_file_goes_on_where_it_ended_or_starts_empty(tmp_path):
         with records.Writer(path, run, ENVIRONMENT, fresh=False) as writer:
             writer.write("timing", **fields)
     assert [r["run"] for r in records.read([path])[0]] == ["run-1", "run-2"]
-    path.write_text(path.read_text() + '{"schema": 3, "kin')  # a run that was ended while it wrote
+    path.write_text(path.read_text() + '{"schema": 4, "kin')  # a run that was ended while it wrote
     with records.Writer(path, "run-3", ENVIRONMENT, fresh=False) as writer:
         writer.write("timing", **fields)
     found, problems = records.read([path])
@@ -132,7 +132,7 @@ def test_a_kind_without_a_status_is_refused(tmp_path):
 def test_damage_names_the_line_and_loses_nothing(tmp_path):
     good = json.dumps(timing(CASE, "fwd", "rnn_triton", 0.3))
     path = tmp_path / "damaged.jsonl"
-    lines = [good, good[:50], '{"schema": 7}', "[1]", "", good, '{"schema": 3, "kind": "song"}', good]
+    lines = [good, good[:50], '{"schema": 7}', "[1]", "", good, '{"schema": 4, "kind": "song"}', good]
     path.write_bytes("\n".join(lines).encode() + b"\n\xff\xfe\n")
     found, problems = records.read([path])
     assert len(found) == 3
