@@ -42,7 +42,7 @@ def test_a_file_goes_on_where_it_ended_or_starts_empty(tmp_path):
         with records.Writer(path, run, ENVIRONMENT, fresh=False) as writer:
             writer.write("timing", **fields)
     assert [r["run"] for r in records.read([path])[0]] == ["run-1", "run-2"]
-    path.write_text(path.read_text() + '{"schema": 4, "kin')  # a run that was ended while it wrote
+    path.write_text(path.read_text() + f'{{"schema": {records.SCHEMA}, "kin')  # a run that was ended while it wrote
     with records.Writer(path, "run-3", ENVIRONMENT, fresh=False) as writer:
         writer.write("timing", **fields)
     found, problems = records.read([path])
@@ -132,13 +132,13 @@ def test_a_kind_without_a_status_is_refused(tmp_path):
 def test_damage_names_the_line_and_loses_nothing(tmp_path):
     good = json.dumps(timing(CASE, "fwd", "rnn_triton", 0.3))
     path = tmp_path / "damaged.jsonl"
-    lines = [good, good[:50], '{"schema": 7}', "[1]", "", good, '{"schema": 4, "kind": "song"}', good]
+    lines = [good, good[:50], '{"schema": 7}', "[1]", "", good, f'{{"schema": {records.SCHEMA}, "kind": "song"}}', good]
     path.write_bytes("\n".join(lines).encode() + b"\n\xff\xfe\n")
     found, problems = records.read([path])
     assert len(found) == 3
     assert [(p.line, p.path) for p in problems] == [(n, str(path)) for n in (2, 3, 4, 7, 9)]
     reasons = [str(p) for p in problems]
-    assert "schema 7; this reader knows 3" in reasons[1]
+    assert f"schema 7; this reader knows {records.SCHEMA}" in reasons[1]
     assert "expected a JSON object, got list" in reasons[2]
     assert "unknown kind 'song'" in reasons[3]
     assert reasons[0].startswith(f"{path}:2: ") and "utf-8" in reasons[4]
