@@ -156,13 +156,15 @@ def distinct_plans(arch: str, few: bool = False) -> list[tuple[Any, Any]]:
     """One planned (Problem, Device) for each different kernel of an architecture; fp16's are bf16's.
 
     `few`: one for each direction and sort of product, over a group of CTAs of H = FEW_H and in one CTA of H = FEW_ONE_CTA."""
-    from rnn_triton.plan.choose import PLANNED, plan
+    from rnn_triton.plan.choose import plan
 
-    architectures = sorted({f"sm_{device.capability}" for _, device in PLANNED})
+    from .planned import planned
+
+    architectures = sorted({f"sm_{device.capability}" for _, device in planned()})
     if arch not in architectures:
         raise ValueError(f"no plan is listed for {arch!r}; known: {', '.join(architectures)}")
     chosen: dict[Any, tuple[Any, Any]] = {}
-    for problem, device in PLANNED:
+    for problem, device in planned():
         if f"sm_{device.capability}" == arch:
             found: Any = plan(problem, device)
             key: tuple[Any, ...] = (problem.direction, dataclasses.replace(found, reason="", accuracy=""))

@@ -496,8 +496,8 @@ def planner_refuses(place: Place, case: Case, choices: Choices) -> str:
         plan = place.plan(problem)
     groups = place.record.sms // plan.ctas + 1
     many = replace(case, B=8 * groups)
-    from rnn_triton.plan.choose import overriding
     from rnn_triton.plan.choose import plan as planned
+    from rnn_triton.plan.overriding import overriding
 
     with overriding(**dict(choices), units=plan.units, groups=groups):
         try:

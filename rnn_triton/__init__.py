@@ -7,8 +7,8 @@ from .errors import ExchangeError, UnsupportedError
 from .functional import rnn
 from .launch.faults import synchronize
 from .modules import RNN, RNNCell, SimpleRNN
-from .plan.choose import overriding
 from .plan.explain import explain
+from .plan.overriding import overriding
 
 __all__ = [
     "RNN",

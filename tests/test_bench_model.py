@@ -7,7 +7,7 @@ import pytest
 from bench import cases, model
 from bench.inputs import lengths_of
 from rnn_triton.errors import UnsupportedError
-from rnn_triton.plan import latency, sharing
+from rnn_triton.plan import choose, latency
 from rnn_triton.plan.hardware import RECORDS
 from rnn_triton.plan.problem import Lanes
 
@@ -68,7 +68,7 @@ def test_a_stack_is_the_launch_that_runs(pass_):
     lanes, longer = Lanes(4, True), (512 + 3) / 512  # T + L - 1 steps of a wavefront
     us = 0.0
     for problem in model.problems(one)[: 2 if pass_ == "train" else 1]:
-        us += longer * latency.lanes_us(problem, sharing.lane_plan(problem, lanes, H200), H200, lanes)
+        us += longer * latency.lanes_us(problem, choose.lane_plan(problem, lanes, H200), H200, lanes)
     gemms = 4 * model.gemms(model.problems(one)[0], H200)[1] * (pass_ == "train")
     assert of_four.practical_us == pytest.approx(us + gemms)
     assert of_one.practical_us < of_four.practical_us < 4 * of_one.practical_us

@@ -165,15 +165,15 @@ def test_torchs_providers_give_torchs_numbers(name, shape, cell):
 def test_our_layers_apart():
     """the numbers of the network, its overrides open during its calls alone, and a plan for each layer"""
     import rnn_triton
-    from rnn_triton.plan import choose as plan
+    from rnn_triton.plan.overriding import overrides
 
     of, apart = small(layers=2, bidirectional=True), PROVIDERS["rnn_triton-layers"]
-    assert check.gate(of, apart, CPU).ok and plan.overrides() == ()
+    assert check.gate(of, apart, CPU).ok and overrides() == ()
     session = apart.session(of, inputs.tensors(of, CPU))
     seen = []
-    session.session.call = lambda: seen.append(plan.overrides()) or (torch.zeros(1), (torch.zeros(1),))
+    session.session.call = lambda: seen.append(overrides()) or (torch.zeros(1), (torch.zeros(1),))
     session.forward()
-    assert seen == [(("lanes", 1),)] and plan.overrides() == ()
+    assert seen == [(("lanes", 1),)] and overrides() == ()
     plans = apart.plan(parse("h512-b8-t9-l4-bf16"), torch.device("meta"))
     assert [part["lanes"]["count"] for part in plans["launches"]] == [1] * 4
     assert rnn_triton.explain(9, 8, 512, 512, dtype=torch.bfloat16, device="meta", num_layers=4).count("layers 0 to 3") == 1

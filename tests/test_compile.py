@@ -1,6 +1,6 @@
 """What the compiler made of the kernels, ahead of time and without a GPU.
 
-Every plan in plan.PLANNED is compiled for its device and taken apart (bench/resources.py): no spills, registers and
+Every plan of bench/planned.py is compiled for its device and taken apart (bench/resources.py): no spills, registers and
 shared memory within the device, W_hh not read from global memory inside the time loop, at most two CTA barriers a step in
 the tensor core forms.  Where CTAs exchange data, also what kernels/exchange.py takes for granted: how wide loads and
 stores are, which addresses the assembly sees, a barrier before every release.  A fixed subset runs by default, all of it
@@ -16,13 +16,15 @@ import torch
 from support.layouts import check_verify_layout
 
 from bench import resources
+from bench.planned import planned, planned_otherwise
+from rnn_triton import overriding
 from rnn_triton.kernels.dropout import drop
 from rnn_triton.kernels.matmul import matmul_kernel
 from rnn_triton.kernels.per_step import per_step
 from rnn_triton.launch import cta_group, dispatch, one_cta
 from rnn_triton.plan import choose, hardware
-from rnn_triton.plan.candidates import k_tiles
-from rnn_triton.plan.problem import row_units
+from rnn_triton.plan.candidates import FORMS, Form, k_tiles
+from rnn_triton.plan.problem import Problem, row_units
 
 pytestmark = pytest.mark.compiled
 
@@ -73,7 +75,7 @@ def in_subset(job):
 def test_constants_are_in_the_kernels_order(regime):
     """A kept launcher takes them by position."""
     kernel = one_cta.one_cta if regime is one_cta else cta_group.cta_group
-    jobs = [job for job in choose.PLANNED if choose.plan(*job).regime == regime.__name__.rpartition(".")[2]]
+    jobs = [job for job in planned() if choose.plan(*job).regime == regime.__name__.rpartition(".")[2]]
     for problem, device in jobs[:20]:
         names = list(regime.constants(problem, choose.plan(problem, device), (True,) * len(regime.TENSORS)))
         assert names == kernel.arg_names[-len(names) :]
@@ -196,7 +198,7 @@ def check_exchange(kernel, r, problem, p):
         assert "ld.acquire.gpu" in ptx
 
 
-JOBS = [pytest.param(job, marks=() if in_subset(job) else pytest.mark.long, id=name(job)) for job in choose.PLANNED]
+JOBS = [pytest.param(job, marks=() if in_subset(job) else pytest.mark.long, id=name(job)) for job in planned()]
 
 
 @pytest.mark.thin(3)
@@ -212,7 +214,7 @@ OTHERWISE = [
         job, marks=() if job[1].capability == 90 else pytest.mark.long,
         id=f"{job[0].direction}-sm{job[1].capability}-{job[0].dtype}-H{job[0].H}-" + "-".join(map(str, job[2].values())),
     )
-    for job in choose.PLANNED_OTHERWISE
+    for job in planned_otherwise()
 ]  # fmt: skip
 
 
@@ -220,7 +222,7 @@ OTHERWISE = [
 @pytest.mark.parametrize("job", OTHERWISE)
 def test_plan_that_is_asked_for(job):
     problem, device, choices = job
-    with choose.overriding(**choices):
+    with overriding(**choices):
         p = choose.plan(problem, device)
     check(dispatch.compile_ahead(problem, p, device), problem, p, device)
 
@@ -230,8 +232,8 @@ def test_plan_that_is_asked_for(job):
 def test_settings_of_a_group_in_machine_code(choices, capability):
     """x is loaded behind the gather or ahead of it, the error word in a turn in 64 or in each, the counter of cycles read or not"""
     device = hardware.RECORDS[f"sm_{capability}"]
-    problem = choose.Problem("forward", 8, 512, 512, "bf16", None, "tanh")
-    with choose.overriding(regime="cta_group", w_ih_home="registers", **choices):
+    problem = Problem("forward", 8, 512, 512, "bf16", None, "tanh")
+    with overriding(regime="cta_group", w_ih_home="registers", **choices):
         p = choose.plan(problem, device)
     code = resources.parse_sass(resources._cuobjdump(dispatch.compile_ahead(problem, p, device).asm["cubin"])[1])
     probes = [n for n, i in enumerate(code) if i.opcode.startswith("LDG.E.128.STRONG") and not i.predicated]
@@ -252,7 +254,7 @@ INSTRUCTIONS = {"forward": 102, "backward": 117}
 @pytest.mark.parametrize("direction", list(INSTRUCTIONS))
 def test_instructions_of_a_step(direction):
     device = hardware.RECORDS["sm_90"]
-    problem = choose.Problem(direction, 8, 128, 128, "bf16", None, "tanh")
+    problem = Problem(direction, 8, 128, 128, "bf16", None, "tanh")
     r = resources.analyze(dispatch.compile_ahead(problem, choose.plan(problem, device), device))
     assert r.instructions <= INSTRUCTIONS[direction] and r.l2_prefetches > 0
 
@@ -261,7 +263,7 @@ def test_instructions_of_a_step(direction):
 def test_x_arrives_in_16_byte_loads(I):
     """and no layout conversion stands between global memory and the tensor core: no shuffles, no extra shared memory"""
     device = hardware.RECORDS["sm_90"]
-    problem = choose.Problem("forward", 8, I, 128, "bf16", None, "tanh")
+    problem = Problem("forward", 8, I, 128, "bf16", None, "tanh")
     r = resources.analyze(dispatch.compile_ahead(problem, choose.plan(problem, device), device))
     assert r.global_loads == {16: I // 32}
     assert r.shuffles == 0
@@ -271,13 +273,13 @@ def test_x_arrives_in_16_byte_loads(I):
 
 def test_large_batches_take_large_tiles():
     """where the model finds that they cost less; small ones for a batch that large ones would leave on few CTAs"""
-    tiles = {B: choose.plan(choose.Problem("backward", B, 1, 1024, "bf16", None, "tanh"), hardware.RECORDS["sm_90"]).block_b
+    tiles = {B: choose.plan(Problem("backward", B, 1, 1024, "bf16", None, "tanh"), hardware.RECORDS["sm_90"]).block_b
              for B in (8, 64, 256)}  # fmt: skip
     assert tiles == {8: 8, 64: 8, 256: 32}
 
 
 def test_planned_reaches_every_kind_of_plan():
-    plans = {(p.formulation, p.precision, p.w_ih_home) for p in (choose.plan(*job) for job in choose.PLANNED)}
+    plans = {(p.formulation, p.precision, p.w_ih_home) for p in (choose.plan(*job) for job in planned())}
     for formulation, precision in (("mma16", "ieee"), ("mma32", "tf32"), ("mma32", "tf32x3")):
         for home in ("none", "registers", "shared", "gemm"):
             assert (formulation, precision, home) in plans
@@ -301,7 +303,7 @@ def test_reloading_w_is_rejected(monkeypatch, tmp_path):
     spec.loader.exec_module(module)
     monkeypatch.setattr(one_cta, "one_cta", module.one_cta)
     device = hardware.RECORDS["sm_90"]
-    problem = choose.Problem("forward", 8, 64, 64, "bf16", None, "tanh")
+    problem = Problem("forward", 8, 64, 64, "bf16", None, "tanh")
     p = choose.plan(problem, device)
     with pytest.raises(AssertionError, match="W_hh is read from global memory every step"):
         check(dispatch.compile_ahead(problem, p, device), problem, p, device)
@@ -310,9 +312,9 @@ def test_reloading_w_is_rejected(monkeypatch, tmp_path):
 def test_the_limits_can_fail(monkeypatch):
     """One size more than the planner allows does spill: the plan's limits are where they belong."""
     device = hardware.RECORDS["sm_90"]
-    form = choose._FORMS["16-bit"]
-    monkeypatch.setitem(choose._FORMS, "16-bit", choose._Form(**{**vars(form), "registers": (8, 8)}))
-    problem = choose.Problem("forward", 8, 256, 256, "bf16", None, "tanh")
+    form = FORMS["16-bit"]
+    monkeypatch.setitem(FORMS, "16-bit", Form(**{**vars(form), "registers": (8, 8)}))
+    problem = Problem("forward", 8, 256, 256, "bf16", None, "tanh")
     p = choose._decide.__wrapped__(problem, device, (), ())
     assert p.w_ih_home == "registers"
     with pytest.raises(AssertionError, match="spill"):

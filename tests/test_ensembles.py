@@ -17,11 +17,13 @@ from test_compile import name as name_of
 from test_kernels import KINDS, assert_close, tolerance
 
 import rnn_triton
+from bench.planned import planned
 from rnn_triton.cells import reference
 from rnn_triton.launch import dispatch, gemm, launcher, one_cta
 from rnn_triton.op import gradients as gradients_of
 from rnn_triton.op import layer
-from rnn_triton.plan import choose, hardware
+from rnn_triton.plan import choose, hardware, latency
+from rnn_triton.plan.problem import Problem
 
 kinds = pytest.mark.parametrize("kind", list(KINDS))
 M = 2  # models
@@ -236,7 +238,7 @@ def test_frozen_weights_cost_no_gemm(device, launches, monkeypatch):
 def test_homes_of_the_weights(kind, I, H, home, device):
     """W_ih in shared memory, x projected by a GEMM, W_hh padded in global memory"""
     forward = choose.plan(
-        choose.Problem("forward", 2, I, H, kind, None, "tanh", M),
+        Problem("forward", 2, I, H, kind, None, "tanh", M),
         hardware.RECORDS["sm_90"],
     )
     assert (forward.w_ih_home, forward.pad_w_hh) == (home, H == 250)
@@ -581,18 +583,18 @@ def test_explain_names_the_launch_and_the_waves():
 def test_the_plan_of_an_ensemble():
     """As many CTAs side by side as there are SMs cost what one costs; waves cost their number times one."""
     device = hardware.RECORDS["sm_90"]
-    one = choose.Problem("forward", 8, 128, 128, "bf16", None, "tanh")
+    one = Problem("forward", 8, 128, 128, "bf16", None, "tanh")
     many = dataclasses.replace(one, models=64)
     p = choose.plan(one, device)
     assert p == choose.plan(many, device)
-    assert choose.latency.practical_us(many, p, device) <= 1.3 * choose.latency.practical_us(one, p, device)
+    assert latency.practical_us(many, p, device) <= 1.3 * latency.practical_us(one, p, device)
     large = dataclasses.replace(one, H=512)
     p = choose.plan(large, device)
-    once = choose.latency.practical_us(large, p, device)
-    assert choose.latency.practical_us(dataclasses.replace(large, models=5), p, device) == pytest.approx(5 * once)
+    once = latency.practical_us(large, p, device)
+    assert latency.practical_us(dataclasses.replace(large, models=5), p, device) == pytest.approx(5 * once)
     for other in (many, dataclasses.replace(large, models=5), dataclasses.replace(many, models=1000)):
         p = choose.plan(other, device)
-        assert choose.latency.floor_us(other, device) <= choose.latency.practical_us(other, p, device)
+        assert latency.floor_us(other, device) <= latency.practical_us(other, p, device)
 
 
 def default(job):
@@ -602,7 +604,7 @@ def default(job):
     return (one.direction, one.I, one.H) in (("forward", 256, 128), ("backward", 256, 256))
 
 
-ONE_CTA = [job for job in choose.PLANNED if choose.plan(*job).regime == "one_cta"]
+ONE_CTA = [job for job in planned() if choose.plan(*job).regime == "one_cta"]
 
 
 @pytest.mark.compiled

@@ -21,7 +21,6 @@ from rnn_triton.cells import reference
 from rnn_triton.errors import ExchangeError
 from rnn_triton.kernels import exchange
 from rnn_triton.launch import cta_group, faults
-from rnn_triton.plan import choose
 
 DIRECTIONS = ("forward", "backward")
 both = pytest.mark.parametrize("direction", DIRECTIONS)
@@ -335,7 +334,7 @@ def layer(kind, T, B, H, protocol, reverse=False, nonlinearity="tanh"):
     cotangents = [c.to(CUDA) for c in like([torch.empty(T, B, H, dtype=dtype), torch.empty(B, H, dtype=dtype)])]
 
     def step():
-        with choose.overriding(regime="cta_group", protocol=protocol):
+        with rnn_triton.overriding(regime="cta_group", protocol=protocol):
             ours = rnn_triton.rnn(*tensors, nonlinearity=nonlinearity, reverse=reverse, precision=precision)
             return [*ours, *gradients(ours, cotangents, tensors)]
 

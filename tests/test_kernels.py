@@ -24,6 +24,7 @@ from rnn_triton.cells import reference
 from rnn_triton.launch import dispatch, launcher, one_cta
 from rnn_triton.op import layer
 from rnn_triton.plan import choose, hardware
+from rnn_triton.plan.problem import Problem
 
 KINDS = {
     "bf16": (torch.bfloat16, None),
@@ -124,7 +125,7 @@ def test_largest_sizes(kind, H, device):
 
 def test_x_of_one_step_alone(device):
     """H above 128 with W_ih in shared memory leaves no registers to load x ahead"""
-    problem = choose.Problem("forward", 2, 70, 136, "bf16", None, "tanh")
+    problem = Problem("forward", 2, 70, 136, "bf16", None, "tanh")
     p = choose.plan(problem, hardware.of(torch.device(device)))
     assert (p.w_ih_home, p.x_depth) == ("shared", 0)
     check(inputs("bf16", 3, 2, 70, 136), "bf16", device)
@@ -140,7 +141,7 @@ def test_homes_of_w_ih(kind, I, device):
 def test_every_home_is_reached():
     device = hardware.RECORDS["sm_90"]
     homes = {
-        choose.plan(choose.Problem("forward", 2, I, 16, "bf16", None, "tanh"), device).w_ih_home for I in (9, 304, 1001)
+        choose.plan(Problem("forward", 2, I, 16, "bf16", None, "tanh"), device).w_ih_home for I in (9, 304, 1001)
     }
     assert homes == {"registers", "shared", "gemm"}
 

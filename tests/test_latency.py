@@ -5,9 +5,10 @@ import itertools
 
 import pytest
 
+from rnn_triton import overriding
 from rnn_triton.plan import latency
 from rnn_triton.plan.candidates import candidates
-from rnn_triton.plan.choose import overriding, plan
+from rnn_triton.plan.choose import plan
 from rnn_triton.plan.hardware import RECORDS
 from rnn_triton.plan.problem import Problem
 

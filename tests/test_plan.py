@@ -9,12 +9,15 @@ import threading
 import pytest
 import torch
 
+from bench.planned import planned, planned_otherwise
 from rnn_triton.errors import UnsupportedError
 from rnn_triton.plan import candidates, latency
 from rnn_triton.plan import choose as planner
-from rnn_triton.plan.choose import overriding, plan, read_measured
+from rnn_triton.plan.choose import plan
 from rnn_triton.plan.explain import cudnn_algorithm, explain
 from rnn_triton.plan.hardware import RECORDS
+from rnn_triton.plan.measured import _table, read_measured
+from rnn_triton.plan.overriding import overrides, overriding
 from rnn_triton.plan.problem import SIZES, CtaGroup, OneCta, PerStep, Problem, fields, row_units
 
 H200 = RECORDS["sm_90"]
@@ -29,7 +32,7 @@ def problem(H=1024, B=64, I=None, dtype="bf16", precision=None, direction="forwa
 @pytest.fixture(autouse=True)
 def nothing_is_left():
     yield
-    assert planner.overrides() == ()
+    assert overrides() == ()
     planner._rejected.clear()
 
 
@@ -316,17 +319,17 @@ ROW = {
 def measured(monkeypatch):
     def use(*rows):
         table = read_measured(json.dumps(rows))
-        monkeypatch.setattr(planner, "_table", lambda: table)
+        monkeypatch.setattr("rnn_triton.plan.measured._table", lambda: table)
 
     return use
 
 
 def decide(of, device=H200):
-    return planner._decide.__wrapped__(of, device, planner.overrides(), ())  # past the cache
+    return planner._decide.__wrapped__(of, device, overrides(), ())  # past the cache
 
 
 def test_the_committed_table_is_valid():
-    assert isinstance(planner._table(), list)
+    assert isinstance(_table(), list)
 
 
 def test_a_measured_choice_comes_before_the_model(measured):
@@ -403,9 +406,9 @@ def test_rows_must_not_overlap():
 
 
 def test_planned_reaches_the_grid():
-    assert planner.PLANNED is planner.PLANNED
+    assert planned() is planned()
     found = {}
-    for of, device in planner.PLANNED:
+    for of, device in planned():
         p = plan(of, device)
         if p.regime == "cta_group":
             found.setdefault((device.capability, of.dtype, of.precision, of.direction), []).append((of.H, p.w_ih_home))
@@ -420,7 +423,7 @@ def test_planned_reaches_the_grid():
 
 def test_planned_otherwise_can_be_planned():
     kinds = set()
-    for of, device, choices in planner.PLANNED_OTHERWISE:
+    for of, device, choices in planned_otherwise():
         with overriding(**choices):
             p = plan(of, device)
         kinds.add((p.protocol, p.w_ih_home, of.direction))
@@ -429,11 +432,6 @@ def test_planned_otherwise_can_be_planned():
         ("counter", "none", "backward"),
         ("sentinel", "shared", "forward"),
     } <= kinds
-
-
-def test_plan_has_no_other_attribute():
-    with pytest.raises(AttributeError, match="no attribute 'PLANED'"):
-        planner.PLANED  # noqa: B018
 
 
 # ---- explain --------------------------------------------------------------------------------------------------------
@@ -539,19 +537,19 @@ def test_cudnn_algorithm(changes, options, name, rule):
 
 def test_overrides_may_close_in_any_order():
     """two threads' blocks overlap"""
-    first, second = planner.overriding(units=16), planner.overriding(warps=4)
+    first, second = overriding(units=16), overriding(warps=4)
     first.__enter__()
     second.__enter__()
-    assert planner.overrides() == (("units", 16), ("warps", 4))
+    assert overrides() == (("units", 16), ("warps", 4))
     first.__exit__(None, None, None)
-    assert planner.overrides() == (("warps", 4),)
+    assert overrides() == (("warps", 4),)
     second.__exit__(None, None, None)
-    assert planner.overrides() == ()
+    assert overrides() == ()
 
 
 def test_an_override_is_a_string_or_a_number():
     with pytest.raises(ValueError, match=r"^units must be a string or a number, got \[16\]"):
-        with planner.overriding(units=[16]):
+        with overriding(units=[16]):
             pass
 
 

@@ -287,7 +287,7 @@ def test_every_run_of_layers_fits(H, B, L):
     assert sum(sizes) == L and max(sizes) - min(sizes) <= 1
     for size in set(sizes) - {1}:
         for direction in DIRECTIONS:
-            p = sharing.lane_plan(bf16(B, H, direction), Lanes(size, True, True), H200, ())
+            p = choose.lane_plan(bf16(B, H, direction), Lanes(size, True, True), H200, ())
             if isinstance(p, OneCta):
                 assert H <= 128 and size * -(-B // p.block_b) <= H200.sms and p.w_ih_home == "registers"
                 continue
@@ -315,16 +315,16 @@ def test_overrides_that_one_pass_does_not_have():
 def test_a_plan_that_does_not_compile_gives_way(monkeypatch):
     monkeypatch.setattr(choose, "_rejected", {})
     lanes, problem = Lanes(4, True), bf16(8, 512)
-    first = sharing.lane_plan(problem, lanes, H200, ())
+    first = choose.lane_plan(problem, lanes, H200, ())
     choose.reject(problem, H200, first, "too large", lanes)
-    second = sharing.lane_plan(problem, lanes, H200, ())
+    second = choose.lane_plan(problem, lanes, H200, ())
     assert choose._kernel(second) != choose._kernel(first)
-    assert sharing.lane_plan(problem, Lanes(2, True), H200, ()) is not None and not choose.rejected(problem, H200)
+    assert choose.lane_plan(problem, Lanes(2, True), H200, ()) is not None and not choose.rejected(problem, H200)
     for _ in range(choose._TRIES):
-        found = sharing.lane_plan(problem, lanes, H200, ())
+        found = choose.lane_plan(problem, lanes, H200, ())
         if found is not None:
             choose.reject(problem, H200, found, "too large", lanes)
-    assert sharing.lane_plan(problem, lanes, H200, ()) is None
+    assert choose.lane_plan(problem, lanes, H200, ()) is None
 
 
 def test_a_wide_input_is_counted_where_it_is_projected():
@@ -336,7 +336,7 @@ def test_a_wide_input_is_counted_where_it_is_projected():
     gemm = latency._projection_us(bf16(8, 256, I=4096), H200, latency.CONSTANTS)
     assert shared[0] - shared[1] == pytest.approx(gemm) and gemm > 0
     for both in (bf16(64, 1024, I=8192), bf16(8, 128, I=8192)):
-        p = sharing.lane_plan(both, Lanes(2), H200, ())
+        p = choose.lane_plan(both, Lanes(2), H200, ())
         assert p.w_ih_home == "gemm"
         projection = latency.lanes_step(both, p, H200, Lanes(2))[1]["projection"]
         assert projection == pytest.approx(2 * latency._projection_us(both, H200, latency.CONSTANTS))
@@ -355,7 +355,7 @@ def test_explain():
     assert first.startswith("forward of bf16 T=1000 B=8 I=1024 H=1024, 4 layers, on H200: 1 part, ")
     assert launch.startswith("layers 0 to 3: one launch of 128 CTAs of 8 warps, 4 layers of 1 x 32 (groups x CTAs of 32 ")
     assert "each a step behind the one before it, 1003 steps for 1000" in launch and "sentinel" in launch
-    p = sharing.lane_plan(bf16(8, 1024), Lanes(4, True), H200, ())
+    p = choose.lane_plan(bf16(8, 1024), Lanes(4, True), H200, ())
     us = latency.lanes_us(bf16(8, 1024), p, H200, Lanes(4, True)) * 1003 / 1000
     assert f"{us:.2f} us per step" in launch and f"{us:.2f} us per step" in first
     assert "PERSIST_STATIC is" in torchs
@@ -371,7 +371,7 @@ def test_explain():
     assert both.startswith("layer 0, both directions: one launch of 2 CTAs of 4 warps, 2 directions of 1 CTA") and "side by side" in both
     assert explained(10, 8192, 2)[1].startswith("layer 0: ") and "2 parts" in explained(10, 8192, 2)[0]
     assert explained(10, 1024, 3, models=2)[3].startswith("layer 2: 2 waves")
-    with choose.overriding(lanes=1):
+    with rnn_triton.overriding(lanes=1):
         assert explained(10, 512, 2)[3] == "2 parts, because no launch may hold more, as asked for."
     ieee = rnn_triton.explain(10, 8, 64, 64, precision="ieee", device=H200, num_layers=2)
     assert "2 parts, because layers share a launch in bf16, fp16, tf32 and tf32x3." in ieee

@@ -1,6 +1,6 @@
 """What the compiler made of launches with several lanes, as test_compile.py looks at those with one.
 
-L = 2, 4, 8 at H = 64 .. 1024 as stack_plan.lane_plan plans them, with and without dropout, and both directions.  A subset by
+L = 2, 4, 8 at H = 64 .. 1024 as choose.lane_plan plans them, with and without dropout, and both directions.  A subset by
 default, all of it with --long.
 """
 
@@ -13,7 +13,7 @@ from support.layouts import check_verify_layout
 from bench import resources
 from rnn_triton.launch import dispatch
 from rnn_triton.op import dropout
-from rnn_triton.plan import hardware, sharing
+from rnn_triton.plan import choose, hardware
 from rnn_triton.plan.candidates import k_tiles
 from rnn_triton.plan.problem import Lanes, OneCta, Problem
 
@@ -59,7 +59,7 @@ JOBS = [pytest.param(*job, marks=() if in_subset(*job) else pytest.mark.long, id
 
 @pytest.mark.parametrize("problem, lanes, gpu", JOBS)
 def test_plan(problem, lanes, gpu):
-    check(problem, lanes, gpu, sharing.lane_plan(problem, lanes, gpu, ()))
+    check(problem, lanes, gpu, choose.lane_plan(problem, lanes, gpu, ()))
 
 
 @pytest.mark.parametrize("direction, lanes, dtype, precision", [
@@ -73,7 +73,7 @@ def test_batch_tiles_of_32_rows(direction, lanes, dtype, precision):
     """which no launch of eight rows takes by itself"""
     problem = Problem(direction, 64, 384 if direction == "forward" else 1, 384, dtype, precision, "tanh")
     gpu = hardware.RECORDS["sm_90"]
-    p = sharing.lane_plan(problem, lanes, gpu, (("block_b", 32), ("regime", "cta_group")))
+    p = choose.lane_plan(problem, lanes, gpu, (("block_b", 32), ("regime", "cta_group")))
     check(problem, lanes, gpu, p)
 
 

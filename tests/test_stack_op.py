@@ -43,7 +43,7 @@ def launches(monkeypatch):
         seen.append(session.stats["programs"])
 
     monkeypatch.setattr(cta_group.Cooperative, "_run", run)
-    with choose.overriding(regime="cta_group"):  # on groups, unless a test asks for another one
+    with rnn_triton.overriding(regime="cta_group"):  # on groups, unless a test asks for another one
         yield seen
 
 
@@ -72,7 +72,7 @@ OPERATOR = [
 def test_operator(regime, L, D, I, H, dtype, precision, programs, device, launches):
     """y, hn and all gradients against torch.nn.RNN in fp64"""
     x, layers, h0, expected = example(L, D, I, H, dtype=dtype, device=device)
-    with choose.overriding(regime=regime):
+    with rnn_triton.overriding(regime=regime):
         results = run(x, layers, h0, precision, bidirectional=D == 2)
     faults.synchronize(device)
     assert launches == (programs if device == "cpu" else [])
@@ -224,7 +224,7 @@ def test_a_backward_pass_under_other_overrides(launches):
     x, layers, h0, expected = example(2, 1, 9, 24)
     y, hn = rnn(x, layers, h0)
     assert launches == [4]
-    with choose.overriding(protocol="counter"):
+    with rnn_triton.overriding(protocol="counter"):
         found = torch.autograd.grad(y.sum() + hn.sum(), [x, h0, *[t for layer in layers for t in layer]])
     assert launches == [4, 2, 2]
     assert_close([y, hn, *found], expected(), Stack(6, 3, 9, 24).tolerance)
@@ -241,7 +241,7 @@ def test_what_lanes_cannot_do_goes_layer_by_layer():
     assert_close([y, hn], expected()[:2], 1e-12)
     assert lanes == []
     x, layers, h0, _ = example(2, 1, 5, 16, T=2, B=2, dtype=torch.float32)
-    with choose.overriding(regime="cta_group"):
+    with rnn_triton.overriding(regime="cta_group"):
         weights = [t for layer in layers for t in layer]
         assert stack._may_share(x, weights, h0, 0.0) and not stack._may_share(x[:, :0], weights, h0, 0.0)
         seen = []
@@ -307,7 +307,7 @@ def small(directions, **options):
 
 def alone(f):
     """What f() gives with a launch for each layer and direction"""
-    with choose.overriding(lanes=1):
+    with rnn_triton.overriding(lanes=1):
         return f()
 
 
@@ -579,15 +579,15 @@ def test_overrides(launches):
     x, layers, h0, _ = small(1)
     y, _ = alone(lambda: rnn(x, layers, h0, "tf32"))
     assert launches == [1, 1]
-    with torch.no_grad(), choose.overriding(w_ih_home="gemm"):
+    with torch.no_grad(), rnn_triton.overriding(w_ih_home="gemm"):
         rnn(x, layers, h0, "tf32")
     assert launches == [1, 1] * 2
     x, layers, h0, _ = example(1, 2, 5, 16, T=1, B=1, dtype=torch.float64)
-    with torch.no_grad(), choose.overriding(regime="one_cta"):
+    with torch.no_grad(), rnn_triton.overriding(regime="one_cta"):
         rnn(x, layers, h0, bidirectional=True, dropout=0.5)  # there is nothing to drop
     assert launches[4:] == [2]
     for wrong in (0, "2"):
-        with pytest.raises(ValueError, match="lanes must be an integer of at least 1"), choose.overriding(lanes=wrong):
+        with pytest.raises(ValueError, match="lanes must be an integer of at least 1"), rnn_triton.overriding(lanes=wrong):
             pass
 
 

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from ..errors import UnsupportedError
 from ..plan import hardware
-from ..plan.choose import Choices, Plan, Problem, overrides, plan, reject
+from ..plan.choose import plan, reject
 from ..plan.hardware import Device
-from ..plan.problem import DTYPES, ONE, Lanes
+from ..plan.overriding import Choices, overrides
+from ..plan.problem import DTYPES, ONE, Lanes, Plan, Problem
 from . import cta_group, faults, one_cta, per_step
 from .launcher import DoesNotCompile, DoesNotFit
 

@@ -1,5 +1,5 @@
 """A network of several layers or directions as a PyTorch operator: two opaque ops, each of which decides by itself what shares
-a launch (stack_plan.py), and what autograd and torch.compile need.  The same of layers one after the other: `in_turn`.
+a launch (plan/sharing.py), and what autograd and torch.compile need.  The same of layers one after the other: `in_turn`.
 
 `rnn_triton::network_forward` keeps y of every layer, `rnn_triton::network_backward` takes them; nothing else passes between
 them.  Each decides anew: the launches of the backward pass need not be those of the forward pass.  Dropout between layers is
@@ -27,9 +27,10 @@ from ..launch import dispatch, gemm
 from ..launch.launcher import batched, has_kernels
 from ..launch.recurrence import BothDirections, Wavefront
 from ..plan import hardware
-from ..plan.choose import Choices
+from ..plan.choose import lane_plan
+from ..plan.overriding import Choices
 from ..plan.problem import DTYPES, ONE, Lanes, Problem
-from ..plan.sharing import lane_plan, launches
+from ..plan.sharing import launches
 from . import dropout as masks
 from . import gradients
 from . import layer as op

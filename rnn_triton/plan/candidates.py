@@ -17,7 +17,7 @@ from .problem import ONE, SIZES, CtaGroup, Lanes, OneCta, PerStep, Plan, Problem
 
 
 @dataclass(frozen=True)
-class _Form:
+class Form:
     """What one way of multiplying can hold in one CTA."""
 
     formulation: str
@@ -35,12 +35,12 @@ class _Form:
 
 # Two accumulators: mma16 from halves of K = 16 on, for latency; mma32 none, each half would take barriers of its own; fma
 # at 128, where one chain spills (and the halves do take barriers of their own).
-_FORMS = {
-    "16-bit": _Form("mma16", "ieee", 256, 32, 32, (8, 2), (16, 12), 4, (128, 128)),
-    "tf32": _Form("mma32", "tf32", 128, 16, 256, (8, 0), (12, 0), 4, (64, 128)),
-    "tf32x3": _Form("mma32", "tf32x3", 128, 16, 256, (2, 0), (4, 0), 2, (0, 64)),
-    "ieee": _Form("fma", "ieee", 128, 64, 128, (0, 0), (2, 0), 0, (0, 0)),
-    "fp64": _Form("fma", "ieee", 64, 16, 128, (0, 0), (2, 0), 0, (0, 0)),
+FORMS = {
+    "16-bit": Form("mma16", "ieee", 256, 32, 32, (8, 2), (16, 12), 4, (128, 128)),
+    "tf32": Form("mma32", "tf32", 128, 16, 256, (8, 0), (12, 0), 4, (64, 128)),
+    "tf32x3": Form("mma32", "tf32x3", 128, 16, 256, (2, 0), (4, 0), 2, (0, 64)),
+    "ieee": Form("fma", "ieee", 128, 64, 128, (0, 0), (2, 0), 0, (0, 0)),
+    "fp64": Form("fma", "ieee", 64, 16, 128, (0, 0), (2, 0), 0, (0, 0)),
 }
 
 
@@ -88,7 +88,7 @@ _STEP_VALUES = {
 
 
 def kind(problem: Problem) -> str:
-    """The key of _FORMS: "16-bit", "tf32", "tf32x3", "ieee", "fp64"."""
+    """The key of FORMS: "16-bit", "tf32", "tf32x3", "ieee", "fp64"."""
     if problem.dtype in ("bf16", "fp16"):
         return "16-bit"
     return "fp64" if problem.dtype == "fp64" else problem.precision or "ieee"
@@ -120,7 +120,7 @@ def one_cta(
 ) -> Iterator[OneCta]:
     """The configuration for one CTA, if W_hh fits on it; of linked lanes, if W_in of as many columns fits beside it, and all
     of them at once on the device"""
-    form = _FORMS[kind(problem)]
+    form = FORMS[kind(problem)]
     size = SIZES[problem.dtype]
     h_pad = max(16, 1 << (problem.H - 1).bit_length())
     weights = h_pad * h_pad * size
@@ -184,13 +184,13 @@ def one_cta(
     )
 
 
-def _ragged(problem: Problem, form: _Form) -> bool:
+def _ragged(problem: Problem, form: Form) -> bool:
     """Are rows of x and W_ih other than whole 16-byte vectors, so that fragments are loaded element by element?"""
     return form.formulation != "fma" and problem.I * SIZES[problem.dtype] % 16 != 0
 
 
 def _w_ih_home(
-    problem: Problem, form: _Form, h_pad: int, block_b: int, chunk: int, size: int, device: Device
+    problem: Problem, form: Form, h_pad: int, block_b: int, chunk: int, size: int, device: Device
 ) -> tuple[str, int]:
     """(home of W_ih, of how many steps a thread holds x)"""
     wide = int(h_pad == 256)
@@ -270,7 +270,7 @@ def cta_group(problem: Problem, device: Device, asked: Mapping[str, Any], lanes:
     delays = {"sentinel": asked.get("probe_delay", _PROBE_DELAY), "counter": 0}  # who polls a counter loads no state in vain
     if delays["sentinel"] not in _PROBE_DELAYS:
         return
-    form = _FORMS[kind(problem)]
+    form = FORMS[kind(problem)]
     homes: tuple[str, ...] = ("none",)
     if lanes.linked:
         homes, problem = ("registers", "shared"), replace(problem, I=problem.H)
@@ -342,7 +342,7 @@ def _replaced(plan: CtaGroup, **changes: Any) -> CtaGroup:
 
 def per_step(problem: Problem, device: Device, on_chip: bool, asked: Mapping[str, Any]) -> Iterator[PerStep]:
     """The plan that always exists.  `on_chip`: a group of CTAs would hold W_hh, too."""
-    form = _FORMS[kind(problem)]
+    form = FORMS[kind(problem)]
     size = SIZES[problem.dtype]
     weights = f"W_hh ({math.ceil(problem.H**2 * size / 1024)} KB)"
     rows = _STEP_VALUES["block_b"]

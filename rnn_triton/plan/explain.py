@@ -13,8 +13,9 @@ from ..errors import UnsupportedError
 from . import hardware, latency
 from . import sharing as stack_plan
 from .candidates import candidates, kind
-from .choose import best, overrides, plan, rejected
+from .choose import best, plan, rejected
 from .hardware import Device
+from .overriding import overrides
 from .problem import DTYPES, ONE, CtaGroup, Lanes, OneCta, PerStep, Plan, Problem
 
 

@@ -10,35 +10,14 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..errors import UnsupportedError
 from . import latency
-from .candidates import cta_group, one_cta
-from .choose import Choices, failures, matches, overrides, plan, rejected, remaining
+from .choose import failures, lane_plan, plan
 from .hardware import Device
+from .overriding import Choices, overrides
 from .problem import ONE, CtaGroup, Lanes, OneCta, Plan, Problem
-
-
-def lane_plan(problem: Problem, lanes: Lanes, device: Device, chosen: Choices | None = None) -> OneCta | CtaGroup | None:
-    """The configuration of least estimated time for a launch of these lanes; None where none fits, or compiles.  `problem`
-    is of one lane, the first."""
-    chosen = overrides() if chosen is None else chosen
-    return _lane_plan(problem, lanes, device, chosen, rejected(problem, device, lanes))
-
-
-@functools.lru_cache(maxsize=4096)
-def _lane_plan(problem: Problem, lanes: Lanes, device: Device, chosen: Choices, failed: Any) -> OneCta | CtaGroup | None:
-    asked = dict(chosen)
-    if device.capability < 80:
-        return None
-    fitting: list[OneCta | CtaGroup] = [*one_cta(problem, device, asked, lanes), *cta_group(problem, device, asked, lanes)]
-    left = remaining([p for p in fitting if matches(p, asked)], failed)
-
-    def cost(p: OneCta | CtaGroup) -> tuple[float, int]:
-        return latency.lanes_us(problem, p, device, lanes), p.groups * p.ctas if isinstance(p, CtaGroup) else 0
-
-    return min(left, key=cost, default=None)
 
 
 def launches(

@@ -29,11 +29,12 @@ import triton.language as tl
 from triton.compiler import CompiledKernel
 from triton.runtime.jit import JITFunction
 
+from rnn_triton import overriding
 from rnn_triton.launch import dispatch, faults, gemm
 from rnn_triton.op import network
-from rnn_triton.plan import choose, hardware, sharing
-from rnn_triton.plan import problem as plans
+from rnn_triton.plan import choose, hardware
 from rnn_triton.plan.explain import explain
+from rnn_triton.plan.problem import DTYPES, Lanes, Problem, fields
 
 CALLS = 2
 
@@ -109,14 +110,14 @@ def on_device(**changes):
 
 def explained(case, **sizes):
     T, B, I, H = (case[name] for name in "TBIH")
-    dtypes = {name: dtype for dtype, name in plans.DTYPES.items()}
+    dtypes = {name: dtype for dtype, name in DTYPES.items()}
     return explain(
         T, B, I, H, dtype=dtypes[case["dtype"]], direction=case["direction"], device=hardware.of(torch.device("cpu")), **sizes
     )
 
 
 def problem(case, log, observed):
-    dtype = {name: dtype for dtype, name in plans.DTYPES.items()}[case["dtype"]]
+    dtype = {name: dtype for dtype, name in DTYPES.items()}[case["dtype"]]
     T, B, I, H = (case[name] for name in "TBIH")
     precision = case.get("precision")
 
@@ -140,14 +141,14 @@ def problem(case, log, observed):
         def function():
             return {"da": dispatch.backward(*given.values(), "tanh", False, precision)}
 
-    with choose.overriding(**case["override"]) if case.get("override") else contextlib.nullcontext():
+    with overriding(**case["override"]) if case.get("override") else contextlib.nullcontext():
         inputs = I if case["direction"] == "forward" else 1
-        of = choose.Problem(case["direction"], B, inputs, H, case["dtype"], precision, "tanh", *M)
+        of = Problem(case["direction"], B, inputs, H, case["dtype"], precision, "tanh", *M)
         p = choose.plan(of, record)
         ahead = dispatch.compile_ahead(of, p, record).hash
         made = calls(function, given, log, observed, case.get("together"))
         restricted = {"explained": explained(case)} if "together" in case else {}
-        return {"plan": plans.fields(p), "ahead": ahead, "calls": made, **restricted}
+        return {"plan": fields(p), "ahead": ahead, "calls": made, **restricted}
 
 
 def layers(case, log, observed):
@@ -158,7 +159,7 @@ def layers(case, log, observed):
         return torch.zeros(shape, dtype=torch.bfloat16)
 
     record = on_device()
-    lanes = plans.Lanes(L, True, True)
+    lanes = Lanes(L, True, True)
     w_ih, w_hh = [tensor(H, I), *(tensor(H, H) for _ in range(L - 1))], [tensor(H, H) for _ in range(L)]
     given = {"seed": torch.zeros(1, dtype=torch.int64)}
     if forward:
@@ -176,10 +177,10 @@ def layers(case, log, observed):
         tensors = (w_ih, w_hh, given["y"], given["dy"], given["dhn"])
         return {"da": dispatch.run(network._site, call, "backward", *tensors, given["seed"], 100)}
 
-    of = choose.Problem(case["direction"], B, I if forward else 1, H, "bf16", None, "tanh")
-    p = sharing.lane_plan(of, lanes, record)
+    of = Problem(case["direction"], B, I if forward else 1, H, "bf16", None, "tanh")
+    p = choose.lane_plan(of, lanes, record)
     ahead = dispatch.compile_ahead(of, p, record, lanes).hash
-    return {"plan": plans.fields(p), "ahead": ahead, "calls": calls(function, given, log, observed, case.get("together"))}
+    return {"plan": fields(p), "ahead": ahead, "calls": calls(function, given, log, observed, case.get("together"))}
 
 
 def whole_network(case, log, observed):

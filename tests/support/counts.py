@@ -21,13 +21,14 @@ from typing import Any
 
 import torch
 
-from bench import jobs as planned
 from bench import tables
 from bench.compiling import in_parallel
+from bench.jobs import distinct_plans
+from bench.planned import planned_otherwise
 from rnn_triton.kernels.exchange import LINE
 from rnn_triton.launch import dispatch
 from rnn_triton.launch import recurrence as lanes_of
-from rnn_triton.plan import choose, hardware, sharing
+from rnn_triton.plan import choose, hardware
 from rnn_triton.plan import problem as plans
 from rnn_triton.plan.problem import ONE, Lanes, Plan, Problem
 
@@ -54,7 +55,7 @@ class Job:
     def plan(self) -> Plan:
         device = hardware.RECORDS[ARCH]
         if self.lanes.count > 1:
-            return sharing.lane_plan(self.problem, self.lanes, device, ())
+            return choose.lane_plan(self.problem, self.lanes, device, ())
         return choose.plan(self.problem, device, self.choices)
 
     @property
@@ -79,9 +80,9 @@ class Job:
 
 def jobs() -> Iterator[Job]:
     """Every planned kernel of ARCH, those of several lanes and of single steps among them"""
-    for problem, _ in planned.distinct_plans(ARCH):
+    for problem, _ in distinct_plans(ARCH):
         yield Job(problem)
-    for problem, device, choices in choose.PLANNED_OTHERWISE:
+    for problem, device, choices in planned_otherwise():
         if f"sm_{device.capability}" == ARCH:
             yield Job(problem, tuple(choices.items()))
     for direction in ("forward", "backward"):

@@ -9,12 +9,12 @@ from multiprocessing import get_context
 def compile_one(job):
     """None, or the traceback as text. A problem beyond the device is not an error."""
     from rnn_triton.errors import UnsupportedError
-    from rnn_triton.launch import dispatch as launch
-    from rnn_triton.plan import choose as plan
+    from rnn_triton.launch import dispatch
+    from rnn_triton.plan.choose import plan
 
     try:
         problem, device = job
-        launch.compile_ahead(problem, plan.plan(problem, device), device)
+        dispatch.compile_ahead(problem, plan(problem, device), device)
     except UnsupportedError:
         pass
     except Exception:
@@ -22,13 +22,13 @@ def compile_one(job):
 
 
 def compile_planned():
-    """Compile everything in plan.PLANNED that is for this machine's device; returns the failures as text."""
+    """Compile every plan of bench/planned.py that is for this machine's device; returns the failures as text."""
     import torch
 
-    from rnn_triton.plan import choose as plan
+    from bench.planned import planned
 
     capability = 10 * torch.cuda.get_device_capability()[0] + torch.cuda.get_device_capability()[1]
-    jobs = [(problem, device) for problem, device in plan.PLANNED if device.capability == capability]
+    jobs = [(problem, device) for problem, device in planned() if device.capability == capability]
     return run(compile_one, jobs)
 
 

@@ -1,0 +1,68 @@
+"""Choices that a caller makes in place of the planner: `overriding(name=value)`, and which plans agree with them."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from typing import Any
+
+from .problem import CtaGroup, OneCta, PerStep, Plan
+
+PLAN_FIELDS = {"regime"} | {field.name for regime in (OneCta, CtaGroup, PerStep) for field in fields(regime)} - {"reason"}
+BESIDES = {"lanes"}  # choices that no plan has as a field: the most layers or directions of a launch
+CHOICES = PLAN_FIELDS | BESIDES
+
+Choices = tuple[tuple[str, Any], ...]
+
+_lock = threading.Lock()
+_open: list[dict[str, Any]] = []  # the choices of every `overriding` that is open, in order
+_overrides: Choices = ()  # all of them combined
+
+
+@contextlib.contextmanager
+def overriding(**choices: Any) -> Iterator[None]:
+    """While open, plans of the whole process have these values: `regime` ("one_cta", "cta_group", "per_step"), `lanes`, and the
+    fields of a plan, such as block_b, protocol or w_ih_home (all, with their values: rnn_triton/plan/problem.py; docs/cta_group.md).
+
+    `lanes`: how many layers of a stack, or directions, a launch holds at most; 1: each has its own.  `w_ih_home` is about
+    forward passes: backward ones project nothing.  Blocks nest; the inner value wins.  On CPU tensors nothing is planned.
+    ValueError: on entry if no plan has such a field, at a call if no plan of its problem has these values."""
+    unknown = sorted(set(choices) - CHOICES)
+    if unknown:
+        raise ValueError(f"a plan has no {', '.join(unknown)}; it has {', '.join(sorted(CHOICES))}")
+    for name, value in choices.items():
+        if not isinstance(value, str | int):
+            raise ValueError(f"{name} must be a string or a number, got {value!r}")
+        if name in BESIDES and not (isinstance(value, int) and value >= 1):
+            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+    with _lock:
+        _open.append(choices)
+        _combine()
+    try:
+        yield
+    finally:
+        with _lock:
+            del _open[next(i for i, other in enumerate(_open) if other is choices)]  # threads may close in any order
+            _combine()
+
+
+def _combine() -> None:
+    global _overrides
+    _overrides = tuple(sorted({name: value for choices in _open for name, value in choices.items()}.items()))
+
+
+def overrides() -> Choices:
+    """Returns the choices of every open `overriding`, hashable: a cache of plans must have them in its key."""
+    return _overrides
+
+
+def matches(p: Plan, choices: Mapping[str, Any]) -> bool:
+    """True if the plan has the chosen values.  A plan that projects nothing agrees with any `w_ih_home`."""
+    for name, value in choices.items():
+        if name in BESIDES or (name == "w_ih_home" and p.w_ih_home == "none"):
+            continue
+        if getattr(p, name, None) != value:
+            return False
+    return True
