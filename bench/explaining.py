@@ -10,7 +10,7 @@ import torch
 import rnn_triton
 from rnn_triton.errors import UnsupportedError
 from rnn_triton.plan import hardware
-from rnn_triton.plan.explain import cudnn_algorithm
+from rnn_triton.plan.cudnn import cudnn_algorithm
 from rnn_triton.plan.hardware import Device
 from rnn_triton.plan.problem import DTYPES, Problem
 

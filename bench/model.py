@@ -18,12 +18,12 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 from rnn_triton.errors import UnsupportedError
-from rnn_triton.plan import sharing as stack_plan
+from rnn_triton.plan import sharing
 from rnn_triton.plan.choose import plan
 from rnn_triton.plan.hardware import Device
 from rnn_triton.plan.latency import CONSTANTS, Constants, Estimate, floor_us, gemm_us, step
 from rnn_triton.plan.problem import ONE, SIZES, OneCta, Plan, Problem
-from rnn_triton.plan.sharing import Part
+from rnn_triton.plan.sharing import Launch
 
 from .cases import Case
 from .inputs import lengths_of
@@ -66,13 +66,13 @@ def of_case(case: Case, pass_: str, device: Device, constants: Constants = CONST
     practical = 0.0
     parts: dict[str, float] = {}
     for direction in ("forward", "backward")[: 2 if train else 1]:
-        for part in launches(case, device):
+        for launch in launches(case, device):
             if case.models == 1:
-                us, of_part = part.step(direction, device, case.T, constants)
+                us, limits = launch.step(direction, device, case.T, constants)
             else:
-                us, of_part = _models(part.plan(direction, device), case.models, device, constants)
+                us, limits = _models(launch.plan(direction, device), case.models, device, constants)
             practical += us
-            for name, value in of_part.items():
+            for name, value in limits.items():
                 key = f"{direction} {name}" if train else name
                 parts[key] = parts.get(key, 0.0) + value
     if train:
@@ -103,13 +103,13 @@ def shares(case: Case) -> bool:
     return case.layers * case.directions > 1 and case.models == 1 and case.lengths == "full"
 
 
-def launches(case: Case, device: Device) -> list[Part]:
-    """The launches of a pass of one model of a case, in order"""
+def launches(case: Case, device: Device) -> list[Launch]:
+    """Returns the launches of a pass of one model of a case, in order."""
     first = layers(case)[0].forward
-    sharing = (ONE,) * (case.layers * case.directions)
+    lanes = (ONE,) * (case.layers * case.directions)
     if shares(case):
-        sharing = stack_plan.launches(first, case.layers, case.bidirectional, False, device)
-    return stack_plan.parts(first, case.layers, case.bidirectional, sharing)
+        lanes = sharing.launches(first, case.layers, case.bidirectional, False, device)
+    return sharing.placed(first, case.layers, case.bidirectional, lanes)
 
 
 def _models(

@@ -14,7 +14,8 @@ from rnn_triton.errors import UnsupportedError
 from rnn_triton.plan import candidates, latency
 from rnn_triton.plan import choose as planner
 from rnn_triton.plan.choose import plan
-from rnn_triton.plan.explain import cudnn_algorithm, explain
+from rnn_triton.plan.cudnn import cudnn_algorithm
+from rnn_triton.plan.explain import explain
 from rnn_triton.plan.hardware import RECORDS
 from rnn_triton.plan.measured import _table, read_measured
 from rnn_triton.plan.overriding import overrides, overriding

@@ -283,7 +283,7 @@ def bf16(B, H, direction="forward", I=None):
 @pytest.mark.parametrize("L", [2, 4, 8])
 @pytest.mark.parametrize("H, B", [(128, 8), (256, 32), (512, 8), (1024, 8), (1024, 32), (2048, 8), (4096, 8)])
 def test_every_run_of_layers_fits(H, B, L):
-    sizes = sharing.runs(bf16(B, H), L, True, H200, ())
+    sizes = sharing.layers_per_launch(bf16(B, H), L, True, H200, ())
     assert sum(sizes) == L and max(sizes) - min(sizes) <= 1
     for size in set(sizes) - {1}:
         for direction in DIRECTIONS:
@@ -296,20 +296,20 @@ def test_every_run_of_layers_fits(H, B, L):
 
 
 def test_one_launch_where_it_fits_and_several_where_not():
-    assert sharing.runs(bf16(8, 512), 4, False, H200, ()) == (4,)
-    assert sharing.runs(bf16(8, 128), 8, False, H200, ()) == (8,)
-    assert sharing.runs(bf16(8, 2048), 4, False, H200, ()) == (2, 2)
-    assert sharing.runs(bf16(8, 512), 70, False, H200, ()) != (70,)  # 70 lanes of 4 CTAs or more
-    assert set(sharing.runs(bf16(128, 2048), 4, False, H200, ())) == {1}
+    assert sharing.layers_per_launch(bf16(8, 512), 4, False, H200, ()) == (4,)
+    assert sharing.layers_per_launch(bf16(8, 128), 8, False, H200, ()) == (8,)
+    assert sharing.layers_per_launch(bf16(8, 2048), 4, False, H200, ()) == (2, 2)
+    assert sharing.layers_per_launch(bf16(8, 512), 70, False, H200, ()) != (70,)  # 70 lanes of 4 CTAs or more
+    assert set(sharing.layers_per_launch(bf16(128, 2048), 4, False, H200, ())) == {1}
     fp64 = Problem("forward", 8, 64, 64, "fp64", None, "tanh")
-    assert sharing.runs(fp64, 3, False, H200, ()) == (1, 1, 1) and sharing.together(fp64, H200, ())
+    assert sharing.layers_per_launch(fp64, 3, False, H200, ()) == (1, 1, 1) and sharing.share_directions(fp64, H200, ())
 
 
 def test_overrides_that_one_pass_does_not_have():
     """x is loaded ahead in the forward pass alone: nothing is raised before a backward pass asks for it"""
     chosen = (("x_depth", 2),)
-    assert sharing.runs(bf16(8, 512), 3, False, H200, chosen) == (1, 1, 1)
-    assert not sharing.together(bf16(8, 128), H200, chosen)
+    assert sharing.layers_per_launch(bf16(8, 512), 3, False, H200, chosen) == (1, 1, 1)
+    assert not sharing.share_directions(bf16(8, 128), H200, chosen)
 
 
 def test_a_plan_that_does_not_compile_gives_way(monkeypatch):
@@ -330,7 +330,7 @@ def test_a_plan_that_does_not_compile_gives_way(monkeypatch):
 def test_a_wide_input_is_counted_where_it_is_projected():
     """once for a stack, in the run that holds the bottom layer, and for each of both directions; other layers have H columns"""
     wide, narrow = bf16(512, 256, I=4096), bf16(512, 256)
-    assert sharing.runs(wide, 4, False, H200, ()) == sharing.runs(narrow, 4, False, H200, ()) == (1, 1, 1, 1)
+    assert sharing.layers_per_launch(wide, 4, False, H200, ()) == sharing.layers_per_launch(narrow, 4, False, H200, ()) == (1, 1, 1, 1)
     lanes = Lanes(4, True)
     shared = [sharing._shared(of, lanes, H200, ()) for of in (bf16(8, 256, I=4096), bf16(8, 256))]
     gemm = latency._projection_us(bf16(8, 256, I=4096), H200, latency.CONSTANTS)

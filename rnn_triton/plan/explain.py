@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
 
 from ..errors import UnsupportedError
 from . import hardware, latency
-from . import sharing as stack_plan
 from .candidates import candidates, kind
 from .choose import best, plan, rejected
+from .cudnn import cudnn_algorithm
 from .hardware import Device
 from .overriding import overrides
 from .problem import DTYPES, ONE, CtaGroup, Lanes, OneCta, PerStep, Plan, Problem
+from .sharing import Launch, launches, placed
 
 
 def explain(
@@ -124,22 +123,22 @@ def _network(
     sharing = (ONE,) * layers * directions
     if problem.models == 1 and not (dropout and layers > 1 and problem.dtype == "fp64"):  # whose masks are torch's
         forward = replace(problem, direction="forward")
-        sharing = stack_plan.launches(forward, layers, bidirectional, dropout, device)
-    found = stack_plan.parts(problem, layers, bidirectional, sharing)
-    us = sum(part.step(problem.direction, device, T)[0] for part in found)
+        sharing = launches(forward, layers, bidirectional, dropout, device)
+    found = placed(problem, layers, bidirectional, sharing)
+    us = sum(launch.step(problem.direction, device, T)[0] for launch in found)
     order = ", one after the other" if len(found) > 1 else ""
     lines = [f"{_count(len(found), 'part')}{order}, {us:.2f} us per step of T, estimated."]
-    for part in found if problem.direction == "forward" else found[::-1]:
-        where = _where(part, directions)
-        of, p = part.plan(problem.direction, device)
-        each = part.step(problem.direction, device, T)[0]
-        if part.lanes.count > 1:
+    for launch in found if problem.direction == "forward" else found[::-1]:
+        where = _where(launch, directions)
+        one, p = launch.plan(problem.direction, device)
+        us = launch.step(problem.direction, device, T)[0]
+        if launch.lanes.count > 1:
             assert isinstance(p, OneCta | CtaGroup)
-            where += f": {_shared(of, part.lanes, p, T)}"
+            where += f": {_shared(one, launch.lanes, p, T)}"
         else:
-            where += f": {_ran(of, p, T)}"
-        lines.append(f"{where}; {each:.2f} us per step, estimated")
-        lines += [_refused(other, why) for other, why in rejected(of, device, part.lanes)]
+            where += f": {_ran(one, p, T)}"
+        lines.append(f"{where}; {us:.2f} us per step, estimated")
+        lines += [_refused(other, why) for other, why in rejected(one, device, launch.lanes)]
     if problem.models == 1 and not bidirectional and len(found) > 1:
         why = f"fewer of more layers do not fit on {device.name}'s {device.coresident} SMs, or are estimated to be slower"
         if "lanes" in dict(overrides()):
@@ -154,11 +153,11 @@ def _network(
     return lines + _fewer(device)
 
 
-def _where(part: stack_plan.Part, directions: int) -> str:
-    layer, direction = divmod(part.first, directions)
-    if part.lanes.linked:
-        return f"layers {layer} to {layer + part.lanes.count - 1}"
-    if part.lanes.count > 1:
+def _where(launch: Launch, directions: int) -> str:
+    layer, direction = divmod(launch.first, directions)
+    if launch.lanes.linked:
+        return f"layers {layer} to {layer + launch.lanes.count - 1}"
+    if launch.lanes.count > 1:
         return f"layer {layer}, both directions"
     return f"layer {layer}" + f", {('forwards', 'backwards')[direction]} in time" * (directions > 1)
 
@@ -236,49 +235,3 @@ def _name(p: Plan) -> str:
 
 def _count(n: int, one: str, many: str | None = None) -> str:
     return f"{n} {one if n == 1 else many or one + 's'}"
-
-
-# ---- torch.nn.RNN on CUDA -------------------------------------------------------------------------------------------
-
-
-class Algorithm(NamedTuple):
-    """What PyTorch asks of cuDNN"""
-
-    name: str  # of cudnnRNNAlgo_t, less its prefix
-    rule: str  # that decided
-
-
-def cudnn_algorithm(
-    problem: Problem, *, layers: int = 1, bidirectional: bool = False, packed: bool = False
-) -> Algorithm:
-    """The algorithm PyTorch picks for this pass of torch.nn.RNN; `problem.I` is the input size in the backward pass, too.
-
-    The rules are those of ATen's RNN.cpp, in its order; forward and backward are decided separately."""
-    if packed:
-        return Algorithm("STANDARD", "the input is packed")
-    if problem.dtype != "fp64":
-        small = 384 if problem.direction == "forward" else 256
-        if problem.H <= small:
-            return Algorithm("PERSIST_STATIC_SMALL_H", f"H <= {small} in the {problem.direction} pass")
-    against = next(_against_persist_static(problem, layers, bidirectional), None)
-    if against is None:
-        return Algorithm("PERSIST_STATIC", "the layer is one in fp16, of sizes that cuDNN holds on chip")
-    return Algorithm("STANDARD", f"PERSIST_STATIC {against}")
-
-
-def _against_persist_static(problem: Problem, layers: int, bidirectional: bool) -> Iterator[str]:
-    if problem.dtype != "fp16":
-        yield f"is for fp16, not {problem.dtype}"
-    if layers != 1:
-        yield f"is for one layer, not {layers}"
-    if bidirectional:
-        yield "is for one direction"
-    if problem.H > 1024:
-        yield f"is for H <= 1024, not {problem.H}"
-    for name, size, unit in (("H", problem.H, 128), ("I", problem.I, 128), ("B", problem.B, 8)):
-        if size % unit:
-            yield f"is for {name} a multiple of {unit}, not {size}"
-    if problem.B > 128:
-        yield f"is for B <= 128, not {problem.B}"
-    if problem.B >= 96 and problem.H >= 896:
-        yield f"is for B < 96 or H < 896, not B={problem.B} with H={problem.H}"
