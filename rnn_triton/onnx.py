@@ -1,8 +1,8 @@
-"""Export to ONNX: in a model that torch.onnx.export writes, layers are ONNX's own operator RNN.
+"""Export to ONNX, whose own operator RNN takes the place of this package's layers.
 
-Nothing is to be registered or passed: while torch.onnx.export(..., dynamo=True) traces a module, each layer and direction
-becomes an RNN node (`rnn`). A program of torch.export made before holds the package's own operators instead;
-`program.run_decompositions(rnn_triton.onnx.decompositions())` brings it to the same.
+`torch.onnx.export(..., dynamo=True)` needs nothing from here: while it traces a module, each layer and direction becomes an RNN
+node (op/onnx_node.py). A program that `torch.export` made before holds this package's own operators instead;
+`program.run_decompositions(rnn_triton.onnx.decompositions())` replaces them by RNN nodes.
 """
 
 from __future__ import annotations
@@ -14,60 +14,17 @@ import torch
 from torch import Tensor
 
 from .errors import UnsupportedError
-
-LEGACY = (
-    "torch.onnx.export(dynamo=False) cannot take rnn_triton's operators: export with torch.onnx.export(..., dynamo=True), "
-    "which writes ONNX's own RNN"
-)
-
-
-def rnn(
-    x: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    h0: Tensor | None,
-    nonlinearity: str,
-    reverse: bool,
-) -> tuple[Tensor, Tensor]:
-    """(y[T,B,H], hn[B,H]) as `op.rnn`, by a node RNN of ONNX. Precision is the runtime's own; bf16, which the node does not
-    take, is computed in fp32."""
-    if x.dtype is torch.bfloat16:
-        wide = [None if t is None else t.float() for t in (x, w_ih, w_hh, b_ih, b_hh, h0)]
-        given: Any = (*wide, nonlinearity, reverse)
-        y, hn = rnn(*given)
-        return y.bfloat16(), hn.bfloat16()
-    T, B, _ = x.shape
-    H = w_hh.shape[0]
-    bias = None
-    if b_ih is not None or b_hh is not None:
-        bias = torch.cat([w_hh.new_zeros(H) if b is None else b for b in (b_ih, b_hh)]).unsqueeze(0)
-    inputs = [x, w_ih.unsqueeze(0), w_hh.unsqueeze(0), bias, None, None if h0 is None else h0.unsqueeze(0)]
-    while inputs[-1] is None:
-        inputs.pop()
-    y, hn = torch.onnx.ops.symbolic_multi_out(
-        "RNN",
-        inputs,
-        {
-            "activations": [{"tanh": "Tanh", "relu": "Relu"}[nonlinearity]],
-            "direction": "reverse" if reverse else "forward",
-            "hidden_size": H,
-        },
-        dtypes=(x.dtype, x.dtype),
-        shapes=((T, 1, B, H), (1, B, H)),
-    )
-    return y.squeeze(1), hn.squeeze(0)
+from .op import network, onnx_node
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:
-    """What puts ONNX's RNN in place of the package's operators in a program of torch.export, for its run_decompositions"""
-    from .op import network  # it needs `op`, which needs this file
+    """Returns the decompositions that turn the package's operators into ONNX's RNN: pass them to the `run_decompositions` of a
+    program that torch.export made. An ensemble, and dropout between layers, raise UnsupportedError when the program is decomposed."""
 
     def layer(*arguments: Any) -> tuple[Tensor, Tensor]:
         if arguments[0].dim() != 3:
             raise UnsupportedError("ONNX has no operator for an ensemble (vmap over weights): export its models one by one")
-        return rnn(*arguments[:-1])  # without the precision
+        return onnx_node.rnn(*arguments[:-1])  # without the precision
 
     def stack(x: Tensor, weights: list[Tensor], h0: Tensor | None, seed: Tensor | None, *settings: Any) -> network.Results:
         *of, keep = settings
@@ -78,7 +35,7 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
 
         def one(x: Tensor, *layer: Any, h0: Tensor | None, reverse: bool) -> tuple[Tensor, Tensor]:
             w_ih, w_hh, b_ih, b_hh = layer
-            return rnn(x, w_ih, w_hh, b_ih, b_hh, h0, net.nonlinearity, reverse)
+            return onnx_node.rnn(x, w_ih, w_hh, b_ih, b_hh, h0, net.nonlinearity, reverse)
 
         def between(y: Tensor, _: int) -> Tensor:
             outputs.append(y)

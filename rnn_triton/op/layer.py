@@ -20,11 +20,11 @@ from torch import _VF, Tensor
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
-from .. import onnx
 from ..cells import reference
 from ..errors import UnsupportedError
 from ..launch import dispatch
 from ..launch.launcher import has_kernels
+from . import onnx_node
 from .gradients import DB, DH0, DW_HH, DW_IH, DX, Layer
 
 NAMESPACE = "rnn_triton"
@@ -523,11 +523,11 @@ def rnn(
             # autograd through torch.func's transforms; tangents would even come out as zeros
             return reference.rnn(x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, reverse)
         if to_onnx:
-            return onnx.rnn(x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, reverse)
+            return onnx_node.rnn(x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, reverse)
         return _forward(x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, reverse, precision)
     if _is_tracing():  # what a Function does would be traced through, and the kernels with it
         if torch.onnx.is_in_onnx_export():
-            raise UnsupportedError(onnx.LEGACY)
+            raise UnsupportedError(onnx_node.LEGACY)
         return _forward(x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, reverse, precision)
     if not _is_grad_enabled() and forward_ad._current_level < 0:
         with _below_autograd():

@@ -1,0 +1,53 @@
+"""One layer in one direction as ONNX's own operator RNN, for the tracer of torch.onnx.export."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LEGACY = (
+    "torch.onnx.export(dynamo=False) cannot take rnn_triton's operators: export with torch.onnx.export(..., dynamo=True), "
+    "which writes ONNX's own RNN"
+)
+
+
+def rnn(
+    x: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    h0: Tensor | None,
+    nonlinearity: str,
+    reverse: bool,
+) -> tuple[Tensor, Tensor]:
+    """Returns (y[T,B,H], hn[B,H]) of x[T,B,I] and h0[B,H] (zeros if None) by a node RNN of ONNX.
+
+    The runtime decides the precision. bf16, which the node does not take, is computed in fp32 between casts."""
+    if x.dtype is torch.bfloat16:
+        wide = [None if t is None else t.float() for t in (x, w_ih, w_hh, b_ih, b_hh, h0)]
+        given: Any = (*wide, nonlinearity, reverse)
+        y, hn = rnn(*given)
+        return y.bfloat16(), hn.bfloat16()
+    T, B, _ = x.shape
+    H = w_hh.shape[0]
+    bias = None
+    if b_ih is not None or b_hh is not None:
+        bias = torch.cat([w_hh.new_zeros(H) if b is None else b for b in (b_ih, b_hh)]).unsqueeze(0)
+    inputs = [x, w_ih.unsqueeze(0), w_hh.unsqueeze(0), bias, None, None if h0 is None else h0.unsqueeze(0)]
+    while inputs[-1] is None:
+        inputs.pop()
+    y, hn = torch.onnx.ops.symbolic_multi_out(
+        "RNN",
+        inputs,
+        {
+            "activations": [{"tanh": "Tanh", "relu": "Relu"}[nonlinearity]],
+            "direction": "reverse" if reverse else "forward",
+            "hidden_size": H,
+        },
+        dtypes=(x.dtype, x.dtype),
+        shapes=((T, 1, B, H), (1, B, H)),
+    )
+    return y.squeeze(1), hn.squeeze(0)
