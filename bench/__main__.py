@@ -11,9 +11,12 @@ from pathlib import Path
 
 import torch
 
-from . import cases, environment, figures, jobs, tables
-from .first_run import first_run
-from .providers import PROVIDERS
+from . import quick
+from .cases import case as cases
+from .first_run.run import first_run
+from .providers.registry import PROVIDERS
+from .records import environment
+from .show import figures, tables
 
 # beside the results in a checkout; an installed package is no place to write to
 OUT = Path(__file__).resolve().parent / "out" if (environment.root() / "pyproject.toml").exists() else Path("bench-out")
@@ -148,18 +151,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     budget: float = getattr(given, "budget", BUDGET)
     try:
         if given.quick and given.command is None:
-            failures = jobs.quick(out, budget)
+            failures = quick.quick(out, budget)
         elif given.command is None:
             top.print_help()
             return 2
         else:
             text, failures = given.function(given, out, began + budget)
             print(text)
-    except (ValueError, OSError, jobs.NeedsGPU) as error:
+    except (ValueError, OSError, quick.NeedsGPU) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        print(f"bench: {jobs.needs(error)}", file=sys.stderr)
+        print(f"bench: {quick.needs(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\nbench: interrupted after {time.monotonic() - began:.0f} s; what was done is kept in {out}", file=sys.stderr)
@@ -185,7 +188,7 @@ def _joined(arguments: Sequence[str]) -> list[str]:
 def _run(given: argparse.Namespace, out: Path, deadline: float) -> tuple[str, list[str]]:
     passes = cases.choose(given.passes, cases.PASSES, "pass")
     providers = cases.choose(given.providers, tuple(PROVIDERS), "provider")
-    rows, failures = jobs.run_timing(_chosen(given), passes, providers, out, deadline, given.again, given.repeats)
+    rows, failures = quick.run_timing(_chosen(given), passes, providers, out, deadline, given.again, given.repeats)
     return tables.text(tables.HEADINGS, tables.timing_rows(rows)), failures
 
 
@@ -196,23 +199,23 @@ def _check(given: argparse.Namespace, out: Path, deadline: float) -> tuple[str, 
     if given.dry or (torch.cuda.is_available() and not some):
         return first_run(out, deadline - time.monotonic(), given.dry)
     given.suite = given.suite or "check"
-    return jobs.run_check(_chosen(given), out)
+    return quick.run_check(_chosen(given), out)
 
 
 def _figures(given: argparse.Namespace, out: Path, deadline: float) -> tuple[str, list[str]]:
     names = cases.choose(given.only, tuple(figures.FIGURES), "figure") if given.only else None
-    return jobs.make_figures(jobs.load(given.records or jobs.known(out)), out, names), []
+    return quick.make_figures(quick.load(given.records or quick.known(out)), out, names), []
 
 
 def _report(given: argparse.Namespace, out: Path, deadline: float) -> tuple[str, list[str]]:
-    return jobs.make_report(jobs.load(given.records or jobs.known(out)), out), []
+    return quick.make_report(quick.load(given.records or quick.known(out)), out), []
 
 
 def _compare(given: argparse.Namespace, out: Path, deadline: float) -> tuple[str, list[str]]:
-    from . import compare  # numpy, which only this and fits need
+    from .records import compare  # numpy, which only this and fits need
 
     providers = None if given.providers == "all" else cases.choose(given.providers, tuple(PROVIDERS), "provider")
-    known = jobs.known(out)
+    known = quick.known(out)
     found = compare.compare(compare.load(given.A, known), compare.load(given.B, known), providers, given.within or compare.BAND)
     for problem in (*found.a.problems, *found.b.problems):
         print(f"skipped {problem}", file=sys.stderr)
@@ -221,10 +224,10 @@ def _compare(given: argparse.Namespace, out: Path, deadline: float) -> tuple[str
 
 
 def _explain(given: argparse.Namespace, out: Path, deadline: float) -> tuple[str, list[str]]:
-    from . import explaining
+    from .model import explaining
 
-    device = jobs.architecture(given.arch) if given.arch else None
-    return explaining.explain(cases.parse(given.case), device, jobs.load(jobs.known(out))), []
+    device = quick.architecture(given.arch) if given.arch else None
+    return explaining.explain(cases.parse(given.case), device, quick.load(quick.known(out))), []
 
 
 def _list(given: argparse.Namespace, out: Path, deadline: float) -> tuple[str, list[str]]:
@@ -236,22 +239,22 @@ def _list(given: argparse.Namespace, out: Path, deadline: float) -> tuple[str, l
     if what == "figures":
         return "\n".join(figures.FIGURES), []
     if what == "providers":
-        return jobs.providers_table(), []
-    return (jobs.results_table(out) if what == "results" else jobs.suites_table()), []
+        return quick.providers_table(), []
+    return (quick.results_table(out) if what == "results" else quick.suites_table()), []
 
 
 def _resources(given: argparse.Namespace, out: Path, deadline: float) -> tuple[str, list[str]]:
-    return jobs.run_resources(given.arch, out)
+    return quick.run_resources(given.arch, out)
 
 
 def _model(given: argparse.Namespace, out: Path, deadline: float) -> tuple[str, list[str]]:
-    device = jobs.architecture(given.arch)
-    found = jobs.load(given.records or jobs.known(out))
-    return f"{jobs.model_table(device, cases.suites(given.suite))}\n\n{jobs.fit_table(found)}", []
+    device = quick.architecture(given.arch)
+    found = quick.load(given.records or quick.known(out))
+    return f"{quick.model_table(device, cases.suites(given.suite))}\n\n{quick.fit_table(found)}", []
 
 
 def _host(given: argparse.Namespace, out: Path, deadline: float) -> tuple[str, list[str]]:
-    return jobs.run_host(), []
+    return quick.run_host(), []
 
 
 def _chosen(given: argparse.Namespace) -> list[cases.Case]:

@@ -21,8 +21,16 @@ from support.bench_records import DATE, ENVIRONMENT
 from triton.compiler import CompiledKernel
 from triton.runtime.jit import JITFunction
 
-from bench import cases, check, compiling, dry, first_run, model, probes, providers, records, timing
 from bench.__main__ import main
+from bench.cases import case as cases
+from bench.cases import estimate
+from bench.first_run import dry
+from bench.first_run import items as probes
+from bench.first_run import run as first_run
+from bench.instruments import timing
+from bench.measure import check, compiling
+from bench.providers import registry
+from bench.records import schema
 from rnn_triton import overriding
 from rnn_triton.launch import cta_group, launcher
 from rnn_triton.plan import hardware, latency
@@ -48,7 +56,7 @@ def test_the_dry_run_does_every_sort_of_item_and_passes(tmp_path, capsys):
     began = cpu_seconds()
     assert main(["check", "--dry", "--out", str(tmp_path)]) == 0
     assert cpu_seconds() - began < 60  # 20 s on a slow core; wall time is the other tests' too
-    found, problems = records.read([tmp_path / first_run.DRY_FILE])
+    found, problems = schema.read([tmp_path / first_run.DRY_FILE])
     assert problems == [] and {r["kind"] for r in found} == {"exchange", "check", "timing", "constant", "behaviour"}
     assert {r["environment"]["device"] for r in found} == {"none (dry run)"}
     status = {(r["kind"], r.get("name", r["case"]), r["status"]) for r in found if r["status"] != "ok"}
@@ -88,7 +96,7 @@ def test_without_the_cooperative_interpreter_grids_are_planned_only(tmp_path):
 def done(tmp_path, *items, budget=600.0, **how):
     how.setdefault("function", bench_stubs.perform)
     table, failures = first_run.first_run(tmp_path, budget, todo=items, **how)
-    found, problems = records.read([tmp_path / (first_run.DRY_FILE if how.get("is_dry") else first_run.FILE)])
+    found, problems = schema.read([tmp_path / (first_run.DRY_FILE if how.get("is_dry") else first_run.FILE)])
     assert problems == []
     return table, failures, found
 
@@ -152,7 +160,7 @@ def test_items_cover_what_they_should():
     assert any(i.case.B % 2 for i in grids) and any(i.case.nonlinearity == "relu" for i in grids)
     assert {i.case for i in found if i.section == "equivalence"} >= set(cases.suite("check"))
     networks = [i.case for i in found if i.section == "equivalence" and i.case.layers * i.case.directions > 1]
-    shared = [[part.lanes.count for part in model.launches(case, H200)] for case in networks]
+    shared = [[part.lanes.count for part in estimate.launches(case, H200)] for case in networks]
     assert [4] in shared and [8] in shared and [2, 2] in shared and {c.bidirectional for c in networks} == {True, False}
     assert all(max(counts) > 1 for counts in shared)
     timed = {i.case for i in found if i.section == "speed"}
@@ -163,7 +171,7 @@ def test_items_cover_what_they_should():
 @pytest.mark.parametrize("item", first_run.items(), ids=lambda i: i.name)
 def test_every_item_has_its_plan_on_an_h200(item):
     with overriding(**dict(item.choices)):
-        found = [plan(problem, H200) for problem in model.problems(item.case)]
+        found = [plan(problem, H200) for problem in estimate.problems(item.case)]
     assert {p.regime for p in found} >= {dict(item.choices).get("regime", found[0].regime)}
 
 
@@ -179,7 +187,7 @@ def test_the_first_setting_is_the_planners_own():
 def test_several_tiles_share_a_group_where_they_should():
     of = {i.name: i for i in first_run.items()}["h1024-b300-t6-bf16 protocol=sentinel"]
     with overriding(**dict(of.choices)):
-        p = plan(model.problems(of.case)[0], H200)
+        p = plan(estimate.problems(of.case)[0], H200)
     assert math.ceil(of.case.B / p.block_b) > p.groups > 1
 
 
@@ -248,7 +256,7 @@ def measured(item, us):
     (fields,) = item.blank()
     with mock.patch.object(probes, "recurrence", lambda case, *_: case):
         item.measure(place, [fields])
-    records.validate({"schema": records.SCHEMA, "date": DATE, "kind": item.kind, "run": "r", "environment": ENVIRONMENT, **fields})
+    schema.validate({"schema": schema.SCHEMA, "date": DATE, "kind": item.kind, "run": "r", "environment": ENVIRONMENT, **fields})
     return fields
 
 
@@ -258,7 +266,7 @@ def test_a_constant_is_the_slope_less_the_rest_of_the_models_step(by):
     item = probes.Slope(case, choices, constant="sentinel_us", steps=(100, 500), by=by)
     found = measured(item, lambda case: 40 + 0.9 * case.T)
     with overriding(**dict(choices)):
-        problem = model.problems(case)[0]
+        problem = estimate.problems(case)[0]
         p = plan(problem, hardware.of(torch.device("cpu")))
     practical = latency.practical_us(problem, p, H200)
     assert found["value"] == pytest.approx(0.9 - practical + latency.CONSTANTS.sentinel_us[1])
@@ -290,7 +298,7 @@ def test_launches_and_rates():
 def test_rows_of_the_table():
     exchange = probes.Exchange(TINY, SENTINEL).blank()[0] | {
         "plan": {"protocol": "sentinel", "groups": 2, "ctas": 16}, "practical_us_per_step": 0.5,
-        "device_us": records.sampled([10.0 + 0.7 * 3] * 3), "short_T": 1, "short_us": records.sampled([10.7] * 3),
+        "device_us": schema.sampled([10.0 + 0.7 * 3] * 3), "short_T": 1, "short_us": schema.sampled([10.7] * 3),
     }  # fmt: skip
     (row,) = first_run.exchange_rows([exchange])
     assert row[1:] == ("forward", "sentinel", "2 x 16", "700", "500", "ok")
@@ -305,7 +313,7 @@ def test_rows_of_the_table():
 
 def test_gradients_of_pre_activations_alone():
     case = cases.case(12, 3, 4, "fp32", 5, ieee=True)
-    inputs = {name: t.double() for name, t in providers.tensors(case, torch.device("cpu")).items()}
+    inputs = {name: t.double() for name, t in registry.tensors(case, torch.device("cpu")).items()}
     y = check.reference(case, inputs)["y"]
     da = probes.pre_activation_gradients(case, inputs, y)
     assert torch.allclose(da.flatten(0, 1).sum(0), check.reference(case, inputs)["dbias_ih_l0"], rtol=1e-12)
@@ -343,7 +351,7 @@ def test_a_stuck_launch_that_is_not_stuck_is_seen():
 def test_calls_that_do_not_repeat_are_seen():
     item = probes.Replay(TINY, (), of="repeats_bitwise")
     assert probes.perform((item, True))[0]["status"] == "ok"
-    train, calls = providers.ModuleSession.train, []
+    train, calls = registry.ModuleSession.train, []
 
     def drifts(session):
         calls.append(0)
@@ -351,7 +359,7 @@ def test_calls_that_do_not_repeat_are_seen():
         results["dweight_hh_l0"].view(-1)[-1] *= 1 + len(calls) / 64
         return results
 
-    with mock.patch.object(providers.ModuleSession, "train", drifts):
+    with mock.patch.object(registry.ModuleSession, "train", drifts):
         (found,) = probes.perform((item, True))
     assert found["status"] == "wrong" and "dweight_hh_l0 differs" in found["message"]
 
@@ -461,7 +469,7 @@ CASES = """[
 COMPILES = f"""
 import contextlib, json, sys
 import run, stub
-from bench.compiling import launches_compile
+from bench.measure.compiling import launches_compile
 stub.install()
 log = stub.Log()
 with launches_compile() if sys.argv[1] == "compile" else contextlib.nullcontext():

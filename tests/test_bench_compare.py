@@ -8,7 +8,8 @@ import pytest
 from support import bench_records
 from support.bench_records import ENVIRONMENT, timing
 
-from bench import cases, compare, records
+from bench.cases import case as cases
+from bench.records import compare, schema
 
 CASE = cases.case(128, 16, 256, "bf16")
 N = 120  # simulations of each statistic
@@ -16,14 +17,14 @@ N = 120  # simulations of each statistic
 
 def side(name, *given):
     for record in given:
-        records.validate(record)
+        schema.validate(record)
     return compare.Side(name, tuple(given))
 
 
 def record(us, *, case=CASE, status="ok", run="run-1", environment=(), **fields):
     """A record of ours with these samples; us: how many, or the samples"""
     of = timing(case, "fwd", fields.pop("provider", "rnn_triton"), 0.3, status=status, run=run, **fields)
-    return of | {"device_us": records.sampled(list(map(float, us))), "environment": ENVIRONMENT | dict(environment)}
+    return of | {"device_us": schema.sampled(list(map(float, us))), "environment": ENVIRONMENT | dict(environment)}
 
 
 def lognormal(generator, n, sigma=0.05, rho=0.0, middle=100.0):
@@ -213,7 +214,7 @@ def test_discoveries_of_benjamini_and_hochberg():
     assert compare.discoveries([]) == []
 
 
-@pytest.mark.parametrize("status", records.STATUSES[1:])
+@pytest.mark.parametrize("status", schema.STATUSES[1:])
 def test_what_no_longer_runs_is_a_regression(status):
     good, bad = (record(lognormal(np.random.default_rng(1), 20), status=s) for s in ("ok", status))
     other = record([100.0] * 20, case=CASE.at(7))
@@ -326,7 +327,7 @@ def test_regressions_of_a_whole_suite_at_a_lower_clock_are_none():
     listed = bench_records.suite("quick")
     later = []
     for r in listed:
-        fields = {f: records.sampled([1.2 * us for us in r[f]["samples"]]) for f in ("device_us", "short_us")}
+        fields = {f: schema.sampled([1.2 * us for us in r[f]["samples"]]) for f in ("device_us", "short_us")}
         later.append(r | fields | {"telemetry": r["telemetry"] | {"sm_mhz": 1400.0}})
     early = [r | {"telemetry": r["telemetry"] | {"sm_mhz": 1755.0}} for r in listed]
     found = compare.compare(side("a", *early), side("b", *later))

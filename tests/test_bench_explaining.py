@@ -3,7 +3,9 @@
 import pytest
 from support.bench_records import timing
 
-from bench import cases, explaining, model
+from bench.cases import case as cases
+from bench.cases import estimate as model
+from bench.model import explaining
 from rnn_triton.plan.hardware import RECORDS
 
 H200 = RECORDS["sm_90"]

@@ -6,9 +6,12 @@ import math
 import pytest
 from support.bench_records import DATE, ENVIRONMENT, SPEEDUP, timing, us_of
 
-from bench import cases, figures, model, records, style
-from bench.cases import SUITES, case
-from bench.inputs import lengths_of
+from bench.cases import case as cases
+from bench.cases import estimate
+from bench.cases.case import SUITES, case
+from bench.cases.inputs import lengths_of
+from bench.records import schema
+from bench.show import figures, style
 from rnn_triton.plan.hardware import RECORDS
 
 pytest.importorskip("matplotlib")
@@ -48,7 +51,7 @@ def record(c, pass_, provider, **fields):
 
 @pytest.fixture(scope="module")
 def rows():
-    return records.rows(
+    return schema.rows(
         record(c, pass_, provider) for c in CASES if c.name != ABSENT for pass_ in ("fwd", "train") for provider in PROVIDERS
         if not (c.name == ALONE and provider == "cudnn")
     )  # fmt: skip
@@ -187,7 +190,7 @@ def test_names_choose_and_unknown_ones_are_refused(rows, tmp_path):
 
 
 def test_nothing_measured_draws_nothing(tmp_path):
-    refused = records.rows([timing(CASES[0], "fwd", "rnn_triton", 1.0, status="error")])
+    refused = schema.rows([timing(CASES[0], "fwd", "rnn_triton", 1.0, status="error")])
     refused[0].errors.clear()
     for nothing in ([], refused):
         assert figures.draw(nothing, [], tmp_path) == []
@@ -196,7 +199,7 @@ def test_nothing_measured_draws_nothing(tmp_path):
 
 def test_devices_have_figures_of_their_own(rows):
     other = ENVIRONMENT | {"device": "Other GPU", "hardware": None}
-    mixed = rows + records.rows([record(CASES[0], "fwd", p, environment=other) for p in PROVIDERS])
+    mixed = rows + schema.rows([record(CASES[0], "fwd", p, environment=other) for p in PROVIDERS])
     with style.context():
         found = {page.name: page for page in figures.pages(mixed, [], ["speedup", "roofline"])}
     assert list(found) == ["other-gpu-speedup", "test-gpu-speedup", "other-gpu-roofline", "test-gpu-roofline"]
@@ -209,7 +212,7 @@ def test_two_runs_that_cannot_be_compared_are_marked():
     made = [record(CASES[0], "fwd", "rnn_triton"), record(CASES[0], "fwd", "cudnn", run="run-2")]
     more = [record(c, "fwd", name) for c in CASES[2:6] for name in ("rnn_triton", "cudnn")]
     with style.context():
-        found = {page.name: page for page in figures.pages(records.rows(made + more), [], ["speedup", "speedup-over"])}
+        found = {page.name: page for page in figures.pages(schema.rows(made + more), [], ["speedup", "speedup-over"])}
     assert "not in one run" in [t.get_text() for t in found["speedup"].figure.axes[0].texts]
     marks = [mark for page in found.values() for axis in page.figure.axes for _, mark in gaps(axis)]
     assert style.GAPS["not in one run"] in marks and style.GAPS["no cuDNN time"] not in marks
@@ -217,7 +220,7 @@ def test_two_runs_that_cannot_be_compared_are_marked():
 
 def test_one_row_draws_what_it_can():
     with style.context():
-        found = {page.name: page for page in figures.pages(records.rows([record(CASES[0], "fwd", "rnn_triton")]), [])}
+        found = {page.name: page for page in figures.pages(schema.rows([record(CASES[0], "fwd", "rnn_triton")]), [])}
     assert list(found) == ["speedup", "roofline", "accuracy", "distribution-fwd"]
     assert [t.get_text() for t in found["speedup"].figure.axes[0].texts] == ["no cuDNN time"]
 
@@ -237,7 +240,7 @@ def test_sweeps_are_found_in_the_rows(rows):
 
 def test_sweep_over_heads_holds_their_product():
     heads = [case(H, 16, 64, "bf16", models=768 // H) for H in (64, 128, 384, 768)]
-    found = records.rows([timing(c, "fwd", "rnn_triton", 1.0) for c in heads])
+    found = schema.rows([timing(c, "fwd", "rnn_triton", 1.0) for c in heads])
     (sweep,) = figures.sweeps(found, "head")
     assert (sweep.values, sweep.title) == ((64, 128, 384, 768), "B 16, T 64, heads x dimension 768")
     assert figures.sweeps(found, "H") == [] == figures.sweeps(found, "models")
@@ -245,7 +248,7 @@ def test_sweep_over_heads_holds_their_product():
 
 def test_many_equal_sweeps_are_thinned_and_small_ones_left_out():
     many = [case(H, B, 64, "bf16") for H in (32, 64, 128) for B in (1, 2, 4, 8, 16)] + [case(8, 3, 64, "bf16")]
-    found = figures.sweeps(records.rows([timing(c, "fwd", "rnn_triton", 1.0) for c in many]), "H")
+    found = figures.sweeps(schema.rows([timing(c, "fwd", "rnn_triton", 1.0) for c in many]), "H")
     assert [sweep.held["B"] for sweep in found] == [1, 4, 16]
 
 
@@ -261,7 +264,7 @@ def test_many_cases_take_several_pages():
     many = [case(H, 1, 64, "bf16") for H in range(1, 40)]
     with style.context():
         found = list(
-            figures.pages(records.rows([timing(c, "fwd", "rnn_triton", 1.0) for c in many]), [], ["speedup"])
+            figures.pages(schema.rows([timing(c, "fwd", "rnn_triton", 1.0) for c in many]), [], ["speedup"])
         )
     assert [page.name for page in found] == ["speedup", "speedup-2"]
     assert [len(page.figure.axes[0].texts) for page in found] == [figures.BARS, 39 - figures.BARS]
@@ -275,7 +278,7 @@ def test_more_cases_than_pages_hold_are_thinned_to_the_extremes(monkeypatch):
     of[in_suite[4].name], of[others[3].name], of[others[5].name] = 0.2, 0.1, 0.3
     made = [timing(c, "fwd", "rnn_triton", 1.0, launch_us=1e-6) for c in [*in_suite, *others]]
     made += [timing(c, "fwd", "cudnn", of[c.name], launch_us=1e-6) for c in [*in_suite, *others]]
-    found = records.rows(made)
+    found = schema.rows(made)
     with style.context():
         (page,) = figures.pages(found, [], ["speedup"])
     shown = [label.get_text() for label in page.figure.axes[0].get_yticklabels()]
@@ -368,10 +371,10 @@ def test_no_floor_of_packed_cases_lies_above_the_peak():
     found = 0
     for c in SUITES["varlen"]:
         hardware = {"environment": ENVIRONMENT | {"hardware": H200.__dict__}}
-        (row,) = records.rows([timing(c, "fwd", "rnn_triton", 1.0, **hardware)])
+        (row,) = schema.rows([timing(c, "fwd", "rnn_triton", 1.0, **hardware)])
         peak = figures._ceilings(figures.arithmetic(row), [row])["peak"]
         for pass_ in ("fwd", "train"):
-            assert figures.flop(c.__dict__, pass_) * 1e-6 / model.of_case(c, pass_, H200).floor_us <= 1.001 * peak, c.name
+            assert figures.flop(c.__dict__, pass_) * 1e-6 / estimate.of_case(c, pass_, H200).floor_us <= 1.001 * peak, c.name
             found += c.lengths != "full"
     assert found == 48
 
@@ -401,7 +404,7 @@ def scaled(measured):
             status = "ok" if T in measured[provider] else "error"
             made.append(timing(case(128, 16, T, "bf16"), "fwd", provider, 1.0, launch_us=0.0, status=status))
     with style.context():
-        (page,) = figures.pages(records.rows(made), [], ["scaling"])
+        (page,) = figures.pages(schema.rows(made), [], ["scaling"])
     drawn = lines(page.figure.axes[0], style.ARITHMETIC["bf16"]["color"])
     return [line for line in drawn if len(line[0]) > 1], page.note
 
@@ -420,7 +423,7 @@ def test_accuracy_marks_the_quantity_that_is_wrong_alone():
     color = style.PROVIDERS["rnn_triton"]["color"]
     good, bad = {"rel": 1e-3, "rel_tol": 0.01, "max": 0.01, "max_tol": 0.1}, {"rel": 1e-3, "rel_tol": 0.01, "max": 1.0, "max_tol": 0.1}
     for errors, marked in (({"y": good, "dx": bad}, (False, True)), ({"y": bad, "dx": good}, (True, False))):
-        found = records.rows([timing(CASES[0], "train", "rnn_triton", 1.0, status="wrong", errors=errors)])
+        found = schema.rows([timing(CASES[0], "train", "rnn_triton", 1.0, status="wrong", errors=errors)])
         with style.context():
             (page,) = figures.pages(found, [], ["accuracy"])
         assert tuple(bool(lines(axis, color, "x")) for axis in page.figure.axes[:2]) == marked
@@ -442,7 +445,7 @@ def test_a_wrong_result_keeps_its_error_and_is_marked():
     color = style.PROVIDERS["rnn_triton"]["color"]
     for rel in (0.5, math.nan):
         errors = {"y": {"rel": rel, "rel_tol": 0.01, "max": 1.0, "max_tol": 0.1}}
-        found = records.rows([timing(CASES[0], "fwd", "rnn_triton", 1.0, status="wrong", errors=errors)])
+        found = schema.rows([timing(CASES[0], "fwd", "rnn_triton", 1.0, status="wrong", errors=errors)])
         with style.context():
             (page,) = figures.pages(found, [], ["accuracy"])
         axis = page.figure.axes[0]
@@ -456,7 +459,7 @@ def test_a_wrong_result_keeps_its_error_and_is_marked():
 def test_an_exact_result_is_drawn_at_the_least_error_and_is_not_wrong():
     errors = {"y": {"rel": 0.0, "rel_tol": 0.01, "max": 0.0, "max_tol": 0.1}}
     with style.context():
-        (page,) = figures.pages(records.rows([timing(CASES[0], "fwd", "rnn_triton", 1.0, errors=errors)]), [], ["accuracy"])
+        (page,) = figures.pages(schema.rows([timing(CASES[0], "fwd", "rnn_triton", 1.0, errors=errors)]), [], ["accuracy"])
     ours = style.PROVIDERS["rnn_triton"]["color"]
     assert lines(page.figure.axes[0], ours) == [[[256], [figures.LEAST_ERROR]]] and gaps(page.figure.axes[0]) == []
 

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from support.bench_records import ENVIRONMENT, timing
 
-from bench import cases, fit, model, records
+from bench.cases import case as cases
+from bench.cases import estimate
+from bench.model import fit
+from bench.records import schema
 from rnn_triton.plan import latency
 from rnn_triton.plan import problem as plans
 from rnn_triton.plan.candidates import candidates
@@ -29,7 +32,7 @@ SHAPES = [
 
 def measurement(case, constants=TRUE, direction="forward", noise=0.0, generator=None, **fields):
     """A record of ours (an exchange, for a backward pass) that takes what the model says, +-noise"""
-    problem = model.problems(case)[direction == "backward"]
+    problem = estimate.problems(case)[direction == "backward"]
     ran = plan(problem, DEVICE)
     us = latency.practical_us(problem, ran, DEVICE, constants)
     us *= math.exp(noise * generator.standard_normal()) if generator else 1.0
@@ -38,7 +41,7 @@ def measurement(case, constants=TRUE, direction="forward", noise=0.0, generator=
         of = of | {
             "kind": "exchange", "direction": direction, "choices": {}, "plan": plans.fields(ran), "practical_us_per_step": us,
         }  # fmt: skip
-    records.validate(of)
+    schema.validate(of)
     return of
 
 
@@ -147,7 +150,7 @@ def test_outliers_do_not_pull():
     given = measurements(noise=0.02)
     for i in range(0, len(given), 9):  # one in nine takes three times as long
         for field in ("device_us", "short_us"):
-            given[i][field] = records.sampled([3 * s for s in given[i][field]["samples"]])
+            given[i][field] = schema.sampled([3 * s for s in given[i][field]["samples"]])
     found = by_name(fit.fit(given))
     for name in ("local_us", "sentinel_us", "efficiency"):
         assert found[name].new == pytest.approx(fit._get(TRUE, name), rel=0.1), name
@@ -183,7 +186,7 @@ def test_what_is_no_single_recurrence_is_left_out_and_said():
         (good | {"pass": "train"}, "not a forward pass alone"),
         (good | {"plan": None}, "without hardware or plan"),
         (good | {"shape": dataclasses.asdict(stack)}, "not one layer in one direction"),
-        (good | {"short_us": records.sampled([1e6])}, "a slope that is not positive"),
+        (good | {"short_us": schema.sampled([1e6])}, "a slope that is not positive"),
         (good | {"environment": ENVIRONMENT | {"hardware": None}}, "without hardware or plan"),
         # JSON of the right outline that is no plan, shape or device
         *[
@@ -219,14 +222,14 @@ def test_a_device_is_what_the_environment_calls_it():
 
 def test_an_observation_is_the_slope_of_the_newest():
     old, new = (measurement(SHAPES[2], date=f"2026-01-0{i}T00:00:00Z", launch_us=50.0) for i in (1, 2))
-    new["device_us"] = records.sampled([50.0 + 256 * 0.7] * 3)
-    new["short_us"] = records.sampled([50.0 + 64 * 0.7] * 3)
+    new["device_us"] = schema.sampled([50.0 + 256 * 0.7] * 3)
+    new["short_us"] = schema.sampled([50.0 + 64 * 0.7] * 3)
     (seen,), _ = fit.observations([new, old])
     assert seen.us == pytest.approx(0.7)
-    assert seen.problem == model.problems(SHAPES[2])[0] and seen.device == DEVICE
+    assert seen.problem == estimate.problems(SHAPES[2])[0] and seen.device == DEVICE
     (back,), _ = fit.observations([measurement(SHAPES[2], direction="backward")])
-    assert back.problem == model.problems(SHAPES[2])[1] and back.model_us(TRUE) == pytest.approx(back.us)
-    (seen,), _ = fit.observations([new | {"short_T": None, "short_us": records.sampled()}])
+    assert back.problem == estimate.problems(SHAPES[2])[1] and back.model_us(TRUE) == pytest.approx(back.us)
+    (seen,), _ = fit.observations([new | {"short_T": None, "short_us": schema.sampled()}])
     assert seen.us == pytest.approx((50 + 256 * 0.7) / 256)
 
 
@@ -242,7 +245,7 @@ def test_devices_are_not_mixed():
 
 def test_every_plan_survives_a_record():
     for case in SHAPES:
-        for problem in model.problems(case):
+        for problem in estimate.problems(case):
             for p in candidates(problem, DEVICE):
                 assert plans.from_fields(plans.fields(p)) == p
     fields = plans.fields(p)

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from bench import cases, model
-from bench.inputs import lengths_of
+from bench.cases import case as cases
+from bench.cases import estimate
+from bench.cases.inputs import lengths_of
 from rnn_triton.errors import UnsupportedError
 from rnn_triton.plan import choose, latency
 from rnn_triton.plan.hardware import RECORDS
@@ -28,9 +29,9 @@ def one_of_each_kind():
 def test_floor_is_below_practical_in_every_kind_of_case(case, pass_):
     if case.cell != "rnn":
         with pytest.raises(UnsupportedError, match=case.cell):
-            model.of_case(case, pass_, H200)
+            estimate.of_case(case, pass_, H200)
         return
-    found = model.of_case(case, pass_, H200)
+    found = estimate.of_case(case, pass_, H200)
     assert 0 < found.floor_us <= found.practical_us
     assert found.bound in found.parts and min(found.parts.values()) >= 0
 
@@ -39,37 +40,37 @@ def test_floor_is_below_practical_in_every_kind_of_case(case, pass_):
 def test_training_is_forward_and_backward_and_gemms(name, part):
     """in each regime"""
     case = cases.parse(f"{name}-b16-t256-bf16")
-    fwd, train = (model.of_case(case, pass_, H200) for pass_ in cases.PASSES)
+    fwd, train = (estimate.of_case(case, pass_, H200) for pass_ in cases.PASSES)
     assert train.floor_us > fwd.floor_us and train.practical_us > fwd.practical_us
     assert {f"forward {part}", f"backward {part}", "GEMM"} <= set(train.parts)
-    forward, backward = model.problems(case)
-    parts = [latency.step(p, model.plan(p, H200), H200) for p in (forward, backward)]
-    assert train.practical_us == pytest.approx(sum(p.practical_us for p in parts) + model.gemms(forward, H200)[1])
+    forward, backward = estimate.problems(case)
+    parts = [latency.step(p, estimate.plan(p, H200), H200) for p in (forward, backward)]
+    assert train.practical_us == pytest.approx(sum(p.practical_us for p in parts) + estimate.gemms(forward, H200)[1])
     # the GEMMs may hide behind the recurrence: no less than both recurrences, no more than one after the other
     least = sum(p.floor_us for p in parts)
-    assert least * (1 - 1e-12) <= train.floor_us <= (least + model.gemms(forward, H200)[0]) * (1 + 1e-12)
+    assert least * (1 - 1e-12) <= train.floor_us <= (least + estimate.gemms(forward, H200)[0]) * (1 + 1e-12)
 
 
 def test_gemms_after_the_backward_pass():
-    forward, _ = model.problems(cases.parse("h4096-b1024-t8-bf16"))
-    floor, practical = model.gemms(forward, H200)
+    forward, _ = estimate.problems(cases.parse("h4096-b1024-t8-bf16"))
+    floor, practical = estimate.gemms(forward, H200)
     # dx, dw_ih, dw_hh: three products of 2 B H^2 at 4096 FLOP a cycle and SM
     assert floor == pytest.approx(3 * 2 * 1024 * 4096**2 / (132 * 1980 * 4096))
     assert practical == pytest.approx(floor / latency.CONSTANTS.efficiency)
-    forward, _ = model.problems(cases.parse("h16-b1024-t8-bf16"))
-    floor, practical = model.gemms(forward, H200)
+    forward, _ = estimate.problems(cases.parse("h16-b1024-t8-bf16"))
+    floor, practical = estimate.gemms(forward, H200)
     assert floor == pytest.approx(1024 * 2 * 64 / 4.8e6) and practical > floor / latency.CONSTANTS.efficiency
 
 
 @pytest.mark.parametrize("pass_", cases.PASSES)
 def test_a_stack_is_the_launch_that_runs(pass_):
     one = cases.case(512, 16, 512, "bf16")
-    of_one, of_four = (model.of_case(replace(one, layers=n), pass_, H200) for n in (1, 4))
+    of_one, of_four = (estimate.of_case(replace(one, layers=n), pass_, H200) for n in (1, 4))
     lanes, longer = Lanes(4, True), (512 + 3) / 512  # T + L - 1 steps of a wavefront
     us = 0.0
-    for problem in model.problems(one)[: 2 if pass_ == "train" else 1]:
+    for problem in estimate.problems(one)[: 2 if pass_ == "train" else 1]:
         us += longer * latency.lanes_us(problem, choose.lane_plan(problem, lanes, H200), H200, lanes)
-    gemms = 4 * model.gemms(model.problems(one)[0], H200)[1] * (pass_ == "train")
+    gemms = 4 * estimate.gemms(estimate.problems(one)[0], H200)[1] * (pass_ == "train")
     assert of_four.practical_us == pytest.approx(us + gemms)
     assert of_one.practical_us < of_four.practical_us < 4 * of_one.practical_us
     # bound by the chain
@@ -79,50 +80,50 @@ def test_a_stack_is_the_launch_that_runs(pass_):
 def test_a_stack_that_shares_no_launch_runs_layer_after_layer():
     one = cases.case(2048, 128, 512, "bf16")
     for options in (dict(layers=4), dict(layers=2, bidirectional=True)):
-        of_one = model.of_case(one, "fwd", H200)
+        of_one = estimate.of_case(one, "fwd", H200)
         case = replace(one, **options)
-        of_all = model.of_case(case, "fwd", H200)
-        assert len(model.launches(case, H200)) == 4
-        upper = model.of_case(replace(one, I=4096), "fwd", H200) if case.bidirectional else of_one
+        of_all = estimate.of_case(case, "fwd", H200)
+        assert len(estimate.launches(case, H200)) == 4
+        upper = estimate.of_case(replace(one, I=4096), "fwd", H200) if case.bidirectional else of_one
         assert of_all.practical_us == pytest.approx(2 * of_one.practical_us + 2 * upper.practical_us)
     packed = cases.case(128, 16, 512, "bf16", layers=4, lengths="uniform")
-    assert len(model.launches(packed, H200)) == 4 and len(model.launches(replace(packed, lengths="full"), H200)) == 1
+    assert len(estimate.launches(packed, H200)) == 4 and len(estimate.launches(replace(packed, lengths="full"), H200)) == 1
 
 
 def test_throughput_of_a_stack_adds_up():
     one = cases.case(2048, 1024, 64, "bf16")
     products = 2 * 1024 * 2048 * 4096 / (132 * 1980 * 4096)  # 2 B H 2H at 4096 FLOP a cycle and SM, on 132 of them
-    of_one, of_four = (model.of_case(replace(one, layers=n), "fwd", H200) for n in (1, 4))
+    of_one, of_four = (estimate.of_case(replace(one, layers=n), "fwd", H200) for n in (1, 4))
     assert products <= of_one.floor_us < 1.1 * products  # and a chain that cannot overlap with them
     assert of_four.floor_us == pytest.approx(4 * products)
 
 
 def test_layers_above_the_first_read_both_directions():
     case = cases.case(128, 16, 512, "bf16", 40, layers=3, bidirectional=True)
-    assert [(layer.forward.I, layer.backward.I) for layer in model.layers(case)] == [(40, 1), (256, 1), (256, 1)]
-    assert model.problems(case) == (model.layers(case)[0].forward, model.layers(case)[0].backward)
+    assert [(layer.forward.I, layer.backward.I) for layer in estimate.layers(case)] == [(40, 1), (256, 1), (256, 1)]
+    assert estimate.problems(case) == (estimate.layers(case)[0].forward, estimate.layers(case)[0].backward)
 
 
 def test_directions_run_side_by_side():
     one = cases.case(128, 16, 512, "bf16")
-    of_one, of_two = (model.of_case(replace(one, bidirectional=b), "fwd", H200) for b in (False, True))
+    of_one, of_two = (estimate.of_case(replace(one, bidirectional=b), "fwd", H200) for b in (False, True))
     assert of_one.practical_us <= of_two.practical_us < 2 * of_one.practical_us
     assert of_two.floor_us == pytest.approx(of_one.floor_us)
     # the second layer waits for both directions of the first: no wavefront
-    of_stack = model.of_case(replace(one, bidirectional=True, layers=2), "fwd", H200)
+    of_stack = estimate.of_case(replace(one, bidirectional=True, layers=2), "fwd", H200)
     assert of_stack.floor_us == pytest.approx(2 * of_one.floor_us, rel=0.01)
 
 
 def test_small_models_share_a_launch_and_large_ones_take_turns():
     small = cases.case(128, 16, 512, "bf16")
-    of = {n: model.of_case(replace(small, models=n), "fwd", H200) for n in (1, 16, 1024)}
+    of = {n: estimate.of_case(replace(small, models=n), "fwd", H200) for n in (1, 16, 1024)}
     assert of[16].practical_us == of[1].practical_us  # 32 tiles on 132 SMs
     assert of[1024].practical_us > 4 * of[1].practical_us  # 16 tiles an SM
     # tiles are not shared between models: 8 rows for each, even of B = 1
-    rows = [model.of_case(replace(small, B=b, models=1024), "fwd", H200).parts["MMA"] for b in (1, 8)]
+    rows = [estimate.of_case(replace(small, B=b, models=1024), "fwd", H200).parts["MMA"] for b in (1, 8)]
     assert rows[0] == rows[1]
     large = cases.case(1024, 16, 512, "bf16")
-    one, four = (model.of_case(replace(large, models=n), "fwd", H200) for n in (1, 4))
+    one, four = (estimate.of_case(replace(large, models=n), "fwd", H200) for n in (1, 4))
     assert four.practical_us == pytest.approx(4 * one.practical_us)
     assert four.floor_us == pytest.approx(one.floor_us)  # side by side, if anything held them
 
@@ -130,12 +131,12 @@ def test_small_models_share_a_launch_and_large_ones_take_turns():
 @pytest.mark.parametrize("lengths", ["uniform", "heavy"])
 def test_padded_steps_cost_time_but_are_no_part_of_the_floor(lengths):
     full = cases.case(2048, 1024, 64, "bf16")
-    whole, ragged = (model.of_case(replace(full, lengths=n), "fwd", H200) for n in ("full", lengths))
+    whole, ragged = (estimate.of_case(replace(full, lengths=n), "fwd", H200) for n in ("full", lengths))
     assert ragged.practical_us == whole.practical_us
     real = float(lengths_of(replace(full, lengths=lengths)).double().mean()) / 64
     products = 2 * 1024 * 2048 * 4096 / (132 * 1980 * 4096)  # of whole sequences
     assert 0.1 < real < 0.7 and ragged.floor_us == pytest.approx(real * products)
     # with few rows the longest sequence decides, which has T steps
     full = cases.case(128, 16, 64, "bf16")
-    whole, ragged = (model.of_case(replace(full, lengths=n), "fwd", H200) for n in ("full", lengths))
+    whole, ragged = (estimate.of_case(replace(full, lengths=n), "fwd", H200) for n in ("full", lengths))
     assert ragged.floor_us == pytest.approx(whole.floor_us)

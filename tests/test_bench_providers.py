@@ -14,13 +14,16 @@ import pytest
 import torch
 from torch import nn
 
-from bench import check, compiling, inputs, peers, providers, records, sessions
-from bench.cases import Job, case, parse
+from bench.cases import inputs
+from bench.cases.case import Job, case, parse
+from bench.measure import check, compiling
+from bench.providers import interface, peers, registry
+from bench.records import schema
 from rnn_triton import UnsupportedError
 from rnn_triton.plan import problem
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-PROVIDERS = providers.PROVIDERS
+PROVIDERS = registry.PROVIDERS
 
 
 def small(**how):
@@ -33,7 +36,7 @@ def small(**how):
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
 def test_tensors_have_torchs_names_and_shapes(cell):
     of = replace(small(cell=cell), layers=2, bidirectional=True)
-    module = providers.module_of(nn, of, torch.empty(0))
+    module = registry.module_of(nn, of, torch.empty(0))
     found = inputs.tensors(of, CPU)
     weights = {name: tuple(p.shape) for name, p in module.named_parameters()}
     assert {name: tuple(t.shape) for name, t in found.items() if name in weights} == weights
@@ -107,7 +110,7 @@ def test_the_reference_of_packed_sequences_is_that_of_each_sequence():
     of = replace(small(lengths="uniform"), B=4, bidirectional=True)
     given = inputs.tensors(of, CPU)
     found, lengths = check.reference(of, given), inputs.lengths_of(of)
-    packed = sessions.packed(of, given["x"])
+    packed = interface.packed(of, given["x"])
     y, _ = nn.utils.rnn.pad_packed_sequence(packed._replace(data=found["y"]))
     dx, _ = nn.utils.rnn.pad_packed_sequence(packed._replace(data=found["dx"]))
     total = 0
@@ -132,7 +135,7 @@ def test_the_reference_leaves_torchs_switches_as_they_were():
 
 def test_they_are_listed_in_order_with_what_a_record_and_a_figure_need():
     names = ["rnn_triton", "rnn_triton-layers", "cudnn", "cudnn-layers", "loop", "compile", "graph", "flashrnn", "xma", "flaggems", "torchrl"]
-    assert list(PROVIDERS) == names and {records.OURS, *records.BASELINES} <= set(names)
+    assert list(PROVIDERS) == names and {schema.OURS, *schema.BASELINES} <= set(names)
     assert len({p.label for p in PROVIDERS.values()}) == len(names) and all(p.label for p in PROVIDERS.values())
     assert [name for name, p in PROVIDERS.items() if p.captured] == ["graph"]
     for p in PROVIDERS.values():
@@ -214,8 +217,8 @@ def test_the_compiled_loop_is_compiled_by_chunks(of):
         sizes.append(steps)
         return lambda *given: (calls.append(steps), graph(*given))[1]
 
-    with mock.patch.object(providers, "CHUNK", 4):
-        verdict = check.gate(of, providers.Compiled(backend), CPU)
+    with mock.patch.object(registry, "CHUNK", 4):
+        verdict = check.gate(of, registry.Compiled(backend), CPU)
         assert PROVIDERS["compile"].shortest(of).T == min(of.T, 4 + of.T % 4)
     assert verdict.ok, verdict.message
     assert set(sizes) == {4, of.T % 4}
@@ -249,7 +252,7 @@ def test_a_graph_is_captured_once_a_pass_and_replayed():
 
     of = small()
     given = inputs.tensors(of, CPU)
-    with mock.patch.object(providers.timing, "capture", capture):
+    with mock.patch.object(registry.timing, "capture", capture):
         session = PROVIDERS["graph"].session(of, given)
         assert made == []
         for _ in range(3):
@@ -645,7 +648,7 @@ def test_all_that_compiles_is_compiled_ahead():
 def test_a_provider_prepares_by_running_its_shortest_case():
     ran = []
 
-    class Slow(sessions.Provider):
+    class Slow(interface.Provider):
         name, compiles, module = "slow", True, "math"
 
         def session(self, case, inputs):

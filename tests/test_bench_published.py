@@ -2,7 +2,8 @@
 
 import pytest
 
-from bench import cases, published
+from bench.cases import case as cases
+from bench.cases import published
 
 
 def test_every_figure_is_of_a_case_and_sane():

@@ -13,9 +13,15 @@ import pytest
 import torch
 from support.bench_records import ENVIRONMENT, timing
 
-from bench import cases, dry, first_run, model, probes, providers, records, tables
-from bench.cases import case
-from bench.run import blank, model_estimate
+from bench.cases import case as cases
+from bench.cases import estimate as model
+from bench.cases.case import case
+from bench.first_run import dry, items
+from bench.first_run import run as first_run
+from bench.measure.run import blank, model_estimate
+from bench.providers import registry
+from bench.records import schema
+from bench.show import tables
 from rnn_triton.plan import problem as plans
 from rnn_triton.plan.hardware import RECORDS, Device
 
@@ -26,34 +32,34 @@ ERROR = {"rel": 1e-3, "rel_tol": 4e-3, "max": 1e-2, "max_tol": 2e-2}
 
 def test_round_trip_and_appended_as_it_goes(tmp_path):
     path = tmp_path / "a" / "run.jsonl"
-    fields = {k: v for k, v in timing(CASE, "fwd", "rnn_triton", 0.3).items() if k not in records.COMMON}
-    with records.Writer(path, "run-1", ENVIRONMENT) as writer:
+    fields = {k: v for k, v in timing(CASE, "fwd", "rnn_triton", 0.3).items() if k not in schema.COMMON}
+    with schema.Writer(path, "run-1", ENVIRONMENT) as writer:
         first = writer.write("timing", **fields)
-        assert records.read([path]) == ([first], [])  # on disk before the file is closed
+        assert schema.read([path]) == ([first], [])  # on disk before the file is closed
         second = writer.write("timing", **(fields | {"pass": "train"}))
-    assert records.read([path]) == ([first, second], [])
+    assert schema.read([path]) == ([first, second], [])
     assert first["environment"] == ENVIRONMENT and first["run"] == "run-1" and len(first["date"]) == 20
 
 
 def test_a_file_goes_on_where_it_ended_or_starts_empty(tmp_path):
     path = tmp_path / "run.jsonl"
-    fields = {k: v for k, v in timing(CASE, "fwd", "rnn_triton", 0.3).items() if k not in records.COMMON}
+    fields = {k: v for k, v in timing(CASE, "fwd", "rnn_triton", 0.3).items() if k not in schema.COMMON}
     for run in ("run-1", "run-2"):
-        with records.Writer(path, run, ENVIRONMENT, fresh=False) as writer:
+        with schema.Writer(path, run, ENVIRONMENT, fresh=False) as writer:
             writer.write("timing", **fields)
-    assert [r["run"] for r in records.read([path])[0]] == ["run-1", "run-2"]
-    path.write_text(path.read_text() + f'{{"schema": {records.SCHEMA}, "kin')  # a run that was ended while it wrote
-    with records.Writer(path, "run-3", ENVIRONMENT, fresh=False) as writer:
+    assert [r["run"] for r in schema.read([path])[0]] == ["run-1", "run-2"]
+    path.write_text(path.read_text() + f'{{"schema": {schema.SCHEMA}, "kin')  # a run that was ended while it wrote
+    with schema.Writer(path, "run-3", ENVIRONMENT, fresh=False) as writer:
         writer.write("timing", **fields)
-    found, problems = records.read([path])
+    found, problems = schema.read([path])
     assert [r["run"] for r in found] == ["run-1", "run-2", "run-3"] and [p.line for p in problems] == [3]
-    with records.Writer(path, "run-4", ENVIRONMENT) as writer:
+    with schema.Writer(path, "run-4", ENVIRONMENT) as writer:
         writer.write("timing", **fields)
-    assert [r["run"] for r in records.read([path])[0]] == ["run-4"]
+    assert [r["run"] for r in schema.read([path])[0]] == ["run-4"]
 
 
 def test_writer_refuses_what_a_reader_would(tmp_path):
-    with records.Writer(tmp_path / "x.jsonl", "run-1", ENVIRONMENT) as writer:
+    with schema.Writer(tmp_path / "x.jsonl", "run-1", ENVIRONMENT) as writer:
         with pytest.raises(ValueError, match="field case is missing"):
             writer.write("timing")
     assert (tmp_path / "x.jsonl").read_text() == ""
@@ -67,11 +73,11 @@ PLANNED = ("rnn_triton", "rnn_triton-layers", "cudnn", "cudnn-layers", "compile"
 def test_every_case_of_every_suite_can_be_recorded(suite, tmp_path):
     """A timing and a check of each provider that has a plan, as run.py and jobs.py write them, for an H200"""
     chosen, estimate = cases.suite(suite), model_estimate(RECORDS["sm_90"])
-    with records.Writer(tmp_path / "t.jsonl", "run-1", ENVIRONMENT) as writer:
+    with schema.Writer(tmp_path / "t.jsonl", "run-1", ENVIRONMENT) as writer:
         written = []
         for listed in chosen:
             for name in PLANNED:
-                provider = providers.PROVIDERS[name]
+                provider = registry.PROVIDERS[name]
                 if provider.unsupported(listed):
                     continue
                 made = {"plan": provider.plan(listed, CPU)}
@@ -80,7 +86,7 @@ def test_every_case_of_every_suite_can_be_recorded(suite, tmp_path):
                 shape = dataclasses.asdict(listed)
                 checked = {"status": "ok", "message": "", "errors": {}, "implementation": "none", "choices": {}}
                 written.append(writer.write("check", case=listed.name, shape=shape, provider=name, **checked, **made))
-    assert records.read([tmp_path / "t.jsonl"]) == (written, [])
+    assert schema.read([tmp_path / "t.jsonl"]) == (written, [])
     assert {r["case"] for r in written} == {listed.name for listed in chosen}
     assert {r["status"] for r in written} == {"ok"}
     launches = [r["plan"]["launches"] for r in written if r["provider"] == "rnn_triton" and "launches" in r["plan"]]
@@ -88,18 +94,18 @@ def test_every_case_of_every_suite_can_be_recorded(suite, tmp_path):
 
 
 def test_every_item_of_the_first_run_can_be_recorded(tmp_path):
-    place = probes.Place(CPU, dry, False)
-    with records.Writer(tmp_path / "t.jsonl", "run-1", ENVIRONMENT) as writer:
+    place = items.Place(CPU, dry, False)
+    with schema.Writer(tmp_path / "t.jsonl", "run-1", ENVIRONMENT) as writer:
         written = []
         for item in first_run.items():
             for fields in item.blank():
                 if fields.get("plan", 0) is None and fields.get("provider", "rnn_triton") == "rnn_triton":
                     with place.choosing(item.choices):
                         whole = item.kind in ("check", "timing")
-                        found = providers.plans_on(item.case, place.record) if whole else None
+                        found = registry.plans_on(item.case, place.record) if whole else None
                         fields["plan"] = found or plans.fields(place.plan(model.problems(item.case)[0]))
                 written.append(writer.write(item.kind, **fields))
-    assert records.read([tmp_path / "t.jsonl"]) == (written, []) and {r["status"] for r in written} == {"ok"}
+    assert schema.read([tmp_path / "t.jsonl"]) == (written, []) and {r["status"] for r in written} == {"ok"}
 
 
 @pytest.mark.parametrize(
@@ -108,14 +114,14 @@ def test_every_item_of_the_first_run_can_be_recorded(tmp_path):
         ({"plan": {"forward": {"tiles": [1, 2]}}}, "field plan.forward.tiles: expected str or int or float or bool or NoneType, got list"),
         ({"plan": {"dtype": torch.bfloat16}}, "Object of type dtype is not JSON serializable"),
         ({"errors": {"y": ERROR | {"rel_tol": math.inf}}, "kernels": None}, "field errors.y.rel_tol: inf is not from 1e-09 to 1e+15"),
-        ({"device_us": records.sampled([0.0])}, "field device_us: 0.0 is not a time"),
+        ({"device_us": schema.sampled([0.0])}, "field device_us: 0.0 is not a time"),
     ],
 )
 def test_what_cannot_be_recorded_costs_its_record_alone(changes, message, tmp_path):
-    fields = {k: v for k, v in timing(CASE, "fwd", "rnn_triton", 0.3).items() if k not in records.COMMON}
-    with records.Writer(tmp_path / "t.jsonl", "run-1", ENVIRONMENT) as writer:
+    fields = {k: v for k, v in timing(CASE, "fwd", "rnn_triton", 0.3).items() if k not in schema.COMMON}
+    with schema.Writer(tmp_path / "t.jsonl", "run-1", ENVIRONMENT) as writer:
         written = [writer.write("timing", **(fields | {"message": "said before"} | changes)), writer.write("timing", **fields)]
-    assert records.read([tmp_path / "t.jsonl"]) == (written, [])
+    assert schema.read([tmp_path / "t.jsonl"]) == (written, [])
     assert [r["status"] for r in written] == ["error", "ok"]
     assert written[0]["message"] == f"cannot be recorded: {message}; said before"
     kept = set(fields) - set(changes) - {"status", "message"}
@@ -124,7 +130,7 @@ def test_what_cannot_be_recorded_costs_its_record_alone(changes, message, tmp_pa
 
 def test_a_kind_without_a_status_is_refused(tmp_path):
     """A training run of accuracy 0 would be taken for one."""
-    with records.Writer(tmp_path / "t.jsonl", "run-1", ENVIRONMENT) as writer, pytest.raises(ValueError, match="field accuracy"):
+    with schema.Writer(tmp_path / "t.jsonl", "run-1", ENVIRONMENT) as writer, pytest.raises(ValueError, match="field accuracy"):
         writer.write("training", example="d", implementation="torch", seed=0, accuracy=None, loss=[], seconds=1.0)
     assert (tmp_path / "t.jsonl").read_text() == ""
 
@@ -132,13 +138,13 @@ def test_a_kind_without_a_status_is_refused(tmp_path):
 def test_damage_names_the_line_and_loses_nothing(tmp_path):
     good = json.dumps(timing(CASE, "fwd", "rnn_triton", 0.3))
     path = tmp_path / "damaged.jsonl"
-    lines = [good, good[:50], '{"schema": 7}', "[1]", "", good, f'{{"schema": {records.SCHEMA}, "kind": "song"}}', good]
+    lines = [good, good[:50], '{"schema": 7}', "[1]", "", good, f'{{"schema": {schema.SCHEMA}, "kind": "song"}}', good]
     path.write_bytes("\n".join(lines).encode() + b"\n\xff\xfe\n")
-    found, problems = records.read([path])
+    found, problems = schema.read([path])
     assert len(found) == 3
     assert [(p.line, p.path) for p in problems] == [(n, str(path)) for n in (2, 3, 4, 7, 9)]
     reasons = [str(p) for p in problems]
-    assert f"schema 7; this reader knows {records.SCHEMA}" in reasons[1]
+    assert f"schema 7; this reader knows {schema.SCHEMA}" in reasons[1]
     assert "expected a JSON object, got list" in reasons[2]
     assert "unknown kind 'song'" in reasons[3]
     assert reasons[0].startswith(f"{path}:2: ") and "utf-8" in reasons[4]
@@ -148,14 +154,14 @@ def test_damage_names_the_line_and_loses_nothing(tmp_path):
     "change, message",
     [
         ({"status": "great"}, "field status: expected one of ok, wrong, error, timeout, unsupported, missing, got 'great'"),
-        ({"device_us": records.sampled([1.0, -2.0])}, "device_us: -2.0 is not a time"),
-        ({"device_us": records.sampled([float("nan")])}, "device_us: nan is not a time"),
-        ({"device_us": records.sampled([float("inf")])}, "device_us: inf is not a time"),
-        ({"graph_us": records.sampled([True])}, "graph_us: True is not a time"),
+        ({"device_us": schema.sampled([1.0, -2.0])}, "device_us: -2.0 is not a time"),
+        ({"device_us": schema.sampled([float("nan")])}, "device_us: nan is not a time"),
+        ({"device_us": schema.sampled([float("inf")])}, "device_us: inf is not a time"),
+        ({"graph_us": schema.sampled([True])}, "graph_us: True is not a time"),
         ({"wall_us": [1.0]}, "field wall_us: expected dict, got list"),
         ({"wall_us": {}}, "field wall_us.samples is missing"),
-        ({"short_us": records.sampled([1.0, 2.0]) | {"median": 1.4}}, "short_us.median is 1.4, but its samples give 1.5"),
-        ({"short_us": records.sampled() | {"p20": 1.0}}, "short_us.p20 is 1.0, but its samples give None"),
+        ({"short_us": schema.sampled([1.0, 2.0]) | {"median": 1.4}}, "short_us.median is 1.4, but its samples give 1.5"),
+        ({"short_us": schema.sampled() | {"p20": 1.0}}, "short_us.p20 is 1.0, but its samples give None"),
         ({"short_us": {"samples": [1.0]}}, "short_us.p20 is None, but its samples give 1.0"),
         ({"peak_bytes": 1.5}, "field peak_bytes: expected int, got float"),
         ({"peak_bytes": True}, "field peak_bytes: expected int, got bool"),
@@ -189,7 +195,7 @@ def test_damage_names_the_line_and_loses_nothing(tmp_path):
 )
 def test_validation_names_the_fault(change, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        records.validate(copy.deepcopy(timing(CASE, "fwd", "rnn_triton", 0.3)) | change)
+        schema.validate(copy.deepcopy(timing(CASE, "fwd", "rnn_triton", 0.3)) | change)
 
 
 def test_what_is_valid_can_be_shown():
@@ -206,11 +212,11 @@ def test_what_is_valid_can_be_shown():
                 at = at[name]
             at[path[-1]] = value
             try:
-                records.validate(changed)
+                schema.validate(changed)
             except ValueError as error:
                 assert str(error)
                 continue
-            found = records.rows([changed, base])
+            found = schema.rows([changed, base])
             for text in (tables.markdown_document(found), tables.latex_document(found), tables.csv_text(found)):
                 text.encode("utf-8")
             shown += 1
@@ -226,49 +232,49 @@ def leaves(of, path=()):
 
 
 def test_other_kinds_are_as_strict():
-    common = {name: value for name, value in timing(CASE, "fwd", "rnn_triton", 0.3).items() if name in records.COMMON}
+    common = {name: value for name, value in timing(CASE, "fwd", "rnn_triton", 0.3).items() if name in schema.COMMON}
     problem = {"direction": "forward", "H": 128, "I": 128, "B": 16, "dtype": "bf16", "precision": None}
     compiled = {"problem": problem, "plan": {"regime": "cta_group"}, "resources": {}, "status": "error", "message": "",
                 "floor_us_per_step": None, "practical_us_per_step": None}  # fmt: skip
-    records.validate(common | {"kind": "resources"} | compiled)
+    schema.validate(common | {"kind": "resources"} | compiled)
     with pytest.raises(ValueError, match=r"field resources\.registers is missing"):
-        records.validate(common | {"kind": "resources"} | compiled | {"status": "ok"})
+        schema.validate(common | {"kind": "resources"} | compiled | {"status": "ok"})
     run = {"example": "digits", "implementation": "torch", "seed": 0, "accuracy": 0.97, "loss": [1.0, math.nan], "seconds": 1.0}
-    records.validate(common | {"kind": "training"} | run)
+    schema.validate(common | {"kind": "training"} | run)
     with pytest.raises(ValueError, match="field accuracy: nan is not from"):
-        records.validate(common | {"kind": "training"} | run | {"accuracy": math.nan})
+        schema.validate(common | {"kind": "training"} | run | {"accuracy": math.nan})
 
 
 def test_a_wrong_result_may_be_wrong_without_bounds():
-    records.validate(timing(CASE, "fwd", "cudnn", 1.0, errors={"y": ERROR | {"rel": math.nan, "max": math.inf}}, status="wrong"))
+    schema.validate(timing(CASE, "fwd", "cudnn", 1.0, errors={"y": ERROR | {"rel": math.nan, "max": math.inf}}, status="wrong"))
 
 
 def test_the_fields_of_hardware_are_those_of_a_device():
-    assert set(records.HARDWARE | records.RESTRICTED) == {f.name for f in dataclasses.fields(Device)}
+    assert set(schema.HARDWARE | schema.RESTRICTED) == {f.name for f in dataclasses.fields(Device)}
     Device(**ENVIRONMENT["hardware"])
 
 
 def test_brackets_without_end_are_a_damaged_line(tmp_path):
     path = tmp_path / "deep.jsonl"
     path.write_text("[" * 200_000 + "\n" + json.dumps(timing(CASE, "fwd", "rnn_triton", 0.3)))
-    found, problems = records.read([path])
+    found, problems = schema.read([path])
     assert len(found) == 1 and [p.line for p in problems] == [1] and "recursion" in str(problems[0])
 
 
 def test_reading_records_loads_neither_torch_nor_numpy():
-    code = "import sys, bench.records; sys.exit(bool({'torch', 'numpy', 'triton', 'matplotlib'} & set(sys.modules)))"
+    code = "import sys, bench.records.schema; sys.exit(bool({'torch', 'numpy', 'triton', 'matplotlib'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).returncode == 0
 
 
 def test_quantiles():
-    assert records.quantiles([]) is None
-    assert records.quantiles([3.0]) == (3.0, 3.0, 3.0)
-    assert records.quantiles([5.0, 1.0, 2.0, 4.0, 3.0]) == pytest.approx((1.8, 3.0, 4.2))
-    assert records.quantiles([1.0] * 99 + [1e6])[1] == 1.0  # an outlier moves a mean, not this
+    assert schema.quantiles([]) is None
+    assert schema.quantiles([3.0]) == (3.0, 3.0, 3.0)
+    assert schema.quantiles([5.0, 1.0, 2.0, 4.0, 3.0]) == pytest.approx((1.8, 3.0, 4.2))
+    assert schema.quantiles([1.0] * 99 + [1e6])[1] == 1.0  # an outlier moves a mean, not this
 
 
 def test_rows_derive_steps_slopes_speedups_and_fractions():
-    found = records.rows([timing(CASE, "fwd", "rnn_triton", 0.25), timing(CASE, "fwd", "cudnn", 1.0, launch_us=20.0)])
+    found = schema.rows([timing(CASE, "fwd", "rnn_triton", 0.25), timing(CASE, "fwd", "cudnn", 1.0, launch_us=20.0)])
     ours, theirs = found
     assert ours.us[1] == pytest.approx(5 + 256 * 0.25)
     assert ours.us_per_step == pytest.approx((5 + 256 * 0.25) / 256)
@@ -282,16 +288,16 @@ def test_rows_derive_steps_slopes_speedups_and_fractions():
 def test_the_baseline_is_the_faster_way_to_cudnn():
     stack = case(128, 16, 256, "bf16", layers=4)
     made = [timing(stack, "fwd", name, us) for name, us in (("rnn_triton", 0.25), ("cudnn", 4.0), ("cudnn-layers", 1.0))]
-    ours, whole, layers = records.rows(made)
+    ours, whole, layers = schema.rows(made)
     assert (ours.baseline, ours.speedup) == ("cudnn-layers", pytest.approx((5 + 256) / (5 + 64)))
     assert whole.speedup == pytest.approx((5 + 256) / (5 + 1024)) and layers.speedup == 1
-    ours, *_ = records.rows([made[0], made[1], made[2] | {"status": "wrong"}])
+    ours, *_ = schema.rows([made[0], made[1], made[2] | {"status": "wrong"}])
     assert (ours.baseline, ours.speedup) == ("cudnn", pytest.approx((5 + 1024) / (5 + 64)))
 
 
 def test_a_tidy_row_is_scalars_of_the_same_names():
     made = [timing(CASE, "fwd", "rnn_triton", 0.25, regime="cta_group"), timing(CASE, "fwd", "cudnn", 1.0, status="wrong")]
-    ours, theirs = (row.tidy() for row in records.rows(made))
+    ours, theirs = (row.tidy() for row in schema.rows(made))
     assert list(ours) == list(theirs)
     assert all(value is None or isinstance(value, str | int | float) for value in (*ours.values(), *theirs.values()))
     assert (ours["H"], ours["regime"], ours["us_median"], theirs["us_median"]) == (128, "cta_group", 5 + 256 * 0.25, None)
@@ -300,18 +306,18 @@ def test_a_tidy_row_is_scalars_of_the_same_names():
 def test_rows_give_no_speed_to_a_wrong_result_or_across_runs():
     wrong = timing(CASE, "fwd", "rnn_triton", 0.25, status="wrong")
     base = timing(CASE, "fwd", "cudnn", 1.0)
-    row = records.rows([wrong, base])[0]
+    row = schema.rows([wrong, base])[0]
     assert (row.us, row.us_per_step, row.speedup, row.fraction_of_floor) == (None, None, None, None)
     ours = timing(CASE, "fwd", "rnn_triton", 0.25)
-    assert records.rows([ours, timing(CASE, "fwd", "cudnn", 1.0, status="wrong")])[0].speedup is None
-    assert records.rows([ours, timing(CASE, "fwd", "cudnn", 1.0, run="run-2")])[0].speedup is None
+    assert schema.rows([ours, timing(CASE, "fwd", "cudnn", 1.0, status="wrong")])[0].speedup is None
+    assert schema.rows([ours, timing(CASE, "fwd", "cudnn", 1.0, run="run-2")])[0].speedup is None
 
 
 def test_a_dry_run_gives_no_rows():
     dry = ENVIRONMENT | {"device": "none (dry run)", "capability": None, "hardware": None}
     made = [timing(CASE, "fwd", name, 1.0, environment=dry) for name in ("rnn_triton", "cudnn")]
-    assert records.rows(made) == []
-    assert [row.environment["device"] for row in records.rows([*made, timing(CASE, "fwd", "rnn_triton", 1.0)])] == ["Test GPU"]
+    assert schema.rows(made) == []
+    assert [row.environment["device"] for row in schema.rows([*made, timing(CASE, "fwd", "rnn_triton", 1.0)])] == ["Test GPU"]
 
 
 LATER = {"run": "run-2", "date": "2026-02-01T00:00:00Z"}
@@ -320,33 +326,33 @@ LATER = {"run": "run-2", "date": "2026-02-01T00:00:00Z"}
 def test_measuring_ours_alone_once_more_keeps_the_speedup_of_the_run_with_both():
     both = [timing(CASE, "fwd", "rnn_triton", 0.25), timing(CASE, "fwd", "cudnn", 1.0)]
     for made in ([*both, timing(CASE, "fwd", "rnn_triton", 0.5, **LATER)], [timing(CASE, "fwd", "rnn_triton", 0.5, **LATER), *both]):
-        ours = next(row for row in records.rows(made) if row.provider == "rnn_triton")
+        ours = next(row for row in schema.rows(made) if row.provider == "rnn_triton")
         assert ours.run == "run-2" and ours.slope_us_per_step == pytest.approx(0.5)  # its own times are the newest
         assert ours.speedup == ours.graph_speedup == pytest.approx((5 + 256) / (5 + 64))
         assert (ours.baseline, ours.gap) == ("cudnn", "")
     # as soon as a newer run has both, it counts
     newer = [timing(CASE, "fwd", "rnn_triton", 0.5, **LATER), timing(CASE, "fwd", "cudnn", 1.0, **LATER)]
-    assert records.rows([*newer, *both])[0].speedup == pytest.approx((5 + 256) / (5 + 128))
+    assert schema.rows([*newer, *both])[0].speedup == pytest.approx((5 + 256) / (5 + 128))
 
 
-@pytest.mark.parametrize("field", records.VERSIONS)
+@pytest.mark.parametrize("field", schema.VERSIONS)
 def test_a_speedup_of_other_code_or_versions_does_not_count(field):
     both = [timing(CASE, "fwd", "rnn_triton", 0.25), timing(CASE, "fwd", "cudnn", 1.0)]
     alone = timing(CASE, "fwd", "rnn_triton", 0.5, environment=ENVIRONMENT | {field: "another"}, **LATER)
-    row = records.rows([*both, alone])[-1 if field == "device" else 0]
+    row = schema.rows([*both, alone])[-1 if field == "device" else 0]
     assert (row.run, row.speedup, row.baseline) == ("run-2", None, None)
-    assert row.gap == (records.NO_BASELINE if field == "device" else records.APART)
+    assert row.gap == (schema.NO_BASELINE if field == "device" else schema.APART)
 
 
 def test_why_there_is_no_speedup_is_said():
     ours, theirs = timing(CASE, "fwd", "rnn_triton", 0.25), timing(CASE, "fwd", "cudnn", 1.0, run="run-2")
-    assert records.rows([ours])[0].gap == "no cuDNN time"
-    assert records.rows([ours, theirs | {"status": "wrong"}])[0].gap == "no cuDNN time"
-    assert records.rows([ours, theirs])[0].gap == "not in one run"
-    assert records.rows([ours | {"status": "wrong"}, theirs])[0].gap == ""
+    assert schema.rows([ours])[0].gap == "no cuDNN time"
+    assert schema.rows([ours, theirs | {"status": "wrong"}])[0].gap == "no cuDNN time"
+    assert schema.rows([ours, theirs])[0].gap == "not in one run"
+    assert schema.rows([ours | {"status": "wrong"}, theirs])[0].gap == ""
 
 
 def test_rows_keep_the_newest():
     newer = timing(CASE, "fwd", "rnn_triton", 0.5, date="2026-02-01T00:00:00Z", run="run-2")
-    found = records.rows([newer, timing(CASE, "fwd", "rnn_triton", 0.25)])
+    found = schema.rows([newer, timing(CASE, "fwd", "rnn_triton", 0.25)])
     assert [row.slope_us_per_step for row in found] == [pytest.approx(0.5)]

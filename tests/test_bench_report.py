@@ -4,13 +4,14 @@ import base64
 import dataclasses
 import re
 import sys
-import types
 from html.parser import HTMLParser
 
 import pytest
 from support.bench_records import DATE, ENVIRONMENT, suite, timing
 
-from bench import cases, records, report, tables
+from bench.cases import case as cases
+from bench.records import schema
+from bench.show import report, tables
 
 pytest.importorskip("matplotlib")
 
@@ -70,22 +71,17 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module", autouse=True)
 def published():
-    """No published figures, whatever bench/published.py lists"""
-    module = types.ModuleType("bench.published")
-    module.of = lambda case, pass_: []
-    import bench
-
+    """No published figures, whatever bench/cases/published.py lists"""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "bench.published", module)
-        patch.setattr(bench, "published", module, raising=False)
+        patch.setattr("bench.cases.published.of", lambda case, pass_: [])
         yield
 
 
 @pytest.fixture(scope="module")
 def rows():
-    found = records.rows(suite("quick", wrong=(WRONG,), left_out=(ABSENT,)))
+    found = schema.rows(suite("quick", wrong=(WRONG,), left_out=(ABSENT,)))
     c = cases.case(96, 1, 64, "bf16")
-    return found + records.rows([timing(c, "fwd", "rnn_triton", 1.0, status="error", message=NASTY)])
+    return found + schema.rows([timing(c, "fwd", "rnn_triton", 1.0, status="error", message=NASTY)])
 
 
 @pytest.fixture(scope="module")

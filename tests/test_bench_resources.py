@@ -6,7 +6,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from bench import resources
+from bench.compiled import resources
 
 B, H, WARPS = 16, 64, 4
 

@@ -16,23 +16,17 @@ import torch
 from support import bench_stubs
 from support.bench_records import ENVIRONMENT
 
-from bench import (
-    cases,
-    check,
-    compiling,
-    digits,
-    dry,
-    first_run,
-    host,
-    jobs,
-    model,
-    providers,
-    records,
-    run,
-    timing,
-)
+from bench import quick
 from bench.__main__ import main, seconds
-from bench.worker import Worker, WorkerError
+from bench.cases import case as cases
+from bench.cases import estimate
+from bench.first_run import dry
+from bench.first_run import run as first_run
+from bench.instruments import timing
+from bench.instruments.worker import Worker, WorkerError
+from bench.measure import check, compiling, digits, host, run
+from bench.providers import registry
+from bench.records import schema
 from rnn_triton.plan.choose import plan
 from rnn_triton.plan.hardware import RECORDS
 
@@ -53,7 +47,7 @@ def test_the_quick_suite_covers_what_it_should():
     """12 points across the regimes, and every dtype"""
     listed = cases.suite("quick")
     assert len(listed) == 12 and {case.dtype for case in listed} == set(cases.DTYPES)
-    regimes = [plan(model.problems(case)[0], RECORDS["sm_90"]).regime for case in listed]
+    regimes = [plan(estimate.problems(case)[0], RECORDS["sm_90"]).regime for case in listed]
     assert {name: regimes.count(name) >= 1 for name in regimes} == dict.fromkeys(("one_cta", "cta_group", "per_step"), True)
 
 
@@ -149,14 +143,14 @@ def test_every_listed_case_is_one_that_a_gpu_can_hold():
 
 def test_compare_without_numpy_says_what_to_install(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "numpy", None)
-    for name in ("compare", "fit"):
+    for name in ("records.compare", "model.fit"):
         monkeypatch.delitem(sys.modules, f"bench.{name}", raising=False)
         monkeypatch.delattr(f"bench.{name}", raising=False)
     assert main(["compare", "a", "b"]) == 2
     assert capsys.readouterr().err == "bench: this needs numpy, which is not installed: pip install numpy\n"
-    assert "not fitted: this needs numpy" in jobs.fit_table([])
+    assert "not fitted: this needs numpy" in quick.fit_table([])
     assert main(["explain", "h128-b16-t256-bf16", "--out", str(tmp_path)]) == 0  # needs none
-    monkeypatch.setattr(jobs, "run_host", lambda: importlib.import_module("bench.nothing_like_it"))
+    monkeypatch.setattr(quick, "run_host", lambda: importlib.import_module("bench.nothing_like_it"))
     with pytest.raises(ModuleNotFoundError, match="nothing_like_it"):  # a fault of ours is shown as one
         main(["host"])
 
@@ -165,7 +159,7 @@ def test_an_interrupt_is_one_line_and_its_own_status(tmp_path, monkeypatch, caps
     def interrupted():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(jobs, "run_host", interrupted)
+    monkeypatch.setattr(quick, "run_host", interrupted)
     assert main(["--out", str(tmp_path), "host"]) == 130
     assert capsys.readouterr().err == f"\nbench: interrupted after 0 s; what was done is kept in {tmp_path}\n"
 
@@ -195,7 +189,7 @@ def test_ctrl_c_ends_every_process_with_one_line(arguments, tmp_path):
         time.sleep(0.2)
     assert not alive(process.pid)
     for path in tmp_path.glob("*.jsonl"):
-        assert records.read([path])[1] == []  # whole lines
+        assert schema.read([path])[1] == []  # whole lines
 
 
 def alive(group):
@@ -223,17 +217,17 @@ def test_budget_forms():
 @pytest.fixture(scope="module", params=["h24-i10-b3-t20-fp32-ieee", "h24-i10-b3-t20-bf16", "h24-i10-b3-t20-fp32"])
 def judged(request):
     case = cases.parse(request.param)
-    inputs = providers.tensors(case, CPU)
+    inputs = registry.tensors(case, CPU)
     truth = check.reference(case, inputs)
-    result = {name: value.to(providers.DTYPES[case.dtype]) for name, value in truth.items()}
+    result = {name: value.to(registry.DTYPES[case.dtype]) for name, value in truth.items()}
     assert check.compare(case, result, truth).ok
     return case, result, truth
 
 
 def test_the_reference_agrees_with_torch_in_fp64(judged):
     case, _, truth = judged
-    inputs = {name: t.double() for name, t in providers.tensors(case, CPU).items()}
-    session = providers.ModuleSession(torch.nn.RNN(case.I, case.H, dtype=torch.float64), inputs)
+    inputs = {name: t.double() for name, t in registry.tensors(case, CPU).items()}
+    session = registry.ModuleSession(torch.nn.RNN(case.I, case.H, dtype=torch.float64), inputs)
     for name, value in session.train().items():
         assert torch.allclose(value, truth[name], rtol=1e-12, atol=1e-12), name
 
@@ -263,12 +257,12 @@ def test_the_gate_refuses_wrong_numbers(judged, quantity, fault):
 
 def test_the_gate_passes_torch_in_fp32():
     case = cases.parse("h40-i24-b3-t50-fp32-ieee")
-    verdict = check.gate(case, providers.PROVIDERS["cudnn"], CPU)
+    verdict = check.gate(case, registry.PROVIDERS["cudnn"], CPU)
     assert verdict.ok and 0 < verdict.worst() < 0.5
 
 
 def test_the_gate_refuses_a_provider_that_forgets_the_state():
-    class Forgetful(providers.TorchRNN):
+    class Forgetful(registry.TorchRNN):
         def session(self, case, inputs):
             session = super().session(case, inputs)
             session.module.weight_hh_l0.data.zero_()
@@ -295,7 +289,7 @@ def test_the_gate_of_small_signals_refuses_what_loses_them(dtype):
     """States rounded to multiples of a small number, which the usual gate does not see"""
     small = {"fp32": 1e-7, "bf16": 1e-4, "fp16": 1e-4}[dtype]
 
-    class Lossy(providers.TorchRNN):
+    class Lossy(registry.TorchRNN):
         def session(self, case, inputs):
             session = super().session(case, inputs)
             train, forward = session.train, session.forward
@@ -307,7 +301,7 @@ def test_the_gate_of_small_signals_refuses_what_loses_them(dtype):
         return (y / small).round() * small
 
     case = cases.parse(f"h40-i24-b3-t9-{dtype}")
-    assert check.gate_of_sizes(case, providers.PROVIDERS["cudnn"], CPU).ok
+    assert check.gate_of_sizes(case, registry.PROVIDERS["cudnn"], CPU).ok
     assert check.gate(case, Lossy(), CPU).ok
     verdict = check.gate_of_sizes(case, Lossy(), CPU)
     assert verdict.message.startswith("of small signals: ") and "y: relative error" in verdict.message
@@ -366,9 +360,9 @@ def jobs_of(*sizes, providers=BOTH):
 
 def run_stub(tmp_path, jobs, **options):
     """{(H, provider): record} of a run whose worker is a stub"""
-    with records.Writer(tmp_path / "t.jsonl", "run-1", ENVIRONMENT) as writer:
+    with schema.Writer(tmp_path / "t.jsonl", "run-1", ENVIRONMENT) as writer:
         found, left = run.run(jobs, writer, math.inf, function=bench_stubs.measure, **options)
-    assert left == [] and records.read([tmp_path / "t.jsonl"]) == (found, [])
+    assert left == [] and schema.read([tmp_path / "t.jsonl"]) == (found, [])
     return {(r["shape"]["H"], r["provider"]): r for r in found}
 
 
@@ -421,7 +415,7 @@ def measured(name, chosen, passes=cases.PASSES):
     """Records of a case on the CPU, by (provider, pass); times are a stub's."""
     found = run.measure(cases.Job(cases.parse(name), passes, chosen), CPU, dry)
     for fields in found:
-        records.validate(fields | {"schema": records.SCHEMA, "kind": "timing", "run": "r", "date": "d", "environment": ENVIRONMENT})
+        schema.validate(fields | {"schema": schema.SCHEMA, "kind": "timing", "run": "r", "date": "d", "environment": ENVIRONMENT})
     return {(r["provider"], r["pass"]): r for r in found}
 
 
@@ -447,7 +441,7 @@ def test_what_is_not_here_or_does_not_fit_says_so():
     assert found["graph", "fwd"]["status"] == "missing" and "GPU" in found["graph", "fwd"]["message"]
 
 
-class Broken(providers.TorchRNN):
+class Broken(registry.TorchRNN):
     """Wrong gradients, or an error when it runs"""
 
     def __init__(self, fault):
@@ -476,13 +470,13 @@ class Broken(providers.TorchRNN):
     ],
 )  # fmt: skip
 def test_a_provider_that_is_wrong_is_recorded_as_that_and_costs_no_other(fault, fwd, train, said, monkeypatch):
-    monkeypatch.setitem(providers.PROVIDERS, "loop", Broken(fault))
+    monkeypatch.setitem(registry.PROVIDERS, "loop", Broken(fault))
     found = measured("h24-b3-t20-fp32", ("loop", "cudnn"))
     assert (found["loop", "fwd"]["status"], found["loop", "train"]["status"]) == (fwd, train)
     assert said in found["loop", "train" if train != "ok" else "fwd"]["message"]
     assert all(found["cudnn", p]["status"] == "ok" and found["cudnn", p]["device_us"]["samples"] for p in cases.PASSES)
-    rows = records.rows(
-        [r | {"schema": records.SCHEMA, "kind": "timing", "run": "r", "date": "d", "environment": ENVIRONMENT} for r in found.values()]
+    rows = schema.rows(
+        [r | {"schema": schema.SCHEMA, "kind": "timing", "run": "r", "date": "d", "environment": ENVIRONMENT} for r in found.values()]
     )
     assert all((row.us is None) == (row.status != "ok") for row in rows)
 
@@ -552,11 +546,11 @@ def test_what_is_compiling_when_the_time_is_up_is_ended():
 def test_dry_runs_are_nobodys_records(tmp_path):
     (tmp_path / first_run.DRY_FILE).write_text("")
     (tmp_path / "timing.jsonl").write_text("")
-    assert tmp_path / "timing.jsonl" in jobs.known(tmp_path) and tmp_path / first_run.DRY_FILE not in jobs.known(tmp_path)
+    assert tmp_path / "timing.jsonl" in quick.known(tmp_path) and tmp_path / first_run.DRY_FILE not in quick.known(tmp_path)
 
 
 def test_a_provider_is_asked_in_a_process_of_its_own():
-    found = jobs.providers_here(["cudnn", "xma"])
+    found = quick.providers_here(["cudnn", "xma"])
     assert found["cudnn"].missing == "" and found["cudnn"].version is None and "not installed" in found["xma"].missing
 
 
@@ -565,25 +559,25 @@ def test_a_provider_is_asked_in_a_process_of_its_own():
 
 def test_distinct_plans_tell_grid_kernels_apart():
     """A grid kernel is another for every H, and for every I where it projects x; its number of groups is none of it."""
-    found = jobs.distinct_plans("sm_90")
+    found = quick.distinct_plans("sm_90")
     grids = [(problem, plan(problem, device)) for problem, device in found]
     grids = [(problem, p) for problem, p in grids if p.regime == "cta_group"]
     sizes = {(problem.direction, problem.H) for problem, _ in grids}
     assert sizes >= {("forward", 384), ("backward", 384), ("forward", 1000), ("forward", 4096)}
     assert {problem.I for problem, p in grids if problem.H == 1024 and p.w_ih_home == "registers"} >= {64, 1024}
-    few = jobs.distinct_plans("sm_90", few=True)
+    few = quick.distinct_plans("sm_90", few=True)
     of = [(problem.direction, problem.precision) for problem, device in few if plan(problem, device).regime == "cta_group"]
     assert len(of) == len(set(of)) == 6 and len(of) < len(few) < len(found) - len(grids)
 
 
 def test_records_name_the_regime_of_a_plan():
     listed = [cases.parse(name) for name in ("h64-b8-t4-bf16", "h5000-b8-t4-bf16")]
-    found = [providers.PROVIDERS["rnn_triton"].plan(case, CPU) for case in listed]
+    found = [registry.PROVIDERS["rnn_triton"].plan(case, CPU) for case in listed]
     assert [(f["forward"]["regime"], f["backward"]["regime"]) for f in found] == [("one_cta",) * 2, ("per_step",) * 2]
 
 
 def test_the_models_table_goes_beyond_one_cta():
-    table = jobs.model_table(RECORDS["sm_90"], cases.suites("quick,stack"))
+    table = quick.model_table(RECORDS["sm_90"], cases.suites("quick,stack"))
     for name in ("h128-b16-t1024-bf16", "h4096-b8-t128-bf16", "h1024-b16-t512-l8-fp32"):
         assert name in table
     assert "no plan" not in table
@@ -637,11 +631,11 @@ class StubExample:
     ],
 )
 def test_the_digits_gate(example, failures, tmp_path):
-    with records.Writer(tmp_path / "t.jsonl", "run-1", ENVIRONMENT) as writer:
+    with schema.Writer(tmp_path / "t.jsonl", "run-1", ENVIRONMENT) as writer:
         outcome = digits.train(example, CPU, writer)
     assert len(outcome.failures) == len(failures)
     assert all(text in failure for text, failure in zip(failures, outcome.failures))
-    found, problems = records.read([tmp_path / "t.jsonl"])
+    found, problems = schema.read([tmp_path / "t.jsonl"])
     # on the CPU both run torch, and one seed is enough
     assert [(r["implementation"], r["seed"]) for r in found] == [("rnn_triton", 0), ("torch", 0)] and outcome.seeds == 1
     assert problems == []

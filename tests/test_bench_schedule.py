@@ -8,10 +8,13 @@ import pytest
 from support import bench_records, bench_stubs
 from support.bench_records import ENVIRONMENT, timing
 
-from bench import cases, jobs, records, run, schedule
+from bench import quick
 from bench.__main__ import BUDGET
-from bench.progress import Progress
-from bench.providers import PROVIDERS
+from bench.cases import case as cases
+from bench.instruments.progress import Progress
+from bench.measure import run, schedule
+from bench.providers.registry import PROVIDERS
+from bench.records import schema
 
 BOTH = ("rnn_triton", "cudnn")
 CASE = cases.case(128, 16, 256, "bf16")
@@ -228,8 +231,8 @@ def go(tmp_path, monkeypatch, seconds_each, budget, expected, timeout=1000.0):
     monkeypatch.setattr(run, "Worker", Instant(clock))
     chosen = [cases.case(16 + i, B, 8, "bf16") for i, B in enumerate(seconds_each)]
     path = tmp_path / "t.jsonl"
-    with records.Writer(path, "run-1", ENVIRONMENT, fresh=False) as writer:
-        jobs = schedule.jobs(chosen, ("fwd",), ("rnn_triton",), schedule.done(records.read([path])[0], ENVIRONMENT, HERE))
+    with schema.Writer(path, "run-1", ENVIRONMENT, fresh=False) as writer:
+        jobs = schedule.jobs(chosen, ("fwd",), ("rnn_triton",), schedule.done(schema.read([path])[0], ENVIRONMENT, HERE))
         found, left = run.run(jobs, writer, budget, seconds=lambda job: expected, clock=clock, timeout=timeout)
     return [r["case"] for r in found], [job.case.name for job in left], clock.time
 
@@ -253,14 +256,14 @@ def test_a_case_that_the_budget_cuts_off_is_left_and_not_recorded(tmp_path, monk
     done, left, used = go(tmp_path, monkeypatch, [10, 100, 10], 50, expected=1)
     assert done == [cases.case(16, 10, 8, "bf16").name] and used == 50
     assert left == [cases.case(17, 100, 8, "bf16").name, cases.case(18, 10, 8, "bf16").name]
-    found, problems = records.read([tmp_path / "t.jsonl"])
+    found, problems = schema.read([tmp_path / "t.jsonl"])
     assert len(found) == 1 and not problems
 
 
 def test_a_case_that_takes_too_long_by_itself_is_recorded_as_that(tmp_path, monkeypatch):
     done, left, _ = go(tmp_path, monkeypatch, [10, 100, 10], 500, expected=1, timeout=60)
     assert len(done) == 3 and left == []
-    found, _ = records.read([tmp_path / "t.jsonl"])
+    found, _ = schema.read([tmp_path / "t.jsonl"])
     assert [r["status"] for r in found] == ["ok", "timeout", "ok"]
 
 
@@ -284,7 +287,7 @@ def test_progress_says_how_long_by_the_weights_of_what_is_left(capsys):
 
 def test_synthetic_records_are_valid():
     for record in bench_records.suite("quick"):
-        records.validate(record)
+        schema.validate(record)
         assert cases.Case(**record["shape"]) == cases.parse(record["case"])
         assert set(record["shape"]) == {f.name for f in dataclasses.fields(cases.Case)}
 
@@ -296,32 +299,32 @@ def test_synthetic_records_are_valid():
 def gpu(monkeypatch):
     """Runs believe there is a GPU; a case takes as many seconds of `clock` as its B, and nothing is compiled."""
     clock = Clock()
-    monkeypatch.setattr(jobs, "needs_gpu", lambda: None)
-    monkeypatch.setattr(jobs.environment, "describe", lambda device: ENVIRONMENT)
-    monkeypatch.setattr(jobs, "compile_calls", lambda calls, seconds: ({}, 0))
-    monkeypatch.setattr(jobs, "providers_here", lambda names: {name: schedule.Here("", None) for name in names})
-    monkeypatch.setattr(jobs, "recorded", lambda: [])
-    monkeypatch.setattr(jobs.time, "monotonic", clock)
+    monkeypatch.setattr(quick, "needs_gpu", lambda: None)
+    monkeypatch.setattr(quick.environment, "describe", lambda device: ENVIRONMENT)
+    monkeypatch.setattr(quick, "compile_calls", lambda calls, seconds: ({}, 0))
+    monkeypatch.setattr(quick, "providers_here", lambda names: {name: schedule.Here("", None) for name in names})
+    monkeypatch.setattr(quick, "recorded", lambda: [])
+    monkeypatch.setattr(quick.time, "monotonic", clock)
     monkeypatch.setattr(run, "Worker", Instant(clock))
-    monkeypatch.setattr(jobs, "run", functools.partial(run.run, clock=clock))
+    monkeypatch.setattr(quick, "run", functools.partial(run.run, clock=clock))
     return clock
 
 
 def test_a_run_measures_records_and_goes_on_where_it_ended(gpu, tmp_path, capsys):
     chosen = [cases.case(16 + i, 20, 8, "bf16") for i in range(4)]
-    rows, failures = jobs.run_timing(chosen, ("fwd",), ("cudnn", "loop"), tmp_path, deadline=50.0)
+    rows, failures = quick.run_timing(chosen, ("fwd",), ("cudnn", "loop"), tmp_path, deadline=50.0)
     said = capsys.readouterr().out
     assert "4 cases: 0 recorded already" in said and "the budget ended before 2 cases" in said
     assert len(rows) == 4 and failures == [] and gpu.time == 40
     first = {row.case for row in rows}
-    rows, _ = jobs.run_timing(chosen, ("fwd",), ("cudnn", "loop"), tmp_path, deadline=1000.0)
+    rows, _ = quick.run_timing(chosen, ("fwd",), ("cudnn", "loop"), tmp_path, deadline=1000.0)
     assert "4 cases: 2 recorded already" in capsys.readouterr().out
     assert gpu.time == 80 and {row.case for row in rows} == {case.name for case in chosen} > first
-    jobs.run_timing(chosen, ("fwd",), ("cudnn", "loop"), tmp_path, deadline=1000.0)
+    quick.run_timing(chosen, ("fwd",), ("cudnn", "loop"), tmp_path, deadline=1000.0)
     assert gpu.time == 80 and "4 recorded already" in capsys.readouterr().out
-    jobs.run_timing(chosen[:1], ("fwd",), ("cudnn", "loop"), tmp_path, deadline=1000.0, again=True)
+    quick.run_timing(chosen[:1], ("fwd",), ("cudnn", "loop"), tmp_path, deadline=1000.0, again=True)
     assert gpu.time == 100
-    found, problems = records.read([tmp_path / "timing.jsonl"])
+    found, problems = schema.read([tmp_path / "timing.jsonl"])
     assert len(found) == 10 and not problems and len({r["run"] for r in found}) == 3
 
 
@@ -329,8 +332,8 @@ def test_repeats_are_runs_of_all_cases_one_after_the_other(gpu, tmp_path, capsys
     chosen = [cases.case(16 + i, 20, 8, "bf16") for i in range(2)]
 
     def go(deadline, **how):
-        jobs.run_timing(chosen, ("fwd",), BOTH, tmp_path, deadline=deadline, **how)
-        found, problems = records.read([tmp_path / "timing.jsonl"])
+        quick.run_timing(chosen, ("fwd",), BOTH, tmp_path, deadline=deadline, **how)
+        found, problems = schema.read([tmp_path / "timing.jsonl"])
         assert not problems
         return [(r["run"], r["case"]) for r in found if r["provider"] == "cudnn"]
 
@@ -354,7 +357,7 @@ def test_what_is_timed_is_repeated_and_what_is_wrong_is_not(status, after):
 
 def test_a_failure_of_ours_fails_the_run_and_one_of_a_peer_does_not(gpu, tmp_path):
     chosen = [cases.case(3, 1, 8, "bf16")]  # the stub raises
-    _, failures = jobs.run_timing(chosen, ("fwd",), ("cudnn",), tmp_path, deadline=100.0)
+    _, failures = quick.run_timing(chosen, ("fwd",), ("cudnn",), tmp_path, deadline=100.0)
     assert failures == []
-    _, failures = jobs.run_timing(chosen, ("fwd",), ("rnn_triton",), tmp_path, deadline=100.0)
+    _, failures = quick.run_timing(chosen, ("fwd",), ("rnn_triton",), tmp_path, deadline=100.0)
     assert failures == ["h3-b1-t8-bf16 fwd: error: planted"]

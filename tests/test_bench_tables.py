@@ -4,34 +4,31 @@ import csv
 import dataclasses
 import io
 import re
-import sys
 import types
 
 import pytest
 from support.bench_records import ENVIRONMENT, suite, timing
 
-from bench import cases, records, tables
+from bench.cases import case as cases
+from bench.records import schema
+from bench.show import tables
 
 WRONG, ABSENT, SLOW = "h1024-b16-t512-bf16", "h512-b16-t512-fp16", "h384-b16-t512-bf16"
 
 
 @pytest.fixture(scope="module")
 def rows():
-    return records.rows(
+    return schema.rows(
         suite("quick", ("rnn_triton", "cudnn", "flashrnn"), wrong=(WRONG,), left_out=(ABSENT,), slow=(SLOW,))
     )
 
 
 @pytest.fixture(autouse=True)
 def published(monkeypatch):
-    """One published figure, whatever bench/published.py lists"""
+    """One published figure, whatever bench/cases/published.py lists"""
     figure = types.SimpleNamespace(us_per_step=4.76, what="FlashRNN fused", device="H100", source="arXiv 2412.07752")
-    module = types.ModuleType("bench.published")
-    module.of = lambda case, pass_: [figure] if (case, pass_) == ("h128-b16-t1024-bf16", "fwd") else []
-    monkeypatch.setitem(sys.modules, "bench.published", module)
-    import bench
-
-    monkeypatch.setattr(bench, "published", module, raising=False)
+    listed = {("h128-b16-t1024-bf16", "fwd"): [figure]}
+    monkeypatch.setattr("bench.cases.published.of", lambda case, pass_: listed.get((case, pass_), []))
 
 
 def by_case(table):
@@ -75,7 +72,7 @@ def test_faster_of_the_cudnn_paths_is_the_one_compared_with():
     c = cases.case(128, 16, 256, "bf16")
     times = {"rnn_triton": 1.0, "cudnn": 3.0, "cudnn-layers": 2.0}
     found = by_case(
-        tables.results(records.rows([timing(c, "fwd", name, us, launch_us=1e-9) for name, us in times.items()]))
+        tables.results(schema.rows([timing(c, "fwd", name, us, launch_us=1e-9) for name, us in times.items()]))
     )
     assert (found[c.name, "fwd"]["by"], found[c.name, "fwd"]["speedup"]) == ("cudnn-layers", "2.00x")
 
@@ -140,7 +137,7 @@ def test_a_case_counts_for_every_suite_that_lists_it():
     every = cases.suites("all")
     found = tables.suites_of(c.name for c in every)
     assert found == {suite: {c.name for c in cases.SUITES[suite]} for suite in cases.SUITES if suite != "check"}
-    quick = tables.by_suite(records.rows(suite("quick") + suite("medium") + suite("small-h")))["quick"]
+    quick = tables.by_suite(schema.rows(suite("quick") + suite("medium") + suite("small-h")))["quick"]
     assert len({(row.case, row.pass_) for row in quick}) == 24
 
 
@@ -153,14 +150,14 @@ def test_a_suite_that_others_explain_is_shown_where_it_is_whole(monkeypatch):
 
 def test_late_samples_are_said():
     c = cases.case(128, 16, 256, "bf16")
-    found = records.rows([timing(c, "fwd", "rnn_triton", 1.0, late=0), timing(c, "fwd", "loop", 1.0, late=7)])
+    found = schema.rows([timing(c, "fwd", "rnn_triton", 1.0, late=0), timing(c, "fwd", "loop", 1.0, late=7)])
     assert "In 1 records (loop) the clock of some samples started before" in tables.caption(found)
     assert "started before" not in tables.caption(found[:1])
 
 
 def test_suites_come_in_their_own_order():
     mixed = suite("cliff") + suite("quick")
-    found = tables.by_suite(records.rows(reversed(mixed)))
+    found = tables.by_suite(schema.rows(reversed(mixed)))
     assert list(found) == ["quick", "cliff"]
     assert list(dict.fromkeys(r.case for r in found["cliff"])) == [c.name for c in cases.SUITES["cliff"]]
 
@@ -168,7 +165,7 @@ def test_suites_come_in_their_own_order():
 def test_reasons_stand_beside_what_was_not_timed():
     c = cases.case(128, 16, 256, "bf16")
     statuses = ("wrong", "error", "timeout", "unsupported", "missing")
-    found = records.rows([timing(c, "fwd", f"p-{s}", 1.0, status=s) for s in statuses])
+    found = schema.rows([timing(c, "fwd", f"p-{s}", 1.0, status=s) for s in statuses])
     listed = {
         t.name: [line[3:] for line in t.body]
         for t in (tables.wrong(found), tables.failed(found), tables.unsupported(found))
@@ -192,7 +189,7 @@ def test_caption_names_every_version_and_says_that_they_differ(rows):
     assert "DIFFER" not in text and "fp32 is TF32" in text
     c = cases.case(128, 16, 256, "bf16")
     newer = ENVIRONMENT | {"torch": "2.13", "dirty": True}
-    mixed = records.rows(
+    mixed = schema.rows(
         [
             timing(c, "fwd", "rnn_triton", 1.0),
             timing(c, "fwd", "cudnn", 1.0),
@@ -208,7 +205,7 @@ def test_caption_names_every_version_and_says_that_they_differ(rows):
 
 def test_a_speedup_that_no_run_gives_says_so():
     c = cases.case(128, 16, 256, "bf16")
-    found = records.rows([timing(c, "fwd", "rnn_triton", 1.0), timing(c, "fwd", "cudnn", 2.0, run="run-2")])
+    found = schema.rows([timing(c, "fwd", "rnn_triton", 1.0), timing(c, "fwd", "cudnn", 2.0, run="run-2")])
     line = by_case(tables.results(found))[c.name, "fwd"]
     assert (line["speedup"], line["graph speedup"]) == ("not in one run", "-") and line["by"] == "cudnn"
     assert "not in one run" in tables.results(found).note
@@ -222,7 +219,7 @@ def test_kernels_that_ran_are_named_the_longest_first():
         {"name": "void cudnn::(anonymous namespace)::RNN_blockPersist_fp<float, (bool)1>(Parameters)", "count": 1, "us": 90.0},
         {"name": "_recurrence", "count": 2, "us": 6.0}, {"name": "x" * 200, "count": 4, "us": 3.0},
     ]  # fmt: skip
-    found = records.rows([timing(c, "fwd", "cudnn", 2.0, kernels=ran), timing(c, "train", "cudnn", 2.0)])
+    found = schema.rows([timing(c, "fwd", "cudnn", 2.0, kernels=ran), timing(c, "train", "cudnn", 2.0)])
     table = tables.kernels(found)
     assert table.body == [(c.name, "fwd", "cudnn", "8", f"90% 1 x RNN_blockPersist_fp; 6% 2 x _recurrence; 3% 4 x {'x' * 80}")]
     assert "### Kernels that ran\n" in tables.markdown_document(found) and "Kernels that ran" in tables.latex_document(found)
@@ -240,14 +237,14 @@ def test_loops_that_miss_the_gate_in_training_are_explained(rows):
     c = cases.case(128, 16, 256, "bf16")
     loop = timing(c, "train", "loop", 2.0, status="wrong")
     ours = timing(c, "train", "rnn_triton", 1.0)
-    found = records.rows([ours, loop])
+    found = schema.rows([ours, loop])
     for text in (tables.caption(found), tables.wrong(found).note):
         assert "Wrong in training (loop): autograd sums the weight gradients" in text and "T = 240" in text
     f32 = cases.case(128, 16, 256, "fp32")
     others = [loop | {"pass": "fwd"}, loop | {"status": "ok"}, timing(f32, "train", "loop", 2.0, status="wrong"),
               loop | {"provider": "flashrnn"}]  # fmt: skip
     for other in others:
-        assert "autograd" not in tables.caption(records.rows([ours, other]))
+        assert "autograd" not in tables.caption(schema.rows([ours, other]))
 
 
 # ---- formats --------------------------------------------------------------------------------------------------------

@@ -10,7 +10,11 @@ import torch
 from support.bench_gpu import CLOCK_GHZ, GPU, L2, Call
 from support.bench_mutants import FAULTS, changed
 
-from bench import cases, dry, providers, run, sessions, timing
+from bench.cases import case as cases
+from bench.first_run import dry
+from bench.instruments import timing
+from bench.measure import run
+from bench.providers import interface, registry
 from rnn_triton.plan import hardware
 
 CPU = torch.device("cpu")
@@ -185,18 +189,18 @@ def a_replay_that_stops_early_has_no_time(m):
 def what_goes_wrong_while_timed_is_wrong(m):
     weights = []
 
-    class Drifting(providers.TorchRNN):
+    class Drifting(registry.TorchRNN):
         def session(self, case, inputs):
             session = super().session(case, inputs)
             weights.append(session.module.weight_hh_l0.data)
             return session
 
-    before = providers.PROVIDERS["loop"]
-    providers.PROVIDERS["loop"] = Drifting()
+    before = registry.PROVIDERS["loop"]
+    registry.PROVIDERS["loop"] = Drifting()
     try:
         found = measured(m, Clock(meanwhile=lambda: weights[0].mul_(1.1)), chosen=("loop", "cudnn"))
     finally:
-        providers.PROVIDERS["loop"] = before
+        registry.PROVIDERS["loop"] = before
     for record in found.values():
         assert record["status"] == "wrong" and record["message"].startswith("after it was timed: "), record["message"]
 
@@ -212,7 +216,7 @@ class Module(torch.nn.RNN):
 def forward_is_in_eval_without_gradients(m):
     case = cases.parse("h8-b2-t3-fp32")
     module = Module(8, 8)
-    session = m.sessions.ModuleSession(module, providers.tensors(case, CPU))
+    session = m.sessions.ModuleSession(module, registry.tensors(case, CPU))
     for _ in range(2):
         y, hn = session.forward()
         assert module.modes == (False, False) and not y.requires_grad and not hn.requires_grad
@@ -245,13 +249,13 @@ CHECKS = {
 
 @pytest.mark.parametrize("check", CHECKS)
 def test_of_measuring(check):
-    CHECKS[check](SimpleNamespace(timing=timing, run=run, sessions=sessions))
+    CHECKS[check](SimpleNamespace(timing=timing, run=run, sessions=interface))
 
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_planted_fault_is_seen(name):
     fault = FAULTS[name]
-    modules = SimpleNamespace(**({"timing": timing, "run": run, "sessions": sessions} | {fault.file: changed(fault)}))
+    modules = SimpleNamespace(**({"timing": timing, "run": run, "sessions": interface} | {fault.file: changed(fault)}))
     with pytest.raises((AssertionError, RuntimeError)):
         CHECKS[fault.seen_by](modules)
 
@@ -263,10 +267,10 @@ def test_every_check_sees_a_fault():
 def test_every_provider_sets_the_precision(monkeypatch):
     """of its own modules: what reads torch's switch runs in the case's precision"""
     case, seen = cases.parse("h8-b2-t3-l2-fp32-ieee"), []
-    for name, provider in providers.PROVIDERS.items():
-        monkeypatch.setattr(providers, "set_precision", lambda case, name=name: seen.append(name))
+    for name, provider in registry.PROVIDERS.items():
+        monkeypatch.setattr(registry, "set_precision", lambda case, name=name: seen.append(name))
         if not provider.missing(CPU) and not provider.unsupported(case):
-            provider.session(case, providers.tensors(case, CPU))
+            provider.session(case, registry.tensors(case, CPU))
     assert set(seen) == {"rnn_triton", "rnn_triton-layers", "cudnn", "cudnn-layers", "loop", "compile"}
 
 

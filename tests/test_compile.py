@@ -15,8 +15,8 @@ import pytest
 import torch
 from support.layouts import check_verify_layout
 
-from bench import resources
-from bench.planned import planned, planned_otherwise
+from bench.compiled import resources
+from bench.compiled.planned import planned, planned_otherwise
 from rnn_triton import overriding
 from rnn_triton.kernels.dropout import drop
 from rnn_triton.kernels.matmul import matmul_kernel

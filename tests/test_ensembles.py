@@ -17,7 +17,7 @@ from test_compile import name as name_of
 from test_kernels import KINDS, assert_close, tolerance
 
 import rnn_triton
-from bench.planned import planned
+from bench.compiled.planned import planned
 from rnn_triton.cells import reference
 from rnn_triton.launch import dispatch, gemm, launcher, one_cta
 from rnn_triton.op import gradients as gradients_of

@@ -8,7 +8,7 @@ from support.memory import reserved
 from support.recorder import Recorder
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from bench import resources
+from bench.compiled import resources
 from rnn_triton.launch import gemm
 from rnn_triton.op import gradients
 

@@ -15,9 +15,11 @@ import rnn_triton
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("cells", "interpret", "launch", "op", "plan")
+BENCH = ("cases", "records", "instruments", "providers", "measure", "first_run", "compiled", "model", "show")
 PACKAGES = {
     "rnn_triton": "rnn_triton", "rnn_triton/kernels": "kernels", "rnn_triton/bench": "bench",
     **{f"rnn_triton/{room}": f"rnn_triton/{room}" for room in ROOMS},
+    **{f"rnn_triton/bench/{room}": f"bench/{room}" for room in BENCH},
 }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from support.memory import reserved
 from support.problems import SMALL_SIGNALS
 from test_kernels import KINDS, assert_close, fp64, inputs, kinds, tolerance
 
-from bench import resources
+from bench.compiled import resources
 from rnn_triton.cells import reference
 from rnn_triton.kernels.per_step import per_step as kernel
 from rnn_triton.launch import per_step

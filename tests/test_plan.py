@@ -9,7 +9,7 @@ import threading
 import pytest
 import torch
 
-from bench.planned import planned, planned_otherwise
+from bench.compiled.planned import planned, planned_otherwise
 from rnn_triton.errors import UnsupportedError
 from rnn_triton.plan import candidates, latency
 from rnn_triton.plan import choose as planner

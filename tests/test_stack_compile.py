@@ -10,7 +10,7 @@ import re
 import pytest
 from support.layouts import check_verify_layout
 
-from bench import resources
+from bench.compiled import resources
 from rnn_triton.launch import dispatch
 from rnn_triton.op import dropout
 from rnn_triton.plan import choose, hardware

@@ -5,10 +5,12 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
+MODULES = {"timing": "instruments.timing", "run": "measure.run", "sessions": "providers.interface"}
+
 
 @dataclass(frozen=True)
 class Fault:
-    file: str  # of bench/
+    file: str  # a key of MODULES
     old: str
     new: str
     seen_by: str
@@ -98,7 +100,7 @@ FAULTS = {
 
 def changed(fault):
     """bench's module with the fault, beside the real one; AssertionError where its source no longer has the place"""
-    real = importlib.import_module(f"bench.{fault.file}")
+    real = importlib.import_module(f"bench.{MODULES[fault.file]}")
     source = Path(real.__file__).read_text()
     assert source.count(fault.old) == 1, f"{fault.old!r} is {source.count(fault.old)} times in {real.__file__}"
     module = importlib.util.module_from_spec(importlib.util.find_spec(real.__name__))

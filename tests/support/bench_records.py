@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from bench import cases, records
+from bench.cases import case as cases
+from bench.records import schema
 
 ENVIRONMENT = {
     "commit": "0123456789abcdef", "dirty": False, "source": "5eed", "device": "Test GPU", "capability": 90,
@@ -31,10 +32,10 @@ def timing(
 
     regime: of the forward and backward plan.  error: of y against fp64, as a fraction of 1."""
     short = max(1, case.T // 4)
-    at = {T: records.sampled(samples(launch_us + T * us_per_step)) for T in (case.T, short)}
+    at = {T: schema.sampled(samples(launch_us + T * us_per_step)) for T in (case.T, short)}
     plan = regime and {direction: {"regime": regime} for direction in ("forward", "backward")}
     return {
-        "schema": records.SCHEMA, "kind": "timing", "run": run, "date": date, "environment": environment,
+        "schema": schema.SCHEMA, "kind": "timing", "run": run, "date": date, "environment": environment,
         "case": case.name, "shape": dataclasses.asdict(case), "pass": pass_, "provider": provider, "status": status,
         "message": "" if status == "ok" else f"it is {status}", "version": None, "device_us": at[case.T],
         "spin_us": 50.0, "late": 0,

@@ -4,7 +4,7 @@ import os
 import time
 from dataclasses import dataclass
 
-from bench.worker import at
+from bench.instruments.worker import at
 from support.bench_records import timing
 
 HANG = 60  # s

@@ -21,10 +21,10 @@ from typing import Any
 
 import torch
 
-from bench import tables
-from bench.compiling import in_parallel
-from bench.jobs import distinct_plans
-from bench.planned import planned_otherwise
+from bench.compiled.planned import planned_otherwise
+from bench.measure.compiling import in_parallel
+from bench.quick import distinct_plans
+from bench.show import tables
 from rnn_triton.kernels.exchange import LINE
 from rnn_triton.launch import dispatch
 from rnn_triton.launch import recurrence as lanes_of

@@ -25,7 +25,7 @@ def compile_planned():
     """Compile every plan of bench/planned.py that is for this machine's device; returns the failures as text."""
     import torch
 
-    from bench.planned import planned
+    from bench.compiled.planned import planned
 
     capability = 10 * torch.cuda.get_device_capability()[0] + torch.cuda.get_device_capability()[1]
     jobs = [(problem, device) for problem, device in planned() if device.capability == capability]

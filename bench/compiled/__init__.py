@@ -1,0 +1,1 @@
+"""What compiled kernels use, read from machine code and PTX."""

@@ -1,0 +1,1 @@
+"""`bench check` on a GPU: items, probes, what they say."""

@@ -1,0 +1,1 @@
+"""What measures: the clock, a function in a process of its own, a progress bar."""

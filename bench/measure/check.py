@@ -1,0 +1,200 @@
+"""The correctness gate: y, hn and every gradient of a provider against an fp64 reference, with a derived tolerance.
+
+The tolerance knows the case, never the provider. Let u bound the relative rounding of the case's dtype and precision:
+2^-8 bf16, 2^-11 fp16 (storage); 2^-10 tf32 (operands cut to 10 bits); 2^-24 sqrt(K) ieee fp32, K the longest sum.
+
+    A step adds at most u of relative error to the state and hands on what it got with gain g < 1: the error of y
+    settles at u / (1 - g) however long the sequence. Weights being U(-1/sqrt(H), 1/sqrt(H)), W_hh has gain
+    ||W_hh||_F / sqrt(H) = 1/sqrt(3), and f' <= 1: g = 1/sqrt(3) for the Elman cell. A GRU hands on z of the state
+    and makes 1 - z of it anew, through W_hh; an LSTM's c is f of the old and i of the new. The gates' arguments
+    being symmetric about zero, they average a half: g = (1 + 1/sqrt(3)) / 2.
+
+                                   rnn      gru, lstm
+        1 / (1 - g)                2.4      4.7
+
+    A layer adds an error of its own to what its input brings, which it hands on as it hands on the input itself: the
+    relative error of the input stays what it was. Errors of different layers are independent, their squares add:
+    sqrt(L) of one. Directions and models share nothing but, in the next layer, an input, and change nothing.
+
+    A gradient takes all this twice: through y in f', and through its own recursion. Rounding errors average about
+    0.4 u, so an implementation that rounds once a step lands at 0.15 to 0.25 of this (seen on emulated
+    roundings), and one that rounds after every operator at 0.05 to 0.35 (seen on an eager loop in bf16 and fp16,
+    all cells, 1 to 8 layers). One that also sums weight gradients step by step in its storage dtype, as autograd
+    does for such a loop, loses 0.3 u sqrt(T) of them and misses the bound from about T = 240 (bf16 and fp16,
+    Elman cell): its gradients are recorded as wrong.
+
+    ||out - ref|| / ||ref||    <=  tol:  u sqrt(L) / (1 - g) for y, hn and cn, twice that for gradients
+    max|out - ref| / rms(ref)  <=  6 tol: errors are near normal, and 6 sigma covers 10^8 elements
+
+The first bound sees a bias of the whole, the second a single wrong element, row or step. Both are taken for each
+model, and of states for each layer and direction, so that one that is wrong is not lost among those that are
+right. relu's gradients jump: a unit whose pre-activation is within the error of zero may switch, a share of about
+tol of them does, so their norm moves by sqrt(tol) and single elements by their own size: the bounds are sqrt(tol)
+and 6. Below 2^-14 fp16 has no relative precision but steps of 2^-24: there u is half a step over rms(ref), if that is
+more. Single elements of gradients of deep LSTMs, whose size differs by orders, miss the second bound all the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..cases.case import Case
+from ..cases.inputs import SMALL, tensors
+from ..providers.interface import ModuleSession, Provider, Result, Session
+from ..providers.registry import by_formula, module_of, of_formulas
+
+ROUNDOFF = {"bf16": 2.0**-8, "fp16": 2.0**-11, "tf32": 2.0**-10, "ieee": 2.0**-24}
+GAIN = 1 / math.sqrt(3)
+PEAK = 6.0  # largest error over the root mean square error
+OUTPUTS = ("y", "hn", "cn")
+STATES = ("hn", "cn", "dh0", "dc0")  # with a dimension of layers and directions
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`errors`: quantity -> {rel, rel_tol, max, max_tol}; `message` names what missed, empty where nothing did."""
+
+    errors: dict[str, dict[str, float]]
+    message: str
+
+    @property
+    def ok(self) -> bool:
+        return not self.message
+
+    def worst(self) -> float:
+        """The largest error as a fraction of its tolerance."""
+        return max(max(e["rel"] / e["rel_tol"], e["max"] / e["max_tol"]) for e in self.errors.values())
+
+
+def roundoff(case: Case) -> float:
+    """u of the module docstring."""
+    if case.precision == "ieee":
+        widest = max(case.I, case.directions * case.H if case.layers > 1 else 0)
+        return ROUNDOFF["ieee"] * math.sqrt(max(case.H + widest, case.T * case.B))
+    return ROUNDOFF[case.precision or case.dtype]
+
+
+def tolerance(case: Case, quantity: str, rms: float = 1.0) -> tuple[float, float]:
+    """(of the relative norm, of the largest error over the reference's rms)."""
+    gain = GAIN if case.cell == "rnn" else (1 + GAIN) / 2
+    u = max(roundoff(case), 2.0**-25 / rms) if case.dtype == "fp16" else roundoff(case)
+    relative = u * math.sqrt(case.layers) / (1 - gain)
+    if quantity in OUTPUTS:
+        return relative, PEAK * relative
+    if case.nonlinearity == "relu":
+        return math.sqrt(relative), PEAK
+    return 2 * relative, PEAK * 2 * relative
+
+
+def reference(case: Case, inputs: dict[str, Tensor]) -> Result:
+    """What a session's train() gives, in fp64, from the same rounded inputs and weights.
+
+    By torch.nn's own modules without cuDNN; several models by the cells' formulas, since torch's modules do not
+    batch them and hundreds one after the other take seconds. As large as the case's tensors in fp64, about eight
+    times over."""
+    wide = {name: value.detach().double() for name, value in inputs.items()}
+    if case.models > 1:
+        if case.lengths != "full":
+            raise NotImplementedError("several models of sequences of different lengths have no reference")
+        return of_formulas(case, wide, by_formula(case)).train()
+    with _without_cudnn():
+        return ModuleSession(module_of(torch.nn, case, wide["x"]), wide, case).train()
+
+
+@contextlib.contextmanager
+def _without_cudnn() -> Iterator[None]:
+    # torch.backends.cudnn.flags() would also set, and so mix, the older and the newer switch of TF32
+    before = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.enabled = before
+
+
+def compare(case: Case, result: Result, truth: Result) -> Verdict:
+    """The errors of `result` and what of it misses the tolerance; NaN, a wrong shape or nothing at all misses it too.
+
+    An error is that of the worst model, and for states of the worst layer and direction."""
+    errors, missed = {}, []
+    for quantity, expected in truth.items():
+        got = result.get(quantity)
+        if got is None:
+            missed.append(f"{quantity} is missing")
+            continue
+        if not isinstance(got, Tensor):
+            got = torch.stack(list(got))  # of several models
+        if got.shape != expected.shape:
+            missed.append(f"{quantity} has shape {tuple(got.shape)}, expected {tuple(expected.shape)}")
+            continue
+        apart = (case.models if case.models > 1 else 1) * (expected.shape[-3] if quantity in STATES else 1)
+        difference = (got.double() - expected).reshape(apart, -1)
+        scale = expected.reshape(apart, -1).norm(dim=1).clamp_min(1e-30)
+        rms = scale / math.sqrt(difference.shape[1])
+        limits = rms.new_tensor([tolerance(case, quantity, size) for size in rms.tolist()])
+        relative, relative_tolerance = _worst(difference.norm(dim=1) / scale, limits[:, 0])
+        largest, largest_tolerance = _worst(difference.abs().amax(dim=1) / rms, limits[:, 1])
+        errors[quantity] = {
+            "rel": relative, "rel_tol": relative_tolerance, "max": largest, "max_tol": largest_tolerance,
+        }  # fmt: skip
+        if not relative <= relative_tolerance:
+            missed.append(f"{quantity}: relative error {relative:.2e}, tolerance {relative_tolerance:.2e}")
+        elif not largest <= largest_tolerance:
+            missed.append(f"{quantity}: largest error {largest:.2e} rms, tolerance {largest_tolerance:.2e}")
+    return Verdict(errors, "; ".join(missed))
+
+
+def _worst(errors: Tensor, limits: Tensor) -> tuple[float, float]:
+    """An error and its limit, where it comes closest to it or is NaN"""
+    at = int((errors / limits).argmax())  # of NaN, if there is one
+    return float(errors[at]), float(limits[at])
+
+
+def judge(case: Case, session: Session, pass_: str, truth: Result) -> Verdict:
+    """One pass of a session ("fwd" or "train") against reference(): a wrong gradient does not make y wrong."""
+    return judged(case, session.train() if pass_ == "train" else session.forward(), pass_, truth)
+
+
+def judged(case: Case, result: Any, pass_: str, truth: Result) -> Verdict:
+    """The same of what Session.train() or forward() has returned"""
+    if pass_ == "train":
+        return compare(case, result, truth)
+    y, hn = result
+    verdict = compare(case, {"y": y, "hn": hn}, {name: truth[name] for name in ("y", "hn")})
+    return verdict if verdict.ok else Verdict(verdict.errors, f"without gradients: {verdict.message}")
+
+
+def gate(case: Case, provider: Provider, device: torch.device, seed: int = 0, signal: float = 1.0) -> Verdict:
+    """Run a provider once, forward and forward+backward, on inputs of this size, and judge both."""
+    inputs = tensors(case, device, seed, signal)
+    session = provider.session(case, inputs)
+    truth = reference(case, inputs)
+    verdict = judge(case, session, "train", truth)
+    forward = judge(case, session, "fwd", truth)
+    return verdict if forward.ok else Verdict(verdict.errors, forward.message)
+
+
+def gate_of_sizes(case: Case, provider: Provider, device: torch.device) -> Verdict:
+    """`gate` of the usual signals, and of small ones, whose relative errors have the same bounds."""
+    usual, small = gate(case, provider, device), gate(case, provider, device, signal=SMALL[case.dtype])
+    messages = [usual.message, f"of small signals: {small.message}" if small.message else ""]
+    errors = {f"{quantity} of small signals": error for quantity, error in small.errors.items()}
+    return Verdict(usual.errors | errors, "; ".join(filter(None, messages)))
+
+
+def summary(verdicts: Iterable[tuple[str, Verdict]]) -> list[tuple[str, ...]]:
+    """Table rows: case, worst quantity, its error, its tolerance, verdict."""
+    out: list[tuple[str, ...]] = []
+    for name, verdict in verdicts:
+        ranked = sorted(verdict.errors.items(), key=lambda item: item[1]["rel"] / item[1]["rel_tol"], reverse=True)
+        quantity, error = ranked[0] if ranked else ("-", {"rel": math.nan, "rel_tol": math.nan})
+        result: Any = "ok" if verdict.ok else f"WRONG: {verdict.message}"
+        out.append((name, quantity, f"{error['rel']:.1e}", f"{error['rel_tol']:.1e}", result))
+    return out

@@ -1,0 +1,184 @@
+"""Fills the caches of compilers before anything is measured: calls of all providers in parallel processes, the
+very calls that will be timed.
+
+Ours are made up to the launch itself, so that the variants with absent tensors, the GEMMs and what the planner
+falls back on are compiled too. Others' are made over few steps (Provider.prepare).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from unittest import mock
+
+import torch
+
+from ..cases.case import Case, Job
+from ..instruments.progress import Progress
+from ..instruments.worker import Worker, WorkerError
+from ..providers.registry import PROVIDERS, tensors
+from ..records.schema import OURS
+from .run import short_of
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a provider: forward only ("fwd") or with its backward ("train"); ours under `choices` of a plan."""
+
+    case: Case
+    pass_: str = "train"
+    choices: tuple[tuple[str, Any], ...] = ()
+    provider: str = OURS
+
+
+def calls_of(jobs: Iterable[Job], here: Collection[str]) -> list[Call]:
+    """What jobs compile, in their order: every pass of every provider that is `here`, compiles anything and runs the case, over
+    both numbers of steps that are timed."""
+    return [
+        Call(case, pass_, provider=name)
+        for job in jobs
+        for name in job.providers
+        if name in here and PROVIDERS[name].compiles and not PROVIDERS[name].unsupported(job.case)
+        for case in (job.case, short_of(job.case))
+        for pass_ in job.passes
+    ]
+
+
+@contextlib.contextmanager
+def launches_compile() -> Iterator[None]:
+    """A launch compiles and loads its kernel, and is not made, whether it comes by Triton's own path, as the first one of every
+    kernel does, or by the kernel itself, as those after it do (rnn_triton/launch/launcher.py).  Loading tells what does not fit the
+    device, so that the planner's next choice is compiled as well."""
+    from triton.compiler import CompiledKernel
+    from triton.runtime.jit import JITFunction
+
+    run, load = JITFunction.run, CompiledKernel.__getitem__
+
+    def compile_only(function: Any, *arguments: Any, **options: Any) -> Any:
+        kernel = run(function, *arguments, **{**options, "warmup": True})
+        kernel[(1, 1, 1)]
+        return kernel
+
+    def load_only(kernel: Any, grid: Any) -> Callable[..., None]:
+        load(kernel, grid)
+        return lambda *arguments, **options: None
+
+    with mock.patch.object(JITFunction, "run", compile_only), mock.patch.object(CompiledKernel, "__getitem__", load_only):
+        yield
+
+
+def compile_call(call: Call) -> None:
+    """Compile what the call launches, for the GPU at hand; nothing where no plan has the choices."""
+    torch.set_num_threads(1)  # there is a process on every core
+    provider, device = PROVIDERS[call.provider], torch.device("cuda")
+    if call.provider != OURS:
+        provider.prepare(call.case, call.pass_, device)
+        return
+    import rnn_triton
+
+    # ValueError: no such plan, NotImplementedError: no plan at all; both show again when the case runs
+    with contextlib.suppress(ValueError, NotImplementedError):
+        session = provider.session(call.case, tensors(call.case, device))
+        with launches_compile(), rnn_triton.overriding(**dict(call.choices)):
+            session.forward() if call.pass_ == "fwd" else session.train()
+
+
+def compile_ahead(call: Call) -> None:
+    """Compile the kernels of the call's plans for an H200, which need not be here; no launch finds them."""
+    import rnn_triton
+    from rnn_triton.launch import dispatch as launch
+    from rnn_triton.plan import hardware
+    from rnn_triton.plan.choose import plan
+
+    from ..cases.estimate import problems
+
+    device = hardware.RECORDS["sm_90"]
+    with rnn_triton.overriding(**dict(call.choices)):
+        for problem in problems(call.case)[: 1 if call.pass_ == "fwd" else 2]:
+            launch.compile_ahead(problem, plan(problem, device), device)
+
+
+def compile_calls(
+    calls: Iterable[Call], seconds: float | None = None, function: Callable[[Call], None] = compile_call
+) -> tuple[dict[Call, str], int]:
+    """(failures, how many were cut off): each different call compiled, in parallel, in order, for `seconds` at
+    most."""
+    distinct = list(dict.fromkeys(replace(call, case=PROVIDERS[call.provider].shortest(call.case)) for call in calls))
+    failures = {}
+    done = 0
+    for i, answer in in_parallel(function, distinct, "compiling", seconds):
+        done += 1
+        if isinstance(answer, BaseException):
+            failures[distinct[i]] = str(answer)
+    return failures, len(distinct) - done
+
+
+def choices_of(**choices: Any) -> tuple[tuple[str, Any], ...]:
+    """As the `choices` of a Call: hashable"""
+    return tuple(sorted(choices.items()))
+
+
+def named(name: str, choices: Mapping[str, Any] | tuple[tuple[str, Any], ...]) -> str:
+    """A case's name with its choices; the regime of one that chooses more goes without saying"""
+    told = {k: v for k, v in dict(choices).items() if k != "regime" or len(dict(choices)) == 1}
+    return " ".join([name, *(f"{k}={v}" for k, v in told.items())])
+
+
+CALL_TIMEOUT = 120.0  # seconds of one call in a process of a pool
+MOST_PROCESSES = 16  # each may hold a CUDA context and a copy of torch
+
+
+def in_parallel(
+    function: Callable[[Any], Any], arguments: Sequence[Any], title: str, seconds: float | None = None
+) -> Iterator[tuple[int, Any]]:
+    """(index, function(argument)) as each is done, in processes, one a core; an exception in place of a result.
+
+    A call that dies or takes longer than CALL_TIMEOUT costs itself.  After `seconds` no more are begun, those that run are
+    ended, and neither is in the answers."""
+    if not arguments:
+        return
+    deadline = math.inf if seconds is None else time.monotonic() + seconds
+    processes = min(len(arguments), len(os.sched_getaffinity(0)), MOST_PROCESSES)
+    waiting = iter(enumerate(arguments))
+    answers: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
+    lock, ended = threading.Lock(), threading.Event()
+
+    def serve() -> None:
+        with Worker(function) as worker:
+            while True:
+                with lock:
+                    i, argument = next(waiting, (-1, None))
+                left = deadline - time.monotonic()
+                if i < 0 or left <= 0 or ended.is_set():
+                    break
+                allowed = min(CALL_TIMEOUT, left)
+                try:
+                    answers.put((i, worker.call(argument, allowed)))
+                except WorkerError as error:
+                    if error.status == "error" or allowed == CALL_TIMEOUT:
+                        answers.put((i, error))
+        answers.put((-1, None))  # this thread is done
+
+    threads = [threading.Thread(target=serve, daemon=True) for _ in range(processes)]
+    with Progress(title, len(arguments)) as progress:
+        progress.now(f"{processes} processes")
+        for thread in threads:
+            thread.start()
+        try:
+            while processes:
+                i, answer = answers.get()
+                if i < 0:
+                    processes -= 1
+                    continue
+                yield i, answer
+                progress.step(failed=isinstance(answer, BaseException))
+                progress.now(f"{processes} processes")
+        finally:
+            ended.set()  # whoever asked has gone: no call is begun

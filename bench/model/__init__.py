@@ -1,0 +1,1 @@
+"""The latency model against records: fit, bottlenecks, explanations."""

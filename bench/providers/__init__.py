@@ -1,0 +1,1 @@
+"""Who is measured: ours, torch.nn on cuDNN, loops, other libraries."""

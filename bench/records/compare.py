@@ -1,0 +1,489 @@
+"""Compares two sides of records: per case, pass and provider the ratio of times B / A, an interval, and a verdict.
+
+A side is a record file, a folder of them, or a commit that has records; only equal devices are compared.
+
+The ratio is that of the medians of the device time; above 1, B is slower. Its interval (LEVEL) is a bootstrap's, by
+percentiles of the logarithm, from a fixed seed:
+
+    one run on a side    Samples of a run are taken within seconds of each other and follow the clock, so neighbours resemble
+                         each other: whole blocks are drawn (moving blocks on a circle), as long as the autocorrelation of
+                         the samples asks for (`block_length`), one sample where there is none.
+    several runs         Runs differ by more than their samples do (temperature, clock, memory addresses): runs are drawn
+                         first, blocks within them second.
+
+Where samples resemble their neighbours, the interval covers less than LEVEL says: of an autocorrelation of 0.8 or 0.9 at lag 1
+and 100 samples it covers 0.91 or 0.88, of 0.9 and 30 samples 0.77 (500 simulations each, deviation 0.02 at most): a quarter of
+the samples is as long as a block gets.
+
+Blocks and runs are few, and a bootstrap of u units is too narrow: its deviations grow by sqrt(u / (u - 1)), and by Student's t
+of Welch's degrees of freedom over the normal quantile.
+
+An interval from one run a side knows nothing of how runs differ. That is what `band` is for: changes within it are nothing,
+however sure of them the samples are. It must be wider than runs of equal code differ; a shift beyond it looks like a change. A
+note says where a side has one run alone.
+
+A side that ran at lower clocks is slower by that much at most, or not at all: between both lies the ratio at equal clocks. So
+the interval that verdicts are made of reaches from low / max(1, c) to high / min(1, c), c being the ratio of A's clock to B's,
+of the SMs and of the memory, medians while the case was measured. The table has both clocks of the SMs, and the interval of the
+times as they are.
+
+Verdicts, in this order, by where that interval lies with the band 1 - band to 1 + band:
+
+    broken   timed in A, but wrong, failed or no longer supported in B         fixed    the other way round
+    noise    fewer than FEWEST samples on a side
+    same     within it, ends included
+    slower, faster   wholly above it, wholly below it
+    clocks   across an end of it, which it would not be at equal clocks: the clocks may explain what changed, or hide it
+    noise    across an end of it: the samples do not tell whether the change is larger than the band
+
+Of n pairs whose ratio is at the upper end of the band, (1 - LEVEL) / 2 n look slower by chance, where the interval covers LEVEL;
+of ratios within the band fewer, the fewer the farther from its end: this is a bound (`expected_false_alarms`). As many look
+faster at the lower end.
+Regressions are controlled over all pairs together: a slower one counts only where Benjamini and Hochberg's procedure at a false
+discovery rate of RATE rejects that its ratio is within the band, with p from the distance to the band in the bootstrap's
+standard deviations. Everything broken counts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+from ..cases.case import nearest
+from . import environment
+from .schema import OURS, read
+
+LEVEL = 0.95
+BAND = 0.02
+RATE = 0.05
+DRAWS = 2000
+FEWEST = 5  # samples: the interval of a median of fewer does not cover it at LEVEL, however it is made
+SEED = 20240229
+VERSIONS = ("torch", "triton", "cudnn", "cuda", "driver", "python")
+LOST = ("wrong", "error", "timeout", "unsupported")  # statuses of what ran and no longer does
+
+Key = tuple[str, str, str, str]  # device, case, pass, provider
+
+
+@dataclass(frozen=True)
+class Side:
+    """The timing records of one side."""
+
+    name: str
+    records: tuple[dict[str, Any], ...]
+    problems: tuple[str, ...] = ()  # lines of its files that are no records
+
+    @property
+    def devices(self) -> list[str]:
+        return sorted({r["environment"]["device"] for r in self.records})
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One (device, case, pass, provider) that both sides have. Times in microseconds per call."""
+
+    device: str
+    case: str
+    pass_: str
+    provider: str
+    verdict: str
+    us_a: float | None  # median; None where that side has no time
+    us_b: float | None
+    ratio: float | None = None  # B / A
+    low: float | None = None  # interval; None where there are too few samples
+    high: float | None = None
+    p: float | None = None  # of a ratio within the band, two-sided
+    samples: tuple[int, int] = (0, 0)
+    runs: tuple[int, int] = (0, 0)
+    mhz: tuple[float | None, float | None] = (None, None)  # of the SMs
+    message: str = ""
+    regression: bool = False
+
+
+@dataclass(frozen=True)
+class Comparison:
+    a: Side
+    b: Side
+    pairs: tuple[Pair, ...]
+    only_a: tuple[str, ...]  # "case pass provider: why"
+    only_b: tuple[str, ...]
+    notes: tuple[str, ...]  # what differs besides the code, and what the records do not know
+    band: float
+
+    @property
+    def regressions(self) -> list[Pair]:
+        return [pair for pair in self.pairs if pair.regression]
+
+    @property
+    def exit_code(self) -> int:
+        return 1 if self.regressions else 0
+
+    @property
+    def tested(self) -> int:
+        return sum(pair.p is not None for pair in self.pairs)
+
+    @property
+    def expected_false_alarms(self) -> float:
+        """How many pairs look slower at most, on average, if no ratio is beyond the band; `regressions` has fewer"""
+        return self.tested * (1 - LEVEL) / 2
+
+
+# ---- sides ----------------------------------------------------------------------------------------------------------
+
+
+def load(name: str, paths: Iterable[Path]) -> Side:
+    """The side that `name` means: a record file, a folder of them, or a commit, of which the records of `paths` are taken.
+
+    ValueError: it is none of these, it has no timing records, or the beginning of a hash fits several commits."""
+    given = Path(name)
+    if given.is_dir():
+        files = sorted(given.rglob("*.jsonl"))
+        if not files:
+            raise ValueError(f"no record files (*.jsonl) in the folder {name}")
+        found, problems = read(files)
+    elif given.is_file():
+        found, problems = read([given])
+    else:
+        found, problems = read(dict.fromkeys(paths))
+        commit = _commit(name, {r["environment"]["commit"] for r in found if r["kind"] == "timing"} - {None})
+        found = [r for r in found if r["environment"]["commit"] == commit]
+    timed = tuple(r for r in found if r["kind"] == "timing")
+    if not timed:
+        lines = f"; {len(problems)} lines are no records, the first: {problems[0]}" if problems else ""
+        raise ValueError(f"no timing records in {name}{lines}")
+    return Side(name, timed, tuple(map(str, problems)))
+
+
+def _commit(name: str, commits: set[str]) -> str:
+    wanted = name.lower()
+    if not re.fullmatch(r"[0-9a-f]{7,40}", wanted) or not any(c.startswith(wanted) for c in commits):
+        root = str(environment.root())
+        resolved = environment._output("git", "-C", root, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
+        if resolved is None:
+            raise ValueError(
+                f"{name!r} is no record file, no folder of them and no commit (7 hex digits or more, or what git knows); "
+                f"commits with records: {_nearest(name, commits)}"
+            )
+        wanted = resolved
+    fitting = sorted(c for c in commits if c.startswith(wanted))
+    if not fitting:
+        raise ValueError(f"commit {wanted[:12]} has no timing records; commits that have: {_nearest(wanted, commits)}")
+    if len(fitting) > 1:
+        raise ValueError(f"{name!r} begins several commits: {', '.join(c[:12] for c in fitting)}")
+    return fitting[0]
+
+
+def _nearest(name: str, commits: set[str]) -> str:
+    return nearest(name[:12].lower(), [c[:12] for c in commits]) if commits else "none"
+
+
+# ---- comparison -----------------------------------------------------------------------------------------------------
+
+
+def compare(
+    a: Side, b: Side, providers: Sequence[str] | None = (OURS,), band: float = BAND, seed: int = SEED
+) -> Comparison:
+    """Every (device, case, pass, provider) of either side, for the providers named (None: all of them).
+
+    ValueError: the sides have no device, or nothing at all, in common; `band` is not in (0, 1)."""
+    if not 0 < band < 1:
+        raise ValueError(f"band must lie between 0 and 1, got {band}")
+    if not set(a.devices) & set(b.devices):
+        raise ValueError(
+            f"different devices are not compared: {a.name} is of {', '.join(a.devices)}, {b.name} of {', '.join(b.devices)}"
+        )
+    of_a, of_b = (_grouped(side, providers) for side in (a, b))
+    pairs, only_a, only_b = [], [], []
+    for key in dict.fromkeys([*of_a, *of_b]):
+        if key not in of_b:
+            only_a.append(_name(key, of_a[key][-1]))
+        elif key not in of_a:
+            only_b.append(_name(key, of_b[key][-1]))
+        else:
+            pair = _pair(key, of_a[key], of_b[key], band, seed)
+            if pair is None:  # no times on either side
+                only_a.append(_name(key, of_a[key][-1]))
+                only_b.append(_name(key, of_b[key][-1]))
+            else:
+                pairs.append(pair)
+    if not pairs:
+        raise ValueError(
+            f"nothing to compare: {a.name} and {b.name} share no timed case of {', '.join(providers or ['any provider'])}; "
+            f"{a.name} has {_summary(only_a)}, {b.name} has {_summary(only_b)}"
+        )
+    notes = (*_notes(a, b), *_unknown(pairs))
+    return Comparison(a, b, _judged(pairs), tuple(only_a), tuple(only_b), notes, band)
+
+
+def _summary(names: Sequence[str]) -> str:
+    return f"{len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else "none"
+
+
+def _grouped(side: Side, providers: Sequence[str] | None) -> dict[Key, list[dict[str, Any]]]:
+    """The records of each key, the newest last"""
+    found: dict[Key, list[dict[str, Any]]] = {}
+    for record in sorted(side.records, key=lambda r: r["date"]):
+        if providers is None or record["provider"] in providers:
+            key = (record["environment"]["device"], record["case"], record["pass"], record["provider"])
+            found.setdefault(key, []).append(record)
+    return found
+
+
+def _name(key: Key, newest: dict[str, Any]) -> str:
+    return f"{' '.join(key[1:])} on {key[0]}: {newest['status']}"
+
+
+def _timed(records: Sequence[dict[str, Any]]) -> list[np.ndarray]:
+    """The samples of each run; none where the newest record has no time: what came before no longer holds"""
+    if records[-1]["status"] != "ok":
+        return []
+    runs: dict[str, list[float]] = {}
+    for record in records:
+        if record["status"] == "ok":
+            runs.setdefault(record["run"], []).extend(record["device_us"]["samples"])
+    return [np.asarray(samples) for samples in runs.values() if samples]
+
+
+def _pair(
+    key: Key, a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]], band: float, seed: int
+) -> Pair | None:
+    runs_a, runs_b = _timed(a), _timed(b)
+    us_a, us_b = (float(np.median(np.concatenate(runs))) if runs else None for runs in (runs_a, runs_b))
+    if us_a is None or us_b is None:
+        bad = a[-1] if us_a is None else b[-1]
+        if bad["status"] not in LOST or (us_a is None and us_b is None):
+            return None
+        verdict = "fixed" if us_a is None else "broken"
+        message = f"{bad['status']}: {bad['message']}"
+        return Pair(*key, verdict, us_a, us_b, message=message, regression=verdict == "broken")
+    samples = sum(map(len, runs_a)), sum(map(len, runs_b))
+    clocks = [(_clock(a, name), _clock(b, name)) for name in ("sm_mhz", "memory_mhz")]
+    pair = Pair(*key, "noise", us_a, us_b, us_b / us_a, samples=samples, runs=(len(runs_a), len(runs_b)), mhz=clocks[0])
+    if min(samples) < FEWEST:
+        return dataclasses.replace(pair, message=f"{min(samples)} samples say nothing; {FEWEST} or more would")
+    ratios = [1.0, *(of_a / of_b for of_a, of_b in clocks if of_a and of_b)]
+    low, high, p = interval(runs_a, runs_b, band, seed, (min(ratios), max(ratios)))
+    verdict = _where(low / max(ratios), high / min(ratios), band)
+    if verdict == "noise" and _where(low, high, band) != "noise":
+        verdict = "clocks"
+    return dataclasses.replace(pair, verdict=verdict, low=low, high=high, p=p)
+
+
+def _where(low: float, high: float, band: float) -> str:
+    if 1 - band <= low and high <= 1 + band:
+        return "same"
+    return "slower" if low > 1 + band else "faster" if high < 1 - band else "noise"
+
+
+def _clock(records: Sequence[dict[str, Any]], name: str) -> float | None:
+    """The median over the runs that were timed; None where no record has it"""
+    found = [r["telemetry"][name] for r in records if r["status"] == "ok" and r["telemetry"].get(name, 0) > 0]
+    return float(np.median(found)) if found else None
+
+
+def _unknown(pairs: Sequence[Pair]) -> list[str]:
+    """What the records of both sides do not tell"""
+    timed = [pair for pair in pairs if pair.p is not None]
+    notes = []
+    if once := sum(min(pair.runs) == 1 for pair in timed):
+        notes.append(f"one run on a side of {once} pairs: how far runs of equal code are apart is not known; run --repeats 3 shows it")
+    if unclocked := sum(None in pair.mhz for pair in timed):
+        notes.append(f"clocks are not recorded for {unclocked} pairs, whose verdict knows nothing of them")
+    return notes
+
+
+def _judged(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
+    """With `regression` set"""
+    rejected = discoveries([pair.p for pair in pairs if pair.p is not None])
+    out, i = [], 0
+    for pair in pairs:
+        if pair.p is not None:
+            slower = pair.verdict == "slower" and rejected[i]
+            pair, i = dataclasses.replace(pair, regression=bool(slower)), i + 1
+        out.append(pair)
+    return tuple(out)
+
+
+def _notes(a: Side, b: Side) -> list[str]:
+    notes = []
+    only = {side.name: sorted(set(side.devices) - set(other.devices)) for side, other in ((a, b), (b, a))}
+    notes += [f"only in {name}: {', '.join(devices)}" for name, devices in only.items() if devices]
+    for version in VERSIONS:
+        of_a, of_b = ({str(r["environment"][version]) for r in side.records} for side in (a, b))
+        if of_a != of_b or len(of_a) > 1:
+            notes.append(f"{version} differs: A {', '.join(sorted(of_a))}; B {', '.join(sorted(of_b))}")
+    for side in (a, b):
+        code = {(r["environment"]["commit"], r["environment"]["source"]) for r in side.records}
+        if len(code) > 1:
+            commits = sorted({str(commit)[:12] for commit, _ in code})
+            notes.append(f"{side.name} mixes {len(code)} states of the code, of {', '.join(commits)}")
+        if any(r["environment"]["dirty"] for r in side.records):
+            notes.append(f"{side.name} was measured with uncommitted changes")
+        if side.problems:
+            notes.append(f"{side.name}: {len(side.problems)} lines are no records, the first: {side.problems[0]}")
+    if {_identity(r) for r in a.records} == {_identity(r) for r in b.records}:
+        notes.append("A and B are the same records")
+    return notes
+
+
+def _identity(record: dict[str, Any]) -> str:
+    return json.dumps(record, sort_keys=True)
+
+
+# ---- statistics -----------------------------------------------------------------------------------------------------
+
+
+def interval(
+    a: Sequence[np.ndarray],
+    b: Sequence[np.ndarray],
+    band: float = BAND,
+    seed: int = SEED,
+    clocks: tuple[float, float] = (1.0, 1.0),
+) -> tuple[float, float, float]:
+    """(low, high, p) of median(b) / median(a); each side is the samples of its runs.
+
+    p: how likely a ratio as far from the band, to either side, is where the true one lies at its end; 1 within the band, which
+    reaches from clocks[0] times its lower end to clocks[1] times its upper one."""
+    generator = np.random.default_rng(seed)
+    # medians of positive numbers: their logarithm is the median of the logarithms, and ratios become differences
+    (of_a, units_a), (of_b, units_b) = (_medians([np.log(run) for run in side], generator) for side in (a, b))
+    variances = [float(np.var(of_a)), float(np.var(of_b))]
+    spread = sum(v**2 / (units - 1) for v, units in zip(variances, (units_a, units_b)))  # 0 for infinitely many units
+    freedom = sum(variances) ** 2 / spread if spread > 0 else math.inf
+    drawn = of_b - of_a
+    middle = float(np.median(drawn))
+    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+    low, high = middle + (np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) - middle) * student(z, freedom) / z
+    medians = [float(np.median(np.log(np.concatenate(list(side))))) for side in (a, b)]
+    ratio = medians[1] - medians[0]
+    beyond = max(ratio - math.log1p(band) - math.log(clocks[1]), math.log1p(-band) + math.log(clocks[0]) - ratio, 0.0)
+    t = beyond / max(math.sqrt(sum(variances)), 1e-12)
+    return math.exp(low), math.exp(high), math.erfc(_normal(t, freedom) / math.sqrt(2))
+
+
+def student(z: float, freedom: float) -> float:
+    """Student's t that is as likely as a normal z: the inverse of Wallace's approximation (1959), within 5 % from 2 degrees
+    of freedom on."""
+    if math.isinf(freedom):
+        return z
+    return math.sqrt(freedom * math.expm1((z * (8 * freedom + 3) / (8 * freedom + 1)) ** 2 / freedom))
+
+
+def _normal(t: float, freedom: float) -> float:
+    """The normal z that is as likely as Student's t: Wallace (1959)"""
+    if math.isinf(freedom):
+        return t
+    return (8 * freedom + 1) / (8 * freedom + 3) * math.sqrt(freedom * math.log1p(t * t / freedom))
+
+
+def _medians(runs: Sequence[np.ndarray], generator: np.random.Generator) -> tuple[np.ndarray, float]:
+    """(DRAWS medians of what the bootstrap draws from the logarithms of one side's samples, how many units it had to draw):
+    runs, or blocks of one run; samples that are independent count as infinitely many, their percentiles need no help."""
+    if len(runs) == 1:
+        block = block_length(runs[0])
+        medians = np.median(_blocks(runs[0], generator, len(runs[0]), block), axis=1)
+        units = math.inf if block == 1 else len(runs[0]) / block
+    else:
+        # in each draw every run is replaced by a draw from one of the runs, and the median is over all of them
+        length = max(map(len, runs))
+        each = np.stack([_blocks(run, generator, length, block_length(run)) for run in runs])  # [runs, DRAWS, length]
+        chosen = generator.integers(len(runs), size=(DRAWS, len(runs)))
+        medians = np.median(each[chosen, np.arange(DRAWS)[:, None]].reshape(DRAWS, -1), axis=1)
+        units = float(len(runs))
+    if math.isinf(units):
+        return medians, units
+    middle = np.median(medians)
+    return middle + (medians - middle) * math.sqrt(units / (units - 1)), units
+
+
+def _blocks(samples: np.ndarray, generator: np.random.Generator, length: int, block: int) -> np.ndarray:
+    """[DRAWS, length]: blocks of `block` neighbours on the circle of `samples`"""
+    n = len(samples)
+    starts = generator.integers(n, size=(DRAWS, math.ceil(length / block)))
+    index = (starts[:, :, None] + np.arange(block)).reshape(DRAWS, -1)[:, :length] % n
+    return samples[index]
+
+
+def block_length(samples: np.ndarray) -> int:
+    """Samples in a block, from 1 to a quarter of them: the rule of Carlstein (1986) for a first-order autoregression.
+
+    The autocorrelation at lag 1 is that of ranks, which an outlier does not move; within chance (1.64 / sqrt(n), one-sided
+    5 %) it counts as none."""
+    n = len(samples)
+    ranks = np.argsort(np.argsort(samples)).astype(float)
+    ranks -= ranks.mean()
+    power = float(ranks @ ranks)
+    rho = float(ranks[1:] @ ranks[:-1]) / power if power else 0.0
+    if rho <= 1.64 / math.sqrt(n):
+        return 1
+    rho = min(rho, 0.95)
+    return max(1, min(n // 4, math.ceil((2 * rho / (1 - rho**2)) ** (2 / 3) * n ** (1 / 3))))
+
+
+def discoveries(p: Sequence[float], rate: float = RATE) -> list[bool]:
+    """Which hypotheses Benjamini and Hochberg's procedure (1995) rejects at this false discovery rate"""
+    order = sorted(range(len(p)), key=lambda i: p[i])
+    last = max((rank for rank, i in enumerate(order, 1) if p[i] <= rate * rank / len(p)), default=0)
+    rejected = set(order[:last])
+    return [i in rejected for i in range(len(p))]
+
+
+# ---- as text --------------------------------------------------------------------------------------------------------
+
+HEADINGS = ("case", "pass", "provider", "A us", "B us", "B / A", f"{LEVEL:.0%} interval", "A MHz", "B MHz", "verdict")
+_ORDER = ("broken", "slower", "faster", "fixed", "clocks", "noise", "same")
+
+
+def body(comparison: Comparison) -> list[tuple[str, ...]]:
+    """A line per pair under HEADINGS: what broke and what is slower first, most changed first. A * marks a regression."""
+
+    def rank(pair: Pair) -> tuple[Any, ...]:
+        return _ORDER.index(pair.verdict), -abs(math.log(pair.ratio or 1.0)), pair.case, pair.pass_, pair.provider
+
+    several = len({pair.device for pair in comparison.pairs}) > 1
+    out: list[tuple[str, ...]] = []
+    for pair in sorted(comparison.pairs, key=rank):
+        provider = f"{pair.provider} on {pair.device}" if several else pair.provider
+        verdict = pair.verdict + "*" * pair.regression + (f": {pair.message}" if pair.message else "")
+        out.append(
+            (
+                pair.case, pair.pass_, provider, _us(pair.us_a), _us(pair.us_b),
+                "-" if pair.ratio is None else f"{pair.ratio:.3f}",
+                "-" if pair.low is None else f"{pair.low:.3f} to {pair.high:.3f}",
+                *("-" if mhz is None else f"{mhz:.0f}" for mhz in pair.mhz),
+                verdict,
+            )
+        )  # fmt: skip
+    return out
+
+
+def summary(comparison: Comparison) -> list[str]:
+    """Lines to show with the table: what differs besides the code, the counts, what to expect by chance, what is on one side."""
+    count = {verdict: sum(pair.verdict == verdict for pair in comparison.pairs) for verdict in _ORDER}
+    lines = [f"note: {note}" for note in comparison.notes]
+    lines.append(
+        f"A = {comparison.a.name}, B = {comparison.b.name}: "
+        + ", ".join(f"{n} {verdict}" for verdict, n in count.items() if n)
+        + f"; same: within {comparison.band:.1%}, slower or faster: beyond it"
+    )
+    lines.append(
+        f"of {comparison.tested} pairs tested, {comparison.expected_false_alarms:.1f} at most look slower by chance alone; "
+        f"regressions (*, at a false discovery rate of {RATE:.0%}): {len(comparison.regressions)}"
+    )
+    for name, only in (("A", comparison.only_a), ("B", comparison.only_b)):
+        if only:
+            lines.append(f"not compared, in {name}: {'; '.join(only)}")
+    return lines
+
+
+def _us(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"

@@ -1,0 +1,118 @@
+"""Where and on what a run happens: the `environment` of every record."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import functools
+import hashlib
+import os
+import platform
+import subprocess
+import uuid
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+COMMIT = "RNN_TRITON_COMMIT"  # in the environment: the commit of a copy without its git directory
+_MEASURING = (  # the files of bench that a time depends on
+    "cases/inputs.py", "instruments/timing.py", "measure/check.py", "measure/run.py", "providers/*.py",
+)  # fmt: skip
+
+_QUERY = {"driver": "driver_version"}
+_CLOCKS = {
+    "sm_mhz": "clocks.sm", "sm_max_mhz": "clocks.max.sm", "memory_mhz": "clocks.mem", "power_w": "power.draw",
+    "power_limit_w": "power.limit", "temperature_c": "temperature.gpu",
+}  # fmt: skip
+
+
+def root() -> Path:
+    """The checkout that holds bench/, or the folder that holds the installed package."""
+    return Path(__file__).resolve().parents[2]
+
+
+def best_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@functools.cache
+def source() -> str:
+    """A digest of all code that a time depends on: the same for a commit, its copy without git, and its wheel.
+
+    Commits that change only texts, tests or figures have the same one, and what they measured is comparable."""
+    import rnn_triton
+
+    bench, package = Path(__file__).resolve().parents[1], Path(rnn_triton.__file__).resolve().parent
+    rooms = [room for room in package.iterdir() if (room / "__init__.py").exists() and room.name != "bench"]
+    files = [file for room in (package, *rooms) for form in ("*.py", "*.json") for file in room.glob(form)]
+    files += [file for form in _MEASURING for file in bench.glob(form)]
+    digest = hashlib.sha256()
+    for name, file in sorted((f"{file.parent.name}/{file.name}", file) for file in files):
+        digest.update(f"{name}\0".encode() + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def new_run() -> str:
+    """An id for one run: sorts by time, unique."""
+    return f"{datetime.datetime.now(datetime.timezone.utc):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """The environment of a record; None for what cannot be found out."""
+    commit = _output("git", "-C", str(root()), "rev-parse", "HEAD") if (root() / ".git").exists() else None
+    changed = _output("git", "-C", str(root()), "status", "--porcelain", "--untracked-files=no") if commit else None
+    out: dict[str, Any] = {
+        "commit": commit or os.environ.get(COMMIT) or None,
+        "dirty": None if changed is None else bool(changed),
+        "source": source(),
+        "device": f"CPU ({platform.machine()})",
+        "capability": None,
+        "hardware": None,
+        "driver": None,
+        "clocks": {},
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "cudnn": None,
+        "cuda": torch.version.cuda,
+        "python": platform.python_version(),
+    }
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        fields = _QUERY | _CLOCKS
+        line = _output("nvidia-smi", f"--query-gpu={','.join(fields.values())}", "--format=csv,noheader,nounits", "-i", smi_name(device))
+        values = dict(zip(fields, (part.strip() for part in line.splitlines()[0].split(",")))) if line else {}
+        from rnn_triton.plan import hardware
+
+        out |= {
+            "device": torch.cuda.get_device_name(device),
+            "capability": 10 * major + minor,
+            "hardware": dataclasses.asdict(hardware.of(device)),
+            "driver": values.get("driver"),
+            "clocks": {name: _number(values[name]) for name in _CLOCKS if name in values},
+            "cudnn": torch.backends.cudnn.version(),
+        }
+    return out
+
+
+def smi_name(device: torch.device) -> str:
+    """The device as nvidia-smi knows it, whatever CUDA_VISIBLE_DEVICES hides"""
+    uuid = str(torch.cuda.get_device_properties(device).uuid)
+    return uuid if uuid.startswith("GPU-") else f"GPU-{uuid}"
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:  # "[N/A]"
+        return None
+
+
+def _output(*command: str) -> str | None:
+    """Standard output, stripped; None where the command is missing or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
