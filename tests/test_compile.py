@@ -1,6 +1,6 @@
 """What the compiler made of the kernels, ahead of time and without a GPU.
 
-Every plan of bench/planned.py is compiled for its device and taken apart (bench/resources.py): no spills, registers and
+Every plan of bench/compiled/planned.py is compiled for its device and taken apart (bench/compiled/resources.py): no spills, registers and
 shared memory within the device, W_hh not read from global memory inside the time loop, at most two CTA barriers a step in
 the tensor core forms.  Where CTAs exchange data, also what kernels/exchange.py takes for granted: how wide loads and
 stores are, which addresses the assembly sees, a barrier before every release.  A fixed subset runs by default, all of it

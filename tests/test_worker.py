@@ -379,7 +379,8 @@ GPU = {
     "rnn_triton/__init__.py": "",
     "rnn_triton/errors.py": "class UnsupportedError(NotImplementedError):\n    pass\n",
     "bench/__init__.py": "",
-    "bench/planned.py": """
+    "bench/compiled/__init__.py": "",
+    "bench/compiled/planned.py": """
         from types import SimpleNamespace
         def planned():
             return [(i, SimpleNamespace(capability=80 if i == 5 else 90)) for i in range(1, 6)]

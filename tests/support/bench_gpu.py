@@ -1,4 +1,4 @@
-"""A GPU of one stream, its host and its memory, as far as bench/timing.py sees them: time passes when something is done.
+"""A GPU of one stream, its host and its memory, as far as bench/instruments/timing.py sees them: time passes when something is done.
 
 `GPU.installed(timing)` puts it in the place of torch and of the clock in that module.
 """

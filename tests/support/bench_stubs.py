@@ -48,7 +48,7 @@ def measure(job):
 
 @dataclass(frozen=True)
 class Item:
-    """Stands in for an item of bench/probes.py: `does` says what comes of it."""
+    """Stands in for an item of bench/first_run/items.py: `does` says what comes of it."""
 
     name: str
     section: str

@@ -22,7 +22,7 @@ def compile_one(job):
 
 
 def compile_planned():
-    """Compile every plan of bench/planned.py that is for this machine's device; returns the failures as text."""
+    """Compile every plan of bench/compiled/planned.py that is for this machine's device; returns the failures as text."""
     import torch
 
     from bench.compiled.planned import planned
