@@ -20,7 +20,7 @@ import rnn_triton
 from rnn_triton.cells import reference
 from rnn_triton.errors import ExchangeError
 from rnn_triton.kernels import exchange
-from rnn_triton.launch import cta_group, faults
+from rnn_triton.launch import faults, operands
 
 DIRECTIONS = ("forward", "backward")
 both = pytest.mark.parametrize("direction", DIRECTIONS)
@@ -265,7 +265,7 @@ def polls_of_a_failed_group(look_every, limit, *changes):
     case = Case(22, 17, 8, 24, groups=1, nonlinearity="relu", look_every=look_every)
     dead = Change(stuck.DEAD.file, stuck.DEAD.old, stuck.DEAD.new.replace("2 * CTAS - 1", "CTAS - 1"))
     with patched(dead, *changes) as kernels:
-        kernels.host.SPIN_LIMIT = limit
+        kernels.operands.SPIN_LIMIT = limit
         site, tensors = case.site("forward", kernels.host), case.inputs("forward")
         mode = dict(schedule="rr", races="off", max_idle=100 * limit, continued=True, poisoned=())
         with case.interpreted("forward", mode=mode) as session:
@@ -298,7 +298,7 @@ def test_a_group_that_goes_on_waiting_is_noticed(old, new):
 def test_programs_that_do_not_run_together(protocol, monkeypatch):
     """Two of three programs at a time: what a launch that is not cooperative may come to.  The third finds the group
     failed and leaves the same."""
-    monkeypatch.setattr(cta_group, "SPIN_LIMIT", 128)
+    monkeypatch.setattr(operands, "SPIN_LIMIT", 128)
     case = Case(3, 3, 8, 40, protocol=protocol)
     tensors = case.inputs("forward")
     y, hn = case.run("forward", tensors, mode=dict(resident=2, races="off", max_idle=2000))
@@ -311,7 +311,7 @@ def test_programs_that_do_not_run_together(protocol, monkeypatch):
 @pytest.mark.interpret
 def test_a_report_stops_the_next_call(monkeypatch):
     """of any layer on the device, and only that one: nobody need ask for it"""
-    monkeypatch.setattr(cta_group, "SPIN_LIMIT", 64)
+    monkeypatch.setattr(operands, "SPIN_LIMIT", 64)
     case = Case(2, 3, 8, 24)
     tensors = case.inputs("forward")
     case.run("forward", tensors, mode=dict(resident=1, races="off", max_idle=2000))
@@ -400,7 +400,7 @@ def test_cuda_graph(protocol):
 def test_stuck_on_a_gpu(direction, case):
     """As test_stuck, at the real limit: within ten seconds, in which the host spins"""
     with patched(stuck.DEAD) as kernels:
-        limit = kernels.host.SPIN_LIMIT
+        limit = kernels.operands.SPIN_LIMIT
         stuck.check(case, direction, kernels, 1 << 14, "cuda")  # compiles; more than the skew of a first launch
         start = time.process_time()
         stuck.check(case, direction, kernels, limit, "cuda")

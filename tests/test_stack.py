@@ -262,7 +262,7 @@ def test_a_layer_that_never_ran():
     tensors = case.inputs("forward")
     absent = Change("one_cta.py", "tl.range(0, T, loop", "tl.range(0, tl.where(lane == 0, 0, T), loop")
     with patched(absent) as kernels:
-        kernels.host.SPIN_LIMIT = 64
+        kernels.operands.SPIN_LIMIT = 64
         y, hn = case.run(
             "forward", tensors, module=kernels.lanes, mode=dict(schedule="rr", races="off", max_idle=4000)
         )

@@ -538,11 +538,12 @@ def stuck_launch_ends(place: Place, case: Case, choices: Choices) -> str:
     """A group that lacks a CTA gives up: ExchangeError soon, NaN from the failing step on, the next launch right."""
     import rnn_triton
     from rnn_triton.launch import cta_group as grid
+    from rnn_triton.launch import operands
 
     problem = model.problems(case)[0]
-    limit = 64 if place.is_dry else grid.SPIN_LIMIT
+    limit = 64 if place.is_dry else operands.SPIN_LIMIT
     interpreter = dict(max_idle=20 * limit) if place.is_dry else {}
-    with place.choosing(choices, **interpreter), mock.patch.object(grid, "SPIN_LIMIT", limit):
+    with place.choosing(choices, **interpreter), mock.patch.object(operands, "SPIN_LIMIT", limit):
         plan = place.plan(problem)
         if plan.ctas < 2 or plan.protocol != "sentinel":
             raise NotHere("needs a plan of several CTAs that exchange by sentinel")

@@ -4,44 +4,19 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..interpret import interpreter
 from ..kernels.cta_group import cta_group
 from ..kernels.exchange import LINE
 from ..plan.hardware import Device
-from ..plan.problem import ONE, CtaGroup, Lanes, Problem, is_wide, row_units
-from . import faults, gemm
-from .launcher import CELLS, POINTERS, TRITON_DTYPES, Launcher, compiled_ahead, strided, whole
-
-# The pointer parameters of the kernel, in order; an absent tensor is never read.
-TENSORS = ("x", "w_in", "w_rec", "bias0", "bias1", "first", "u", "saved", "out", "last", "sync", "report", "seed")
-_LINE = int(LINE.value)
-
-# Polls before a group gives up.  A poll takes at least the 0.3 us of an access to L2, so this is more than a second:
-# far beyond any step, and far below a watchdog's patience.  Linked lanes wait up to 16 times as long for each other.
-SPIN_LIMIT = 1 << 22
-# Triton's interpreter runs one program after another: a plan that is forced on it waits in vain, and slowly.
-INTERPRETED_LIMIT = 1 << 10
-
-
-@dataclass(frozen=True)
-class Engine:
-    """A kernel with TENSORS, as a problem, plan and lanes have it"""
-
-    launch: Launcher
-    groups: int
-    ctas: int  # of a group
-    x_unit: int  # elements in which the strides of x are counted
-    u_unit: int
-    waits: bool = True  # its CTAs wait for each other
-    more: tuple[int, ...] = ()  # scalars behind those of kernels/cta_group.py
+from ..plan.problem import ONE, CtaGroup, Lanes, Problem, row_units
+from . import faults, gemm, operands
+from .launcher import CELLS, TRITON_DTYPES, Launcher, compiled_ahead
+from .operands import TENSORS, Engine, described, rows, strided, units, whole
 
 
 def engine(problem: Problem, plan: CtaGroup, lanes: Lanes = ONE) -> Engine:
@@ -67,40 +42,22 @@ class Cooperative:
         self.engine = engine(problem, plan, lanes) if of is None else of
         groups, ctas = self.engine.groups, self.engine.ctas
         # error words of the groups, counters of the tiles
-        self.sync_words = _LINE * lanes.count * (groups + math.ceil(problem.B / plan.block_b))
+        self.sync_words = int(LINE.value) * lanes.count * (groups + math.ceil(problem.B / plan.block_b))
         p = problem
         name = f"{p.direction} of {p.dtype} B={p.B} I={p.I} H={p.H} over {groups} groups of {ctas} CTAs"
         self.id = faults.register(name, groups, lanes.names(p.direction, first))
 
-    def _out(self, like: Tensor, *shape: int) -> tuple[Tensor, Tensor]:
-        """The words of [*shape, row], and behind them, on lines of their own, the synchronisation words: one allocation and
-        one fill, so that they are together in a CUDA graph, too"""
-        words = self.row * like.element_size() // 4
-        n = math.prod(shape) * words
-        at = -(-n // _LINE) * _LINE
-        buffer = torch.empty(at + self.sync_words, dtype=torch.int32, device=like.device)
-        if self.engine.waits:
-            buffer.fill_(-1)
-        return buffer[:n].view(*shape, words), buffer[at:]
-
-    def _rows(self, t: Tensor, padding: int) -> Tensor:
-        """t[.., H], contiguous, as rows of whole vectors; `padding` rows of zeros below"""
-        return whole(pad(t, (0, self.padding, 0, padding)) if self.padding else t)
+    def _words(self, like: Tensor, *shape: int) -> tuple[Tensor, Tensor]:
+        return operands.words(like, self.row, shape, self.sync_words, self.engine.waits)
 
     def _units(self, words: Tensor, dtype: torch.dtype) -> Tensor:
-        """words -> [.., H] contiguous"""
-        t = words.view(dtype)
-        if self.padding:
-            t = t[..., : self.problem.H].clone(memory_format=torch.contiguous_format)
-        # detach: torch marks t as a view of the words, and autograd would then refuse in-place changes to it
-        return t.detach()
+        return units(words, dtype, self.problem.H)
 
     def _run(
         self, tensors: tuple[Tensor | None, ...], out: Tensor, sync: Tensor, scalars: tuple[int, ...],
         seed: Tensor | None = None, dropped: int = 0,
     ) -> None:  # fmt: skip
-        limit = min(SPIN_LIMIT, INTERPRETED_LIMIT) if interpreter.active() else SPIN_LIMIT
-        all_scalars = (*scalars, self.id, limit, dropped, self.first, *self.engine.more)
+        all_scalars = (*scalars, self.id, operands.poll_limit(), dropped, self.first, *self.engine.more)
         self.engine.launch((*tensors, sync, faults.word(out.device), seed), out, all_scalars)
         faults.after_launch(out.device)
 
@@ -123,10 +80,10 @@ class Site(Cooperative):
         reverse: bool,
     ) -> tuple[Tensor, Tensor]:
         T, B, _ = x.shape
-        out, sync = self._out(x, T, B)
+        out, sync = self._words(x, T, B)
         hn = torch.empty((B, out.shape[2]), dtype=torch.int32, device=x.device)
-        w_rec = self._rows(w_hh, self.padding)
-        first = None if h0 is None else self._rows(h0, 0)
+        w_rec = rows(w_hh, self.padding, self.padding)
+        first = None if h0 is None else rows(h0, self.padding)
         if self.padding:  # before the projection: its operands are smaller than u
             w_ih = pad(w_ih, (0, 0, 0, self.padding))
             b_ih, b_hh = (None if b is None else pad(b, (0, self.padding)) for b in (b_ih, b_hh))
@@ -147,13 +104,13 @@ class Site(Cooperative):
     def backward(self, w_hh: Tensor, y: Tensor, dy: Tensor | None, dhn: Tensor | None, reverse: bool) -> Tensor:
         """da[T,B,H], a view of longer rows"""
         T, B, _ = y.shape
-        out, sync = self._out(y, T, B)
+        out, sync = self._words(y, T, B)
         stride_t = stride_b = 0
         if dy is not None:
             dy, stride_t, stride_b = strided(pad(dy, (0, self.padding)) if self.padding else dy, self.engine.u_unit)
-        first = None if dhn is None else self._rows(dhn, 0)
-        w_rec = self._rows(w_hh.t(), self.padding)
-        tensors = (None, None, w_rec, None, None, first, dy, self._rows(y, 0), out, None)
+        first = None if dhn is None else rows(dhn, self.padding)
+        w_rec = rows(w_hh.t(), self.padding, self.padding)
+        tensors = (None, None, w_rec, None, None, first, dy, rows(y, self.padding), out, None)
         self._run(tensors, out, sync, (T, B, int(not reverse), 0, 0, stride_t, stride_b))
         return out.view(y.dtype)[..., : self.problem.H]
 
@@ -161,29 +118,6 @@ class Site(Cooperative):
 def compile_ahead(problem: Problem, plan: CtaGroup, device: Device, lanes: Lanes = ONE) -> Any:
     present, parameter = described(problem, plan.w_ih_home, lanes)
     return compiled_ahead(cta_group, constants(problem, plan, present, lanes), parameter, options(plan), device.capability)
-
-
-def described(problem: Problem, w_ih_home: str, lanes: Lanes) -> tuple[tuple[bool, ...], Callable[[str], str]]:
-    """Of the launch with every optional tensor of its pass: which of TENSORS are there, and the type of a parameter"""
-    forward = problem.direction == "forward"
-    absent = ["last"] if not forward else ["saved"]
-    if not forward or (w_ih_home == "gemm" and not lanes.linked):  # linked lanes have their biases in the kernel
-        absent += ["bias0", "bias1"]
-    if not lanes.linked and (not forward or w_ih_home == "gemm"):
-        absent.append("w_in")
-    given = forward and w_ih_home != "gemm" and not (lanes.linked and is_wide(problem.I, problem.H, problem.dtype))
-    absent.append("u" if given else "x")
-    if not lanes.dropout:
-        absent.append("seed")
-    # absent tensors are stood for by out
-    pointers = {f"{name}_ptr": "*i32" for name in (*absent, "out", "last", "sync")} | {"report_ptr": "*i64"}
-    if "seed" not in absent:
-        pointers["seed_ptr"] = "*i64"
-    if forward and "u" not in absent:
-        pointers["u_ptr"] = "*fp32"
-    of = POINTERS[problem.dtype]
-    present = tuple(name not in absent for name in TENSORS)
-    return present, lambda name: pointers.get(name, of) if name.endswith("_ptr") else "i32"
 
 
 def options(p: CtaGroup) -> dict[str, Any]:

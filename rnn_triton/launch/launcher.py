@@ -1,4 +1,4 @@
-"""What every launch has in common: kernels kept ready, and tensors made fit for 16-byte accesses."""
+"""What every launch has in common: kernels kept ready."""
 
 from __future__ import annotations
 
@@ -143,48 +143,3 @@ def compiled_ahead(
         attrs={(names.index(n),): [["tt.divisibility", 16]] if "D" in d else [] for n, d in described.items()},
     )
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-
-
-def whole(t: Tensor) -> Tensor:
-    """t, contiguous and at an address that vectors of 16 bytes divide; copied where it is not."""
-    t = t.contiguous()
-    return t.clone() if t.data_ptr() % 16 else t
-
-
-def empty(like: Tensor, *shape: int) -> Tensor:
-    return like.new_empty(shape)  # cheaper on the host than torch.empty with its keywords
-
-
-def strided(t: Tensor, unit: int) -> tuple[Tensor, int, int]:
-    """t[T,B,N] and the strides of T and B as kernels take them: in vectors of `unit` elements where rows are whole
-    vectors, else in elements.  t is copied where its address or, rows being whole vectors, its strides are not."""
-    T, B, N = t.shape
-    first, second, inner = t.stride()
-    if T == 1:
-        first = 0  # the stride of a dimension of one is arbitrary and never used
-    if B == 1:
-        second = 0
-    if N % unit:
-        unit = 1
-    fits = not (first % unit or second % unit or t.data_ptr() % 16)
-    if fits and (inner == 1 or N == 1):
-        return t, first // unit, second // unit
-    return t.clone(memory_format=torch.contiguous_format), B * N // unit, N // unit
-
-
-def strided_models(t: Tensor, unit: int) -> tuple[Tensor, int, int, int]:
-    """`strided` of t[M,T,B,N], with the stride of M last: 0 where the models share one, which is all that is then copied."""
-    one, first, second = strided(t[0], unit)
-    apart = 0 if t.shape[0] == 1 else t.stride(0)
-    unit = 1 if t.shape[3] % unit else unit
-    if one.data_ptr() == t.data_ptr() and apart % unit == 0:
-        return t, first, second, apart // unit
-    if apart == 0:
-        return one, first, second, 0
-    t = t.clone(memory_format=torch.contiguous_format)
-    return t, t.stride(1) // unit, t.stride(2) // unit, t.stride(0) // unit
-
-
-def shared(t: Tensor | None) -> Tensor | None:
-    """What the models of t[M, ..] share, without M; t where each has its own"""
-    return t[0] if t is not None and (t.stride(0) == 0 or t.shape[0] == 1) else t

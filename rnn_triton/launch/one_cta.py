@@ -13,19 +13,8 @@ from ..kernels.one_cta import one_cta
 from ..plan.hardware import Device
 from ..plan.problem import ONE, SIZES, Lanes, OneCta, Problem, row_units
 from . import gemm
-from .cta_group import TENSORS, Engine, described
-from .launcher import (
-    CELLS,
-    POINTERS,
-    TRITON_DTYPES,
-    Launcher,
-    compiled_ahead,
-    empty,
-    shared,
-    strided,
-    strided_models,
-    whole,
-)
+from .launcher import CELLS, POINTERS, TRITON_DTYPES, Launcher, compiled_ahead
+from .operands import TENSORS, Engine, described, empty, shared, strided, strided_models, whole
 
 FORWARD = tuple(name not in ("u", "saved", *TENSORS[-3:]) for name in TENSORS)
 PROJECTED = tuple(name not in ("x", "w_in", "saved", *TENSORS[-3:]) for name in TENSORS)

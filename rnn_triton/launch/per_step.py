@@ -20,7 +20,8 @@ from ..kernels.per_step import per_step
 from ..plan.hardware import Device
 from ..plan.problem import SIZES, PerStep, Problem, row_units
 from . import gemm
-from .launcher import CELLS, POINTERS, TRITON_DTYPES, Launcher, compiled_ahead, current, empty, strided, whole
+from .launcher import CELLS, POINTERS, TRITON_DTYPES, Launcher, compiled_ahead, current
+from .operands import empty, strided, whole
 
 # The pointer parameters of the kernel, in order; an absent tensor is never read.
 TENSORS = ("u", "w_rec", "state", "first", "saved", "out")

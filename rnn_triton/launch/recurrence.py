@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 from ..plan.problem import CtaGroup, Lanes, OneCta, Problem, is_wide, row_units
 from . import gemm, one_cta
 from .cta_group import Cooperative
-from .launcher import strided
+from .operands import rows, strided
 
 Biases = Sequence[Tensor] | None
 
@@ -57,7 +57,7 @@ class Wavefront(_Lanes):
     ) -> tuple[Tensor, Tensor]:
         """y[L,T,B,H] of every layer and hn[L,B,H].  x[T,B,I], w_ih of L layers, h0[L,B,H]."""
         T, B, I = x.shape
-        out, sync = self._out(x, len(w_hh), T, B)
+        out, sync = self._words(x, len(w_hh), T, B)
         hn = torch.empty((len(w_hh), B, out.shape[3]), dtype=torch.int32, device=x.device)
         given: Tensor | None = None
         u: Tensor | None = None
@@ -73,7 +73,7 @@ class Wavefront(_Lanes):
             first_w = w_hh[0].new_zeros(self.row, self.row)
         w_in = self._stacked([first_w, *w_ih[1:]], self.row)
         w_rec = self._stacked(w_hh, self.row)
-        first = None if h0 is None else self._rows(h0, 0)
+        first = None if h0 is None else rows(h0, self.padding)
         tensors = (given, w_in, w_rec, self._biases(b_ih), self._biases(b_hh), first, u, None, out, hn)
         self._run(tensors, out, sync, (T, B, 0, *strides), seed, dropped)
         return self._units(out, w_hh[0].dtype), self._units(hn, w_hh[0].dtype)
@@ -91,15 +91,15 @@ class Wavefront(_Lanes):
         """da of every layer, [L,T,B,H], a view of longer rows, from y[L,T,B,H], dy[T,B,H] of the last layer and dhn[L,B,H]; dy
         or dhn may be None, not both."""
         L, T, B, _ = y.shape
-        out, sync = self._out(y, L, T, B)
+        out, sync = self._words(y, L, T, B)
         stride_t = stride_b = 0
         if dy is not None:
             dy, stride_t, stride_b = strided(pad(dy, (0, self.padding)) if self.padding else dy, self.engine.u_unit)
         top = w_hh[0].new_zeros(self.row, self.row)  # nothing comes from above the last layer but dy
         w_in = self._stacked([*[w.t() for w in w_ih[1:]], top], self.row)
         w_rec = self._stacked([w.t() for w in w_hh], self.row)
-        first = None if dhn is None else self._rows(dhn, 0)
-        tensors = (None, w_in, w_rec, None, None, first, dy, self._rows(y, 0), out, None)
+        first = None if dhn is None else rows(dhn, self.padding)
+        tensors = (None, w_in, w_rec, None, None, first, dy, rows(y, self.padding), out, None)
         self._run(tensors, out, sync, (T, B, 1, 0, 0, stride_t, stride_b), seed, dropped)
         return out.view(y.dtype)[..., : self.problem.H]
 
@@ -118,7 +118,7 @@ class BothDirections(_Lanes):
     ) -> tuple[Tensor, Tensor]:
         """y[T,B,2H] and hn[2,B,H]"""
         T, B, I = x.shape
-        out, sync = self._out(x, T, B, 2)
+        out, sync = self._words(x, T, B, 2)
         hn = torch.empty((B, 2, out.shape[3]), dtype=torch.int32, device=x.device)
         biases = self._biases(b_ih), self._biases(b_hh)
         columns = I if self.plan.w_ih_home == "gemm" else row_units(I, self.problem.dtype)
@@ -133,7 +133,7 @@ class BothDirections(_Lanes):
             x, stride_t, stride_b = self._x(x)
             given, strides, u = (x, w_in, *biases), (stride_t, stride_b, 0, 0), None
         x_in, w_in_given, *bias = given
-        first = None if h0 is None else self._rows(h0.transpose(0, 1), 0)
+        first = None if h0 is None else rows(h0.transpose(0, 1), self.padding)
         tensors = (x_in, w_in_given, self._stacked(w_hh, self.row), *bias, first, u, None, out, hn)
         self._run(tensors, out, sync, (T, B, 0, *strides))
         y = self._units(out, w_hh[0].dtype).view(T, B, -1)
@@ -143,14 +143,14 @@ class BothDirections(_Lanes):
     def backward(self, w_hh: Sequence[Tensor], y: Tensor, dy: Tensor | None, dhn: Tensor | None) -> Tensor:
         """da[T,B,2,H], a view of longer rows, from y[T,B,2H], dy[T,B,2H] and dhn[2,B,H]; dy or dhn may be None, not both."""
         T, B, _ = y.shape
-        out, sync = self._out(y, T, B, 2)
+        out, sync = self._words(y, T, B, 2)
         stride_t = stride_b = 0
         if dy is not None:
-            padded = self._rows(dy.unflatten(2, (2, -1)), 0).flatten(2) if self.padding else dy
+            padded = rows(dy.unflatten(2, (2, -1)), self.padding).flatten(2) if self.padding else dy
             dy, stride_t, stride_b = strided(padded, self.engine.u_unit)
-        first = None if dhn is None else self._rows(dhn.transpose(0, 1), 0)
+        first = None if dhn is None else rows(dhn.transpose(0, 1), self.padding)
         w_rec = self._stacked([w.t() for w in w_hh], self.row)
-        saved = self._rows(y.unflatten(2, (2, -1)), 0)
+        saved = rows(y.unflatten(2, (2, -1)), self.padding)
         tensors = (None, None, w_rec, None, None, first, dy, saved, out, None)
         self._run(tensors, out, sync, (T, B, 1, 0, 0, stride_t, stride_b))
         return out.view(y.dtype)[..., : self.problem.H]

@@ -10,7 +10,8 @@ from torch.nn.functional import pad
 
 from ..interpret import interpreter
 from ..kernels.dropout import drop as _kernel
-from ..launch.launcher import TRITON_DTYPES, compiled_ahead, current, has_kernels, whole
+from ..launch.launcher import TRITON_DTYPES, compiled_ahead, current, has_kernels
+from ..launch.operands import whole
 from ..plan.hardware import Device
 from ..plan.problem import DTYPES, SIZES, row_units
 

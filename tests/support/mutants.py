@@ -4,19 +4,18 @@ A change names the text it replaces.  Where the source moves on, NoLongerApplies
 """
 
 import contextlib
-import importlib.util
+import importlib
 import itertools
+import pkgutil
 import shutil
 import sys
 import tempfile
+import types
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
-import rnn_triton.launch.cta_group
-import rnn_triton.launch.one_cta
-import rnn_triton.launch.recurrence
-from rnn_triton import kernels
+from rnn_triton import kernels, launch
 from rnn_triton.interpret import assembly
 
 from .grids import Case
@@ -28,7 +27,7 @@ _numbers = itertools.count()
 
 @dataclass(frozen=True)
 class Change:
-    """`old`, which must be in `file` of kernels/, or rnn_triton/launch/cta_group.py or recurrence.py, exactly once, becomes `new`."""
+    """`old`, which must be in `file` of kernels/, or in a file of LAUNCHING by its path in the project, exactly once, becomes `new`."""
 
     file: str
     old: str
@@ -46,41 +45,46 @@ def changed(source, change):
     return source.replace(change.old, change.new)
 
 
+# What launches those kernels, in this order: each may import the ones before it.
+LAUNCHING = ("operands", "cta_group", "one_cta", "recurrence")
+
+
 @contextlib.contextmanager
 def patched(*changes):
-    """Namespace of modules made of the changed source: exchange, slices, cta_group, one_cta, and host, rnn_triton/launch/cta_group.py with
-    that kernel, alone, rnn_triton/launch/one_cta.py with that one, and lanes, rnn_triton/launch/recurrence.py with those hosts.  What
-    everybody else imports is as it was.
+    """Namespace of modules made of the changed source: exchange, slices, cta_group and one_cta of kernels/; operands, host
+    (cta_group.py), alone (one_cta.py) and lanes (recurrence.py) of rnn_triton/launch/, with those kernels.  What everybody
+    else imports is as it was, and what else they import, too.
 
     In a temporary folder: Triton reads a kernel's source from its file."""
     number = next(_numbers)
-    name = f"kernels_with_changes_{number}"
-    sources = {"host": rnn_triton.launch.cta_group, "alone": rnn_triton.launch.one_cta, "lanes": rnn_triton.launch.recurrence}
-    hosts = {key: f"{module.__name__}_with_changes_{number}" for key, module in sources.items()}
+    name, launching = f"kernels_with_changes_{number}", f"{launch.__name__}_with_changes_{number}"
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder, name)
-        paths = {f"rnn_triton/launch/{Path(module.__file__).name}": Path(folder, f"{key}.py") for key, module in sources.items()}
         shutil.copytree(SOURCE, package, ignore=shutil.ignore_patterns("__pycache__"))
-        for module, path in zip(sources.values(), paths.values(), strict=True):
-            shutil.copy(module.__file__, path)
-        for change in [*changes, Change("rnn_triton/launch/recurrence.py", "from .cta_group import", f"from .{hosts['host'].rpartition('.')[2]} import")]:
+        paths = {}
+        for module in LAUNCHING:
+            paths[f"rnn_triton/launch/{module}.py"] = Path(folder, f"{module}.py")
+            shutil.copy(Path(launch.__file__).with_name(f"{module}.py"), folder)
+        for change in changes:
             path = paths.get(change.file, package / change.file)
             path.write_text(changed(path.read_text(), change))
         sys.path.insert(0, folder)
         try:
             modules = {m: importlib.import_module(f"{name}.{m}") for m in ("exchange", "slices", "cta_group", "one_cta")}
             assembly.register(modules["exchange"], modules["slices"])
-            for (key, full_name), path in zip(hosts.items(), paths.values(), strict=True):
-                spec = importlib.util.spec_from_file_location(full_name, path)
-                modules[key] = sys.modules[full_name] = importlib.util.module_from_spec(spec)
-                spec.loader.exec_module(modules[key])
-            modules["host"].cta_group = modules["cta_group"].cta_group
-            modules["alone"].one_cta = modules["one_cta"].one_cta
-            modules["lanes"].one_cta = modules["alone"]
-            yield SimpleNamespace(**modules)
+            sys.modules[launching] = parent = types.ModuleType(launching)
+            parent.__path__ = [folder]
+            for module in pkgutil.iter_modules(launch.__path__):
+                if module.name not in LAUNCHING:
+                    sys.modules[f"{launching}.{module.name}"] = importlib.import_module(f"{launch.__name__}.{module.name}")
+            keys = dict(zip(LAUNCHING, ("operands", "host", "alone", "lanes"), strict=True))
+            hosts = {keys[module]: importlib.import_module(f"{launching}.{module}") for module in LAUNCHING}
+            hosts["host"].cta_group = modules["cta_group"].cta_group
+            hosts["alone"].one_cta = modules["one_cta"].one_cta
+            yield SimpleNamespace(**modules, **hosts)
         finally:
             sys.path.remove(folder)
-            for module in [m for m in sys.modules if m in (name, *hosts.values()) or m.startswith(name + ".")]:
+            for module in [m for m in sys.modules if m in (name, launching) or m.startswith((f"{name}.", f"{launching}."))]:
                 del sys.modules[module]
 
 
@@ -149,7 +153,7 @@ MUTANTS = (
                Change("cta_group.py", "        out_words = round",
                       "        arrive(counters + tile * LINE, PROTOCOL)\n        out_words = round"),
            ), "forward", _COUNTER, ("detector", "weak")),
-    _mutant("counters start at 0", "rnn_triton/launch/cta_group.py", ".fill_(-1)", ".fill_(0)",
+    _mutant("counters start at 0", "rnn_triton/launch/operands.py", ".fill_(-1)", ".fill_(0)",
             "forward", _COUNTER, "numbers", "detector"),
     # ---- the sentinel protocol
     _mutant("what is read again is not used", "exchange.py", "words = verify(", "unused = verify(",
@@ -164,7 +168,7 @@ MUTANTS = (
             "    tl.store(halves, published(words).to(tl.int16), mask=mask)\n"
             "    tl.store(halves + 1, (published(words) >> 16).to(tl.int16), mask=mask)\n"),
             "forward", _SENTINEL, "contract"),
-    _mutant("no fill before the launch", "rnn_triton/launch/cta_group.py", ".fill_(-1)", ".fill_(0)",
+    _mutant("no fill before the launch", "rnn_triton/launch/operands.py", ".fill_(-1)", ".fill_(0)",
             "forward", _SENTINEL, "contract"),
     _mutant("reads another chunk again", "exchange.py", "pointers.to(tl.int64), words, (given",
             "pointers.to(tl.int64) ^ 16, words, (given", "forward", _SENTINEL, "numbers"),

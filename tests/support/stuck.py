@@ -35,7 +35,7 @@ CASES = [
 def check(case, direction, kernels, limit=64, device="cpu"):
     """Run, and assert that it ends; that the host hears of launch, group and step; that the group's outputs are NaN
     from that step on, also where relu makes zeros of NaN; that the rest is right.  kernels: `patched` with DEAD."""
-    kernels.host.SPIN_LIMIT = limit
+    kernels.operands.SPIN_LIMIT = limit
     tensors = case.inputs(direction)
     # what the dead program leaves unwritten is read: no detector
     mode = dict(schedule="random", seed=5, races="off", max_idle=20 * limit, poisoned=(), continued=True)
@@ -107,7 +107,7 @@ def check_layers(case, direction, kernels, lane, missing, limit=64):
     after it are NaN from there on, also where relu makes zeros of NaN; that the rest is right.  kernels: `patched` with
     one of the changes above; missing: what is published in the step before the failure is incomplete, and lost above.  Where a
     lane is one CTA, one that is dead says nothing itself: the next one does, of that step."""
-    kernels.host.SPIN_LIMIT = limit
+    kernels.operands.SPIN_LIMIT = limit
     tensors = case.inputs(direction)
     mode = dict(schedule="random", seed=5, races="off", max_idle=20 * limit, poisoned=(), continued=True)
     results = case.run(direction, tensors, module=kernels.lanes, mode=mode)
