@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from bench.compiled.planned import planned_otherwise
+from bench.compiled.planned import planned, planned_otherwise
 from bench.measure.compiling import in_parallel
 from bench.quick import distinct_plans
 from bench.show import tables
@@ -50,10 +50,11 @@ class Job:
     problem: Problem
     choices: tuple[tuple[str, Any], ...] = ()
     lanes: Lanes = ONE
+    arch: str = ARCH
 
     @property
     def plan(self) -> Plan:
-        device = hardware.RECORDS[ARCH]
+        device = hardware.RECORDS[self.arch]
         if self.lanes.count > 1:
             return choose.lane_plan(self.problem, self.lanes, device, ())
         return choose.plan(self.problem, device, self.choices)
@@ -78,22 +79,24 @@ class Job:
         return f"{direction}-{dtype}-B{B}-I{I}-H{H}{regime}{more}".replace(", ", "-").replace(" ", "-")
 
 
-def jobs() -> Iterator[Job]:
-    """Every planned kernel of ARCH, those of several lanes and of single steps among them"""
-    for problem, _ in distinct_plans(ARCH):
-        yield Job(problem)
+def jobs(arch: str = ARCH, distinct: bool = True) -> Iterator[Job]:
+    """Every planned kernel of an architecture, those of several lanes and of single steps among them.  `distinct`: one for each
+    different plan"""
+    every = ((problem, device) for problem, device in planned() if f"sm_{device.capability}" == arch)
+    for problem, _ in distinct_plans(arch) if distinct else every:
+        yield Job(problem, arch=arch)
     for problem, device, choices in planned_otherwise():
-        if f"sm_{device.capability}" == ARCH:
-            yield Job(problem, tuple(choices.items()))
+        if f"sm_{device.capability}" == arch:
+            yield Job(problem, tuple(choices.items()), arch=arch)
     for direction in ("forward", "backward"):
         for dtype, precision in (("bf16", None), ("fp32", "tf32")):
             problem = Problem(direction, 8, 256 if direction == "forward" else 1, 256, dtype, precision, "tanh")
-            yield Job(problem, (("regime", "per_step"),))
+            yield Job(problem, (("regime", "per_step"),), arch=arch)
         for H, lanes in (
             (128, Lanes(2)), (128, Lanes(2, True)), (128, Lanes(2, True, True)), (512, Lanes(2)), (512, Lanes(4, True)),
             (512, Lanes(4, True, True)),
         ):  # fmt: skip
-            yield Job(Problem(direction, 8, H if direction == "forward" else 1, H, "bf16", None, "tanh"), (), lanes)
+            yield Job(Problem(direction, 8, H if direction == "forward" else 1, H, "bf16", None, "tanh"), (), lanes, arch)
 
 
 # ---- counting -------------------------------------------------------------------------------------------------------
