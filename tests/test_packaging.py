@@ -88,5 +88,5 @@ def test_sdist_builds_the_same_wheel_and_holds_the_tests(built):
     wheel, sdist, from_sdist = built
     assert from_sdist == wheel
     assert {"kernels/__init__.py", "tests/conftest.py", "examples/digits.py", "examples/data/digits.csv.gz"} <= sdist
-    assert {"Makefile", "docs/derivation.md", "CITATION.cff", "rnn_triton/py.typed"} <= sdist
+    assert {"Makefile", "CONTRIBUTING.md", "docs/architecture.svg", "docs/derivation.md", "CITATION.cff", "rnn_triton/py.typed"} <= sdist
     assert not any(name.startswith("rnn_triton/kernels/") for name in sdist)
