@@ -8,6 +8,8 @@ import torch
 from rnn_triton.interpret import interpreter
 from rnn_triton.kernels import prefetch
 from rnn_triton.launch import dispatch, gemm
+from rnn_triton.plan import choose, hardware
+from rnn_triton.plan.problem import Problem
 
 pytestmark = pytest.mark.interpret
 
@@ -100,7 +102,9 @@ def test_both_passes(T, B, I, H, kind, asked, projected):
         asked.clear()
         projected.clear()
         y, _ = dispatch.forward(x, w_ih, w_hh, b_ih, b_hh, None, "tanh", reverse, precision)
-        assert len(projected) == (I == 1000 or (I > 128 and kind == "ieee") or (I > 32 and kind == "fp64") or (I > 192 and kind == "tf32"))
+        problem = Problem("forward", B, I, H, kind if precision is None else "fp32", precision, "tanh")
+        forward = choose.plan(problem, hardware.of(x.device))
+        assert len(projected) == (forward.w_ih_home == "gemm")
         check(asked, projected or [x], order, tiles, warps)
         dy = torch.rand(T, B, H).to(dtype).transpose(0, 1).contiguous().transpose(0, 1)  # strides of its own
         asked.clear()

@@ -49,9 +49,10 @@ class Site:
         H = w_hh.shape[-1]
         projected = self.plan.w_ih_home == "gemm"
         unit = self.input_unit
-        if projected:  # then x stands for u from here on, whose rows are whole vectors
+        if projected:  # then x stands for u from here on
             unit = self.state_unit
-            w_ih = torch.nn.functional.pad(w_ih, (0, 0, 0, -H % unit)) if H % unit else w_ih
+            if H % unit and _pads_u(self.plan):
+                w_ih = torch.nn.functional.pad(w_ih, (0, 0, 0, -H % unit))
             x = gemm.project(x, w_ih, None, None, self.problem.precision)
         per_model = stride_m = 0
         if M:
@@ -168,7 +169,7 @@ def constants(problem: Problem, p: OneCta, present: tuple[bool, ...], lanes: Lan
         W_ALIGNED=inputs,
         W_REC_ALIGNED=p.pad_w_hh or units,
         W_ROWS=p.h_pad if p.pad_w_hh else row,
-        U_ALIGNED=units or (forward and p.w_ih_home == "gemm"),
+        U_ALIGNED=units or (forward and _pads_u(p)),
         S_ALIGNED=units,
         DTYPE=TRITON_DTYPES[problem.dtype],
         FORM=p.formulation,
@@ -184,6 +185,12 @@ def constants(problem: Problem, p: OneCta, present: tuple[bool, ...], lanes: Lan
         LINKED=lanes.linked,
         DROPOUT=lanes.dropout,
     )
+
+
+def _pads_u(p: OneCta) -> bool:
+    """True if rows of what a GEMM makes of x are padded to whole vectors.  In the fma form they are not: loads of two units save
+    next to nothing there, and with them fp64 spills where H is odd (relu, sm_86 and sm_100)."""
+    return p.w_ih_home == "gemm" and p.formulation != "fma"
 
 
 def _input_unit(problem: Problem, p: OneCta) -> int:
