@@ -11,13 +11,13 @@ import triton
 import triton.language as tl
 
 AHEAD = tl.constexpr(16)  # steps at least; less than twice as many at most
-LINE = tl.constexpr(128)  # bytes
+LINE_BYTES = tl.constexpr(128)  # not LINE, which exchange.py has: kernels use both, and a cache key must not depend on their order
 
 
 @triton.constexpr_function
 def row_lines(width, dtype):
     """Lines of a row, if it begins one"""
-    return -(-width * dtype.primitive_bitwidth // (8 * LINE.value))
+    return -(-width * dtype.primitive_bitwidth // (8 * LINE_BYTES.value))
 
 
 @triton.constexpr_function
@@ -56,12 +56,12 @@ def lines_ahead(
     for s in tl.static_range(len(streams)):
         ptr, step, stride_b, rows, width = streams[s]
         size = ptr.dtype.element_ty.primitive_bitwidth // 8
-        offset = ((t + dt * i) * step + row * stride_b) * size + line * LINE
+        offset = ((t + dt * i) * step + row * stride_b) * size + line * LINE_BYTES
         mine = n // N == s
         address = tl.where(mine, ptr.to(tl.int64) + offset, address)
         further = tl.where(mine, dt * step * size, further)
         steps = tl.where(mine & (row < rows), T - i, steps)
-        left = tl.where(mine, width * size - line * LINE, left)
+        left = tl.where(mine, width * size - line * LINE_BYTES, left)
     return address, further, steps, left
 
 
@@ -72,6 +72,6 @@ def prefetch(address, enable, left, LINES: tl.constexpr, ACROSS: tl.constexpr):
     for c in tl.static_range((LINES + ACROSS - 1) // ACROSS):
         tl.inline_asm_elementwise(
             "{ .reg .pred p; setp.ne.b32 p, $2, 0; @p prefetch.global.L2 [$1]; mov.b32 $0, 0; }", "=r,l,r",
-            [address + c * ACROSS * LINE, (enable & (left > c * ACROSS * LINE)).to(tl.int32)], dtype=tl.int32, is_pure=False,
+            [address + c * ACROSS * LINE_BYTES, (enable & (left > c * ACROSS * LINE_BYTES)).to(tl.int32)], dtype=tl.int32, is_pure=False,
             pack=1,
         )  # fmt: skip

@@ -81,7 +81,18 @@ def test_constants_are_in_the_kernels_order(regime):
         assert names == kernel.arg_names[-len(names) :]
 
 
-@pytest.mark.parametrize("kernel", [one_cta.one_cta, cta_group.cta_group, per_step, drop, matmul_kernel], ids=lambda k: k.__name__)
+KERNELS = [one_cta.one_cta, cta_group.cta_group, per_step, drop, matmul_kernel]
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.__name__)
+def test_a_cache_key_is_that_of_every_process(kernel):
+    """Triton lists the globals a kernel uses by name, and those of one name by the addresses of their modules' dictionaries."""
+    assert kernel.cache_key
+    names = [name for name, _ in kernel.used_global_vals]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.__name__)
 def test_no_kernel_depends_on_the_value_of_an_integer(kernel):
     """A value of 1 would be a constexpr, without `.to`, and one that 16 divides another kernel."""
     integers = [p for p in kernel.params if not p.is_constexpr and not p.name.endswith("_ptr")]
