@@ -1,22 +1,64 @@
-"""What the pages in docs/ refer to is there."""
+"""What the pages say is there is there: files, tests, commands and their options, snippets that run."""
 
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "bench").rglob("*.md")])
+# `path` of a file or folder of the checkout, perhaps with ::test
+PATHS = r"`((?:bench|docs|examples|kernels|rnn_triton|tests)/[\w/.]*|\.ci/run)(?:::(\w+))?`"
+WRITTEN = ("bench/out/", "bench/results/nvidia-h200/")  # by a run
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_links_and_tests_named_exist(page):
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_links_paths_and_tests_named_exist(page):
     text = page.read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
         assert (page.parent / target).exists(), target
-    for file, name in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", text):
-        assert (ROOT / file).exists(), file
-        assert not name or f"def {name}(" in (ROOT / file).read_text(encoding="utf-8"), f"{file}::{name}"
+    for path, test in re.findall(PATHS, text):
+        assert (ROOT / path).exists() or path in WRITTEN, path
+        assert not test or f"def {test}(" in (ROOT / path).read_text(encoding="utf-8"), f"{path}::{test}"
+
+
+def commands(text, start):
+    """The commands that begin with `start`: in backticks, or on lines of their own with a comment behind them."""
+    lines = re.findall(rf"^    ({start}.*)$", text, re.MULTILINE)
+    return [shlex.split(c, comments=True) for c in lines + re.findall(rf"`({start}[^`]*)`", text)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_commands_are_understood(page):
+    from bench import __main__ as bench
+    from bench.cases.case import choose, parse, suites
+    from bench.show.figures import FIGURES
+
+    text = page.read_text(encoding="utf-8")
+    for command in commands(text, "python -m bench"):
+        if "NAME" in command or command[3:] == []:
+            continue
+        given = bench.parser().parse_args(command[3:])
+        if getattr(given, "suite", None):
+            suites(given.suite)
+        if getattr(given, "case", None):
+            [parse(name) for name in given.case.split(",")]
+        if getattr(given, "only", None):
+            choose(given.only, tuple(FIGURES), "figure")
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    for _, *words in commands(text, "make "):
+        assert {word for word in words if "=" not in word} <= set(targets), words
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "```python" in page.read_text(encoding="utf-8")], ids=lambda p: p.name)
+def test_snippets_run(page):
+    snippets = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    code = "\n".join(snippets)  # a later one goes on from those before it
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_every_row_of_the_drop_in_table_is_held_by_a_test():

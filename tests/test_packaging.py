@@ -46,12 +46,6 @@ def test_versions_agree():
         assert re.findall(pattern, (ROOT / name).read_text(), re.MULTILINE) == [rnn_triton.__version__], name
 
 
-def test_readme_snippets_run():
-    snippets = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-    assert snippets
-    run(sys.executable, "-c", "\n".join(snippets))  # a later one goes on from those before it
-
-
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     """(wheel, sdist, wheel out of the sdist): the names of what they hold; built from a copy of the checkout."""
