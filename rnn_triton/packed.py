@@ -1,9 +1,9 @@
 """One layer over sequences of unequal lengths, in the layout of a PackedSequence.
 
-Its rows lie step by step, and neighbouring steps with equally many sequences are a dense [t,b,I]: each such run is one
-call of `functional.rnn` on a view, which hands its state to the next. Nothing is padded, so no step is taken that
-no sequence has and nothing can leak out of padding; nothing waits for the device, as how many sequences a step has
-is known on the CPU. It takes as many calls as there are different lengths, at most the batch size.
+Rows of a PackedSequence lie step by step. Neighbouring steps with equally many sequences form a dense [t,b,I], here called a run: one
+call of `functional.rnn` on a view takes it and hands its state to the next run. Nothing is padded, so no step is computed that
+no sequence has, and nothing can leak out of padding. Nothing waits for the device, because the CPU knows how many sequences a step
+has. There are as many runs as different lengths, at most the batch size.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from . import functional
 
 
 def runs_of(batch_sizes: list[int], rows: int) -> list[tuple[int, int]]:
-    """(steps, sequences) of each run of equal batch sizes. ValueError unless they never grow and sum to `rows`."""
+    """Returns (steps, sequences) of each run of equal batch sizes. ValueError unless they never grow and sum to `rows`."""
     runs = [(sum(1 for _ in steps), size) for size, steps in itertools.groupby(batch_sizes)]
     sizes = [size for _, size in runs]
     if not sizes or sizes[-1] < 0 or sizes != sorted(sizes, reverse=True) or sum(batch_sizes) != rows:
@@ -40,7 +40,7 @@ def rnn(
     reverse: bool = False,
     **options: Any,
 ) -> tuple[Tensor, Tensor]:
-    """(y[N,H], hn[B,H]) of data[N,I], whose rows lie as `runs` says, and h0[B,H] (zeros if None).
+    """Returns (y[N,H], hn[B,H]) of data[N,I], whose rows lie as `runs` says, and h0[B,H] (zeros if None).
 
     B is the size of the first run. Each sequence starts from its row of h0 at its own first step (with `reverse`, at
     its own last one), and hn has its state after the other end. `options` as of functional.rnn.
@@ -69,5 +69,5 @@ def rnn(
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
-    """One below the other; a single one as it is"""
+    """Returns the parts joined along the first dimension; a single part as it is, without a copy."""
     return torch.cat(parts) if len(parts) > 1 else parts[0]

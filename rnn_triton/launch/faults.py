@@ -85,8 +85,10 @@ def check(device: torch.device) -> None:
 
 
 def synchronize(device: torch.device | str | int | None = None) -> None:
-    """Wait for everything submitted to a device, the current CUDA device by default, and raise ExchangeError if a launch
-    on it got stuck.  Where there is no CUDA device nothing is waited for: the interpreter's launches are over."""
+    """Waits until a device has done all work submitted to it, and raises ExchangeError if a launch on it got stuck.
+
+    `device` is the current CUDA device by default.  Without one there is nothing to wait for: launches of the interpreter are over
+    when they return."""
     if device is not None:
         device = torch.device(device)
     elif torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""Which plan runs a problem, and why, in words; and what torch would have run."""
+"""Says in words which plan runs a problem, and why, and what torch would have run."""
 
 from __future__ import annotations
 
@@ -34,15 +34,17 @@ def explain(
     bidirectional: bool = False,
     dropout: float = 0.0,
 ) -> str:
-    """In words, a line each: the plan that runs rnn(x[T,B,I], ...) of hidden size H, and why; the time of a step of the best
-    plan of every regime, estimated; plans that failed to compile; what cuDNN would have run.
+    """Returns a text that says how a pass over x[T,B,I] with hidden size H runs, and why.
 
-    `models`: of an ensemble, which torch.vmap over weights makes: B is the batch of each.
-    `num_layers`, `bidirectional`, `dropout`: of rnn_triton.RNN. Of more than one layer or direction: every launch of the pass,
-    the layers and directions it holds, its CTAs, how they overlap, and its time, estimated.
+    Its lines give the plan and the reason for it, the estimated time per step of the best plan of each regime (in us), the plans that
+    failed to compile, and the algorithm that cuDNN would have run. For more than one layer or direction they give each launch of the
+    pass: its layers and directions, its CTAs, how they overlap, and its estimated time.
 
-    `device`: a torch device, a hardware.Device record, or None for the current GPU (an H200 where there is none).
-    `precision` None means torch.backends.cudnn.rnn.fp32_precision, as in rnn_triton.rnn.
+    `direction` is the pass, "forward" or "backward". `models` is the size of an ensemble, as torch.vmap over weights makes it; B is then
+    the batch of one model. `num_layers`, `bidirectional` and `dropout` are those of rnn_triton.RNN. `device` is a torch device, a
+    hardware.Device record, or None for the current GPU (an H200 where there is none). `precision` is that of rnn_triton.rnn.
+
+    Raises ValueError for an argument that no layer can have. Where no plan runs the problem the text says so.
     """
     from ..functional import _default_precision as default_precision
     from ..interpret import interpreter

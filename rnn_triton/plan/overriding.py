@@ -23,12 +23,14 @@ _overrides: Choices = ()  # all of them combined
 
 @contextlib.contextmanager
 def overriding(**choices: Any) -> Iterator[None]:
-    """While open, plans of the whole process have these values: `regime` ("one_cta", "cta_group", "per_step"), `lanes`, and the
-    fields of a plan, such as block_b, protocol or w_ih_home (all, with their values: rnn_triton/plan/problem.py; docs/cta_group.md).
+    """Makes the planner choose only plans with these values, in the whole process, while the block is open.
 
-    `lanes`: how many layers of a stack, or directions, a launch holds at most; 1: each has its own.  `w_ih_home` is about
-    forward passes: backward ones project nothing.  Blocks nest; the inner value wins.  On CPU tensors nothing is planned.
-    ValueError: on entry if no plan has such a field, at a call if no plan of its problem has these values."""
+    Names are `regime` ("one_cta", "cta_group", "per_step"), the fields of a plan, such as block_b, protocol or w_ih_home
+    (rnn_triton/plan/problem.py lists them with their values; docs/cta_group.md explains some), and `lanes`, the most layers of a stack,
+    or directions of a layer, that a launch may hold: 1 gives each a launch of its own.  `w_ih_home` concerns forward passes only,
+    because backward passes project nothing.  Blocks nest, and the inner value wins.  On CPU tensors nothing is planned.
+
+    Raises ValueError on entry if no plan has such a field, and at a call if no plan of its problem has these values."""
     unknown = sorted(set(choices) - CHOICES)
     if unknown:
         raise ValueError(f"a plan has no {', '.join(unknown)}; it has {', '.join(sorted(CHOICES))}")
