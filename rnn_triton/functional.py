@@ -1,30 +1,24 @@
-"""The layer as a function: checks the arguments, settles dtype and precision, and calls the op."""
+"""A layer, or a network of L layers in D directions, as a function: checks the arguments and calls an operator.
+
+Layers and directions of a network go together, as one operator that shares launches where it pays (op/network.py), or one after
+the other.  One after the other goes what the operator cannot do: without a GPU, packed sequences, torch.func's transforms,
+forward-mode derivatives, tensor subclasses, dropout in fp64.
+"""
 
 from __future__ import annotations
 
-import warnings
-from typing import Any
+import functools
+from collections.abc import Callable, Sequence
 
 import torch
-import torch.backends.cudnn.rnn
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd import forward_ad
 
-from . import autocast
+from .checks import settled, settled_network
+from .launch.launcher import batched, has_kernels
+from .op import dropout as masks
 from .op import layer
-
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_PRECISIONS = (None, "tf32", "tf32x3", "ieee")
-_cudnn_rnn: Any = torch.backends.cudnn.rnn  # held: `torch.backends.cudnn` resolves its attributes slowly
-
-
-def quiet_checks() -> None:
-    """torch.jit.trace warns of every size that decides something; of what only decides whether to raise it is told not to."""
-    warnings.filterwarnings(
-        "ignore", "Converting a tensor to a Python boolean", torch.jit.TracerWarning, r"rnn_triton\.(functional|modules)$"
-    )
-
-
-quiet_checks()
+from .op.network import Settings, apply, in_turn, layers_of
 
 
 def rnn(
@@ -56,99 +50,66 @@ def rnn(
     return layer.rnn(x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, reverse, precision)
 
 
-def settled(
+def network(
     x: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    h0: Tensor | None,
-    nonlinearity: str,
-    precision: str | None,
-) -> tuple[Any, ...]:
-    """(x, w_ih, w_hh, b_ih, b_hh, h0, precision) as `op` takes them: checked, cast where autocast is on, and precision what
-    None stands for."""
-    if nonlinearity != "tanh" and nonlinearity != "relu":
-        raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
-    if precision not in _PRECISIONS:
-        raise ValueError(f"precision must be None, 'tf32', 'tf32x3' or 'ieee', got {precision!r}")
+    weights: Sequence[Tensor],
+    h0: Tensor | None = None,
+    *,
+    bias: bool = True,
+    nonlinearity: str = "tanh",
+    bidirectional: bool = False,
+    dropout: float = 0.0,
+    precision: str | None = None,
+    packed: Callable[..., tuple[Tensor, Tensor]] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Returns (y[T,B,D*H], h_n[L*D,B,H]) of x[T,B,I] and h0[L*D,B,H] (zeros if None): L layers in D directions.
 
-    device = "cuda" if x.is_cuda else "cpu"
-    if torch.is_autocast_enabled(device):
-        x, w_ih, w_hh, b_ih, b_hh, h0 = autocast.cast(
-            torch.get_autocast_dtype(device), x, (w_ih, w_hh, b_ih, b_hh), h0
-        )
-        if x.dtype is not torch.float32:
-            precision = None  # meant for the fp32 that autocast replaced
-    _check(x, w_ih, w_hh, b_ih, b_hh, h0)
+    `weights` are w_ih, w_hh and, with `bias`, b_ih, b_hh of every layer and direction in the order of h_n: layer by
+    layer, in each first forwards, then, if `bidirectional`, backwards in time. A layer takes the outputs of both
+    directions of the one below, each element zeroed with probability `dropout` and else scaled by 1 / (1 - dropout).
 
-    if x.dtype is torch.float32:
-        if precision is None:
-            precision = _default_precision()
-    elif precision is not None:
-        raise ValueError(
-            f"precision must be None unless the dtype is torch.float32, got {precision!r} and {x.dtype}"
-        )
-    return x, w_ih, w_hh, b_ih, b_hh, h0, precision
+    `packed` runs each layer in place of `rnn`, with its arguments, if sequences have unequal lengths: x and y are then
+    packed rows, [N,I] and [N,D*H].
+    """
+    count = 4 if bias else 2  # tensors of a layer
+    if h0 is not None and h0.shape[0] * count != len(weights):
+        raise RuntimeError(f"Expected {len(weights) // count} initial states, got h0 of shape {list(h0.shape)}")
+    one = rnn if packed is None else packed
+    if len(weights) == count:
+        h = None if h0 is None else h0[0]
+        y, hn = one(x, *weights, h0=h, nonlinearity=nonlinearity, precision=precision)
+        return y, hn[None]
 
-
-def _default_precision() -> str:
-    try:
-        return "tf32" if _cudnn_rnn.fp32_precision == "tf32" else "ieee"
-    except RuntimeError:  # torch refuses to answer where its older and newer TF32 switches were both set
-        return "ieee"
-
-
-def _check(
-    x: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, h0: Tensor | None
-) -> None:
-    """Raises as torch.nn.RNN does, in its words where it has any."""
-    dtype, device = x.dtype, x.device
-    if w_ih.dtype is not dtype:
-        raise ValueError(
-            f"RNN input dtype ({dtype}) does not match weight dtype ({w_ih.dtype}). "
-            f"Convert input: input.to({w_ih.dtype}), or convert model: model.to({dtype})"
-        )
-    if dtype not in _DTYPES:
-        raise ValueError(f"x must be of dtype float32, bfloat16, float16 or float64, got {dtype}")
-    if x.dim() != 3:
-        raise RuntimeError(f"input must have 3 dimensions, got {x.dim()}")
-    if w_ih.dim() != 2:
-        raise ValueError(f"w_ih must have shape [H, I], got {list(w_ih.shape)}")
-    T, B, I = x.shape
-    H, input_size = w_ih.shape
-    if I != input_size:
-        raise RuntimeError(f"input.size(-1) must be equal to input_size. Expected {input_size}, got {I}")
-    if H == 0:
-        raise ValueError("hidden_size must be greater than zero")
-    if I == 0:
-        raise ValueError("input_size must be greater than zero")
-    if w_hh.shape != (H, H):
-        raise ValueError(f"w_hh must have shape [H, H] = [{H}, {H}], got {list(w_hh.shape)}")
-    if b_ih is not None and b_ih.shape != (H,):
-        raise ValueError(f"b_ih must have shape [H] = [{H}], got {list(b_ih.shape)}")
-    if b_hh is not None and b_hh.shape != (H,):
-        raise ValueError(f"b_hh must have shape [H] = [{H}], got {list(b_hh.shape)}")
-    if h0 is not None and h0.shape != (B, H):
-        raise RuntimeError(f"Expected hidden size {(B, H)}, got {list(h0.shape)}")
-    for t in (w_ih, w_hh, b_ih, b_hh, h0):
-        if t is not None and (t.dtype is not dtype or t.device != device):
-            kind = "hidden" if t is h0 else "parameter"
-            if t.device != device:
-                raise RuntimeError(
-                    f"Input and {kind} tensors are not at the same device, "
-                    f"found input tensor at {device} and {kind} tensor at {t.device}"
-                )
-            if T == 0:
-                break  # to what torch raises then
-            raise RuntimeError(
-                f"Input and {kind} tensors are not the same dtype, "
-                f"found input tensor with {dtype_name(dtype)} and {kind} tensor with {dtype_name(t.dtype)}"
-            )
-    if T == 0:
-        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+    layers = layers_of(weights, count)
+    dropout = dropout if len(layers) > (2 if bidirectional else 1) else 0.0
+    if packed is None and _may_share(x, weights, h0, dropout):
+        x, flat, h0, precision = settled_network(x, layers, h0, nonlinearity, bidirectional, precision)
+        dropped = masks.count(dropout)
+        seed = masks.new_seed(x.device) if dropped else None
+        return apply(x, flat, h0, seed, Settings(bias, nonlinearity, bidirectional, precision, dropped))
+    return in_turn(
+        x, layers, h0, bidirectional,
+        one=functools.partial(one, nonlinearity=nonlinearity, precision=precision),
+        between=lambda y, _: nn.functional.dropout(y, dropout) if dropout else y,
+    )  # fmt: skip
 
 
-def dtype_name(dtype: torch.dtype) -> str:
-    """As torch's C++ messages call it: Float, Double, Half, BFloat16, ..."""
-    return torch.empty(0, dtype=dtype).type().split(".")[-1].removesuffix("Tensor")
+_PLAIN = (Tensor, nn.Parameter)
+
+
+def _may_share(x: Tensor, weights: Sequence[Tensor], h0: Tensor | None, dropout: float) -> bool:
+    """True if layers may share a launch: there are kernels on this device, which take these tensors, and masks of the dtype."""
+    if not has_kernels(x) or x.dim() != 3 or torch.jit.is_tracing():
+        return False
+    if x.shape[0] == 0 or x.shape[1] == 0:
+        return False
+    if torch._C._are_functorch_transforms_active() or (dropout and x.dtype is torch.float64):
+        return False
+    if torch.compiler.is_compiling():
+        return not torch.onnx.is_in_onnx_export()
+    tensors = (x, *weights) if h0 is None else (x, h0, *weights)
+    return (
+        forward_ad._current_level < 0
+        and all(type(t) in _PLAIN for t in tensors)
+        and not batched(*tensors)
+    )

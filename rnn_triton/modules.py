@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import functional, packed, stack
+from . import checks, functional, packed
 from .errors import UnsupportedError
 
 
@@ -37,8 +38,7 @@ class RNN(nn.RNNBase):
     ) -> None:
         if "proj_size" in kwargs:
             raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
-        if nonlinearity not in ("tanh", "relu"):
-            raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
+        checks.check_nonlinearity(nonlinearity)
         super().__init__(
             f"RNN_{nonlinearity.upper()}",
             input_size,
@@ -137,7 +137,7 @@ class RNN(nn.RNNBase):
             weights: list[Any] = [registered[name] for name in self._flat_weights_names]
         except KeyError:
             weights = self._computed()
-        return stack.rnn(
+        return functional.network(
             x,
             weights,
             h0,
@@ -146,7 +146,7 @@ class RNN(nn.RNNBase):
             bidirectional=self.bidirectional,
             dropout=self.dropout if self.training else 0.0,
             precision=self.precision,
-            runs=runs,
+            packed=None if runs is None else functools.partial(packed.rnn, runs=runs),
         )
 
     def _computed(self) -> list[Any]:
@@ -224,7 +224,7 @@ class RNNCell(nn.RNNCellBase):
         if not torch._C._is_any_autocast_enabled():
             for given, weight in ((x if h0 is None else h0, w_hh), (x, w_ih)):
                 if given.dtype is not weight.dtype:
-                    names = [functional.dtype_name(t.dtype) for t in (given, weight)]
+                    names = [checks.dtype_name(t.dtype) for t in (given, weight)]
                     raise RuntimeError("mat1 and mat2 must have the same dtype, but got {} and {}".format(*names))
 
 

@@ -43,7 +43,7 @@ def rnn(
     """Returns (y[N,H], hn[B,H]) of data[N,I], whose rows lie as `runs` says, and h0[B,H] (zeros if None).
 
     B is the size of the first run. Each sequence starts from its row of h0 at its own first step (with `reverse`, at
-    its own last one), and hn has its state after the other end. `options` as of functional.rnn.
+    its own last one), and hn has its state after the other end. `options` are those of functional.rnn.
     """
     weights = (w_ih, w_hh, b_ih, b_hh)
     parts = data.split([steps * size for steps, size in runs])

@@ -5,7 +5,7 @@ import torch
 from support.problems import gradients, like, problem
 
 import rnn_triton
-from rnn_triton import functional
+from rnn_triton import checks, functional
 from rnn_triton.op import layer
 
 T, B, I, H = 5, 2, 3, 4
@@ -181,7 +181,7 @@ def test_precision_is_ieee_where_torch_cannot_tell(precisions, monkeypatch):
         def fp32_precision(self):
             raise RuntimeError("mix of the legacy and new APIs to set the TF32 flags")
 
-    monkeypatch.setattr(functional, "_cudnn_rnn", Refuses())
+    monkeypatch.setattr(checks, "_cudnn_rnn", Refuses())
     functional.rnn(**tensors())
     assert precisions == ["ieee"]
 

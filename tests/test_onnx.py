@@ -97,7 +97,7 @@ def test_a_program_exported_before(shared):
     """Also one in which layers share launches, as exported on a GPU"""
     module = Two().eval()
     T, B = torch.export.Dim("T"), torch.export.Dim("B")
-    with mock.patch("rnn_triton.stack.has_kernels", lambda _: True) if shared else mock.MagicMock():
+    with mock.patch("rnn_triton.functional.has_kernels", lambda _: True) if shared else mock.MagicMock():
         arguments = torch.randn(4, 2, I), torch.randn(4, 2, H)
         program = torch.export.export(module, arguments, dynamic_shapes=({0: T, 1: B}, {1: B}))
     assert ("network_forward" in str(program.graph)) is shared
@@ -106,7 +106,7 @@ def test_a_program_exported_before(shared):
 
 
 def test_launches_are_not_shared_in_an_export():
-    with mock.patch("rnn_triton.stack.has_kernels", lambda _: True):
+    with mock.patch("rnn_triton.functional.has_kernels", lambda _: True):
         program = export(Two().eval(), (torch.randn(4, 2, I), torch.randn(4, 2, H)))
     assert [node.op_type for node in program.model.graph].count("RNN") == 4
     assert launcher.has_kernels(torch.zeros(1)) is False

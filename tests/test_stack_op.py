@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 import rnn_triton
-from rnn_triton import stack
+from rnn_triton import functional
 from rnn_triton.cells import reference
 from rnn_triton.launch import cta_group, faults, gemm
 from rnn_triton.launch.launcher import DoesNotCompile
@@ -48,8 +48,8 @@ def launches(monkeypatch):
 
 
 def rnn(x, layers, h0, precision=None, **options):
-    """(y, hn) of stack.rnn, of weights layer by layer"""
-    return stack.rnn(x, [t for layer in layers for t in layer], h0, precision=precision, **options)
+    """(y, hn) of functional.network, of weights layer by layer"""
+    return functional.network(x, [t for layer in layers for t in layer], h0, precision=precision, **options)
 
 
 def run(x, layers, h0, precision=None, **options):
@@ -96,7 +96,7 @@ def test_the_module_under_autocast(launches, monkeypatch):
 
     found = results()
     assert launches == [4, 4]
-    monkeypatch.setattr(stack, "_may_share", lambda *_: False)
+    monkeypatch.setattr(functional, "_may_share", lambda *_: False)
     alone = results()
     assert launches == [4, 4, 2, 2, 2, 2]
     assert [t.dtype for t in found] == [t.dtype for t in alone] and found[0].dtype is torch.bfloat16
@@ -110,11 +110,11 @@ def test_wrong_weights_raise_what_they_do_layer_by_layer(monkeypatch):
         "weight_hh_l0_reverse": torch.zeros(8, 7), "weight_ih_l1": torch.zeros(8, 8), "bias_ih_l1": torch.zeros(8).bfloat16(),
         "weight_ih_l1_reverse": torch.zeros(8, 16, dtype=torch.float64), "bias_hh_l0": torch.zeros(9),
     }  # fmt: skip
-    assert stack._may_share(x, list(module.parameters()), None, 0.0)
+    assert functional._may_share(x, list(module.parameters()), None, 0.0)
     for name, tensor in wrong.items():
         raised = []
-        for allowed in (stack._may_share, lambda *_: False):
-            monkeypatch.setattr(stack, "_may_share", allowed)
+        for allowed in (functional._may_share, lambda *_: False):
+            monkeypatch.setattr(functional, "_may_share", allowed)
             with pytest.raises((ValueError, RuntimeError)) as error:
                 torch.func.functional_call(module, {name: tensor}, x)
             raised.append((error.type, str(error.value)))
@@ -207,7 +207,7 @@ def test_derivatives_where_arguments_depend_on_each_other(launches):
     layers = [(w, w, None, None)] * 2
 
     def gradients(create_graph):
-        y, hn = stack.rnn(x, [w] * 4, torch.cat([x, 2 * x]) * 0.1, bias=False, precision="tf32x3")
+        y, hn = functional.network(x, [w] * 4, torch.cat([x, 2 * x]) * 0.1, bias=False, precision="tf32x3")
         return torch.autograd.grad(y.square().sum() + hn.sum(), [x, w], create_graph=create_graph)
 
     plain = gradients(False)
@@ -243,12 +243,12 @@ def test_what_lanes_cannot_do_goes_layer_by_layer():
     x, layers, h0, _ = example(2, 1, 5, 16, T=2, B=2, dtype=torch.float32)
     with rnn_triton.overriding(regime="cta_group"):
         weights = [t for layer in layers for t in layer]
-        assert stack._may_share(x, weights, h0, 0.0) and not stack._may_share(x[:, :0], weights, h0, 0.0)
+        assert functional._may_share(x, weights, h0, 0.0) and not functional._may_share(x[:, :0], weights, h0, 0.0)
         seen = []
-        torch.func.vmap(lambda x: seen.append(stack._may_share(x, weights, h0, 0.0)) or x)(x)
+        torch.func.vmap(lambda x: seen.append(functional._may_share(x, weights, h0, 0.0)) or x)(x)
         with forward_ad.dual_level():
-            seen.append(stack._may_share(x, weights, h0, 0.0))
-        torch.jit.trace(lambda x: seen.append(stack._may_share(x, weights, h0, 0.0)) or x, x.detach(), check_trace=False)
+            seen.append(functional._may_share(x, weights, h0, 0.0))
+        torch.jit.trace(lambda x: seen.append(functional._may_share(x, weights, h0, 0.0)) or x, x.detach(), check_trace=False)
         assert seen == [False] * 3
 
 

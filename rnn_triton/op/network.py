@@ -9,7 +9,7 @@ An op's results must not share memory, and their shapes must be known before any
 layers is one tensor, as the launch of a whole stack leaves it, and y of the last layer a copy of its end, which also lets
 that tensor go when the backward pass is over.
 
-Arguments are taken as valid here: `stack` checks them.  `weights` are w_ih, w_hh and, with `bias`, b_ih, b_hh of every layer
+Arguments are taken as valid here: `functional` checks them.  `weights` are w_ih, w_hh and, with `bias`, b_ih, b_hh of every layer
 and direction, in the order of h_n.  x[T,B,I], h0[L*D,B,H], y[T,B,D*H]; T, B >= 1; one dtype throughout.
 """
 

@@ -7,7 +7,9 @@ from dataclasses import replace
 
 import torch
 
+from ..checks import check_nonlinearity, check_precision, precision_of
 from ..errors import UnsupportedError
+from ..interpret import interpreter
 from . import hardware, latency
 from .candidates import candidates, kind
 from .choose import best, plan, rejected
@@ -46,27 +48,19 @@ def explain(
 
     Raises ValueError for an argument that no layer can have. Where no plan runs the problem the text says so.
     """
-    from ..functional import _default_precision as default_precision
-    from ..interpret import interpreter
-
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {dtype}")
     sizes = (("T", T, 1), ("B", B, 0), ("I", I, 1), ("H", H, 1), ("models", models, 1), ("num_layers", num_layers, 1))
     for name, size, least in sizes:
         if size < least:
             raise ValueError(f"{name} must be at least {least}, got {size}")
-    if nonlinearity not in ("tanh", "relu"):
-        raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
-    if precision not in (None, "tf32", "tf32x3", "ieee"):
-        raise ValueError(f"precision must be None, 'tf32', 'tf32x3' or 'ieee', got {precision!r}")
-    if precision is not None and dtype is not torch.float32:
-        raise ValueError(f"precision must be None unless the dtype is torch.float32, got {precision!r} and {dtype}")
+    check_nonlinearity(nonlinearity)
+    check_precision(precision)
+    precision = precision_of(dtype, precision)
     if direction not in ("forward", "backward"):
         raise ValueError(f"direction must be 'forward' or 'backward', got {direction!r}")
     if not 0 <= dropout <= 1:
         raise ValueError(f"dropout must be in [0, 1], got {dropout}")
-    if dtype is torch.float32 and precision is None:
-        precision = default_precision()
     if not isinstance(device, Device):
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "meta"

@@ -157,7 +157,7 @@ def dropout_masks(case, seed, device="cpu"):
 
 
 def example(layers, directions, I, H, *, T=3, B=3, dtype=torch.bfloat16, device="cpu", seed=0):
-    """(x, layers, h0) as stack.rnn takes them, and a function of nothing: torch's (y, hn, gradients) for cotangents of one,
+    """(x, layers, h0) as functional.network takes them, and a function of nothing: torch's (y, hn, gradients) for cotangents of one,
     in fp64 of the same rounded values; gradients of x, h0 and the weights in torch's order"""
     torch.manual_seed(seed)
     exact = torch.nn.RNN(I, H, layers, bidirectional=directions == 2, dtype=torch.float64).to(dtype).double()
