@@ -17,9 +17,7 @@ PAGE = ROOT / "docs" / "architecture.md"
 PACKAGES = {"rnn_triton": ROOT / "rnn_triton", "rnn_triton.kernels": ROOT / "kernels", "rnn_triton.bench": ROOT / "bench"}
 
 # Imports that break a rule of the page today: (importing file, imported file): why, and what will end it.
-EXCEPTIONS = {
-    ("rnn_triton/plan/explain.py", "rnn_triton/functional.py"): "the default precision stands with the checks of a layer",
-}
+EXCEPTIONS: dict[tuple[str, str], str] = {}
 
 
 def sources():
