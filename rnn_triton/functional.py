@@ -74,7 +74,7 @@ def network(
     count = 4 if bias else 2  # tensors of a layer
     if h0 is not None and h0.shape[0] * count != len(weights):
         raise RuntimeError(f"Expected {len(weights) // count} initial states, got h0 of shape {list(h0.shape)}")
-    one = rnn if packed is None else packed
+    one: Callable[..., tuple[Tensor, Tensor]] = rnn if packed is None else packed
     if len(weights) == count:
         h = None if h0 is None else h0[0]
         y, hn = one(x, *weights, h0=h, nonlinearity=nonlinearity, precision=precision)
