@@ -1,0 +1,206 @@
+"""Every error that wrong arguments raise: torch's own words where torch has some, else the argument, what was got and what was expected.
+
+The last test reads the sources: each `raise` of a ValueError, TypeError or RuntimeError in the package must be reached by a case
+here. What is no matter of arguments (UnsupportedError, ExchangeError) is tested where it arises.
+"""
+
+import ast
+import json
+import traceback
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence
+
+import rnn_triton
+from rnn_triton import functional
+from rnn_triton.plan import measured, problem
+
+PACKAGE = Path(rnn_triton.__file__).parent
+T, B, I, H = 5, 2, 3, 4
+
+
+def rnn(**changes):
+    shapes = {"x": (T, B, I), "w_ih": (H, I), "w_hh": (H, H), "b_ih": (H,), "b_hh": (H,), "h0": (B, H)}
+    rnn_triton.rnn(**({name: torch.zeros(shape) for name, shape in shapes.items()} | changes))
+
+
+def layer(library, *call, **options):
+    return lambda: library.RNN(I, H, **options)(*call)
+
+
+def cell(library, *call, nonlinearity="tanh"):
+    def run():
+        module = library.RNNCell(I, H)
+        module.nonlinearity = nonlinearity  # torch checks it at the call
+        module(*call)
+
+    return run
+
+
+def packed(batch_sizes):
+    data = PackedSequence(torch.zeros(5, I), torch.tensor([3, 2]))
+    rnn_triton.RNN(I, H)(data._replace(batch_sizes=torch.tensor(batch_sizes)))
+
+
+def explain(**changes):
+    rnn_triton.explain(**(dict(T=T, B=B, I=I, H=H) | changes))
+
+
+def overriding(explained=None, **choices):
+    with rnn_triton.overriding(**choices):
+        explain(**(explained or {}))
+
+
+ROW = dict(device="H200", direction="forward", dtype="bf16", precision=None, H=128, B=[1, 8], choices={"block_b": 8})
+
+
+def measured_rows(*rows):
+    measured.read_measured(json.dumps([ROW | row for row in rows]))
+
+
+z = torch.zeros
+meta, double = dict(device="meta"), dict(dtype=torch.float64)
+check = nn.RNN(I, H).check_input  # what torch checks before any other thing of its own
+
+# Ours and torch's, which must raise the same error class with the same message.
+TORCHS = {
+    "nonlinearity": (layer(rnn_triton, nonlinearity="gelu"), layer(nn, nonlinearity="gelu")),
+    "nonlinearity of a function": (lambda: rnn(nonlinearity="gelu"), layer(nn, nonlinearity="gelu")),
+    "nonlinearity of explain": (lambda: explain(nonlinearity="gelu"), layer(nn, nonlinearity="gelu")),
+    "proj_size": (layer(rnn_triton, proj_size=2), layer(nn, proj_size=2)),
+    "4 dimensions": (layer(rnn_triton, z(1, T, B, I)), layer(nn, z(1, T, B, I))),
+    "hx batched": (layer(rnn_triton, z(T, B, I), z(1, H)), layer(nn, z(T, B, I), z(1, H))),
+    "hx unbatched": (layer(rnn_triton, z(T, I), z(1, B, H)), layer(nn, z(T, I), z(1, B, H))),
+    "T = 0": (lambda: rnn(x=z(0, B, I)), layer(nn, z(0, B, I))),
+    "dtype of input": (lambda: rnn(x=z(T, B, I, **double)), layer(nn, z(T, B, I, **double))),
+    "2 dimensions": (lambda: rnn(x=z(T, I)), lambda: check(z(T, I), None)),
+    "input size": (lambda: rnn(x=z(T, B, 7)), layer(nn, z(T, B, 7))),
+    "H = 0": (lambda: rnn(w_ih=z(0, I)), lambda: nn.RNN(I, 0)),
+    "I = 0": (lambda: rnn(x=z(T, B, 0), w_ih=z(H, 0)), lambda: nn.RNN(0, H)),
+    "device of hx": (layer(rnn_triton, z(T, B, I), z(1, B, H, **meta)), layer(nn, z(T, B, I), z(1, B, H, **meta))),
+    "cell, 3 dimensions": (cell(rnn_triton, z(T, B, I)), cell(nn, z(T, B, I))),
+    "cell, hx of 4 dimensions": (cell(rnn_triton, z(B, I), z(1, 1, B, H)), cell(nn, z(B, I), z(1, 1, B, H))),
+    "cell, nonlinearity": (cell(rnn_triton, z(B, I), nonlinearity="gelu"), cell(nn, z(B, I), nonlinearity="gelu")),
+    "cell, input size": (cell(rnn_triton, z(B, 7)), cell(nn, z(B, 7))),
+    "cell, batch of hx": (cell(rnn_triton, z(B, I), z(3, H)), cell(nn, z(B, I), z(3, H))),
+    "cell, size of hx": (cell(rnn_triton, z(B, I), z(B, 7)), cell(nn, z(B, I), z(B, 7))),
+    "cell, dtype": (cell(rnn_triton, z(B, I, **double)), cell(nn, z(B, I, **double))),
+}
+
+# Torch's words, where torch has them at another place than we do, or of another size: (call, error class, message).
+TORCHS_WORDS = {
+    "proj_size by place": (
+        lambda: rnn_triton.RNN(I, H, 1, "tanh", True, False, 0.0, False, 2),
+        ValueError,
+        "proj_size argument is only supported for LSTM, not RNN or GRU",
+    ),
+    "shape of h0": (lambda: rnn(h0=z(3, H)), RuntimeError, "Expected hidden size (2, 4), got [3, 4]"),
+    "dtype of a weight": (
+        lambda: rnn(w_hh=z(H, H, **double)),
+        RuntimeError,
+        "Input and parameter tensors are not the same dtype, found input tensor with Float and parameter tensor with Double",
+    ),
+}
+
+# Ours: (call, error class, the argument, what was got, what was expected)
+OURS = {
+    "precision": (lambda: rnn(precision="bf16"), ValueError, "precision", "'bf16'", "'tf32', 'tf32x3' or 'ieee'"),
+    "precision of fp64": (
+        lambda: explain(precision="tf32", dtype=torch.float64), ValueError, "precision", "'tf32' and torch.float64", "torch.float32",
+    ),
+    "dtype": (
+        lambda: rnn(**{name: z(shape, dtype=torch.int64) for name, shape in (("x", (T, B, I)), ("w_ih", (H, I)))}),
+        ValueError, "x", "torch.int64", "float32, bfloat16, float16 or float64",
+    ),
+    "w_ih": (lambda: rnn(w_ih=z(H)), ValueError, "w_ih", "[4]", "[H, I]"),
+    "w_hh": (lambda: rnn(w_hh=z(H, 5)), ValueError, "w_hh", "[4, 5]", "[H, H] = [4, 4]"),
+    "b_ih": (lambda: rnn(b_ih=z(5)), ValueError, "b_ih", "[5]", "[H] = [4]"),
+    "b_hh": (lambda: rnn(b_hh=z(1, H)), ValueError, "b_hh", "[1, 4]", "[H] = [4]"),
+    "states of a network": (
+        lambda: functional.network(z(T, B, I), [z(H, I), z(H, H)], z(2, B, H), bias=False),
+        RuntimeError, "h0", "[2, 2, 4]", "Expected 1",
+    ),
+    "bidirectional": (layer(rnn_triton, bidirectional=1), TypeError, "bidirectional", "int", "bool"),
+    "num_layers of a module": (layer(rnn_triton, num_layers=True), TypeError, "num_layers", "bool", "int"),
+    "hx of an unbatched cell": (cell(rnn_triton, z(I), z(H, H)), ValueError, "hx", "[4, 4]", "[H] = [4]"),
+    "batch_sizes grow": (lambda: packed([2, 3]), ValueError, "batch_sizes", "[2, 3]", "never grow"),
+    "batch_sizes": (lambda: packed([3, 1]), ValueError, "batch_sizes", "[3, 1]", "sum to its 5 rows"),
+    "dtype of explain": (lambda: explain(dtype=torch.int8), ValueError, "dtype", "torch.int8", "torch.bfloat16"),
+    **{
+        f"{name} of explain": (lambda name=name: explain(**{name: -1}), ValueError, name, "-1", f"at least {0 if name == 'B' else 1}")
+        for name in ("T", "B", "I", "H", "models", "num_layers")
+    },
+    "direction": (lambda: explain(direction="up"), ValueError, "direction", "'up'", "'forward' or 'backward'"),
+    "dropout": (lambda: explain(dropout=1.5), ValueError, "dropout", "1.5", "[0, 1]"),
+    "overriding a name": (lambda: overriding(colour=1), ValueError, "colour", "colour", "block_b"),
+    "overriding a list": (lambda: overriding(units=[16]), ValueError, "units", "[16]", "a string or a number"),
+    "overriding lanes": (lambda: overriding(lanes=0), ValueError, "lanes", "0", "an integer of at least 1"),
+    "overriding beyond the plans": (
+        lambda: overriding({"H": 1024, "dtype": torch.bfloat16}, units=48), ValueError, "units", "48", "16 | 32 | 64",
+    ),
+    "measured names": (lambda: measured_rows({"colour": 1}), ValueError, "row 0", "colour", "expected B, H"),
+    "measured direction": (lambda: measured_rows({"direction": "up"}), ValueError, "direction", "'up'", "'backward'"),
+    "measured sizes": (lambda: measured_rows({"B": [0, 8]}), ValueError, "B", "[0, 8]", "from 1"),
+    "measured choices": (lambda: measured_rows({"choices": {"colour": 1}}), ValueError, "choices", "colour", "block_b"),
+    "measured twice": (lambda: measured_rows({}, {}), ValueError, "row 1", "'H200'", "what another row covers"),
+    "regime of a record": (lambda: problem.from_fields({"regime": "cube"}), ValueError, "regime", "'cube'", "per_step"),
+    "fields of a record": (
+        lambda: problem.from_fields({"regime": "one_cta", "colour": 1}), ValueError, "fields", "colour", "one_cta plan",
+    ),
+}  # fmt: skip
+
+
+def raised(call):
+    """The error of a call, and the line in the package that raised it, as (file, line); None if torch did."""
+    try:
+        call()
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        path = Path(frame.filename)
+        return error, (path, frame.lineno) if PACKAGE in path.parents else None
+    pytest.fail("nothing was raised")
+
+
+@pytest.mark.parametrize("name", TORCHS)
+def test_torchs_words(name):
+    ours, torchs = TORCHS[name]
+    error, expected = raised(ours)[0], raised(torchs)[0]
+    assert type(error) is type(expected) and str(error) == str(expected)
+
+
+@pytest.mark.parametrize("name", TORCHS_WORDS)
+def test_torchs_words_elsewhere(name):
+    call, kind, message = TORCHS_WORDS[name]
+    error, _ = raised(call)
+    assert type(error) is kind and str(error) == message
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_ours_name_argument_got_and_expected(name):
+    call, kind, argument, got, expected = OURS[name]
+    error, _ = raised(call)
+    assert type(error) is kind
+    assert all(part in str(error) for part in (argument, got, expected)), str(error)
+
+
+def test_every_error_of_arguments_has_a_case():
+    written = {}
+    for path in PACKAGE.rglob("*.py"):
+        if path.relative_to(PACKAGE).parts[0] in ("kernels", "interpret", "bench"):  # nobody calls these with arguments of theirs
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+                if ast.unparse(node.exc.func) in ("ValueError", "TypeError", "RuntimeError"):
+                    written[path, node.lineno] = range(node.lineno, node.end_lineno + 1)
+    assert len(written) > 30
+    calls = [call for call, *_ in (*TORCHS.values(), *TORCHS_WORDS.values(), *OURS.values())]
+    reached = {place for call in calls if (place := raised(call)[1])}
+    missing = [
+        f"{path.relative_to(PACKAGE)}:{line}"
+        for (path, line), lines in written.items()
+        if not any(path == at and number in lines for at, number in reached)
+    ]
+    assert missing == []
