@@ -33,16 +33,16 @@ def rnn(
     reverse: bool = False,
     precision: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """An Elman layer: every h_t = f(x_t W_ih^T + b_ih + h_{t-1} W_hh^T + b_hh) as y[T,B,H], and the last as hn[B,H].
+    """Runs an Elman layer, h_t = f(x_t W_ih^T + b_ih + h_{t-1} W_hh^T + b_hh); returns all h_t as y[T,B,H] and the last as hn[B,H].
 
-    x[T,B,I], w_ih[H,I], w_hh[H,H], b_ih[H], b_hh[H], h0[B,H] (zeros if None), of any strides, all on one
-    device and of one dtype: fp32, bf16, fp16 or fp64. f is tanh or relu. `reverse` runs from t = T-1 to 0, y
-    staying in the order of x. Under autocast everything but fp64 is cast to, and returned in, its dtype.
+    x[T,B,I], w_ih[H,I], w_hh[H,H], b_ih[H], b_hh[H] and h0[B,H] (zeros if None) may have any strides, and must be on one device
+    and of one dtype: fp32, bf16, fp16 or fp64. f is tanh or relu. `reverse` runs from t = T-1 to 0; y stays in the order of x, and
+    hn is then the state at t = 0. Under autocast everything but fp64 is cast to autocast's dtype, and so are the results.
 
-    `precision` says how fp32 is multiplied: "tf32", "tf32x3" (three TF32 products, close to fp32) or "ieee";
-    None follows torch.backends.cudnn.rnn.fp32_precision. Other dtypes take None only.
+    `precision` says how fp32 is multiplied: "tf32", "tf32x3" (three TF32 products, close to fp32) or "ieee". None follows
+    torch.backends.cudnn.rnn.fp32_precision. Other dtypes take None only.
 
-    Raises ValueError or RuntimeError as torch.nn.RNN does; UnsupportedError where no plan runs the problem.
+    Raises ValueError or RuntimeError as torch.nn.RNN does, and UnsupportedError if no plan runs the problem.
     """
     x, w_ih, w_hh, b_ih, b_hh, h0, precision = settled(
         x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, precision

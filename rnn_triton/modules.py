@@ -1,4 +1,4 @@
-"""Modules: RNN and RNNCell in place of torch.nn's, and SimpleRNN, the recurrence with its linear readout."""
+"""The modules: RNN and RNNCell, which stand in for those of torch.nn, and SimpleRNN, a recurrence with a linear readout."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from .errors import UnsupportedError
 
 
 class RNN(nn.RNNBase):
-    """torch.nn.RNN on persistent kernels: same constructor, parameters, initial values, state_dict, call and errors.
+    """Stands in for torch.nn.RNN, on persistent kernels: it has torch.nn.RNN's constructor, parameters, initial values, state_dict,
+    call and errors.
 
-    `precision` as in `rnn_triton.rnn`. What differs from torch.nn.RNN: the backward pass also works in eval mode and
-    is differentiable to any order; weights are read at each call and need not lie together in memory; batch_first
-    costs no copy (output is a transposed view); isinstance(module, torch.nn.RNN) is False.
+    Constructor arguments are those of torch.nn.RNN, and `precision`, that of `rnn_triton.rnn`. Unlike torch.nn.RNN, the backward
+    pass also works in eval mode and is differentiable to any order; weights are read at each call and need not lie together in
+    memory; batch_first costs no copy (the output is a transposed view); isinstance(module, torch.nn.RNN) is False.
     """
 
     # nn.RNNBase, not nn.RNN: Dynamo refuses to trace instances of the latter
@@ -69,18 +70,22 @@ class RNN(nn.RNNBase):
         self._take_weights()
 
     def _take_weights(self) -> list[Any]:
-        """The weights as they are now. What torch's checks keep of them can be copied: of computed weights the values, without
-        the graph that computed them."""
+        """Returns the weights as they are now, and keeps them for torch's checks in a form that can be copied: of weights that a
+        parametrization computes the values, without the graph that computed them."""
         super()._init_flat_weights()
         weights = self._flat_weights
         self._flat_weights = [w if w is None or w.is_leaf else w.detach() for w in weights]
         return weights
 
     def forward(self, input: Tensor | PackedSequence, hx: Tensor | None = None) -> tuple[Any, Tensor]:
-        """(output, h_n) of input [T,B,I], [B,T,I] if batch_first, [T,I], or a PackedSequence, whose order hx is in.
+        """Returns (output, h_n) for L layers in D directions.
 
-        hx (zeros if None) and h_n are [L*D,B,H], or [L*D,H] with an input [T,I]: layer by layer, and in each first the
-        forward, then the reverse direction. output is as input, with D*H for I.
+        input is [T,B,I], [B,T,I] if batch_first, [T,I] without a batch, or a PackedSequence. hx (zeros if None) and h_n are [L*D,B,H],
+        or [L*D,H] with an input [T,I]: layer by layer, and in each layer the forward direction before the reverse one. With a
+        PackedSequence their rows are in the order of its sequences before they were sorted. output has the form of input, with D*H
+        features in place of I.
+
+        Raises torch.nn.RNN's errors for shapes, dtypes and devices that do not fit together.
         """
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx)
@@ -121,7 +126,7 @@ class RNN(nn.RNNBase):
         return self.num_layers * (2 if self.bidirectional else 1), batch, self.hidden_size
 
     def _refuse(self, input: Tensor, hx: Tensor | None, batch_sizes: Tensor | None) -> None:
-        """Raises what torch does of arguments that do not fit, which looks at the input first."""
+        """Raises torch's error for arguments that do not fit.  Like torch, it looks at the input before hx."""
         self._update_flat_weights()
         self.check_input(input, batch_sizes)
         if hx is not None:
@@ -150,17 +155,18 @@ class RNN(nn.RNNBase):
         )
 
     def _computed(self) -> list[Any]:
-        """The weights where some are computed, as often as torch computes them: one with a state, as spectral_norm has,
-        then trains as in torch.nn.RNN"""
+        """Returns the weights where parametrizations compute some, as often as torch computes them: one with a state, such as
+        spectral_norm, then trains as in torch.nn.RNN."""
         if torch.compiler.is_compiling() or not self._weights_have_changed():
             return [getattr(self, name) for name in self._flat_weights_names]
         return self._take_weights()
 
 
 class RNNCell(nn.RNNCellBase):
-    """torch.nn.RNNCell on the same kernels, one step a call: same constructor, parameters, call and errors.
+    """Stands in for torch.nn.RNNCell, on the kernels of RNN: it has torch.nn.RNNCell's constructor, parameters, call and errors.
 
-    `precision` as in `rnn_triton.rnn`. A loop over a cell launches a kernel per step; RNN runs all steps in one.
+    `precision` is that of `rnn_triton.rnn`. A loop over a cell launches a kernel for each step; RNN runs all steps in one launch.
+    Sizes of 0 raise UnsupportedError.
     """
 
     def __init__(
@@ -184,7 +190,7 @@ class RNNCell(nn.RNNCellBase):
         _make_leaf(self, RNNCell)
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        """The next state, [B,H] or [H], of input [B,I] or [I] and hx (zeros if None), [B,H] or [H]."""
+        """Returns the next state, [B,H] or [H], from input [B,I] or [I] and hx [B,H] or [H] (zeros if None)."""
         dim = input.dim()
         if dim not in (1, 2):
             raise ValueError(f"RNNCell: Expected input to be 1D or 2D, got {dim}D instead")
@@ -209,7 +215,7 @@ class RNNCell(nn.RNNCellBase):
         return h if dim == 2 else h.squeeze(0)
 
     def _check(self, x: Tensor, h0: Tensor | None, w_ih: Tensor, w_hh: Tensor) -> None:
-        """Raises what torch does, in its order; x is [B,I], h0 of any shape."""
+        """Raises torch's error if x [B,I], h0 (of any shape) and the weights do not fit, checking in torch's order."""
         B, I = x.shape
         if w_ih.shape[1] != I:
             raise RuntimeError(f"input has inconsistent input_size: got {I} expected {w_ih.shape[1]}")
@@ -229,10 +235,10 @@ class RNNCell(nn.RNNCellBase):
 
 
 class SimpleRNN(nn.Module):
-    """The recurrence h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh) with its readout y_t = W_hy h_t + b_y.
+    """Runs the recurrence h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh) and its linear readout y_t = W_hy h_t + b_y.
 
-    `rnn` holds the recurrence (an RNN), `readout` W_hy and b_y (an nn.Linear) of its last layer's states, of both
-    directions if bidirectional; bias=False drops all biases.
+    `rnn` is the recurrence (an RNN). `readout` (an nn.Linear, W_hy and b_y) reads the states of the last layer, of both directions if
+    bidirectional. bias=False leaves out all biases. The other arguments are those of RNN.
     """
 
     def __init__(
@@ -271,7 +277,7 @@ class SimpleRNN(nn.Module):
         _make_leaf(self, SimpleRNN)
 
     def forward(self, input: Tensor | PackedSequence, hx: Tensor | None = None) -> tuple[Any, Tensor]:
-        """(outputs, h_n): as RNN.forward, with O features a step, the readout's, for the hidden states."""
+        """Returns (outputs, h_n) as RNN.forward does, with the output_size features of the readout in place of the states."""
         hidden, h_n = self.rnn(input, hx)
         if isinstance(hidden, PackedSequence):
             return PackedSequence(self.readout(hidden.data), *hidden[1:]), h_n
@@ -282,7 +288,7 @@ class SimpleRNN(nn.Module):
 
 
 def _make_leaf(module: nn.Module, cls: type) -> None:
-    """Lets torch.fx take `module` as it is instead of tracing through it, unless a class derived from `cls` may change what
-    it does: torch.fx asks a module for `__module__`, and keeps as they are those of torch.nn."""
+    """Makes torch.fx take `module` as a leaf in place of tracing through it, unless it is of a class derived from `cls`, which may
+    change what the module does.  torch.fx asks a module for `__module__`, and takes those of torch.nn as leaves."""
     if type(module) is cls:
         module.__dict__["__module__"] = f"torch.nn:{cls.__module__}"
