@@ -1,4 +1,4 @@
-"""The engine over a group of CTAs: the recurrence of recurrence.py where W_rec does not fit on one of them.
+"""The engine over a group of CTAs: the recurrence of one_cta.py where W_rec does not fit on one of them.
 
     a_t = W_rec s_{t-1} + W_in x_t + u_t          s_t = CELL(a_t, saved_t)          t in launch order
 

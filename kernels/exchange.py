@@ -23,7 +23,7 @@ step in which it waits, and goes on with what it has found: sentinels, which are
 these invariants hold:
 
     A group notices in a bounded time.  A CTA looks at the error word after every POLLS_PER_LOOK polls of a wait, and the
-        time loop (grid.py) once in LOOK_EVERY turns.  So each CTA polls at most POLLS_PER_LOOK times in each of at most
+        time loop (cta_group.py) once in LOOK_EVERY turns.  So each CTA polls at most POLLS_PER_LOOK times in each of at most
         LOOK_EVERY turns, and waits no more after that.
     Nothing that is computed meanwhile passes for a result, though a relu, a mask or a select may make numbers of its NaN.
         Such values are published, and others compute with them.  But whoever publishes one has lowered the error word, or
@@ -33,7 +33,7 @@ these invariants hold:
     What precedes the step in the error word is right.  Who waits in step t has gathered all of step t - 2, so nobody of
         the group waits in vain for words of it.
 
-Groups of linked lanes (grid.py, recurrence.py) wait in one direction more: for what the same group of the lane before
+Groups of linked lanes (cta_group.py, one_cta.py) wait in one direction more: for what the same group of the lane before
 publishes, always by the sentinel (`verify_input`).  A lane is lost with any lane before it, which `verdict` looks up, too.
 
 Memory model.  Of the two protocols PTX's memory model covers the counter alone: in the other, stores (weak, `.cg`) race

@@ -27,7 +27,7 @@ registers (X_DEPTH 0) x_{t+1} is loaded at the top and projected at the end of s
 CHAINS = 2 splits K in two independent accumulators (one starts from p, one from u): the mma latency (24 cycles on
 sm_90), not its rate, is what a step of a small batch tile waits for.  They are added with the cell's first operation.
 
-Lanes.  The second axis of programs, as in grid.py: LANES single launches side by side, each with its own weights and its
+Lanes.  The second axis of programs, as in cta_group.py: LANES single launches side by side, each with its own weights and its
 own part of every tensor.  In the other tensors' shapes below, of several lanes:
 
     LINKED      layers of a stack, a wavefront: first, saved, out, last [LANES, ..], numbered by layer; forward lane n is

@@ -15,7 +15,7 @@ from . import case as cases
 
 @dataclass(frozen=True)
 class Published:
-    case: str  # a name of cases.py
+    case: str  # a name that cases.case.parse takes
     pass_: str  # one of cases.PASSES
     what: str  # implementation and dtype; what differs from the case
     us_per_step: float

@@ -1,6 +1,6 @@
 """`bench check` on a GPU: the first thing to run there, within a budget.
 
-Kernels are compiled in parallel first.  Then one worker process does item after item (probes.py), section by section:
+Kernels are compiled in parallel first.  Then one worker process does item after item (items.py), section by section:
 the exchange protocols alone; equivalence of every regime; speed against cuDNN; constants of the latency model; what must
 fail, and does; graphs.  A record is on disk as soon as it is known.  An item that raises or hangs costs itself, and the
 worker is replaced.  A section that takes long leaves the later ones the time that is theirs.

@@ -15,7 +15,7 @@ DX, DW_IH, DW_HH, DB, DH0 = 1, 2, 4, 8, 16
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer in one direction; shapes as in op.py, those of an ensemble with M in front."""
+    """One layer in one direction; shapes as in functional.rnn, those of an ensemble with M in front."""
 
     x: Tensor | Callable[[], Tensor]  # or a function that makes it, called where DW_IH is asked for
     w_ih: Tensor
