@@ -13,10 +13,15 @@ import torch
 
 from . import quick
 from .cases import case as cases
+from .cases import suites
+from .compiled import job as compiled_job
 from .first_run.run import first_run
+from .measure import job as measure_job
+from .model import job as model_job
 from .providers.registry import PROVIDERS
-from .records import environment
-from .show import figures, tables
+from .records import environment, store
+from .show import figures, formats, tables
+from .show import job as show_job
 
 # beside the results in a checkout; an installed package is no place to write to
 OUT = Path(__file__).resolve().parent / "out" if (environment.root() / "pyproject.toml").exists() else Path("bench-out")
@@ -107,7 +112,7 @@ def parser() -> argparse.ArgumentParser:
 
     to_list = add("list", _list, "suites, the cases of a suite, providers, figures, recorded results")
     to_list.add_argument("what", nargs="?", help=", ".join(LISTS))
-    to_list.add_argument("--suite", help=", ".join(cases.SUITES))
+    to_list.add_argument("--suite", help=", ".join(suites.SUITES))
     _common(to_list)
 
     to_compile = add("resources", _resources, "what every planned kernel uses, compiled ahead of time; needs no GPU")
@@ -119,7 +124,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     to_model.set_defaults(function=_model)
     to_model.add_argument("--arch", default="sm_90")
-    to_model.add_argument("--suite", default="quick", help=", ".join(cases.SUITES))
+    to_model.add_argument("--suite", default="quick", help=", ".join(suites.SUITES))
     add("host", _host, "own Python and dispatcher time per call")
     return top
 
@@ -131,8 +136,8 @@ def _common(to: argparse.ArgumentParser, budget: bool = False) -> None:
 
 
 def _cases(to: argparse.ArgumentParser, suite: str | None) -> None:
-    to.add_argument("--suite", default=suite, help=f"separated by commas, or all: {', '.join(cases.SUITES)}")
-    to.add_argument("--case", help=f"case names, separated by commas, in place of a suite and dtypes: {cases.FORM}")
+    to.add_argument("--suite", default=suite, help=f"separated by commas, or all: {', '.join(suites.SUITES)}")
+    to.add_argument("--case", help=f"case names, separated by commas, in place of a suite and dtypes: {suites.FORM}")
 
 
 # ---- commands -------------------------------------------------------------------------------------------------------
@@ -158,11 +163,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             text, failures = given.function(given, out, began + budget)
             print(text)
-    except (ValueError, OSError, quick.NeedsGPU) as error:
+    except (ValueError, OSError, measure_job.NeedsGPU) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        print(f"bench: {quick.needs(error)}", file=sys.stderr)
+        print(f"bench: {environment.needs(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\nbench: interrupted after {time.monotonic() - began:.0f} s; what was done is kept in {out}", file=sys.stderr)
@@ -188,8 +193,8 @@ def _joined(arguments: Sequence[str]) -> list[str]:
 def _run(given: argparse.Namespace, out: Path, deadline: float) -> tuple[str, list[str]]:
     passes = cases.choose(given.passes, cases.PASSES, "pass")
     providers = cases.choose(given.providers, tuple(PROVIDERS), "provider")
-    rows, failures = quick.run_timing(_chosen(given), passes, providers, out, deadline, given.again, given.repeats)
-    return tables.text(tables.HEADINGS, tables.timing_rows(rows)), failures
+    rows, failures = measure_job.run_timing(_chosen(given), passes, providers, out, deadline, given.again, given.repeats)
+    return formats.text(tables.HEADINGS, tables.timing_rows(rows)), failures
 
 
 def _check(given: argparse.Namespace, out: Path, deadline: float) -> tuple[str, list[str]]:
@@ -199,35 +204,38 @@ def _check(given: argparse.Namespace, out: Path, deadline: float) -> tuple[str, 
     if given.dry or (torch.cuda.is_available() and not some):
         return first_run(out, deadline - time.monotonic(), given.dry)
     given.suite = given.suite or "check"
-    return quick.run_check(_chosen(given), out)
+    return measure_job.run_check(_chosen(given), out)
 
 
 def _figures(given: argparse.Namespace, out: Path, deadline: float) -> tuple[str, list[str]]:
     names = cases.choose(given.only, tuple(figures.FIGURES), "figure") if given.only else None
-    return quick.make_figures(quick.load(given.records or quick.known(out)), out, names), []
+    return show_job.make_figures(store.load(given.records or store.known(out)), out, names), []
 
 
 def _report(given: argparse.Namespace, out: Path, deadline: float) -> tuple[str, list[str]]:
-    return quick.make_report(quick.load(given.records or quick.known(out)), out), []
+    return show_job.make_report(store.load(given.records or store.known(out)), out), []
 
 
 def _compare(given: argparse.Namespace, out: Path, deadline: float) -> tuple[str, list[str]]:
-    from .records import compare  # numpy, which only this and fits need
+    from .records import (
+        compare,
+        statistics,  # numpy, which only this and fits need
+    )
 
     providers = None if given.providers == "all" else cases.choose(given.providers, tuple(PROVIDERS), "provider")
-    known = quick.known(out)
-    found = compare.compare(compare.load(given.A, known), compare.load(given.B, known), providers, given.within or compare.BAND)
+    known = store.known(out)
+    found = compare.compare(compare.load(given.A, known), compare.load(given.B, known), providers, given.within or statistics.BAND)
     for problem in (*found.a.problems, *found.b.problems):
         print(f"skipped {problem}", file=sys.stderr)
-    text = [tables.text(compare.HEADINGS, compare.body(found)), "", *compare.summary(found)]
+    text = [formats.text(compare.HEADINGS, compare.body(found)), "", *compare.summary(found)]
     return "\n".join(text), [f"{pair.case} {pair.pass_} {pair.provider}: {pair.verdict}" for pair in found.regressions]
 
 
 def _explain(given: argparse.Namespace, out: Path, deadline: float) -> tuple[str, list[str]]:
     from .model import explaining
 
-    device = quick.architecture(given.arch) if given.arch else None
-    return explaining.explain(cases.parse(given.case), device, quick.load(quick.known(out))), []
+    device = model_job.architecture(given.arch) if given.arch else None
+    return explaining.explain(suites.parse(given.case), device, store.load(store.known(out))), []
 
 
 def _list(given: argparse.Namespace, out: Path, deadline: float) -> tuple[str, list[str]]:
@@ -235,7 +243,7 @@ def _list(given: argparse.Namespace, out: Path, deadline: float) -> tuple[str, l
     if what not in LISTS:
         raise ValueError(f"unknown list {what!r}; {cases.nearest(what, LISTS)}")
     if what == "cases":
-        return "\n".join(case.name for case in cases.suites(given.suite or "all")), []
+        return "\n".join(case.name for case in suites.suites(given.suite or "all")), []
     if what == "figures":
         return "\n".join(figures.FIGURES), []
     if what == "providers":
@@ -244,23 +252,23 @@ def _list(given: argparse.Namespace, out: Path, deadline: float) -> tuple[str, l
 
 
 def _resources(given: argparse.Namespace, out: Path, deadline: float) -> tuple[str, list[str]]:
-    return quick.run_resources(given.arch, out)
+    return compiled_job.run_resources(given.arch, out)
 
 
 def _model(given: argparse.Namespace, out: Path, deadline: float) -> tuple[str, list[str]]:
-    device = quick.architecture(given.arch)
-    found = quick.load(given.records or quick.known(out))
-    return f"{quick.model_table(device, cases.suites(given.suite))}\n\n{quick.fit_table(found)}", []
+    device = model_job.architecture(given.arch)
+    found = store.load(given.records or store.known(out))
+    return f"{model_job.model_table(device, suites.suites(given.suite))}\n\n{model_job.fit_table(found)}", []
 
 
 def _host(given: argparse.Namespace, out: Path, deadline: float) -> tuple[str, list[str]]:
-    return quick.run_host(), []
+    return measure_job.run_host(), []
 
 
 def _chosen(given: argparse.Namespace) -> list[cases.Case]:
     if given.case:
-        return list(dict.fromkeys(cases.parse(name.strip()) for name in given.case.split(",")))
-    chosen = list(cases.suites(given.suite))
+        return list(dict.fromkeys(suites.parse(name.strip()) for name in given.case.split(",")))
+    chosen = list(suites.suites(given.suite))
     if hasattr(given, "dtype"):
         dtypes = cases.choose(given.dtype, cases.DTYPES, "dtype")
         chosen = [case for case in chosen if case.dtype in dtypes]

@@ -23,14 +23,16 @@ from triton.runtime.jit import JITFunction
 
 from bench.__main__ import main
 from bench.cases import case as cases
-from bench.cases import estimate
-from bench.first_run import dry
+from bench.cases import estimate, suites
+from bench.cases import inputs as cases_inputs
+from bench.first_run import behaviours, constants, dry, listed, tables
 from bench.first_run import items as probes
+from bench.first_run import probes as first_run_probes
 from bench.first_run import run as first_run
 from bench.instruments import timing
 from bench.measure import check, compiling
-from bench.providers import registry
-from bench.records import schema
+from bench.providers import interface
+from bench.records import schema, store
 from rnn_triton import overriding
 from rnn_triton.launch import cta_group, launcher
 from rnn_triton.plan import hardware, latency
@@ -56,7 +58,7 @@ def test_the_dry_run_does_every_sort_of_item_and_passes(tmp_path, capsys):
     began = cpu_seconds()
     assert main(["check", "--dry", "--out", str(tmp_path)]) == 0
     assert cpu_seconds() - began < 60  # 20 s on a slow core; wall time is the other tests' too
-    found, problems = schema.read([tmp_path / first_run.DRY_FILE])
+    found, problems = store.read([tmp_path / store.DRY_FILE])
     assert problems == [] and {r["kind"] for r in found} == {"exchange", "check", "timing", "constant", "behaviour"}
     assert {r["environment"]["device"] for r in found} == {"none (dry run)"}
     status = {(r["kind"], r.get("name", r["case"]), r["status"]) for r in found if r["status"] != "ok"}
@@ -65,12 +67,12 @@ def test_the_dry_run_does_every_sort_of_item_and_passes(tmp_path, capsys):
     ran = {r["plan"]["forward"]["regime"] for r in found if r["kind"] == "check"}
     assert ran == {"one_cta", "cta_group", "per_step"}
     text = capsys.readouterr().out
-    assert all(f"\n{title}:\n" in text for title in first_run.SECTIONS.values())
+    assert all(f"\n{title}:\n" in text for title in tables.SECTIONS.values())
     assert "dry run" in text and "needs a GPU" in text and "not run" not in text
 
 
 def test_the_sorts_of_items_are_the_same_dry_or_not():
-    sorts = [{(type(i), getattr(i, "of", None), getattr(i, "by", None)) for i in f()} for f in (first_run.items, first_run.dry_items)]
+    sorts = [{(type(i), getattr(i, "of", None), getattr(i, "by", None)) for i in f()} for f in (listed.items, listed.dry_items)]
     assert sorts[0] == sorts[1]
 
 
@@ -96,7 +98,7 @@ def test_without_the_cooperative_interpreter_grids_are_planned_only(tmp_path):
 def done(tmp_path, *items, budget=600.0, **how):
     how.setdefault("function", bench_stubs.perform)
     table, failures = first_run.first_run(tmp_path, budget, todo=items, **how)
-    found, problems = schema.read([tmp_path / (first_run.DRY_FILE if how.get("is_dry") else first_run.FILE)])
+    found, problems = store.read([tmp_path / (store.DRY_FILE if how.get("is_dry") else first_run.FILE)])
     assert problems == []
     return table, failures, found
 
@@ -145,10 +147,10 @@ def test_compiling_ends_in_time_and_says_what_it_left():
 
 
 def test_items_cover_what_they_should():
-    found = first_run.items()
+    found = listed.items()
     sections = [item.section for item in found]
-    assert list(dict.fromkeys(sections)) == list(first_run.SECTIONS) and sections == sorted(
-        sections, key=list(first_run.SECTIONS).index
+    assert list(dict.fromkeys(sections)) == list(tables.SECTIONS) and sections == sorted(
+        sections, key=list(tables.SECTIONS).index
     )
     names = [(item.section, item.name) for item in found]
     assert len(set(names)) == len(names)
@@ -158,17 +160,17 @@ def test_items_cover_what_they_should():
         (dtype, protocol) for dtype in cases.DTYPES for protocol in ("sentinel", "counter")
     }
     assert any(i.case.B % 2 for i in grids) and any(i.case.nonlinearity == "relu" for i in grids)
-    assert {i.case for i in found if i.section == "equivalence"} >= set(cases.suite("check"))
+    assert {i.case for i in found if i.section == "equivalence"} >= set(suites.suite("check"))
     networks = [i.case for i in found if i.section == "equivalence" and i.case.layers * i.case.directions > 1]
     shared = [[part.lanes.count for part in estimate.launches(case, H200)] for case in networks]
     assert [4] in shared and [8] in shared and [2, 2] in shared and {c.bidirectional for c in networks} == {True, False}
     assert all(max(counts) > 1 for counts in shared)
     timed = {i.case for i in found if i.section == "speed"}
     assert len(timed) >= 15 and {min(c.H for c in timed), max(c.H for c in timed)} == {64, 4096}
-    assert all(cases.parse(i.case.name) == i.case for i in found)
+    assert all(suites.parse(i.case.name) == i.case for i in found)
 
 
-@pytest.mark.parametrize("item", first_run.items(), ids=lambda i: i.name)
+@pytest.mark.parametrize("item", listed.items(), ids=lambda i: i.name)
 def test_every_item_has_its_plan_on_an_h200(item):
     with overriding(**dict(item.choices)):
         found = [plan(problem, H200) for problem in estimate.problems(item.case)]
@@ -180,12 +182,12 @@ def test_the_first_setting_is_the_planners_own():
     device = hardware.RECORDS["sm_90"]
     for direction in ("forward", "backward"):
         chosen = plan(plans.Problem(direction, 8, 1024, 1024, "bf16", None, "tanh"), device)
-        assert {name: getattr(chosen, name) for name in first_run.SETTINGS[0]} == first_run.SETTINGS[0]
-    assert first_run.SETTINGS[0] not in first_run.SETTINGS[1:]
+        assert {name: getattr(chosen, name) for name in listed.SETTINGS[0]} == listed.SETTINGS[0]
+    assert listed.SETTINGS[0] not in listed.SETTINGS[1:]
 
 
 def test_several_tiles_share_a_group_where_they_should():
-    of = {i.name: i for i in first_run.items()}["h1024-b300-t6-bf16 protocol=sentinel"]
+    of = {i.name: i for i in listed.items()}["h1024-b300-t6-bf16 protocol=sentinel"]
     with overriding(**dict(of.choices)):
         p = plan(estimate.problems(of.case)[0], H200)
     assert math.ceil(of.case.B / p.block_b) > p.groups > 1
@@ -263,7 +265,7 @@ def measured(item, us):
 @pytest.mark.parametrize("by", ["device", "wall", "graph"])
 def test_a_constant_is_the_slope_less_the_rest_of_the_models_step(by):
     case, choices = cases.case(512, 8, 1, "bf16", 8), probes.grid(protocol="sentinel", groups=1)
-    item = probes.Slope(case, choices, constant="sentinel_us", steps=(100, 500), by=by)
+    item = constants.Slope(case, choices, constant="sentinel_us", steps=(100, 500), by=by)
     found = measured(item, lambda case: 40 + 0.9 * case.T)
     with overriding(**dict(choices)):
         problem = estimate.problems(case)[0]
@@ -279,33 +281,33 @@ def test_a_constant_is_the_slope_less_the_rest_of_the_models_step(by):
 
 def test_gathered_bytes_are_the_slope_over_tiles():
     case = cases.case(2048, 8, 64, "bf16", 8)
-    item = probes.Gather(case, probes.grid(protocol="sentinel", groups=1, block_b=8), constant="L2 gather")
+    item = constants.Gather(case, probes.grid(protocol="sentinel", groups=1, block_b=8), constant="L2 gather")
     found = measured(item, lambda case: 30 + case.T * (0.5 + 0.4 * case.B / 8))
     assert found["value"] == pytest.approx(8 * 2048 * 2 / 0.4 / (H200.clock_ghz * 1e3))
     assert found["us"] == pytest.approx([0.5 + 0.4 * n for n in item.tiles])
 
 
 def test_launches_and_rates():
-    item = probes.Launch(TINY, SENTINEL, constant="launch of a grid")
+    item = constants.Launch(TINY, SENTINEL, constant="launch of a grid")
     found = measured(item, lambda case: 20.0 if case.T == 1 else math.nan)
     assert found["value"] == 20 and found["model"] > latency.CONSTANTS.cooperative_us
-    found = measured(probes.Rate(TINY, constant="fill", size=1000), lambda call: 2.0)
+    found = measured(constants.Rate(TINY, constant="fill", size=1000), lambda call: 2.0)
     assert found["value"] == pytest.approx(4000 / 2.0 * 1e-6)
-    found = measured(probes.Rate(TINY, constant="GEMM", size=16), lambda call: 2.0)
+    found = measured(constants.Rate(TINY, constant="GEMM", size=16), lambda call: 2.0)
     assert found["value"] == pytest.approx(2 * 16**3 / 2.0 * 1e-6)
 
 
 def test_rows_of_the_table():
-    exchange = probes.Exchange(TINY, SENTINEL).blank()[0] | {
+    exchange = first_run_probes.Exchange(TINY, SENTINEL).blank()[0] | {
         "plan": {"protocol": "sentinel", "groups": 2, "ctas": 16}, "practical_us_per_step": 0.5,
         "device_us": schema.sampled([10.0 + 0.7 * 3] * 3), "short_T": 1, "short_us": schema.sampled([10.7] * 3),
     }  # fmt: skip
-    (row,) = first_run.exchange_rows([exchange])
+    (row,) = tables.exchange_rows([exchange])
     assert row[1:] == ("forward", "sentinel", "2 x 16", "700", "500", "ok")
-    (row,) = first_run.exchange_rows([probes.Exchange(TINY, SENTINEL).blank()[0] | {"status": "timeout", "message": "a\nb"}])
+    (row,) = tables.exchange_rows([first_run_probes.Exchange(TINY, SENTINEL).blank()[0] | {"status": "timeout", "message": "a\nb"}])
     assert row[3:] == ("-", "-", "-", "TIMEOUT: a")
-    constant = probes.Slope(TINY, constant="local_us").blank()[0] | {"value": 0.123456, "model": 0.2, "message": "note"}
-    assert first_run.constant_rows([constant]) == [("local_us", TINY.name, "0.123", "0.2", "us", "note")]
+    constant = constants.Slope(TINY, constant="local_us").blank()[0] | {"value": 0.123456, "model": 0.2, "message": "note"}
+    assert tables.constant_rows([constant]) == [("local_us", TINY.name, "0.123", "0.2", "us", "note")]
 
 
 # ---- the recurrence alone, and what must hold of launches; by interpreter -------------------------------------------
@@ -313,7 +315,7 @@ def test_rows_of_the_table():
 
 def test_gradients_of_pre_activations_alone():
     case = cases.case(12, 3, 4, "fp32", 5, ieee=True)
-    inputs = {name: t.double() for name, t in registry.tensors(case, torch.device("cpu")).items()}
+    inputs = {name: t.double() for name, t in cases_inputs.tensors(case, torch.device("cpu")).items()}
     y = check.reference(case, inputs)["y"]
     da = probes.pre_activation_gradients(case, inputs, y)
     assert torch.allclose(da.flatten(0, 1).sum(0), check.reference(case, inputs)["dbias_ih_l0"], rtol=1e-12)
@@ -322,7 +324,7 @@ def test_gradients_of_pre_activations_alone():
 @pytest.mark.interpret
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_a_wrong_exchange_is_seen(direction):
-    item = probes.Exchange(TINY, SENTINEL, direction)
+    item = first_run_probes.Exchange(TINY, SENTINEL, direction)
     (found,) = probes.perform((item, True))
     assert found["status"] == "ok" and found["device_us"]["samples"] and set(found["errors"]) <= {"y", "hn", "da"}
     exact = probes.recurrence
@@ -338,7 +340,7 @@ def test_a_wrong_exchange_is_seen(direction):
 
 @pytest.mark.interpret
 def test_a_stuck_launch_that_is_not_stuck_is_seen():
-    item = probes.Behaviour(TINY, SENTINEL, of="stuck_launch_ends")
+    item = behaviours.Behaviour(TINY, SENTINEL, of="stuck_launch_ends")
     (found,) = probes.perform((item, True))
     assert found["status"] == "ok" and "next launch is right" in found["message"]
     whole = cta_group.Site
@@ -349,9 +351,9 @@ def test_a_stuck_launch_that_is_not_stuck_is_seen():
 
 @pytest.mark.interpret
 def test_calls_that_do_not_repeat_are_seen():
-    item = probes.Replay(TINY, (), of="repeats_bitwise")
+    item = behaviours.Replay(TINY, (), of="repeats_bitwise")
     assert probes.perform((item, True))[0]["status"] == "ok"
-    train, calls = registry.ModuleSession.train, []
+    train, calls = interface.ModuleSession.train, []
 
     def drifts(session):
         calls.append(0)
@@ -359,13 +361,13 @@ def test_calls_that_do_not_repeat_are_seen():
         results["dweight_hh_l0"].view(-1)[-1] *= 1 + len(calls) / 64
         return results
 
-    with mock.patch.object(registry.ModuleSession, "train", drifts):
+    with mock.patch.object(interface.ModuleSession, "train", drifts):
         (found,) = probes.perform((item, True))
     assert found["status"] == "wrong" and "dweight_hh_l0 differs" in found["message"]
 
 
 def test_a_planner_that_goes_beyond_the_device_is_seen():
-    item = probes.Behaviour(cases.case(1024, 8, 4, "bf16", 8), SENTINEL[1:], of="planner_refuses")
+    item = behaviours.Behaviour(cases.case(1024, 8, 4, "bf16", 8), SENTINEL[1:], of="planner_refuses")
     place = probes.Place(torch.device("cpu"), dry, False)
     records_ = item.blank()
     item.measure(place, records_)
@@ -397,7 +399,7 @@ class Graphs:
 
 @pytest.mark.parametrize("replays", [True, False])
 def test_a_graph_that_replays_nothing_is_seen(replays):
-    item = probes.Replay(TINY, (), of="graph_replays_bitwise")
+    item = behaviours.Replay(TINY, (), of="graph_replays_bitwise")
     place, found = probes.Place(torch.device("cpu"), Graphs(replays), False), item.blank()
     if replays:
         item.measure(place, found)
@@ -416,7 +418,7 @@ def test_a_graph_that_replays_nothing_is_seen(replays):
     ],
 )
 def test_over_subscription_must_raise_what_it_should(error, outcome):
-    item = probes.Behaviour(TINY, SENTINEL, of="over_subscription_raises")
+    item = behaviours.Behaviour(TINY, SENTINEL, of="over_subscription_raises")
     place, found = probes.Place(torch.device("cpu"), dry, False), item.blank()
     with mock.patch.object(cta_group.Site, "forward", mock.Mock(side_effect=error)):
         if isinstance(outcome, str):

@@ -9,7 +9,7 @@ from support import bench_records
 from support.bench_records import ENVIRONMENT, timing
 
 from bench.cases import case as cases
-from bench.records import compare, schema
+from bench.records import compare, schema, statistics
 
 CASE = cases.case(128, 16, 256, "bf16")
 N = 120  # simulations of each statistic
@@ -38,7 +38,7 @@ def lognormal(generator, n, sigma=0.05, rho=0.0, middle=100.0):
 @pytest.fixture(autouse=True)
 def few_draws(monkeypatch):
     """Enough for shares of 95 %, and five times as fast"""
-    monkeypatch.setattr(compare, "DRAWS", 400)
+    monkeypatch.setattr(statistics, "DRAWS", 400)
 
 
 def simulate(make, ratio, band=0.0):
@@ -47,7 +47,7 @@ def simulate(make, ratio, band=0.0):
     for seed in range(N):
         generator = np.random.default_rng(seed)
         a, b = ([s * factor for s in make(generator)] for factor in (1.0, ratio))
-        low, high, p = compare.interval(a, b, band, seed)
+        low, high, p = statistics.interval(a, b, band, seed)
         covered, slower, rejected = covered + (low <= ratio <= high), slower + (low > 1 + band), rejected + (p < 0.05)
     return covered / N, slower / N, rejected / N
 
@@ -71,7 +71,7 @@ def test_interval_of_autocorrelated_samples_is_wider(monkeypatch):
     # Blocks know less than nominal (Carlstein's lengths are short for a median): 0.92 in 300 simulations; 3 deviations below
     covered, slower, _ = simulate(make, 1.0)
     assert covered >= 0.85 and slower <= 0.1
-    monkeypatch.setattr(compare, "block_length", lambda samples: 1)
+    monkeypatch.setattr(statistics, "block_length", lambda samples: 1)
     assert simulate(make, 1.0)[0] < 0.7  # samples drawn one by one take chance for certainty
 
 
@@ -134,26 +134,26 @@ def test_five_percent_slower_is_found_whatever_runs_differ_by():
 def test_student_and_its_inverse():
     # 97.5 % quantiles of Student's t: 4.303, 2.228 and 1.984 for 2, 10 and 100 degrees of freedom
     for freedom, expected in ((2, 4.303), (10, 2.228), (100, 1.984)):
-        t = compare.student(1.959964, freedom)
+        t = statistics.student(1.959964, freedom)
         assert t == pytest.approx(expected, rel=0.05)
-        assert compare._normal(t, freedom) == pytest.approx(1.959964)
-    assert compare.student(1.96, float("inf")) == 1.96
+        assert statistics._normal(t, freedom) == pytest.approx(1.959964)
+    assert statistics.student(1.96, float("inf")) == 1.96
 
 
 def test_block_length():
     generator = np.random.default_rng(0)
-    lengths = [compare.block_length(lognormal(generator, 60)) for _ in range(100)]
+    lengths = [statistics.block_length(lognormal(generator, 60)) for _ in range(100)]
     assert lengths.count(1) >= 87  # 5 % expected otherwise, 2.2 % deviation
-    assert min(compare.block_length(lognormal(generator, 60, rho=0.9)) for _ in range(20)) > 3
+    assert min(statistics.block_length(lognormal(generator, 60, rho=0.9)) for _ in range(20)) > 3
     drift = 100 + np.arange(40.0)
     drift[20] = 1e9  # an outlier hides nothing
-    assert compare.block_length(drift) == 10  # no longer than a quarter
-    assert compare.block_length(np.full(20, 3.0)) in range(1, 6)
+    assert statistics.block_length(drift) == 10  # no longer than a quarter
+    assert statistics.block_length(np.full(20, 3.0)) in range(1, 6)
 
 
 def test_blocks_are_neighbours_on_a_circle():
-    drawn = compare._blocks(np.arange(7), np.random.default_rng(0), 9, 3)
-    assert drawn.shape == (compare.DRAWS, 9)
+    drawn = statistics._blocks(np.arange(7), np.random.default_rng(0), 9, 3)
+    assert drawn.shape == (statistics.DRAWS, 9)
     blocks = drawn.reshape(-1, 3)
     assert (blocks[:, 1:] == (blocks[:, :-1] + 1) % 7).all()
     assert set(blocks[:, 0]) == set(range(7))
@@ -209,9 +209,9 @@ def test_false_alarms_are_controlled_over_all_pairs():
 
 def test_discoveries_of_benjamini_and_hochberg():
     p = [0.01, 0.04, 0.03, 0.02, 0.5]
-    assert compare.discoveries(p, 0.05) == [True, True, True, True, False]  # 0.04 <= 4/5 * 0.05 takes the smaller ones along
-    assert compare.discoveries([0.04, 0.5], 0.05) == [False, False]
-    assert compare.discoveries([]) == []
+    assert statistics.discoveries(p, 0.05) == [True, True, True, True, False]  # 0.04 <= 4/5 * 0.05 takes the smaller ones along
+    assert statistics.discoveries([0.04, 0.5], 0.05) == [False, False]
+    assert statistics.discoveries([]) == []
 
 
 @pytest.mark.parametrize("status", schema.STATUSES[1:])

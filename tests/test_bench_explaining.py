@@ -5,6 +5,7 @@ from support.bench_records import timing
 
 from bench.cases import case as cases
 from bench.cases import estimate as model
+from bench.cases import suites
 from bench.model import explaining
 from rnn_triton.plan.hardware import RECORDS
 
@@ -12,7 +13,7 @@ H200 = RECORDS["sm_90"]
 
 
 def text(name, records=()):
-    return explaining.explain(cases.parse(name), H200, list(records))
+    return explaining.explain(suites.parse(name), H200, list(records))
 
 
 def test_a_case_without_records():
@@ -23,7 +24,7 @@ def test_a_case_without_records():
         assert f"torch.nn.RNN, {direction}: cuDNN's STANDARD, because PERSIST_STATIC is for H <= 1024, not 1760." in found
     assert found.count("cuDNN's") == 2  # once each, not again from rnn_triton.explain
     for pass_ in cases.PASSES:
-        estimate = model.of_case(cases.parse("h1760-b16-t50-fp16"), pass_, H200)
+        estimate = model.of_case(suites.parse("h1760-b16-t50-fp16"), pass_, H200)
         assert f"{pass_}: floor {estimate.floor_us:.3f}, practical {estimate.practical_us:.3f}; " in found
         assert f"largest limits: {estimate.bound} {max(estimate.parts.values()):.3f}, " in found
     assert "recorded: nothing; `python -m bench run --case h1760-b16-t50-fp16` measures it on a GPU" in found
@@ -32,8 +33,8 @@ def test_a_case_without_records():
 
 
 def test_records_of_the_case_and_no_other():
-    case = cases.parse("h128-b16-t256-bf16")
-    other = cases.parse("h129-b16-t256-bf16")
+    case = suites.parse("h128-b16-t256-bf16")
+    other = suites.parse("h129-b16-t256-bf16")
     found = text(
         case.name,
         [
@@ -51,7 +52,7 @@ def test_records_of_the_case_and_no_other():
 
 
 def test_clocks_and_the_kernels_that_ran_are_named():
-    case = cases.parse("h128-b16-t256-bf16")
+    case = suites.parse("h128-b16-t256-bf16")
     ran = [{"name": "void RNN_blockPersist_fp<float>(int)", "count": 1, "us": 9.0}]
     recorded = text(case.name, [timing(case, "fwd", "cudnn", 2.0, kernels=ran)]).split("recorded:")[1]
     assert "SM clock 1980 MHz" in recorded and "\nkernels that ran, by the profiler:\npass  provider" in recorded
@@ -63,7 +64,7 @@ def test_clocks_and_the_kernels_that_ran_are_named():
 def test_a_stack_says_each_launch():
     found = text("h128-i40-b16-t512-l3-fp16")
     assert "layers 0 to 2: one launch of" in found and found.count("forward of fp16") == 1 and "3 layers" in found
-    assert f"{model.of_case(cases.parse('h128-i40-b16-t512-l3-fp16'), 'fwd', H200).practical_us:.2f} us per step" in found
+    assert f"{model.of_case(suites.parse('h128-i40-b16-t512-l3-fp16'), 'fwd', H200).practical_us:.2f} us per step" in found
     assert text("h128-i40-b16-t512-l3-bi-fp16").count("layer 2, both directions: ") == 2
 
 
@@ -89,6 +90,6 @@ def test_a_cell_without_plan(cell):
 
 
 def test_the_device_at_hand_or_an_h200():
-    assert "on H200" in explaining.explain(cases.parse("h128-b16-t8-bf16"), RECORDS["sm_90"], [])
-    assert "on A100" in explaining.explain(cases.parse("h128-b16-t8-bf16"), RECORDS["sm_80"], [])
-    assert "latency model" in explaining.explain(cases.parse("h128-b16-t8-bf16"), None, [])
+    assert "on H200" in explaining.explain(suites.parse("h128-b16-t8-bf16"), RECORDS["sm_90"], [])
+    assert "on A100" in explaining.explain(suites.parse("h128-b16-t8-bf16"), RECORDS["sm_80"], [])
+    assert "latency model" in explaining.explain(suites.parse("h128-b16-t8-bf16"), None, [])

@@ -6,12 +6,12 @@ import math
 import pytest
 from support.bench_records import DATE, ENVIRONMENT, SPEEDUP, timing, us_of
 
-from bench.cases import case as cases
-from bench.cases import estimate
-from bench.cases.case import SUITES, case
+from bench.cases import estimate, suites
+from bench.cases.case import case
 from bench.cases.inputs import lengths_of
-from bench.records import schema
-from bench.show import figures, style
+from bench.cases.suites import SUITES
+from bench.records import rows as records_rows
+from bench.show import figures, over_sizes, roofline, style, sweeps
 from rnn_triton.plan.hardware import RECORDS
 
 pytest.importorskip("matplotlib")
@@ -51,7 +51,7 @@ def record(c, pass_, provider, **fields):
 
 @pytest.fixture(scope="module")
 def rows():
-    return schema.rows(
+    return records_rows.rows(
         record(c, pass_, provider) for c in CASES if c.name != ABSENT for pass_ in ("fwd", "train") for provider in PROVIDERS
         if not (c.name == ALONE and provider == "cudnn")
     )  # fmt: skip
@@ -190,7 +190,7 @@ def test_names_choose_and_unknown_ones_are_refused(rows, tmp_path):
 
 
 def test_nothing_measured_draws_nothing(tmp_path):
-    refused = schema.rows([timing(CASES[0], "fwd", "rnn_triton", 1.0, status="error")])
+    refused = records_rows.rows([timing(CASES[0], "fwd", "rnn_triton", 1.0, status="error")])
     refused[0].errors.clear()
     for nothing in ([], refused):
         assert figures.draw(nothing, [], tmp_path) == []
@@ -199,7 +199,7 @@ def test_nothing_measured_draws_nothing(tmp_path):
 
 def test_devices_have_figures_of_their_own(rows):
     other = ENVIRONMENT | {"device": "Other GPU", "hardware": None}
-    mixed = rows + schema.rows([record(CASES[0], "fwd", p, environment=other) for p in PROVIDERS])
+    mixed = rows + records_rows.rows([record(CASES[0], "fwd", p, environment=other) for p in PROVIDERS])
     with style.context():
         found = {page.name: page for page in figures.pages(mixed, [], ["speedup", "roofline"])}
     assert list(found) == ["other-gpu-speedup", "test-gpu-speedup", "other-gpu-roofline", "test-gpu-roofline"]
@@ -212,7 +212,7 @@ def test_two_runs_that_cannot_be_compared_are_marked():
     made = [record(CASES[0], "fwd", "rnn_triton"), record(CASES[0], "fwd", "cudnn", run="run-2")]
     more = [record(c, "fwd", name) for c in CASES[2:6] for name in ("rnn_triton", "cudnn")]
     with style.context():
-        found = {page.name: page for page in figures.pages(schema.rows(made + more), [], ["speedup", "speedup-over"])}
+        found = {page.name: page for page in figures.pages(records_rows.rows(made + more), [], ["speedup", "speedup-over"])}
     assert "not in one run" in [t.get_text() for t in found["speedup"].figure.axes[0].texts]
     marks = [mark for page in found.values() for axis in page.figure.axes for _, mark in gaps(axis)]
     assert style.GAPS["not in one run"] in marks and style.GAPS["no cuDNN time"] not in marks
@@ -220,7 +220,7 @@ def test_two_runs_that_cannot_be_compared_are_marked():
 
 def test_one_row_draws_what_it_can():
     with style.context():
-        found = {page.name: page for page in figures.pages(schema.rows([record(CASES[0], "fwd", "rnn_triton")]), [])}
+        found = {page.name: page for page in figures.pages(records_rows.rows([record(CASES[0], "fwd", "rnn_triton")]), [])}
     assert list(found) == ["speedup", "roofline", "accuracy", "distribution-fwd"]
     assert [t.get_text() for t in found["speedup"].figure.axes[0].texts] == ["no cuDNN time"]
 
@@ -230,7 +230,7 @@ def test_one_row_draws_what_it_can():
 
 def test_sweeps_are_found_in_the_rows(rows):
     ours = [row for row in rows if row.provider == "rnn_triton"]
-    found = {axis: figures.sweeps(ours, axis) for axis in figures.AXES}
+    found = {axis: sweeps.sweeps(ours, axis) for axis in sweeps.AXES}
     assert [(s.title, s.values) for s in found["H"]] == [("B 64, T 256", (128, 512, 1024))]  # B 1 has fewer
     assert [s.title for s in found["T"]] == ["H 128, B 64"] and found["T"][0].values == (64, 256, 1024)
     assert [s.title for s in found["L"]] == ["H 128, B 64, T 256"] and found["L"][0].values == (1, 2, 4)
@@ -240,15 +240,15 @@ def test_sweeps_are_found_in_the_rows(rows):
 
 def test_sweep_over_heads_holds_their_product():
     heads = [case(H, 16, 64, "bf16", models=768 // H) for H in (64, 128, 384, 768)]
-    found = schema.rows([timing(c, "fwd", "rnn_triton", 1.0) for c in heads])
-    (sweep,) = figures.sweeps(found, "head")
+    found = records_rows.rows([timing(c, "fwd", "rnn_triton", 1.0) for c in heads])
+    (sweep,) = sweeps.sweeps(found, "head")
     assert (sweep.values, sweep.title) == ((64, 128, 384, 768), "B 16, T 64, heads x dimension 768")
-    assert figures.sweeps(found, "H") == [] == figures.sweeps(found, "models")
+    assert sweeps.sweeps(found, "H") == [] == sweeps.sweeps(found, "models")
 
 
 def test_many_equal_sweeps_are_thinned_and_small_ones_left_out():
     many = [case(H, B, 64, "bf16") for H in (32, 64, 128) for B in (1, 2, 4, 8, 16)] + [case(8, 3, 64, "bf16")]
-    found = figures.sweeps(schema.rows([timing(c, "fwd", "rnn_triton", 1.0) for c in many]), "H")
+    found = sweeps.sweeps(records_rows.rows([timing(c, "fwd", "rnn_triton", 1.0) for c in many]), "H")
     assert [sweep.held["B"] for sweep in found] == [1, 4, 16]
 
 
@@ -264,7 +264,7 @@ def test_many_cases_take_several_pages():
     many = [case(H, 1, 64, "bf16") for H in range(1, 40)]
     with style.context():
         found = list(
-            figures.pages(schema.rows([timing(c, "fwd", "rnn_triton", 1.0) for c in many]), [], ["speedup"])
+            figures.pages(records_rows.rows([timing(c, "fwd", "rnn_triton", 1.0) for c in many]), [], ["speedup"])
         )
     assert [page.name for page in found] == ["speedup", "speedup-2"]
     assert [len(page.figure.axes[0].texts) for page in found] == [figures.BARS, 39 - figures.BARS]
@@ -272,13 +272,13 @@ def test_many_cases_take_several_pages():
 
 def test_more_cases_than_pages_hold_are_thinned_to_the_extremes(monkeypatch):
     monkeypatch.setattr(figures, "BARS", 5)
-    in_suite = list(cases.suite("quick"))
+    in_suite = list(suites.suite("quick"))
     others = [case(H, 1, 64, "bf16") for H in range(1, 9)]
     of = {c.name: 1.0 + i for i, c in enumerate([*in_suite, *others])}  # times over cuDNN's
     of[in_suite[4].name], of[others[3].name], of[others[5].name] = 0.2, 0.1, 0.3
     made = [timing(c, "fwd", "rnn_triton", 1.0, launch_us=1e-6) for c in [*in_suite, *others]]
     made += [timing(c, "fwd", "cudnn", of[c.name], launch_us=1e-6) for c in [*in_suite, *others]]
-    found = schema.rows(made)
+    found = records_rows.rows(made)
     with style.context():
         (page,) = figures.pages(found, [], ["speedup"])
     shown = [label.get_text() for label in page.figure.axes[0].get_yticklabels()]
@@ -336,12 +336,12 @@ def test_heat_map_cells_have_number_and_regime_and_say_what_is_missing(pages):
 def test_roofline_places_a_step_by_its_flop_and_bytes(pages):
     shape = case(512, 64, 256, "bf16", 100).__dict__
     forward = 2 * 64 * 512 * (512 + 100)
-    assert figures.flop(shape, "fwd") == forward and figures.flop(shape, "train") == 3 * forward
-    assert figures.moved(shape, "fwd", True) == 2 * 64 * (512 + 100)
-    assert figures.moved(shape, "fwd", False) == 2 * (64 * (512 + 100) + 512 * 512)
-    assert figures.moved(shape, "train", False) == 2 * (3 * 64 * (512 + 100) + 2 * 512 * 512)
+    assert roofline.flop(shape, "fwd") == forward and roofline.flop(shape, "train") == 3 * forward
+    assert roofline.moved(shape, "fwd", True) == 2 * 64 * (512 + 100)
+    assert roofline.moved(shape, "fwd", False) == 2 * (64 * (512 + 100) + 512 * 512)
+    assert roofline.moved(shape, "train", False) == 2 * (3 * 64 * (512 + 100) + 2 * 512 * 512)
     stacked = case(512, 64, 256, "fp32", 100, layers=2, bidirectional=True, cell="lstm").__dict__
-    assert figures.flop(stacked, "fwd") == 2 * 64 * 512 * 4 * 2 * ((100 + 512) + (1024 + 512))
+    assert roofline.flop(stacked, "fwd") == 2 * 64 * 512 * 4 * 2 * ((100 + 512) + (1024 + 512))
     axis = pages["roofline"].figure.axes[0]
     us = 0.2 + 512 / 512 + 64 / 1024 + 5 / 256
     ((x, y),) = lines(axis, style.PROVIDERS["rnn_triton"]["color"], "s")  # the one that is grid and right
@@ -359,11 +359,11 @@ def test_the_work_of_packed_sequences_is_that_of_real_steps():
         real = int(lengths_of(packed).sum()) / (16 * 512)
         assert real < 0.8
         for pass_ in ("fwd", "train"):
-            assert figures.flop(packed.__dict__, pass_) == pytest.approx(real * figures.flop(padded.__dict__, pass_))
+            assert roofline.flop(packed.__dict__, pass_) == pytest.approx(real * roofline.flop(padded.__dict__, pass_))
             weights = 2 * 128 * 128 * (1 if pass_ == "fwd" else 2)
             for resident, bytes_ in ((True, 0), (False, weights)):
-                moved = real * figures.moved(padded.__dict__, pass_, True) + bytes_
-                assert figures.moved(packed.__dict__, pass_, resident) == pytest.approx(moved)
+                moved = real * roofline.moved(padded.__dict__, pass_, True) + bytes_
+                assert roofline.moved(packed.__dict__, pass_, resident) == pytest.approx(moved)
 
 
 def test_no_floor_of_packed_cases_lies_above_the_peak():
@@ -371,10 +371,10 @@ def test_no_floor_of_packed_cases_lies_above_the_peak():
     found = 0
     for c in SUITES["varlen"]:
         hardware = {"environment": ENVIRONMENT | {"hardware": H200.__dict__}}
-        (row,) = schema.rows([timing(c, "fwd", "rnn_triton", 1.0, **hardware)])
-        peak = figures._ceilings(figures.arithmetic(row), [row])["peak"]
+        (row,) = records_rows.rows([timing(c, "fwd", "rnn_triton", 1.0, **hardware)])
+        peak = roofline._ceilings(figures.arithmetic(row), [row])["peak"]
         for pass_ in ("fwd", "train"):
-            assert figures.flop(c.__dict__, pass_) * 1e-6 / estimate.of_case(c, pass_, H200).floor_us <= 1.001 * peak, c.name
+            assert roofline.flop(c.__dict__, pass_) * 1e-6 / estimate.of_case(c, pass_, H200).floor_us <= 1.001 * peak, c.name
             found += c.lengths != "full"
     assert found == 48
 
@@ -404,7 +404,7 @@ def scaled(measured):
             status = "ok" if T in measured[provider] else "error"
             made.append(timing(case(128, 16, T, "bf16"), "fwd", provider, 1.0, launch_us=0.0, status=status))
     with style.context():
-        (page,) = figures.pages(schema.rows(made), [], ["scaling"])
+        (page,) = figures.pages(records_rows.rows(made), [], ["scaling"])
     drawn = lines(page.figure.axes[0], style.ARITHMETIC["bf16"]["color"])
     return [line for line in drawn if len(line[0]) > 1], page.note
 
@@ -423,7 +423,7 @@ def test_accuracy_marks_the_quantity_that_is_wrong_alone():
     color = style.PROVIDERS["rnn_triton"]["color"]
     good, bad = {"rel": 1e-3, "rel_tol": 0.01, "max": 0.01, "max_tol": 0.1}, {"rel": 1e-3, "rel_tol": 0.01, "max": 1.0, "max_tol": 0.1}
     for errors, marked in (({"y": good, "dx": bad}, (False, True)), ({"y": bad, "dx": good}, (True, False))):
-        found = schema.rows([timing(CASES[0], "train", "rnn_triton", 1.0, status="wrong", errors=errors)])
+        found = records_rows.rows([timing(CASES[0], "train", "rnn_triton", 1.0, status="wrong", errors=errors)])
         with style.context():
             (page,) = figures.pages(found, [], ["accuracy"])
         assert tuple(bool(lines(axis, color, "x")) for axis in page.figure.axes[:2]) == marked
@@ -445,7 +445,7 @@ def test_a_wrong_result_keeps_its_error_and_is_marked():
     color = style.PROVIDERS["rnn_triton"]["color"]
     for rel in (0.5, math.nan):
         errors = {"y": {"rel": rel, "rel_tol": 0.01, "max": 1.0, "max_tol": 0.1}}
-        found = schema.rows([timing(CASES[0], "fwd", "rnn_triton", 1.0, status="wrong", errors=errors)])
+        found = records_rows.rows([timing(CASES[0], "fwd", "rnn_triton", 1.0, status="wrong", errors=errors)])
         with style.context():
             (page,) = figures.pages(found, [], ["accuracy"])
         axis = page.figure.axes[0]
@@ -459,9 +459,9 @@ def test_a_wrong_result_keeps_its_error_and_is_marked():
 def test_an_exact_result_is_drawn_at_the_least_error_and_is_not_wrong():
     errors = {"y": {"rel": 0.0, "rel_tol": 0.01, "max": 0.0, "max_tol": 0.1}}
     with style.context():
-        (page,) = figures.pages(schema.rows([timing(CASES[0], "fwd", "rnn_triton", 1.0, errors=errors)]), [], ["accuracy"])
+        (page,) = figures.pages(records_rows.rows([timing(CASES[0], "fwd", "rnn_triton", 1.0, errors=errors)]), [], ["accuracy"])
     ours = style.PROVIDERS["rnn_triton"]["color"]
-    assert lines(page.figure.axes[0], ours) == [[[256], [figures.LEAST_ERROR]]] and gaps(page.figure.axes[0]) == []
+    assert lines(page.figure.axes[0], ours) == [[[256], [over_sizes.LEAST_ERROR]]] and gaps(page.figure.axes[0]) == []
 
 
 def test_distribution_is_that_of_the_raw_samples(pages, rows):

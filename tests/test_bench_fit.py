@@ -10,7 +10,7 @@ from support.bench_records import ENVIRONMENT, timing
 
 from bench.cases import case as cases
 from bench.cases import estimate
-from bench.model import fit
+from bench.model import bottlenecks, fit, observations
 from bench.records import schema
 from rnn_triton.plan import latency
 from rnn_triton.plan import problem as plans
@@ -75,7 +75,7 @@ def test_known_constants_are_recovered(found):
         assert value.old == fit._get(latency.CONSTANTS, name) and value.new == fit._get(found.constants, name)
         if value.low == 0.0 or math.isinf(value.high):  # a limit; beyond it the truth may lie where no record's noise shows it
             moved = fit._with(found.constants, {name: math.log(true)})
-            shown = [abs(math.log(o.model_us(moved) / o.model_us(found.constants))) for o in fit.observations(measurements())[0]]
+            shown = [abs(math.log(o.model_us(moved) / o.model_us(found.constants))) for o in observations.observations(measurements())[0]]
             assert max(shown) <= 0.02, name
             continue
         # 95 % intervals, of which one or another may miss: twice as wide, none does by chance (4 deviations)
@@ -114,7 +114,7 @@ def test_what_moves_together_is_not_told_apart():
 
 
 def test_only_the_readers_of_a_constant_change_with_it():
-    seen = fit._Seen(fit.observations(measurements())[0])
+    seen = fit._Seen(observations.observations(measurements())[0])
     for factor in (0.1, 1.3, 8):  # hidden behind another limit here, perhaps not there
         for name in fit.FITTED:
             before, after = (
@@ -126,7 +126,7 @@ def test_only_the_readers_of_a_constant_change_with_it():
 
 def test_a_limit_that_shows_to_one_side_is_not_fitted():
     """The host's launches take as long as the kernels they hide behind: more would show, less would not"""
-    seen = fit._Seen([o for o in fit.observations(measurements())[0] if o.plan.regime == "per_step"])
+    seen = fit._Seen([o for o in observations.observations(measurements())[0] if o.plan.regime == "per_step"])
     kernels = np.exp(seen.predicted(replace(TRUE, host_us=0.0)))
     longest = replace(TRUE, host_us=float(kernels.min()))
     assert seen.showing("host_us", longest) == 0 < len(seen.depending("host_us", longest, seen.readers["host_us"], (0.0, 0.2)))
@@ -134,7 +134,7 @@ def test_a_limit_that_shows_to_one_side_is_not_fitted():
 
 
 def test_cross_validation_is_close_to_fits_without_a_part():
-    seen = fit._Seen(fit.observations(measurements(noise=0.05))[0])
+    seen = fit._Seen(observations.observations(measurements(noise=0.05))[0])
     names = ["local_us", "sentinel_us", "efficiency", "node_us"]
     found = fit._solve(seen, names, {})
     part = {c for i, c in enumerate(sorted({o.case for o in seen.observations})) if i % fit.FOLDS == 0}
@@ -209,7 +209,7 @@ def test_what_is_no_single_recurrence_is_left_out_and_said():
         ],
         (measurement(SHAPES[0], direction="backward") | {"direction": "up"}, "shape, plan or hardware of another version"),
     ]
-    seen, skipped = fit.observations([good, *[r for r, _ in left_out], good | {"provider": "cudnn"}])
+    seen, skipped = observations.observations([good, *[r for r, _ in left_out], good | {"provider": "cudnn"}])
     assert [o.case for o in seen] == [good["case"]]
     assert skipped == {why: [w for _, w in left_out].count(why) for _, why in left_out}
 
@@ -224,12 +224,12 @@ def test_an_observation_is_the_slope_of_the_newest():
     old, new = (measurement(SHAPES[2], date=f"2026-01-0{i}T00:00:00Z", launch_us=50.0) for i in (1, 2))
     new["device_us"] = schema.sampled([50.0 + 256 * 0.7] * 3)
     new["short_us"] = schema.sampled([50.0 + 64 * 0.7] * 3)
-    (seen,), _ = fit.observations([new, old])
+    (seen,), _ = observations.observations([new, old])
     assert seen.us == pytest.approx(0.7)
     assert seen.problem == estimate.problems(SHAPES[2])[0] and seen.device == DEVICE
-    (back,), _ = fit.observations([measurement(SHAPES[2], direction="backward")])
+    (back,), _ = observations.observations([measurement(SHAPES[2], direction="backward")])
     assert back.problem == estimate.problems(SHAPES[2])[1] and back.model_us(TRUE) == pytest.approx(back.us)
-    (seen,), _ = fit.observations([new | {"short_T": None, "short_us": schema.sampled()}])
+    (seen,), _ = observations.observations([new | {"short_T": None, "short_us": schema.sampled()}])
     assert seen.us == pytest.approx((50 + 256 * 0.7) / 256)
 
 
@@ -275,12 +275,12 @@ def test_bottlenecks():
         timing(fast, "train", "rnn_triton", 0.3, status="wrong"),
         timing(fast, "fwd", "cudnn", 0.3),
     ]
-    lines = fit.bottlenecks(given)
+    lines = bottlenecks.bottlenecks(given)
     assert [line[0] for line in lines] == [slow.name, fast.name]
     us = (5 + 256 * 0.3) / 256
     assert lines[0] == (
         slow.name, "fwd", "Test GPU", f"{us:.3f}", "0.300", "0.030", f"{0.03 / us:.0%}", "exchange 0.150, local 0.100",
     )  # fmt: skip
     assert lines[1][-1] == "DRAM 0.400, host 0.200, MMA 0.100"
-    assert len(lines[0]) == len(fit.BOTTLENECK_HEADINGS)
-    assert fit.bottlenecks(given, parts=1)[1][-1] == "DRAM 0.400"
+    assert len(lines[0]) == len(bottlenecks.BOTTLENECK_HEADINGS)
+    assert bottlenecks.bottlenecks(given, parts=1)[1][-1] == "DRAM 0.400"

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from bench.cases import case as cases
-from bench.cases import estimate
+from bench.cases import estimate, suites
 from bench.cases.inputs import lengths_of
 from rnn_triton.errors import UnsupportedError
 from rnn_triton.plan import choose, latency
@@ -18,7 +18,7 @@ H200 = RECORDS["sm_90"]
 def one_of_each_kind():
     """The first case of every combination of cell, layers, directions, models and lengths of every suite"""
     seen = {}
-    for suite in cases.SUITES.values():
+    for suite in suites.SUITES.values():
         for c in suite:
             seen.setdefault((c.cell, c.layers, c.bidirectional, c.models, c.lengths, c.H > 256), c)
     return list(seen.values())
@@ -39,7 +39,7 @@ def test_floor_is_below_practical_in_every_kind_of_case(case, pass_):
 @pytest.mark.parametrize("name, part", [("h128", "chain"), ("h1024", "exchange"), ("h100000", "host")])
 def test_training_is_forward_and_backward_and_gemms(name, part):
     """in each regime"""
-    case = cases.parse(f"{name}-b16-t256-bf16")
+    case = suites.parse(f"{name}-b16-t256-bf16")
     fwd, train = (estimate.of_case(case, pass_, H200) for pass_ in cases.PASSES)
     assert train.floor_us > fwd.floor_us and train.practical_us > fwd.practical_us
     assert {f"forward {part}", f"backward {part}", "GEMM"} <= set(train.parts)
@@ -52,12 +52,12 @@ def test_training_is_forward_and_backward_and_gemms(name, part):
 
 
 def test_gemms_after_the_backward_pass():
-    forward, _ = estimate.problems(cases.parse("h4096-b1024-t8-bf16"))
+    forward, _ = estimate.problems(suites.parse("h4096-b1024-t8-bf16"))
     floor, practical = estimate.gemms(forward, H200)
     # dx, dw_ih, dw_hh: three products of 2 B H^2 at 4096 FLOP a cycle and SM
     assert floor == pytest.approx(3 * 2 * 1024 * 4096**2 / (132 * 1980 * 4096))
     assert practical == pytest.approx(floor / latency.CONSTANTS.efficiency)
-    forward, _ = estimate.problems(cases.parse("h16-b1024-t8-bf16"))
+    forward, _ = estimate.problems(suites.parse("h16-b1024-t8-bf16"))
     floor, practical = estimate.gemms(forward, H200)
     assert floor == pytest.approx(1024 * 2 * 64 / 4.8e6) and practical > floor / latency.CONSTANTS.efficiency
 

@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from bench.cases import inputs
-from bench.cases.case import Job, case, parse
+from bench.cases.case import Job, case
+from bench.cases.suites import parse
 from bench.measure import check, compiling
-from bench.providers import interface, peers, registry
+from bench.providers import interface, loops, peers, registry
 from bench.records import schema
 from rnn_triton import UnsupportedError
 from rnn_triton.plan import problem
@@ -36,7 +37,7 @@ def small(**how):
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
 def test_tensors_have_torchs_names_and_shapes(cell):
     of = replace(small(cell=cell), layers=2, bidirectional=True)
-    module = registry.module_of(nn, of, torch.empty(0))
+    module = interface.module_of(nn, of, torch.empty(0))
     found = inputs.tensors(of, CPU)
     weights = {name: tuple(p.shape) for name, p in module.named_parameters()}
     assert {name: tuple(t.shape) for name, t in found.items() if name in weights} == weights
@@ -217,8 +218,8 @@ def test_the_compiled_loop_is_compiled_by_chunks(of):
         sizes.append(steps)
         return lambda *given: (calls.append(steps), graph(*given))[1]
 
-    with mock.patch.object(registry, "CHUNK", 4):
-        verdict = check.gate(of, registry.Compiled(backend), CPU)
+    with mock.patch.object(loops, "CHUNK", 4):
+        verdict = check.gate(of, loops.Compiled(backend), CPU)
         assert PROVIDERS["compile"].shortest(of).T == min(of.T, 4 + of.T % 4)
     assert verdict.ok, verdict.message
     assert set(sizes) == {4, of.T % 4}

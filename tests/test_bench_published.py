@@ -3,12 +3,12 @@
 import pytest
 
 from bench.cases import case as cases
-from bench.cases import published
+from bench.cases import published, suites
 
 
 def test_every_figure_is_of_a_case_and_sane():
     for p in published.PUBLISHED:
-        assert cases.parse(p.case).name == p.case and p.pass_ in cases.PASSES
+        assert suites.parse(p.case).name == p.case and p.pass_ in cases.PASSES
         # a step of a layer on a GPU: from a shared-memory round trip to a loop in eager mode
         assert 0.2 < p.us_per_step < 2000, p
         assert p.what and p.device and p.source
@@ -17,14 +17,14 @@ def test_every_figure_is_of_a_case_and_sane():
 
 
 def test_every_figure_has_its_case_in_a_suite():
-    listed = {c.name for suite in cases.SUITES.values() for c in suite}
+    listed = {c.name for suite in suites.SUITES.values() for c in suite}
     assert {p.case for p in published.PUBLISHED} <= listed
-    assert {c.name for c in cases.suite("published")} <= {p.case for p in published.PUBLISHED}
+    assert {c.name for c in suites.suite("published")} <= {p.case for p in published.PUBLISHED}
 
 
 def test_deepbench_is_whole():
     """both passes of every case of 50 steps, with more than one device in fp32"""
-    for case in cases.suite("deepbench"):
+    for case in suites.suite("deepbench"):
         for pass_ in cases.PASSES:
             devices = {p.device for p in published.of(case.name, pass_)}
             expected = set() if case.T != 50 else {"V100"} if case.dtype == "fp16" else {"V100", "P100", "TitanX"}

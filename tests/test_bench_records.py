@@ -13,15 +13,16 @@ import pytest
 import torch
 from support.bench_records import ENVIRONMENT, timing
 
-from bench.cases import case as cases
 from bench.cases import estimate as model
+from bench.cases import suites
 from bench.cases.case import case
 from bench.first_run import dry, items
-from bench.first_run import run as first_run
+from bench.first_run import listed as first_run_listed
 from bench.measure.run import blank, model_estimate
+from bench.providers import ours as providers_ours
 from bench.providers import registry
-from bench.records import schema
-from bench.show import tables
+from bench.records import rows, schema, store
+from bench.show import formats, tables
 from rnn_triton.plan import problem as plans
 from rnn_triton.plan.hardware import RECORDS, Device
 
@@ -33,11 +34,11 @@ ERROR = {"rel": 1e-3, "rel_tol": 4e-3, "max": 1e-2, "max_tol": 2e-2}
 def test_round_trip_and_appended_as_it_goes(tmp_path):
     path = tmp_path / "a" / "run.jsonl"
     fields = {k: v for k, v in timing(CASE, "fwd", "rnn_triton", 0.3).items() if k not in schema.COMMON}
-    with schema.Writer(path, "run-1", ENVIRONMENT) as writer:
+    with store.Writer(path, "run-1", ENVIRONMENT) as writer:
         first = writer.write("timing", **fields)
-        assert schema.read([path]) == ([first], [])  # on disk before the file is closed
+        assert store.read([path]) == ([first], [])  # on disk before the file is closed
         second = writer.write("timing", **(fields | {"pass": "train"}))
-    assert schema.read([path]) == ([first, second], [])
+    assert store.read([path]) == ([first, second], [])
     assert first["environment"] == ENVIRONMENT and first["run"] == "run-1" and len(first["date"]) == 20
 
 
@@ -45,21 +46,21 @@ def test_a_file_goes_on_where_it_ended_or_starts_empty(tmp_path):
     path = tmp_path / "run.jsonl"
     fields = {k: v for k, v in timing(CASE, "fwd", "rnn_triton", 0.3).items() if k not in schema.COMMON}
     for run in ("run-1", "run-2"):
-        with schema.Writer(path, run, ENVIRONMENT, fresh=False) as writer:
+        with store.Writer(path, run, ENVIRONMENT, fresh=False) as writer:
             writer.write("timing", **fields)
-    assert [r["run"] for r in schema.read([path])[0]] == ["run-1", "run-2"]
+    assert [r["run"] for r in store.read([path])[0]] == ["run-1", "run-2"]
     path.write_text(path.read_text() + f'{{"schema": {schema.SCHEMA}, "kin')  # a run that was ended while it wrote
-    with schema.Writer(path, "run-3", ENVIRONMENT, fresh=False) as writer:
+    with store.Writer(path, "run-3", ENVIRONMENT, fresh=False) as writer:
         writer.write("timing", **fields)
-    found, problems = schema.read([path])
+    found, problems = store.read([path])
     assert [r["run"] for r in found] == ["run-1", "run-2", "run-3"] and [p.line for p in problems] == [3]
-    with schema.Writer(path, "run-4", ENVIRONMENT) as writer:
+    with store.Writer(path, "run-4", ENVIRONMENT) as writer:
         writer.write("timing", **fields)
-    assert [r["run"] for r in schema.read([path])[0]] == ["run-4"]
+    assert [r["run"] for r in store.read([path])[0]] == ["run-4"]
 
 
 def test_writer_refuses_what_a_reader_would(tmp_path):
-    with schema.Writer(tmp_path / "x.jsonl", "run-1", ENVIRONMENT) as writer:
+    with store.Writer(tmp_path / "x.jsonl", "run-1", ENVIRONMENT) as writer:
         with pytest.raises(ValueError, match="field case is missing"):
             writer.write("timing")
     assert (tmp_path / "x.jsonl").read_text() == ""
@@ -69,11 +70,11 @@ CPU = torch.device("cpu")
 PLANNED = ("rnn_triton", "rnn_triton-layers", "cudnn", "cudnn-layers", "compile")  # providers that say what they chose
 
 
-@pytest.mark.parametrize("suite", cases.SUITES)
+@pytest.mark.parametrize("suite", suites.SUITES)
 def test_every_case_of_every_suite_can_be_recorded(suite, tmp_path):
     """A timing and a check of each provider that has a plan, as run.py and jobs.py write them, for an H200"""
-    chosen, estimate = cases.suite(suite), model_estimate(RECORDS["sm_90"])
-    with schema.Writer(tmp_path / "t.jsonl", "run-1", ENVIRONMENT) as writer:
+    chosen, estimate = suites.suite(suite), model_estimate(RECORDS["sm_90"])
+    with store.Writer(tmp_path / "t.jsonl", "run-1", ENVIRONMENT) as writer:
         written = []
         for listed in chosen:
             for name in PLANNED:
@@ -86,7 +87,7 @@ def test_every_case_of_every_suite_can_be_recorded(suite, tmp_path):
                 shape = dataclasses.asdict(listed)
                 checked = {"status": "ok", "message": "", "errors": {}, "implementation": "none", "choices": {}}
                 written.append(writer.write("check", case=listed.name, shape=shape, provider=name, **checked, **made))
-    assert schema.read([tmp_path / "t.jsonl"]) == (written, [])
+    assert store.read([tmp_path / "t.jsonl"]) == (written, [])
     assert {r["case"] for r in written} == {listed.name for listed in chosen}
     assert {r["status"] for r in written} == {"ok"}
     launches = [r["plan"]["launches"] for r in written if r["provider"] == "rnn_triton" and "launches" in r["plan"]]
@@ -95,17 +96,17 @@ def test_every_case_of_every_suite_can_be_recorded(suite, tmp_path):
 
 def test_every_item_of_the_first_run_can_be_recorded(tmp_path):
     place = items.Place(CPU, dry, False)
-    with schema.Writer(tmp_path / "t.jsonl", "run-1", ENVIRONMENT) as writer:
+    with store.Writer(tmp_path / "t.jsonl", "run-1", ENVIRONMENT) as writer:
         written = []
-        for item in first_run.items():
+        for item in first_run_listed.items():
             for fields in item.blank():
                 if fields.get("plan", 0) is None and fields.get("provider", "rnn_triton") == "rnn_triton":
                     with place.choosing(item.choices):
                         whole = item.kind in ("check", "timing")
-                        found = registry.plans_on(item.case, place.record) if whole else None
+                        found = providers_ours.plans_on(item.case, place.record) if whole else None
                         fields["plan"] = found or plans.fields(place.plan(model.problems(item.case)[0]))
                 written.append(writer.write(item.kind, **fields))
-    assert schema.read([tmp_path / "t.jsonl"]) == (written, []) and {r["status"] for r in written} == {"ok"}
+    assert store.read([tmp_path / "t.jsonl"]) == (written, []) and {r["status"] for r in written} == {"ok"}
 
 
 @pytest.mark.parametrize(
@@ -119,9 +120,9 @@ def test_every_item_of_the_first_run_can_be_recorded(tmp_path):
 )
 def test_what_cannot_be_recorded_costs_its_record_alone(changes, message, tmp_path):
     fields = {k: v for k, v in timing(CASE, "fwd", "rnn_triton", 0.3).items() if k not in schema.COMMON}
-    with schema.Writer(tmp_path / "t.jsonl", "run-1", ENVIRONMENT) as writer:
+    with store.Writer(tmp_path / "t.jsonl", "run-1", ENVIRONMENT) as writer:
         written = [writer.write("timing", **(fields | {"message": "said before"} | changes)), writer.write("timing", **fields)]
-    assert schema.read([tmp_path / "t.jsonl"]) == (written, [])
+    assert store.read([tmp_path / "t.jsonl"]) == (written, [])
     assert [r["status"] for r in written] == ["error", "ok"]
     assert written[0]["message"] == f"cannot be recorded: {message}; said before"
     kept = set(fields) - set(changes) - {"status", "message"}
@@ -130,7 +131,7 @@ def test_what_cannot_be_recorded_costs_its_record_alone(changes, message, tmp_pa
 
 def test_a_kind_without_a_status_is_refused(tmp_path):
     """A training run of accuracy 0 would be taken for one."""
-    with schema.Writer(tmp_path / "t.jsonl", "run-1", ENVIRONMENT) as writer, pytest.raises(ValueError, match="field accuracy"):
+    with store.Writer(tmp_path / "t.jsonl", "run-1", ENVIRONMENT) as writer, pytest.raises(ValueError, match="field accuracy"):
         writer.write("training", example="d", implementation="torch", seed=0, accuracy=None, loss=[], seconds=1.0)
     assert (tmp_path / "t.jsonl").read_text() == ""
 
@@ -140,7 +141,7 @@ def test_damage_names_the_line_and_loses_nothing(tmp_path):
     path = tmp_path / "damaged.jsonl"
     lines = [good, good[:50], '{"schema": 7}', "[1]", "", good, f'{{"schema": {schema.SCHEMA}, "kind": "song"}}', good]
     path.write_bytes("\n".join(lines).encode() + b"\n\xff\xfe\n")
-    found, problems = schema.read([path])
+    found, problems = store.read([path])
     assert len(found) == 3
     assert [(p.line, p.path) for p in problems] == [(n, str(path)) for n in (2, 3, 4, 7, 9)]
     reasons = [str(p) for p in problems]
@@ -216,8 +217,8 @@ def test_what_is_valid_can_be_shown():
             except ValueError as error:
                 assert str(error)
                 continue
-            found = schema.rows([changed, base])
-            for text in (tables.markdown_document(found), tables.latex_document(found), tables.csv_text(found)):
+            found = rows.rows([changed, base])
+            for text in (tables.markdown_document(found), tables.latex_document(found), formats.csv_text(found)):
                 text.encode("utf-8")
             shown += 1
     assert shown > 100
@@ -257,7 +258,7 @@ def test_the_fields_of_hardware_are_those_of_a_device():
 def test_brackets_without_end_are_a_damaged_line(tmp_path):
     path = tmp_path / "deep.jsonl"
     path.write_text("[" * 200_000 + "\n" + json.dumps(timing(CASE, "fwd", "rnn_triton", 0.3)))
-    found, problems = schema.read([path])
+    found, problems = store.read([path])
     assert len(found) == 1 and [p.line for p in problems] == [1] and "recursion" in str(problems[0])
 
 
@@ -274,7 +275,7 @@ def test_quantiles():
 
 
 def test_rows_derive_steps_slopes_speedups_and_fractions():
-    found = schema.rows([timing(CASE, "fwd", "rnn_triton", 0.25), timing(CASE, "fwd", "cudnn", 1.0, launch_us=20.0)])
+    found = rows.rows([timing(CASE, "fwd", "rnn_triton", 0.25), timing(CASE, "fwd", "cudnn", 1.0, launch_us=20.0)])
     ours, theirs = found
     assert ours.us[1] == pytest.approx(5 + 256 * 0.25)
     assert ours.us_per_step == pytest.approx((5 + 256 * 0.25) / 256)
@@ -288,16 +289,16 @@ def test_rows_derive_steps_slopes_speedups_and_fractions():
 def test_the_baseline_is_the_faster_way_to_cudnn():
     stack = case(128, 16, 256, "bf16", layers=4)
     made = [timing(stack, "fwd", name, us) for name, us in (("rnn_triton", 0.25), ("cudnn", 4.0), ("cudnn-layers", 1.0))]
-    ours, whole, layers = schema.rows(made)
+    ours, whole, layers = rows.rows(made)
     assert (ours.baseline, ours.speedup) == ("cudnn-layers", pytest.approx((5 + 256) / (5 + 64)))
     assert whole.speedup == pytest.approx((5 + 256) / (5 + 1024)) and layers.speedup == 1
-    ours, *_ = schema.rows([made[0], made[1], made[2] | {"status": "wrong"}])
+    ours, *_ = rows.rows([made[0], made[1], made[2] | {"status": "wrong"}])
     assert (ours.baseline, ours.speedup) == ("cudnn", pytest.approx((5 + 1024) / (5 + 64)))
 
 
 def test_a_tidy_row_is_scalars_of_the_same_names():
     made = [timing(CASE, "fwd", "rnn_triton", 0.25, regime="cta_group"), timing(CASE, "fwd", "cudnn", 1.0, status="wrong")]
-    ours, theirs = (row.tidy() for row in schema.rows(made))
+    ours, theirs = (row.tidy() for row in rows.rows(made))
     assert list(ours) == list(theirs)
     assert all(value is None or isinstance(value, str | int | float) for value in (*ours.values(), *theirs.values()))
     assert (ours["H"], ours["regime"], ours["us_median"], theirs["us_median"]) == (128, "cta_group", 5 + 256 * 0.25, None)
@@ -306,18 +307,18 @@ def test_a_tidy_row_is_scalars_of_the_same_names():
 def test_rows_give_no_speed_to_a_wrong_result_or_across_runs():
     wrong = timing(CASE, "fwd", "rnn_triton", 0.25, status="wrong")
     base = timing(CASE, "fwd", "cudnn", 1.0)
-    row = schema.rows([wrong, base])[0]
+    row = rows.rows([wrong, base])[0]
     assert (row.us, row.us_per_step, row.speedup, row.fraction_of_floor) == (None, None, None, None)
     ours = timing(CASE, "fwd", "rnn_triton", 0.25)
-    assert schema.rows([ours, timing(CASE, "fwd", "cudnn", 1.0, status="wrong")])[0].speedup is None
-    assert schema.rows([ours, timing(CASE, "fwd", "cudnn", 1.0, run="run-2")])[0].speedup is None
+    assert rows.rows([ours, timing(CASE, "fwd", "cudnn", 1.0, status="wrong")])[0].speedup is None
+    assert rows.rows([ours, timing(CASE, "fwd", "cudnn", 1.0, run="run-2")])[0].speedup is None
 
 
 def test_a_dry_run_gives_no_rows():
     dry = ENVIRONMENT | {"device": "none (dry run)", "capability": None, "hardware": None}
     made = [timing(CASE, "fwd", name, 1.0, environment=dry) for name in ("rnn_triton", "cudnn")]
-    assert schema.rows(made) == []
-    assert [row.environment["device"] for row in schema.rows([*made, timing(CASE, "fwd", "rnn_triton", 1.0)])] == ["Test GPU"]
+    assert rows.rows(made) == []
+    assert [row.environment["device"] for row in rows.rows([*made, timing(CASE, "fwd", "rnn_triton", 1.0)])] == ["Test GPU"]
 
 
 LATER = {"run": "run-2", "date": "2026-02-01T00:00:00Z"}
@@ -326,33 +327,33 @@ LATER = {"run": "run-2", "date": "2026-02-01T00:00:00Z"}
 def test_measuring_ours_alone_once_more_keeps_the_speedup_of_the_run_with_both():
     both = [timing(CASE, "fwd", "rnn_triton", 0.25), timing(CASE, "fwd", "cudnn", 1.0)]
     for made in ([*both, timing(CASE, "fwd", "rnn_triton", 0.5, **LATER)], [timing(CASE, "fwd", "rnn_triton", 0.5, **LATER), *both]):
-        ours = next(row for row in schema.rows(made) if row.provider == "rnn_triton")
+        ours = next(row for row in rows.rows(made) if row.provider == "rnn_triton")
         assert ours.run == "run-2" and ours.slope_us_per_step == pytest.approx(0.5)  # its own times are the newest
         assert ours.speedup == ours.graph_speedup == pytest.approx((5 + 256) / (5 + 64))
         assert (ours.baseline, ours.gap) == ("cudnn", "")
     # as soon as a newer run has both, it counts
     newer = [timing(CASE, "fwd", "rnn_triton", 0.5, **LATER), timing(CASE, "fwd", "cudnn", 1.0, **LATER)]
-    assert schema.rows([*newer, *both])[0].speedup == pytest.approx((5 + 256) / (5 + 128))
+    assert rows.rows([*newer, *both])[0].speedup == pytest.approx((5 + 256) / (5 + 128))
 
 
 @pytest.mark.parametrize("field", schema.VERSIONS)
 def test_a_speedup_of_other_code_or_versions_does_not_count(field):
     both = [timing(CASE, "fwd", "rnn_triton", 0.25), timing(CASE, "fwd", "cudnn", 1.0)]
     alone = timing(CASE, "fwd", "rnn_triton", 0.5, environment=ENVIRONMENT | {field: "another"}, **LATER)
-    row = schema.rows([*both, alone])[-1 if field == "device" else 0]
+    row = rows.rows([*both, alone])[-1 if field == "device" else 0]
     assert (row.run, row.speedup, row.baseline) == ("run-2", None, None)
-    assert row.gap == (schema.NO_BASELINE if field == "device" else schema.APART)
+    assert row.gap == (rows.NO_BASELINE if field == "device" else rows.APART)
 
 
 def test_why_there_is_no_speedup_is_said():
     ours, theirs = timing(CASE, "fwd", "rnn_triton", 0.25), timing(CASE, "fwd", "cudnn", 1.0, run="run-2")
-    assert schema.rows([ours])[0].gap == "no cuDNN time"
-    assert schema.rows([ours, theirs | {"status": "wrong"}])[0].gap == "no cuDNN time"
-    assert schema.rows([ours, theirs])[0].gap == "not in one run"
-    assert schema.rows([ours | {"status": "wrong"}, theirs])[0].gap == ""
+    assert rows.rows([ours])[0].gap == "no cuDNN time"
+    assert rows.rows([ours, theirs | {"status": "wrong"}])[0].gap == "no cuDNN time"
+    assert rows.rows([ours, theirs])[0].gap == "not in one run"
+    assert rows.rows([ours | {"status": "wrong"}, theirs])[0].gap == ""
 
 
 def test_rows_keep_the_newest():
     newer = timing(CASE, "fwd", "rnn_triton", 0.5, date="2026-02-01T00:00:00Z", run="run-2")
-    found = schema.rows([newer, timing(CASE, "fwd", "rnn_triton", 0.25)])
+    found = rows.rows([newer, timing(CASE, "fwd", "rnn_triton", 0.25)])
     assert [row.slope_us_per_step for row in found] == [pytest.approx(0.5)]

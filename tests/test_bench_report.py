@@ -10,7 +10,7 @@ import pytest
 from support.bench_records import DATE, ENVIRONMENT, suite, timing
 
 from bench.cases import case as cases
-from bench.records import schema
+from bench.records import rows as records_rows
 from bench.show import report, tables
 
 pytest.importorskip("matplotlib")
@@ -79,9 +79,9 @@ def published():
 
 @pytest.fixture(scope="module")
 def rows():
-    found = schema.rows(suite("quick", wrong=(WRONG,), left_out=(ABSENT,)))
+    found = records_rows.rows(suite("quick", wrong=(WRONG,), left_out=(ABSENT,)))
     c = cases.case(96, 1, 64, "bf16")
-    return found + schema.rows([timing(c, "fwd", "rnn_triton", 1.0, status="error", message=NASTY)])
+    return found + records_rows.rows([timing(c, "fwd", "rnn_triton", 1.0, status="error", message=NASTY)])
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from bench.compiled import resources
+from bench.compiled import machine_code, resources
 
 B, H, WARPS = 16, 64, 4
 
@@ -103,7 +103,7 @@ def sass(*lines):
 
 def test_cold_code_behind_the_loop_is_not_a_loop():
     """A branch back from code placed behind the kernel's end spans half of it but dominates nothing."""
-    code = resources.parse_sass(
+    code = machine_code.parse_sass(
         sass(
             "MOV R0, R1",
             "LDG.E R2, [R4]",  # 0x10 the loop
@@ -116,16 +116,16 @@ def test_cold_code_behind_the_loop_is_not_a_loop():
             "BRA 0x30",
         )
     )
-    graph = resources.Graph(code, resources._sass_flow)
-    body, inner = resources.time_loop(graph, lambda i: i.opcode.startswith("STG"), "it")
+    graph = machine_code.Graph(code, machine_code.sass_flow)
+    body, inner = machine_code.time_loop(graph, lambda i: i.opcode.startswith("STG"), "it")
     assert [i.address for i in body] == [0x10, 0x20, 0x30, 0x40, 0x70, 0x80] and inner == []
 
 
 def test_the_outer_loop_is_the_time_loop():
-    code = resources.parse_sass(
+    code = machine_code.parse_sass(
         sass("MOV R0, R1", "BAR.SYNC 0x0", "LDG.E R2, [R4]", "@P0 BRA 0x20", "STG.E [R4], R2", "@P1 BRA 0x10", "EXIT")
     )
-    body, inner = resources.time_loop(resources.Graph(code, resources._sass_flow), lambda i: "STG" in i.opcode, "it")
+    body, inner = machine_code.time_loop(machine_code.Graph(code, machine_code.sass_flow), lambda i: "STG" in i.opcode, "it")
     assert [i.address for i in body] == [0x10, 0x20, 0x30, 0x40, 0x50]
     assert [[i.address for i in loop] for loop in inner] == [[0x20, 0x30]]
 
@@ -133,7 +133,7 @@ def test_the_outer_loop_is_the_time_loop():
 def test_where_a_load_is_read_first():
     def reads(*lines):
         return [
-            (r.opcode, r.behind, r.same_trip, r.moves) for r in resources.first_reads(resources.parse_sass(sass(*lines)))
+            (r.opcode, r.behind, r.same_trip, r.moves) for r in machine_code.first_reads(machine_code.parse_sass(sass(*lines)))
         ]
 
     # by a move at the end of the trip; by a product of the next trip; not by one that writes the register
@@ -157,7 +157,7 @@ def test_steps_that_triton_unrolls():
 def test_the_estimate_follows_stalls_and_scoreboards():
     def instruction(opcode, stall, sets=7, waits=0):
         control = stall << 41 | sets << 46 | 7 << 49 | waits << 52
-        return resources.SassInstruction(opcode, opcode, False, 0, control)
+        return machine_code.SassInstruction(opcode, opcode, False, 0, control)
 
     assert resources.estimate_cycles([instruction("FFMA", 4), instruction("FFMA", 5)]) == 9
     waiting = [instruction("LDS", 1, sets=0), instruction("FFMA", 4, waits=1)]

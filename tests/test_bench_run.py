@@ -16,17 +16,21 @@ import torch
 from support import bench_stubs
 from support.bench_records import ENVIRONMENT
 
-from bench import quick
 from bench.__main__ import main, seconds
 from bench.cases import case as cases
-from bench.cases import estimate
+from bench.cases import estimate, suites
+from bench.cases import inputs as cases_inputs
+from bench.compiled import job as compiled_job
 from bench.first_run import dry
-from bench.first_run import run as first_run
 from bench.instruments import timing
+from bench.instruments import worker as instruments_worker
 from bench.instruments.worker import Worker, WorkerError
-from bench.measure import check, compiling, digits, host, run
-from bench.providers import registry
-from bench.records import schema
+from bench.measure import check, digits, host, run
+from bench.measure import job as measure_job
+from bench.model import job as model_job
+from bench.providers import interface, registry, torch_nn
+from bench.records import rows as records_rows
+from bench.records import schema, store
 from rnn_triton.plan.choose import plan
 from rnn_triton.plan.hardware import RECORDS
 
@@ -36,16 +40,16 @@ CPU = torch.device("cpu")
 # ---- cases and command line -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("suite", cases.SUITES)
+@pytest.mark.parametrize("suite", suites.SUITES)
 def test_every_case_has_a_unique_name_that_parses_back(suite):
-    listed = cases.suite(suite)
-    assert [cases.parse(case.name) for case in listed] == list(listed)
+    listed = suites.suite(suite)
+    assert [suites.parse(case.name) for case in listed] == list(listed)
     assert len({case.name for case in listed}) == len(listed)
 
 
 def test_the_quick_suite_covers_what_it_should():
     """12 points across the regimes, and every dtype"""
-    listed = cases.suite("quick")
+    listed = suites.suite("quick")
     assert len(listed) == 12 and {case.dtype for case in listed} == set(cases.DTYPES)
     regimes = [plan(estimate.problems(case)[0], RECORDS["sm_90"]).regime for case in listed]
     assert {name: regimes.count(name) >= 1 for name in regimes} == dict.fromkeys(("one_cta", "cta_group", "per_step"), True)
@@ -61,25 +65,25 @@ def test_the_quick_suite_covers_what_it_should():
     ],
 )  # fmt: skip
 def test_suites_reach_from_the_smallest_to_the_largest(suite, size, values):
-    found = [getattr(case, size) for case in cases.suite(suite)]
+    found = [getattr(case, size) for case in suites.suite(suite)]
     assert (min(found), max(found)) == values
 
 
 def test_suites_can_be_named_together_and_share_cases():
-    both = cases.suites("quick,first")
-    assert len(both) < len(cases.suite("quick")) + len(cases.suite("first")) and len(set(both)) == len(both)
-    assert set(cases.suites("all")) >= set(cases.suite("odd")) and not set(cases.suites("all")) & set(cases.suite("check"))
-    assert all(case.models * case.H == 768 for case in cases.suite("flashrnn-paper"))
-    assert all(case.H % 8 or case.I % 8 or case.B % 8 for case in cases.suite("odd"))
+    both = suites.suites("quick,first")
+    assert len(both) < len(suites.suite("quick")) + len(suites.suite("first")) and len(set(both)) == len(both)
+    assert set(suites.suites("all")) >= set(suites.suite("odd")) and not set(suites.suites("all")) & set(suites.suite("check"))
+    assert all(case.models * case.H == 768 for case in suites.suite("flashrnn-paper"))
+    assert all(case.H % 8 or case.I % 8 or case.B % 8 for case in suites.suite("odd"))
 
 
 def test_a_name_says_all_that_is_unusual():
     name = "gru-h128-i64-b16-t256-l4-bi-m8-heavy-fp32-ieee"
-    case = cases.parse(name)
+    case = suites.parse(name)
     assert case.name == name and case == cases.case(
         128, 16, 256, "fp32", 64, ieee=True, cell="gru", layers=4, bidirectional=True, models=8, lengths="heavy"
     )
-    assert cases.parse("h128-b16-t256-bf16-relu").nonlinearity == "relu"
+    assert suites.parse("h128-b16-t256-bf16-relu").nonlinearity == "relu"
 
 
 @pytest.mark.parametrize(
@@ -138,7 +142,7 @@ def test_a_number_that_cannot_be_is_named(arguments, message, capsys):
 
 
 def test_every_listed_case_is_one_that_a_gpu_can_hold():
-    assert all(cases._bytes(case) < 2**32 for listed in cases.SUITES.values() for case in listed)
+    assert all(suites._bytes(case) < 2**32 for listed in suites.SUITES.values() for case in listed)
 
 
 def test_compare_without_numpy_says_what_to_install(tmp_path, monkeypatch, capsys):
@@ -148,9 +152,9 @@ def test_compare_without_numpy_says_what_to_install(tmp_path, monkeypatch, capsy
         monkeypatch.delattr(f"bench.{name}", raising=False)
     assert main(["compare", "a", "b"]) == 2
     assert capsys.readouterr().err == "bench: this needs numpy, which is not installed: pip install numpy\n"
-    assert "not fitted: this needs numpy" in quick.fit_table([])
+    assert "not fitted: this needs numpy" in model_job.fit_table([])
     assert main(["explain", "h128-b16-t256-bf16", "--out", str(tmp_path)]) == 0  # needs none
-    monkeypatch.setattr(quick, "run_host", lambda: importlib.import_module("bench.nothing_like_it"))
+    monkeypatch.setattr(measure_job, "run_host", lambda: importlib.import_module("bench.nothing_like_it"))
     with pytest.raises(ModuleNotFoundError, match="nothing_like_it"):  # a fault of ours is shown as one
         main(["host"])
 
@@ -159,7 +163,7 @@ def test_an_interrupt_is_one_line_and_its_own_status(tmp_path, monkeypatch, caps
     def interrupted():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(quick, "run_host", interrupted)
+    monkeypatch.setattr(measure_job, "run_host", interrupted)
     assert main(["--out", str(tmp_path), "host"]) == 130
     assert capsys.readouterr().err == f"\nbench: interrupted after 0 s; what was done is kept in {tmp_path}\n"
 
@@ -189,7 +193,7 @@ def test_ctrl_c_ends_every_process_with_one_line(arguments, tmp_path):
         time.sleep(0.2)
     assert not alive(process.pid)
     for path in tmp_path.glob("*.jsonl"):
-        assert schema.read([path])[1] == []  # whole lines
+        assert store.read([path])[1] == []  # whole lines
 
 
 def alive(group):
@@ -216,18 +220,18 @@ def test_budget_forms():
 
 @pytest.fixture(scope="module", params=["h24-i10-b3-t20-fp32-ieee", "h24-i10-b3-t20-bf16", "h24-i10-b3-t20-fp32"])
 def judged(request):
-    case = cases.parse(request.param)
-    inputs = registry.tensors(case, CPU)
+    case = suites.parse(request.param)
+    inputs = cases_inputs.tensors(case, CPU)
     truth = check.reference(case, inputs)
-    result = {name: value.to(registry.DTYPES[case.dtype]) for name, value in truth.items()}
+    result = {name: value.to(cases_inputs.DTYPES[case.dtype]) for name, value in truth.items()}
     assert check.compare(case, result, truth).ok
     return case, result, truth
 
 
 def test_the_reference_agrees_with_torch_in_fp64(judged):
     case, _, truth = judged
-    inputs = {name: t.double() for name, t in registry.tensors(case, CPU).items()}
-    session = registry.ModuleSession(torch.nn.RNN(case.I, case.H, dtype=torch.float64), inputs)
+    inputs = {name: t.double() for name, t in cases_inputs.tensors(case, CPU).items()}
+    session = interface.ModuleSession(torch.nn.RNN(case.I, case.H, dtype=torch.float64), inputs)
     for name, value in session.train().items():
         assert torch.allclose(value, truth[name], rtol=1e-12, atol=1e-12), name
 
@@ -256,25 +260,25 @@ def test_the_gate_refuses_wrong_numbers(judged, quantity, fault):
 
 
 def test_the_gate_passes_torch_in_fp32():
-    case = cases.parse("h40-i24-b3-t50-fp32-ieee")
+    case = suites.parse("h40-i24-b3-t50-fp32-ieee")
     verdict = check.gate(case, registry.PROVIDERS["cudnn"], CPU)
     assert verdict.ok and 0 < verdict.worst() < 0.5
 
 
 def test_the_gate_refuses_a_provider_that_forgets_the_state():
-    class Forgetful(registry.TorchRNN):
+    class Forgetful(torch_nn.TorchRNN):
         def session(self, case, inputs):
             session = super().session(case, inputs)
             session.module.weight_hh_l0.data.zero_()
             return session
 
-    verdict = check.gate(cases.parse("h16-b3-t5-fp32"), Forgetful(), CPU)
+    verdict = check.gate(suites.parse("h16-b3-t5-fp32"), Forgetful(), CPU)
     assert not verdict.ok and "y: relative error" in verdict.message
 
 
 def test_a_part_that_is_next_to_nothing_widens_no_other_ones_tolerance():
     """fp16 has no relative precision for such states of a layer; those of the other one have theirs."""
-    case = cases.parse("h40-b3-t9-l2-fp16")
+    case = suites.parse("h40-b3-t9-l2-fp16")
     hn = torch.randn(2, 3, 40, generator=torch.Generator().manual_seed(0)).double()
     hn[1] *= 1e-7
     assert check.compare(case, {"hn": hn.half()}, {"hn": hn}).ok
@@ -289,7 +293,7 @@ def test_the_gate_of_small_signals_refuses_what_loses_them(dtype):
     """States rounded to multiples of a small number, which the usual gate does not see"""
     small = {"fp32": 1e-7, "bf16": 1e-4, "fp16": 1e-4}[dtype]
 
-    class Lossy(registry.TorchRNN):
+    class Lossy(torch_nn.TorchRNN):
         def session(self, case, inputs):
             session = super().session(case, inputs)
             train, forward = session.train, session.forward
@@ -300,7 +304,7 @@ def test_the_gate_of_small_signals_refuses_what_loses_them(dtype):
     def lost(y):
         return (y / small).round() * small
 
-    case = cases.parse(f"h40-i24-b3-t9-{dtype}")
+    case = suites.parse(f"h40-i24-b3-t9-{dtype}")
     assert check.gate_of_sizes(case, registry.PROVIDERS["cudnn"], CPU).ok
     assert check.gate(case, Lossy(), CPU).ok
     verdict = check.gate_of_sizes(case, Lossy(), CPU)
@@ -336,7 +340,7 @@ def test_a_worker_hears_nothing_of_ctrl_c():
 
 
 def test_no_call_is_begun_when_nobody_waits_for_it(tmp_path):
-    found = compiling.in_parallel(bench_stubs.mark, [tmp_path / str(i) for i in range(200)], "testing")
+    found = instruments_worker.in_parallel(bench_stubs.mark, [tmp_path / str(i) for i in range(200)], "testing")
     next(found)
     found.close()
     time.sleep(0.5)
@@ -360,9 +364,9 @@ def jobs_of(*sizes, providers=BOTH):
 
 def run_stub(tmp_path, jobs, **options):
     """{(H, provider): record} of a run whose worker is a stub"""
-    with schema.Writer(tmp_path / "t.jsonl", "run-1", ENVIRONMENT) as writer:
+    with store.Writer(tmp_path / "t.jsonl", "run-1", ENVIRONMENT) as writer:
         found, left = run.run(jobs, writer, math.inf, function=bench_stubs.measure, **options)
-    assert left == [] and schema.read([tmp_path / "t.jsonl"]) == (found, [])
+    assert left == [] and store.read([tmp_path / "t.jsonl"]) == (found, [])
     return {(r["shape"]["H"], r["provider"]): r for r in found}
 
 
@@ -413,7 +417,7 @@ def test_a_worker_tells_where_it_was():
 
 def measured(name, chosen, passes=cases.PASSES):
     """Records of a case on the CPU, by (provider, pass); times are a stub's."""
-    found = run.measure(cases.Job(cases.parse(name), passes, chosen), CPU, dry)
+    found = run.measure(cases.Job(suites.parse(name), passes, chosen), CPU, dry)
     for fields in found:
         schema.validate(fields | {"schema": schema.SCHEMA, "kind": "timing", "run": "r", "date": "d", "environment": ENVIRONMENT})
     return {(r["provider"], r["pass"]): r for r in found}
@@ -441,7 +445,7 @@ def test_what_is_not_here_or_does_not_fit_says_so():
     assert found["graph", "fwd"]["status"] == "missing" and "GPU" in found["graph", "fwd"]["message"]
 
 
-class Broken(registry.TorchRNN):
+class Broken(torch_nn.TorchRNN):
     """Wrong gradients, or an error when it runs"""
 
     def __init__(self, fault):
@@ -475,7 +479,7 @@ def test_a_provider_that_is_wrong_is_recorded_as_that_and_costs_no_other(fault, 
     assert (found["loop", "fwd"]["status"], found["loop", "train"]["status"]) == (fwd, train)
     assert said in found["loop", "train" if train != "ok" else "fwd"]["message"]
     assert all(found["cudnn", p]["status"] == "ok" and found["cudnn", p]["device_us"]["samples"] for p in cases.PASSES)
-    rows = schema.rows(
+    rows = records_rows.rows(
         [r | {"schema": schema.SCHEMA, "kind": "timing", "run": "r", "date": "d", "environment": ENVIRONMENT} for r in found.values()]
     )
     assert all((row.us is None) == (row.status != "ok") for row in rows)
@@ -499,7 +503,7 @@ def test_a_broken_context_is_blamed_on_who_broke_it(monkeypatch):
     """What a peer's kernel does to the context shows at the next synchronization: that must be its own."""
     clock = Fragile("loop")
     monkeypatch.setattr(run, "at", clock.told.append)
-    job = cases.Job(cases.parse("h24-b3-t20-fp32"), ("fwd",), ("cudnn", "loop", "rnn_triton"))
+    job = cases.Job(suites.parse("h24-b3-t20-fp32"), ("fwd",), ("cudnn", "loop", "rnn_triton"))
     with pytest.raises(RuntimeError, match="illegal memory access"):
         run.measure(job, CPU, clock)
     assert clock.told[-1] == "loop"
@@ -508,7 +512,7 @@ def test_a_broken_context_is_blamed_on_who_broke_it(monkeypatch):
 def test_every_step_taken_for_a_provider_is_told(monkeypatch):
     told = []
     monkeypatch.setattr(run, "at", told.append)
-    run.measure(cases.Job(cases.parse("h24-b3-t20-fp32"), ("fwd",), ("cudnn", "loop")), CPU, dry)
+    run.measure(cases.Job(suites.parse("h24-b3-t20-fp32"), ("fwd",), ("cudnn", "loop")), CPU, dry)
     # here?, the reference, judged; kernels and memory; judged again; a graph
     expected = ["cudnn", "loop", run.NOBODY, "cudnn", "loop", "cudnn", "loop", "cudnn", "loop", "cudnn", "loop", None]
     assert told == expected
@@ -531,26 +535,26 @@ def test_a_call_of_many_providers_takes_as_many_calls_as_it_is_said_to():
 
 def test_failures_in_parallel_take_the_place_of_results(monkeypatch):
     """A crash and a hang cost themselves, too."""
-    monkeypatch.setattr(compiling, "CALL_TIMEOUT", 8.0)
-    found = dict(compiling.in_parallel(bench_stubs.misbehave, ["a", "raise", "crash", "b", "hang", "c"], "testing"))
+    monkeypatch.setattr(instruments_worker, "CALL_TIMEOUT", 8.0)
+    found = dict(instruments_worker.in_parallel(bench_stubs.misbehave, ["a", "raise", "crash", "b", "hang", "c"], "testing"))
     assert [found[i][1] for i in (0, 3, 5)] == ["a", "b", "c"]
     assert "no such luck" in str(found[1]) and "exit code 17" in str(found[2]) and "no answer within 8 s" in str(found[4])
 
 
 def test_what_is_compiling_when_the_time_is_up_is_ended():
     began = time.monotonic()
-    assert list(compiling.in_parallel(bench_stubs.misbehave, ["hang"] * 3, "testing", 2.0)) == []
+    assert list(instruments_worker.in_parallel(bench_stubs.misbehave, ["hang"] * 3, "testing", 2.0)) == []
     assert time.monotonic() - began < bench_stubs.HANG
 
 
 def test_dry_runs_are_nobodys_records(tmp_path):
-    (tmp_path / first_run.DRY_FILE).write_text("")
+    (tmp_path / store.DRY_FILE).write_text("")
     (tmp_path / "timing.jsonl").write_text("")
-    assert tmp_path / "timing.jsonl" in quick.known(tmp_path) and tmp_path / first_run.DRY_FILE not in quick.known(tmp_path)
+    assert tmp_path / "timing.jsonl" in store.known(tmp_path) and tmp_path / store.DRY_FILE not in store.known(tmp_path)
 
 
 def test_a_provider_is_asked_in_a_process_of_its_own():
-    found = quick.providers_here(["cudnn", "xma"])
+    found = measure_job.providers_here(["cudnn", "xma"])
     assert found["cudnn"].missing == "" and found["cudnn"].version is None and "not installed" in found["xma"].missing
 
 
@@ -559,25 +563,25 @@ def test_a_provider_is_asked_in_a_process_of_its_own():
 
 def test_distinct_plans_tell_grid_kernels_apart():
     """A grid kernel is another for every H, and for every I where it projects x; its number of groups is none of it."""
-    found = quick.distinct_plans("sm_90")
+    found = compiled_job.distinct_plans("sm_90")
     grids = [(problem, plan(problem, device)) for problem, device in found]
     grids = [(problem, p) for problem, p in grids if p.regime == "cta_group"]
     sizes = {(problem.direction, problem.H) for problem, _ in grids}
     assert sizes >= {("forward", 384), ("backward", 384), ("forward", 1000), ("forward", 4096)}
     assert {problem.I for problem, p in grids if problem.H == 1024 and p.w_ih_home == "registers"} >= {64, 1024}
-    few = quick.distinct_plans("sm_90", few=True)
+    few = compiled_job.distinct_plans("sm_90", few=True)
     of = [(problem.direction, problem.precision) for problem, device in few if plan(problem, device).regime == "cta_group"]
     assert len(of) == len(set(of)) == 6 and len(of) < len(few) < len(found) - len(grids)
 
 
 def test_records_name_the_regime_of_a_plan():
-    listed = [cases.parse(name) for name in ("h64-b8-t4-bf16", "h5000-b8-t4-bf16")]
+    listed = [suites.parse(name) for name in ("h64-b8-t4-bf16", "h5000-b8-t4-bf16")]
     found = [registry.PROVIDERS["rnn_triton"].plan(case, CPU) for case in listed]
     assert [(f["forward"]["regime"], f["backward"]["regime"]) for f in found] == [("one_cta",) * 2, ("per_step",) * 2]
 
 
 def test_the_models_table_goes_beyond_one_cta():
-    table = quick.model_table(RECORDS["sm_90"], cases.suites("quick,stack"))
+    table = model_job.model_table(RECORDS["sm_90"], suites.suites("quick,stack"))
     for name in ("h128-b16-t1024-bf16", "h4096-b8-t128-bf16", "h1024-b16-t512-l8-fp32"):
         assert name in table
     assert "no plan" not in table
@@ -631,11 +635,11 @@ class StubExample:
     ],
 )
 def test_the_digits_gate(example, failures, tmp_path):
-    with schema.Writer(tmp_path / "t.jsonl", "run-1", ENVIRONMENT) as writer:
+    with store.Writer(tmp_path / "t.jsonl", "run-1", ENVIRONMENT) as writer:
         outcome = digits.train(example, CPU, writer)
     assert len(outcome.failures) == len(failures)
     assert all(text in failure for text, failure in zip(failures, outcome.failures))
-    found, problems = schema.read([tmp_path / "t.jsonl"])
+    found, problems = store.read([tmp_path / "t.jsonl"])
     # on the CPU both run torch, and one seed is enough
     assert [(r["implementation"], r["seed"]) for r in found] == [("rnn_triton", 0), ("torch", 0)] and outcome.seeds == 1
     assert problems == []

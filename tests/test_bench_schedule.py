@@ -11,10 +11,12 @@ from support.bench_records import ENVIRONMENT, timing
 from bench import quick
 from bench.__main__ import BUDGET
 from bench.cases import case as cases
+from bench.cases import suites
 from bench.instruments.progress import Progress
+from bench.measure import job as measure_job
 from bench.measure import run, schedule
 from bench.providers.registry import PROVIDERS
-from bench.records import schema
+from bench.records import schema, store
 
 BOTH = ("rnn_triton", "cudnn")
 CASE = cases.case(128, 16, 256, "bf16")
@@ -120,7 +122,7 @@ def test_sizes_count_by_doublings_and_inputs_by_their_ratio_to_the_hidden_size()
 @pytest.mark.parametrize("suite", ["medium", "scaling"])
 def test_half_a_suite_covers_its_range(suite):
     """The corners and every dtype come early."""
-    chosen = cases.suite(suite)
+    chosen = suites.suite(suite)
     found = order(chosen)[: len(chosen) // 2]
     for size in ("H", "B", "T"):
         values = [getattr(case, size) for case in chosen]
@@ -158,15 +160,15 @@ def test_what_is_not_here_or_too_slow_to_be_timed_costs_little():
     assert schedule.seconds_of(fewer) < 60  # cuDNN's 256 calls of 5 ms each
 
 
-@pytest.mark.parametrize("suite", [name for name in cases.SUITES if name != "check"])
+@pytest.mark.parametrize("suite", [name for name in suites.SUITES if name != "check"])
 def test_every_case_fits_into_the_usual_budget(suite):
     """With every provider there is, or it would never be reached."""
-    for case in cases.suite(suite):
+    for case in suites.suite(suite):
         assert schedule.seconds_of(cases.Job(case, cases.PASSES, tuple(PROVIDERS))) < 0.8 * BUDGET, case.name
 
 
 def test_the_quick_suite_takes_two_minutes_with_ours_and_cudnn():
-    jobs = schedule.jobs(cases.suite("quick"), cases.PASSES, BOTH)
+    jobs = schedule.jobs(suites.suite("quick"), cases.PASSES, BOTH)
     assert sum(schedule.seconds_of(job) for job in jobs) < 120
 
 
@@ -231,8 +233,8 @@ def go(tmp_path, monkeypatch, seconds_each, budget, expected, timeout=1000.0):
     monkeypatch.setattr(run, "Worker", Instant(clock))
     chosen = [cases.case(16 + i, B, 8, "bf16") for i, B in enumerate(seconds_each)]
     path = tmp_path / "t.jsonl"
-    with schema.Writer(path, "run-1", ENVIRONMENT, fresh=False) as writer:
-        jobs = schedule.jobs(chosen, ("fwd",), ("rnn_triton",), schedule.done(schema.read([path])[0], ENVIRONMENT, HERE))
+    with store.Writer(path, "run-1", ENVIRONMENT, fresh=False) as writer:
+        jobs = schedule.jobs(chosen, ("fwd",), ("rnn_triton",), schedule.done(store.read([path])[0], ENVIRONMENT, HERE))
         found, left = run.run(jobs, writer, budget, seconds=lambda job: expected, clock=clock, timeout=timeout)
     return [r["case"] for r in found], [job.case.name for job in left], clock.time
 
@@ -256,14 +258,14 @@ def test_a_case_that_the_budget_cuts_off_is_left_and_not_recorded(tmp_path, monk
     done, left, used = go(tmp_path, monkeypatch, [10, 100, 10], 50, expected=1)
     assert done == [cases.case(16, 10, 8, "bf16").name] and used == 50
     assert left == [cases.case(17, 100, 8, "bf16").name, cases.case(18, 10, 8, "bf16").name]
-    found, problems = schema.read([tmp_path / "t.jsonl"])
+    found, problems = store.read([tmp_path / "t.jsonl"])
     assert len(found) == 1 and not problems
 
 
 def test_a_case_that_takes_too_long_by_itself_is_recorded_as_that(tmp_path, monkeypatch):
     done, left, _ = go(tmp_path, monkeypatch, [10, 100, 10], 500, expected=1, timeout=60)
     assert len(done) == 3 and left == []
-    found, _ = schema.read([tmp_path / "t.jsonl"])
+    found, _ = store.read([tmp_path / "t.jsonl"])
     assert [r["status"] for r in found] == ["ok", "timeout", "ok"]
 
 
@@ -288,7 +290,7 @@ def test_progress_says_how_long_by_the_weights_of_what_is_left(capsys):
 def test_synthetic_records_are_valid():
     for record in bench_records.suite("quick"):
         schema.validate(record)
-        assert cases.Case(**record["shape"]) == cases.parse(record["case"])
+        assert cases.Case(**record["shape"]) == suites.parse(record["case"])
         assert set(record["shape"]) == {f.name for f in dataclasses.fields(cases.Case)}
 
 
@@ -299,11 +301,11 @@ def test_synthetic_records_are_valid():
 def gpu(monkeypatch):
     """Runs believe there is a GPU; a case takes as many seconds of `clock` as its B, and nothing is compiled."""
     clock = Clock()
-    monkeypatch.setattr(quick, "needs_gpu", lambda: None)
+    monkeypatch.setattr(measure_job, "needs_gpu", lambda: None)
     monkeypatch.setattr(quick.environment, "describe", lambda device: ENVIRONMENT)
     monkeypatch.setattr(quick, "compile_calls", lambda calls, seconds: ({}, 0))
-    monkeypatch.setattr(quick, "providers_here", lambda names: {name: schedule.Here("", None) for name in names})
-    monkeypatch.setattr(quick, "recorded", lambda: [])
+    monkeypatch.setattr(measure_job, "providers_here", lambda names: {name: schedule.Here("", None) for name in names})
+    monkeypatch.setattr(store, "recorded", lambda: [])
     monkeypatch.setattr(quick.time, "monotonic", clock)
     monkeypatch.setattr(run, "Worker", Instant(clock))
     monkeypatch.setattr(quick, "run", functools.partial(run.run, clock=clock))
@@ -312,19 +314,19 @@ def gpu(monkeypatch):
 
 def test_a_run_measures_records_and_goes_on_where_it_ended(gpu, tmp_path, capsys):
     chosen = [cases.case(16 + i, 20, 8, "bf16") for i in range(4)]
-    rows, failures = quick.run_timing(chosen, ("fwd",), ("cudnn", "loop"), tmp_path, deadline=50.0)
+    rows, failures = measure_job.run_timing(chosen, ("fwd",), ("cudnn", "loop"), tmp_path, deadline=50.0)
     said = capsys.readouterr().out
     assert "4 cases: 0 recorded already" in said and "the budget ended before 2 cases" in said
     assert len(rows) == 4 and failures == [] and gpu.time == 40
     first = {row.case for row in rows}
-    rows, _ = quick.run_timing(chosen, ("fwd",), ("cudnn", "loop"), tmp_path, deadline=1000.0)
+    rows, _ = measure_job.run_timing(chosen, ("fwd",), ("cudnn", "loop"), tmp_path, deadline=1000.0)
     assert "4 cases: 2 recorded already" in capsys.readouterr().out
     assert gpu.time == 80 and {row.case for row in rows} == {case.name for case in chosen} > first
-    quick.run_timing(chosen, ("fwd",), ("cudnn", "loop"), tmp_path, deadline=1000.0)
+    measure_job.run_timing(chosen, ("fwd",), ("cudnn", "loop"), tmp_path, deadline=1000.0)
     assert gpu.time == 80 and "4 recorded already" in capsys.readouterr().out
-    quick.run_timing(chosen[:1], ("fwd",), ("cudnn", "loop"), tmp_path, deadline=1000.0, again=True)
+    measure_job.run_timing(chosen[:1], ("fwd",), ("cudnn", "loop"), tmp_path, deadline=1000.0, again=True)
     assert gpu.time == 100
-    found, problems = schema.read([tmp_path / "timing.jsonl"])
+    found, problems = store.read([tmp_path / "timing.jsonl"])
     assert len(found) == 10 and not problems and len({r["run"] for r in found}) == 3
 
 
@@ -332,8 +334,8 @@ def test_repeats_are_runs_of_all_cases_one_after_the_other(gpu, tmp_path, capsys
     chosen = [cases.case(16 + i, 20, 8, "bf16") for i in range(2)]
 
     def go(deadline, **how):
-        quick.run_timing(chosen, ("fwd",), BOTH, tmp_path, deadline=deadline, **how)
-        found, problems = schema.read([tmp_path / "timing.jsonl"])
+        measure_job.run_timing(chosen, ("fwd",), BOTH, tmp_path, deadline=deadline, **how)
+        found, problems = store.read([tmp_path / "timing.jsonl"])
         assert not problems
         return [(r["run"], r["case"]) for r in found if r["provider"] == "cudnn"]
 
@@ -357,7 +359,7 @@ def test_what_is_timed_is_repeated_and_what_is_wrong_is_not(status, after):
 
 def test_a_failure_of_ours_fails_the_run_and_one_of_a_peer_does_not(gpu, tmp_path):
     chosen = [cases.case(3, 1, 8, "bf16")]  # the stub raises
-    _, failures = quick.run_timing(chosen, ("fwd",), ("cudnn",), tmp_path, deadline=100.0)
+    _, failures = measure_job.run_timing(chosen, ("fwd",), ("cudnn",), tmp_path, deadline=100.0)
     assert failures == []
-    _, failures = quick.run_timing(chosen, ("fwd",), ("rnn_triton",), tmp_path, deadline=100.0)
+    _, failures = measure_job.run_timing(chosen, ("fwd",), ("rnn_triton",), tmp_path, deadline=100.0)
     assert failures == ["h3-b1-t8-bf16 fwd: error: planted"]

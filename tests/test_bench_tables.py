@@ -10,15 +10,16 @@ import pytest
 from support.bench_records import ENVIRONMENT, suite, timing
 
 from bench.cases import case as cases
-from bench.records import schema
-from bench.show import tables
+from bench.cases import suites
+from bench.records import rows as records_rows
+from bench.show import formats, rows_in_words, tables
 
 WRONG, ABSENT, SLOW = "h1024-b16-t512-bf16", "h512-b16-t512-fp16", "h384-b16-t512-bf16"
 
 
 @pytest.fixture(scope="module")
 def rows():
-    return schema.rows(
+    return records_rows.rows(
         suite("quick", ("rnn_triton", "cudnn", "flashrnn"), wrong=(WRONG,), left_out=(ABSENT,), slow=(SLOW,))
     )
 
@@ -72,7 +73,7 @@ def test_faster_of_the_cudnn_paths_is_the_one_compared_with():
     c = cases.case(128, 16, 256, "bf16")
     times = {"rnn_triton": 1.0, "cudnn": 3.0, "cudnn-layers": 2.0}
     found = by_case(
-        tables.results(schema.rows([timing(c, "fwd", name, us, launch_us=1e-9) for name, us in times.items()]))
+        tables.results(records_rows.rows([timing(c, "fwd", name, us, launch_us=1e-9) for name, us in times.items()]))
     )
     assert (found[c.name, "fwd"]["by"], found[c.name, "fwd"]["speedup"]) == ("cudnn-layers", "2.00x")
 
@@ -119,53 +120,53 @@ def test_far_from_the_floor_is_every_case_below_the_mark(rows):
 
 def test_missing_are_the_cases_of_the_suites_touched_and_the_passes_left_out(rows):
     table = tables.missing(rows)
-    assert table.body == [("Test GPU", "quick", ABSENT, tables.EVERYTHING)]
+    assert table.body == [("Test GPU", "quick", ABSENT, rows_in_words.EVERYTHING)]
     some = [r for r in rows if not (r.case == SLOW and r.provider == "cudnn" and r.pass_ == "train")]
     assert ("Test GPU", "quick", SLOW, "cudnn train") in tables.missing(some).body
 
 
 def test_cases_show_the_suites_that_explain_most():
-    everything = {c.name for c in cases.SUITES["medium"]}
-    found = tables.suites_of([*everything, "h7-b3-t11-bf16"])
-    assert found == {"medium": everything, tables.OTHER: {"h7-b3-t11-bf16"}}
-    assert list(tables.suites_of([c.name for c in cases.SUITES["quick"]])) == ["quick"]
-    assert tables.suites_of([]) == {}
+    everything = {c.name for c in suites.SUITES["medium"]}
+    found = rows_in_words.suites_of([*everything, "h7-b3-t11-bf16"])
+    assert found == {"medium": everything, rows_in_words.OTHER: {"h7-b3-t11-bf16"}}
+    assert list(rows_in_words.suites_of([c.name for c in suites.SUITES["quick"]])) == ["quick"]
+    assert rows_in_words.suites_of([]) == {}
 
 
 def test_a_case_counts_for_every_suite_that_lists_it():
     """All suites but check are recorded: each is shown, and whole"""
-    every = cases.suites("all")
-    found = tables.suites_of(c.name for c in every)
-    assert found == {suite: {c.name for c in cases.SUITES[suite]} for suite in cases.SUITES if suite != "check"}
-    quick = tables.by_suite(schema.rows(suite("quick") + suite("medium") + suite("small-h")))["quick"]
+    every = suites.suites("all")
+    found = rows_in_words.suites_of(c.name for c in every)
+    assert found == {suite: {c.name for c in suites.SUITES[suite]} for suite in suites.SUITES if suite != "check"}
+    quick = rows_in_words.by_suite(records_rows.rows(suite("quick") + suite("medium") + suite("small-h")))["quick"]
     assert len({(row.case, row.pass_) for row in quick}) == 24
 
 
 def test_a_suite_that_others_explain_is_shown_where_it_is_whole(monkeypatch):
     x, y, z = (cases.case(H, 1, 2, "bf16") for H in (1, 2, 3))
     monkeypatch.setattr(tables, "SUITES", {"some": (x, y), "all": (x, y, z), "others": (z, x.at(7))})
-    assert tables.suites_of([x.name, y.name, z.name]) == {"some": {x.name, y.name}, "all": {x.name, y.name, z.name}}
-    assert tables.suites_of([x.name, z.name]) == {"all": {x.name, z.name}}
+    assert rows_in_words.suites_of([x.name, y.name, z.name]) == {"some": {x.name, y.name}, "all": {x.name, y.name, z.name}}
+    assert rows_in_words.suites_of([x.name, z.name]) == {"all": {x.name, z.name}}
 
 
 def test_late_samples_are_said():
     c = cases.case(128, 16, 256, "bf16")
-    found = schema.rows([timing(c, "fwd", "rnn_triton", 1.0, late=0), timing(c, "fwd", "loop", 1.0, late=7)])
-    assert "In 1 records (loop) the clock of some samples started before" in tables.caption(found)
-    assert "started before" not in tables.caption(found[:1])
+    found = records_rows.rows([timing(c, "fwd", "rnn_triton", 1.0, late=0), timing(c, "fwd", "loop", 1.0, late=7)])
+    assert "In 1 records (loop) the clock of some samples started before" in rows_in_words.caption(found)
+    assert "started before" not in rows_in_words.caption(found[:1])
 
 
 def test_suites_come_in_their_own_order():
     mixed = suite("cliff") + suite("quick")
-    found = tables.by_suite(schema.rows(reversed(mixed)))
+    found = rows_in_words.by_suite(records_rows.rows(reversed(mixed)))
     assert list(found) == ["quick", "cliff"]
-    assert list(dict.fromkeys(r.case for r in found["cliff"])) == [c.name for c in cases.SUITES["cliff"]]
+    assert list(dict.fromkeys(r.case for r in found["cliff"])) == [c.name for c in suites.SUITES["cliff"]]
 
 
 def test_reasons_stand_beside_what_was_not_timed():
     c = cases.case(128, 16, 256, "bf16")
     statuses = ("wrong", "error", "timeout", "unsupported", "missing")
-    found = schema.rows([timing(c, "fwd", f"p-{s}", 1.0, status=s) for s in statuses])
+    found = records_rows.rows([timing(c, "fwd", f"p-{s}", 1.0, status=s) for s in statuses])
     listed = {
         t.name: [line[3:] for line in t.body]
         for t in (tables.wrong(found), tables.failed(found), tables.unsupported(found))
@@ -176,7 +177,7 @@ def test_reasons_stand_beside_what_was_not_timed():
 
 
 def test_caption_names_every_version_and_says_that_they_differ(rows):
-    text = tables.caption(rows)
+    text = rows_in_words.caption(rows)
     for part in (
         "Test GPU, driver 1.2",
         "torch 2.11",
@@ -189,7 +190,7 @@ def test_caption_names_every_version_and_says_that_they_differ(rows):
     assert "DIFFER" not in text and "fp32 is TF32" in text
     c = cases.case(128, 16, 256, "bf16")
     newer = ENVIRONMENT | {"torch": "2.13", "dirty": True}
-    mixed = schema.rows(
+    mixed = records_rows.rows(
         [
             timing(c, "fwd", "rnn_triton", 1.0),
             timing(c, "fwd", "cudnn", 1.0),
@@ -197,15 +198,15 @@ def test_caption_names_every_version_and_says_that_they_differ(rows):
         ]
         + [timing(c, "train", "rnn_triton", 1.0, environment=newer, date="2026-03-04T00:00:00Z")]
     )
-    text = tables.caption(mixed)
+    text = rows_in_words.caption(mixed)
     assert text.startswith("VERSIONS DIFFER. ") and "torch 2.11 (3 records) and 2.13 (1 records)" in text
     assert "xma 0.3" in text and "2026-01-02 to 2026-03-04" in text and "0123456789 with changes (1 records)" in text
-    assert tables.caption([]) == "nothing was measured"
+    assert rows_in_words.caption([]) == "nothing was measured"
 
 
 def test_a_speedup_that_no_run_gives_says_so():
     c = cases.case(128, 16, 256, "bf16")
-    found = schema.rows([timing(c, "fwd", "rnn_triton", 1.0), timing(c, "fwd", "cudnn", 2.0, run="run-2")])
+    found = records_rows.rows([timing(c, "fwd", "rnn_triton", 1.0), timing(c, "fwd", "cudnn", 2.0, run="run-2")])
     line = by_case(tables.results(found))[c.name, "fwd"]
     assert (line["speedup"], line["graph speedup"]) == ("not in one run", "-") and line["by"] == "cudnn"
     assert "not in one run" in tables.results(found).note
@@ -219,7 +220,7 @@ def test_kernels_that_ran_are_named_the_longest_first():
         {"name": "void cudnn::(anonymous namespace)::RNN_blockPersist_fp<float, (bool)1>(Parameters)", "count": 1, "us": 90.0},
         {"name": "_recurrence", "count": 2, "us": 6.0}, {"name": "x" * 200, "count": 4, "us": 3.0},
     ]  # fmt: skip
-    found = schema.rows([timing(c, "fwd", "cudnn", 2.0, kernels=ran), timing(c, "train", "cudnn", 2.0)])
+    found = records_rows.rows([timing(c, "fwd", "cudnn", 2.0, kernels=ran), timing(c, "train", "cudnn", 2.0)])
     table = tables.kernels(found)
     assert table.body == [(c.name, "fwd", "cudnn", "8", f"90% 1 x RNN_blockPersist_fp; 6% 2 x _recurrence; 3% 4 x {'x' * 80}")]
     assert "### Kernels that ran\n" in tables.markdown_document(found) and "Kernels that ran" in tables.latex_document(found)
@@ -227,31 +228,31 @@ def test_kernels_that_ran_are_named_the_longest_first():
 
 
 def test_clocks_and_power_while_measuring_are_in_the_caption(rows):
-    assert "While measured: SM clock 1980 MHz, memory clock 3201 MHz, power 400 W, temperature 45 C." in tables.caption(rows)
+    assert "While measured: SM clock 1980 MHz, memory clock 3201 MHz, power 400 W, temperature 45 C." in rows_in_words.caption(rows)
     cooler = [dataclasses.replace(rows[0], telemetry={"sm_mhz": 1200.0}), *rows[1:]]
-    assert "SM clock 1200 to 1980 MHz, memory clock 3201 MHz" in tables.caption(cooler)
-    assert tables.clocks([dataclasses.replace(rows[0], telemetry={})]) == ""
+    assert "SM clock 1200 to 1980 MHz, memory clock 3201 MHz" in rows_in_words.caption(cooler)
+    assert rows_in_words.clocks([dataclasses.replace(rows[0], telemetry={})]) == ""
 
 
 def test_loops_that_miss_the_gate_in_training_are_explained(rows):
     c = cases.case(128, 16, 256, "bf16")
     loop = timing(c, "train", "loop", 2.0, status="wrong")
     ours = timing(c, "train", "rnn_triton", 1.0)
-    found = schema.rows([ours, loop])
-    for text in (tables.caption(found), tables.wrong(found).note):
+    found = records_rows.rows([ours, loop])
+    for text in (rows_in_words.caption(found), tables.wrong(found).note):
         assert "Wrong in training (loop): autograd sums the weight gradients" in text and "T = 240" in text
     f32 = cases.case(128, 16, 256, "fp32")
     others = [loop | {"pass": "fwd"}, loop | {"status": "ok"}, timing(f32, "train", "loop", 2.0, status="wrong"),
               loop | {"provider": "flashrnn"}]  # fmt: skip
     for other in others:
-        assert "autograd" not in tables.caption(schema.rows([ours, other]))
+        assert "autograd" not in rows_in_words.caption(records_rows.rows([ours, other]))
 
 
 # ---- formats --------------------------------------------------------------------------------------------------------
 
 
 def test_markdown_has_a_line_a_row_and_escapes_what_would_end_a_cell(rows):
-    table = tables.markdown(("a", "b"), [("1|2", "x\ny"), ("<b>", "c\\")])
+    table = formats.markdown(("a", "b"), [("1|2", "x\ny"), ("<b>", "c\\")])
     assert table.splitlines() == ["| a | b |", "|---|---|", "| 1\\|2 | x y |", "| &lt;b> | c\\\\ |"]
     document = tables.markdown_document(rows)
     for heading in (
@@ -274,9 +275,9 @@ def test_losses_are_named_even_where_there_are_none(rows):
 
 def test_latex_is_escaped_balanced_and_as_wide_as_it_says(rows):
     nasty = r"50%_a&b#$ {x} ~^\ <>|" + "\u00b5\n" + '"[1]'
-    table = tables.Table("Odd name!", nasty, ("a_b", "c"), [(nasty, "1"), ("[2]", "3")], "Note.")
-    _latex_is_sound(tables.latex(table, "Test GPU"), 1)
-    text = tables.latex(table)
+    table = formats.Table("Odd name!", nasty, ("a_b", "c"), [(nasty, "1"), ("[2]", "3")], "Note.")
+    _latex_is_sound(formats.latex(table, "Test GPU"), 1)
+    text = formats.latex(table)
     assert r"50\%\_a\&b\#\$ \{x\} \textasciitilde{}\textasciicircum{}\textbackslash{}" in text
     assert r"\label{tab:odd-name}" in text and "\u00b5" not in text and "\n{[}2{]} & 3 \\\\\n" in text
     document = tables.latex_document(rows)
@@ -286,13 +287,13 @@ def test_latex_is_escaped_balanced_and_as_wide_as_it_says(rows):
 
 
 def test_latex_breaks_the_lines_of_long_columns():
-    text = tables.latex(tables.Table("t", "T", ("a", "b"), [("x" * 40, "x" * 41)]))
+    text = formats.latex(formats.Table("t", "T", ("a", "b"), [("x" * 40, "x" * 41)]))
     assert r"\begin{tabular}{lp{0.25\linewidth}}" in text
 
 
 def test_long_latex_tables_continue_in_floats_of_their_own():
-    table = tables.Table("long", "Long", ("n",), [(str(n),) for n in range(2 * tables.LINES + 1)])
-    text = tables.latex(table)
+    table = formats.Table("long", "Long", ("n",), [(str(n),) for n in range(2 * formats.LINES + 1)])
+    text = formats.latex(table)
     _latex_is_sound(text, 3)
     assert re.findall(r"\\label\{(.*?)\}", text) == ["tab:long", "tab:long-2", "tab:long-3"]
     assert "Long, continued (3 of 3)" in text
@@ -324,14 +325,14 @@ def _latex_is_sound(text, floats):
 
 
 def test_csv_holds_every_row_and_reads_back(rows):
-    read = list(csv.DictReader(io.StringIO(tables.csv_text(rows))))
+    read = list(csv.DictReader(io.StringIO(formats.csv_text(rows))))
     assert len(read) == len(rows)
     for line, row in zip(read, rows):
         expected = row.tidy()
         assert list(line) == list(expected)
         assert line == {name: "" if value is None else str(value) for name, value in expected.items()}
     odd = dataclasses.replace(rows[0], message='a,"b"\nc')
-    assert list(csv.DictReader(io.StringIO(tables.csv_text([odd]))))[0]["message"] == 'a,"b"\nc'
+    assert list(csv.DictReader(io.StringIO(formats.csv_text([odd]))))[0]["message"] == 'a,"b"\nc'
 
 
 def test_files_are_written_and_equal_for_equal_records(rows, tmp_path):
@@ -350,4 +351,4 @@ def test_devices_are_kept_apart(rows):
 
 
 def test_text_is_aligned():
-    assert tables.text(("a", "bb"), [("long", "1"), ("x", "2")]) == "a     bb\nlong  1\nx     2"
+    assert formats.text(("a", "bb"), [("long", "1"), ("x", "2")]) == "a     bb\nlong  1\nx     2"

@@ -11,10 +11,12 @@ from support.bench_gpu import CLOCK_GHZ, GPU, L2, Call
 from support.bench_mutants import FAULTS, changed
 
 from bench.cases import case as cases
+from bench.cases import inputs as cases_inputs
+from bench.cases import suites
 from bench.first_run import dry
 from bench.instruments import timing
 from bench.measure import run
-from bench.providers import interface, registry
+from bench.providers import interface, registry, torch_nn
 from rnn_triton.plan import hardware
 
 CPU = torch.device("cpu")
@@ -163,7 +165,7 @@ class Clock:
 
 
 def measured(m, clock=None, name="h24-i10-b3-t20-fp32", chosen=("cudnn",), passes=cases.PASSES):
-    found = m.run.measure(cases.Job(cases.parse(name), passes, chosen), CPU, clock or Clock())
+    found = m.run.measure(cases.Job(suites.parse(name), passes, chosen), CPU, clock or Clock())
     return {r["pass"]: r for r in found if r["provider"] == chosen[0]}
 
 
@@ -189,7 +191,7 @@ def a_replay_that_stops_early_has_no_time(m):
 def what_goes_wrong_while_timed_is_wrong(m):
     weights = []
 
-    class Drifting(registry.TorchRNN):
+    class Drifting(torch_nn.TorchRNN):
         def session(self, case, inputs):
             session = super().session(case, inputs)
             weights.append(session.module.weight_hh_l0.data)
@@ -214,9 +216,9 @@ class Module(torch.nn.RNN):
 
 
 def forward_is_in_eval_without_gradients(m):
-    case = cases.parse("h8-b2-t3-fp32")
+    case = suites.parse("h8-b2-t3-fp32")
     module = Module(8, 8)
-    session = m.sessions.ModuleSession(module, registry.tensors(case, CPU))
+    session = m.sessions.ModuleSession(module, cases_inputs.tensors(case, CPU))
     for _ in range(2):
         y, hn = session.forward()
         assert module.modes == (False, False) and not y.requires_grad and not hn.requires_grad
@@ -229,7 +231,7 @@ def a_session_sets_the_precision_of_its_case(m):
     before = rnn.fp32_precision
     try:
         for name, precision in (("h8-b2-t3-fp32", "tf32"), ("h8-b2-t3-fp32-ieee", "ieee"), ("h8-b2-t3-fp32", "tf32")):
-            m.sessions.set_precision(cases.parse(name))
+            m.sessions.set_precision(suites.parse(name))
             assert rnn.fp32_precision == precision
     finally:
         rnn.fp32_precision = before
@@ -266,11 +268,11 @@ def test_every_check_sees_a_fault():
 
 def test_every_provider_sets_the_precision(monkeypatch):
     """of its own modules: what reads torch's switch runs in the case's precision"""
-    case, seen = cases.parse("h8-b2-t3-l2-fp32-ieee"), []
+    case, seen = suites.parse("h8-b2-t3-l2-fp32-ieee"), []
     for name, provider in registry.PROVIDERS.items():
-        monkeypatch.setattr(registry, "set_precision", lambda case, name=name: seen.append(name))
+        monkeypatch.setattr(interface, "set_precision", lambda case, name=name: seen.append(name))
         if not provider.missing(CPU) and not provider.unsupported(case):
-            provider.session(case, registry.tensors(case, CPU))
+            provider.session(case, cases_inputs.tensors(case, CPU))
     assert set(seen) == {"rnn_triton", "rnn_triton-layers", "cudnn", "cudnn-layers", "loop", "compile"}
 
 

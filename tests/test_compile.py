@@ -15,7 +15,7 @@ import pytest
 import torch
 from support.layouts import check_verify_layout
 
-from bench.compiled import resources
+from bench.compiled import machine_code, resources
 from bench.compiled.planned import planned, planned_otherwise
 from rnn_triton import overriding
 from rnn_triton.kernels.dropout import drop
@@ -246,7 +246,7 @@ def test_settings_of_a_group_in_machine_code(choices, capability):
     problem = Problem("forward", 8, 512, 512, "bf16", None, "tanh")
     with overriding(regime="cta_group", w_ih_home="registers", **choices):
         p = choose.plan(problem, device)
-    code = resources.parse_sass(resources._cuobjdump(dispatch.compile_ahead(problem, p, device).asm["cubin"])[1])
+    code = machine_code.parse_sass(resources._cuobjdump(dispatch.compile_ahead(problem, p, device).asm["cubin"])[1])
     probes = [n for n, i in enumerate(code) if i.opcode.startswith("LDG.E.128.STRONG") and not i.predicated]
     x_loads = [n for n, i in enumerate(code) if i.opcode == "LDG.E.128"]
     tiles = k_tiles(512, p.warps, "bf16")

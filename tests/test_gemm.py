@@ -8,7 +8,7 @@ from support.memory import reserved
 from support.recorder import Recorder
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from bench.compiled import resources
+from bench.compiled import machine_code, resources
 from rnn_triton.launch import gemm
 from rnn_triton.op import gradients
 
@@ -480,7 +480,7 @@ def compiled(capability, precision, tile, layout):
     a, b = LAYOUTS[layout](256, 256, 4096)
     kernel = gemm.compile_ahead(a, b, gemm.Tiling(*tile, 1, 4096), precision, capability)
     (_, stack, _), listing = resources._cuobjdump(kernel.asm["cubin"])
-    opcodes = [instruction.opcode for instruction in resources.parse_sass(listing)]
+    opcodes = [instruction.opcode for instruction in machine_code.parse_sass(listing)]
     assert not [opcode for opcode in opcodes if opcode.startswith(("STL", "LDL"))] and stack == 0
     assert kernel.metadata.shared <= 99 * 1024  # what every device from sm_80 on has
     assert ("tf32" in kernel.asm["ptx"]) == (precision != "ieee")

@@ -12,7 +12,7 @@ from support.memory import reserved
 from support.problems import SMALL_SIGNALS
 from test_kernels import KINDS, assert_close, fp64, inputs, kinds, tolerance
 
-from bench.compiled import resources
+from bench.compiled import machine_code, resources
 from rnn_triton.cells import reference
 from rnn_triton.kernels.per_step import per_step as kernel
 from rnn_triton.launch import per_step
@@ -419,7 +419,7 @@ def test_compiles(kind, capability, direction, H, sizes):
         problem(direction, kind, 500, 64, H), plan(kind, *sizes), hardware.RECORDS[f"sm_{capability}"]
     )
     (_, stack, _), listing = resources._cuobjdump(kernel.asm["cubin"])
-    opcodes = [instruction.opcode for instruction in resources.parse_sass(listing)]
+    opcodes = [instruction.opcode for instruction in machine_code.parse_sass(listing)]
 
     def count(*prefixes):
         return sum(opcode.startswith(prefixes) for opcode in opcodes)
@@ -433,7 +433,7 @@ def test_compiles(kind, capability, direction, H, sizes):
     copies = [opcode for opcode in opcodes if opcode.startswith("LDGSTS")]
     assert copies and all(".128" in opcode for opcode in copies)
     # a thread of the smallest tile has two elements
-    assert all(resources._width(opcode) >= 4 for opcode in opcodes if opcode.startswith(("LDG.", "STG.")))
+    assert all(machine_code._width(opcode) >= 4 for opcode in opcodes if opcode.startswith(("LDG.", "STG.")))
 
 
 @pytest.mark.parametrize("kind", ["bf16", "tf32", "fp64"])

@@ -19,10 +19,27 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
+
+from .machine_code import (
+    Graph,
+    SassInstruction,
+    count_of,
+    first_reads,
+    load_arguments,
+    parse_ptx,
+    parse_sass,
+    polls,
+    ptx_flow,
+    ratio,
+    sass_flow,
+    stores_globally,
+    time_loop,
+    width_of,
+)
 
 RESERVED_SHARED = 1024  # bytes of static shared memory the driver keeps per CTA and cuobjdump counts in (sm_90 on)
 
@@ -94,13 +111,13 @@ def from_code(
     `steps`: of a trip of the PTX's time loop."""
     usage, listing = _cuobjdump(cubin)
     registers, stack, static_shared = usage
-    machine = Graph(parse_sass(listing), _sass_flow)
-    virtual = Graph(parse_ptx(ptx), _ptx_flow)
+    machine = Graph(parse_sass(listing), sass_flow)
+    virtual = Graph(parse_ptx(ptx), ptx_flow)
     body, inner = time_loop(machine, lambda i: i.opcode.startswith(("STG", "ST.")), f"the machine code of {name}")
-    trip, _ = time_loop(virtual, _stores_globally, f"the PTX of {name}")
+    trip, _ = time_loop(virtual, stores_globally, f"the PTX of {name}")
 
-    stores = _count(body, "STG", "ST.")
-    stores_per_trip = sum(map(_stores_globally, trip))
+    stores = count_of(body, "STG", "ST.")
+    stores_per_trip = sum(map(stores_globally, trip))
     unroll, rest = divmod(stores, stores_per_trip)
     if rest or not unroll:
         raise ValueError(
@@ -109,15 +126,15 @@ def from_code(
         )
     unroll *= steps
     reads = first_reads(body, inner)
-    waiting = {id(i) for loop in inner for i in loop if any(map(_polls, loop))}
+    waiting = {id(i) for loop in inner for i in loop if any(map(polls, loop))}
     body = [i for i in body if id(i) not in waiting]
 
     def per_step(*prefixes: str) -> float:
-        return _ratio(_count(body, *prefixes), unroll)
+        return ratio(count_of(body, *prefixes), unroll)
 
     def widths(*prefixes: str) -> dict[int, float]:
-        found = Counter(_width(i.opcode) for i in body if i.opcode.startswith(prefixes))
-        return {width: _ratio(count, unroll) for width, count in sorted(found.items())}
+        found = Counter(width_of(i.opcode) for i in body if i.opcode.startswith(prefixes))
+        return {width: ratio(count, unroll) for width, count in sorted(found.items())}
 
     return Resources(
         name=name,
@@ -125,15 +142,15 @@ def from_code(
         warps=warps,
         registers=registers,
         stack_bytes=stack,
-        spill_stores=_count(machine.code, "STL"),
-        spill_loads=_count(machine.code, "LDL"),
+        spill_stores=count_of(machine.code, "STL"),
+        spill_loads=count_of(machine.code, "LDL"),
         shared_bytes=dynamic_shared + max(0, static_shared - RESERVED_SHARED),
         unroll=unroll,
-        inner_loops=sum(not any(map(_polls, loop)) for loop in inner),
-        instructions=_ratio(len(body), unroll),
+        inner_loops=sum(not any(map(polls, loop)) for loop in inner),
+        instructions=ratio(len(body), unroll),
         barriers=per_step("BAR."),
         global_loads=widths("LDG.", "LD.", "LDGSTS"),
-        global_load_arguments=_load_arguments(virtual.code, trip, ptx, arguments, steps),
+        global_load_arguments=load_arguments(virtual.code, trip, ptx, arguments, steps),
         global_stores=widths("STG", "ST."),
         shared_loads=per_step("LDS"),
         shared_stores=per_step("STS"),
@@ -146,315 +163,6 @@ def from_code(
         moved=sum(read.moves and read.same_trip for read in reads),
         estimated_cycles=round(estimate_cycles(body) / unroll, 1),
     )
-
-
-# ---- machine code and PTX as instructions ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Instruction:
-    opcode: str
-    text: str  # operands included, predicate stripped
-    predicated: bool
-
-
-@dataclass(frozen=True)
-class SassInstruction(Instruction):
-    address: int
-    control: int  # the upper 64 bits: stall count and scoreboards
-
-
-@dataclass(frozen=True)
-class PtxInstruction(Instruction):
-    labels: tuple[str, ...]  # labels in front of it
-
-
-_SASS = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;\s*/\* 0x([0-9a-f]+) \*/")
-_UPPER = re.compile(r"^\s+/\* 0x([0-9a-f]+) \*/")
-
-
-def parse_sass(listing: str) -> list[SassInstruction]:
-    """The instructions of `cuobjdump -sass` of a cubin with one kernel."""
-    lines = listing.splitlines()
-    code = []
-    for line, following in zip(lines, [*lines[1:], ""]):
-        if found := _SASS.match(line):
-            upper = _UPPER.match(following)
-            text = found.group(2)
-            predicated = text.startswith("@")
-            if predicated:
-                text = text.split(None, 1)[1]
-            code.append(
-                SassInstruction(
-                    text.split()[0], text, predicated, int(found.group(1), 16), int(upper.group(1), 16) if upper else 0
-                )
-            )
-    return code
-
-
-_LABEL = re.compile(r"^([$\w%.]+):\s*")
-
-
-def parse_ptx(ptx: str) -> list[PtxInstruction]:
-    """The statements of the one .entry of a PTX module; declarations are dropped, labels kept with what follows."""
-    text = ptx[ptx.index(".entry") :]
-    text = text[text.index("\n{") + 2 :]
-    text = re.sub(r"//[^\n]*", "", text)
-    text = "\n".join(line for line in text.split("\n") if not re.match(r"\s*\.(loc|file|section|pragma)\b", line))
-    code, labels = [], []
-    for statement in text.split(";"):
-        statement = statement.strip()
-        while True:  # scopes and labels stand in front of a statement without a semicolon of their own
-            if statement[:1] in ("{", "}"):
-                statement = statement[1:].strip()
-            elif found := _LABEL.match(statement):
-                labels.append(found.group(1))
-                statement = statement[found.end() :]
-            else:
-                break
-        predicated = statement.startswith("@")
-        if predicated:
-            statement = statement.split(None, 1)[1]
-        if statement and not statement.startswith("."):
-            code.append(PtxInstruction(statement.split()[0], " ".join(statement.split()), predicated, tuple(labels)))
-            labels = []
-    return code
-
-
-def _sass_flow(code: Sequence[SassInstruction]) -> list[list[int]]:
-    """Successors of each instruction, as indices."""
-    index = {instruction.address: i for i, instruction in enumerate(code)}
-    resume: dict[str, int] = {}  # convergence barrier -> where its threads go on
-    flow = []
-    for i, instruction in enumerate(code):
-        root = instruction.opcode.split(".")[0]
-        targets = [index[int(a, 16)] for a in re.findall(r"\b0x([0-9a-f]+)\b", instruction.text) if int(a, 16) in index]
-        following = [i + 1] if i + 1 < len(code) else []
-        if root == "BRA":
-            conditional = instruction.predicated or "," in instruction.text  # a uniform or divergence condition
-            flow.append(targets[-1:] + (following if conditional else []))
-        elif root in ("EXIT", "RET", "BRX", "JMX"):
-            flow.append(following if instruction.predicated else [])
-        elif root == "CALL":  # ptxas also leaves loops by a call that never returns
-            flow.append(targets[-1:] + following)
-        elif root == "BSSY":
-            resume[instruction.text.split()[1].rstrip(",")] = targets[-1] if targets else i + 1
-            flow.append(following)
-        elif root == "BSYNC":
-            target = resume.get(instruction.text.split()[1], i + 1)
-            flow.append(sorted({target, *following}))
-        else:
-            flow.append(following)
-    return flow
-
-
-def _ptx_flow(code: Sequence[PtxInstruction]) -> list[list[int]]:
-    index = {label: i for i, instruction in enumerate(code) for label in instruction.labels}
-    flow = []
-    for i, instruction in enumerate(code):
-        following = [i + 1] if i + 1 < len(code) else []
-        root = instruction.opcode.split(".")[0]
-        if root == "bra":
-            target = index.get(instruction.text.split()[-1])
-            taken = [] if target is None else [target]
-            flow.append(taken + (following if instruction.predicated else []))
-        elif root in ("ret", "exit", "trap"):
-            flow.append(following if instruction.predicated else [])
-        else:
-            flow.append(following)
-    return flow
-
-
-# ---- loops ----------------------------------------------------------------------------------------------------------
-
-I_ = TypeVar("I_", bound=Instruction)
-
-
-class Graph(Generic[I_]):
-    """Control flow of one kernel and its natural loops (header -> indices of the instructions of the loop)."""
-
-    def __init__(self, code: list[I_], flow: Callable[[Sequence[I_]], list[list[int]]]):
-        self.code = code
-        successors = flow(code)
-        leaders = {0} | {s for i, out in enumerate(successors) for s in out if out != [i + 1]}
-        leaders |= {i + 1 for i, out in enumerate(successors) if out != [i + 1] and i + 1 < len(code)}
-        starts = sorted(leaders)
-        block_of = {}
-        self.blocks = [range(a, b) for a, b in zip(starts, [*starts[1:], len(code)])]
-        for number, block in enumerate(self.blocks):
-            block_of.update(dict.fromkeys(block, number))
-        edges = [[block_of[s] for s in successors[block[-1]]] for block in self.blocks]
-        self.loops = self._natural_loops(edges)
-
-    def _natural_loops(self, edges: list[list[int]]) -> list[set[int]]:
-        reachable, work = {0}, [0]
-        while work:
-            for successor in edges[work.pop()]:
-                if successor not in reachable:
-                    reachable.add(successor)
-                    work.append(successor)
-        predecessors: dict[int, list[int]] = {node: [] for node in reachable}
-        for node in reachable:
-            for successor in edges[node]:
-                predecessors[successor].append(node)
-        dominators = {node: set(reachable) for node in reachable}
-        dominators[0] = {0}
-        changed = True
-        while changed:
-            changed = False
-            for node in sorted(reachable - {0}):
-                new = {node} | set.intersection(*(dominators[p] for p in predecessors[node]))
-                if new != dominators[node]:
-                    dominators[node], changed = new, True
-        bodies: dict[int, set[int]] = {}
-        for node in reachable:
-            for header in set(edges[node]) & dominators[node]:
-                body = bodies.setdefault(header, {header})
-                work = [node]
-                while work:
-                    inside = work.pop()
-                    if inside not in body:
-                        body.add(inside)
-                        work.extend(predecessors[inside])
-        return [{i for block in body for i in self.blocks[block]} for body in bodies.values()]
-
-
-def time_loop(graph: Graph[I_], stores: Callable[[I_], bool], where: str) -> tuple[list[I_], list[list[I_]]]:
-    """The instructions of the time loop in address order, and those of each loop inside it."""
-    outermost = [loop for loop in graph.loops if not any(loop < other for other in graph.loops)]
-
-
-    def rank(loop: set[int]) -> tuple[bool, int, int]:
-        stored = sum(stores(graph.code[i]) for i in loop)
-        return stored > 0 and any(_multiplies(graph.code[i]) for i in loop), stored, len(loop)
-
-    ranked = sorted(outermost, key=rank, reverse=True)
-    if not ranked or not any(stores(graph.code[i]) for i in ranked[0]):
-        raise ValueError(f"{where} has no loop with a global store: no time loop")
-    inner = [[graph.code[i] for i in sorted(loop)] for loop in graph.loops if loop < ranked[0]]
-    return [graph.code[i] for i in sorted(ranked[0])], inner
-
-
-def _multiplies(instruction: Instruction) -> bool:
-    """On the tensor core, in machine code or PTX"""
-    return "MMA" in instruction.opcode or "mma." in instruction.opcode
-
-
-def _stores_globally(instruction: PtxInstruction) -> bool:
-    return instruction.opcode.startswith("st.") and ".global" in instruction.opcode
-
-
-def _polls(instruction: SassInstruction) -> bool:
-    """Reads what another CTA of the launch may just be writing, again and again (ld.relaxed.gpu, ld.acquire.gpu)"""
-    return instruction.opcode.startswith(("LDG", "LD.")) and "STRONG.GPU" in instruction.opcode
-
-
-# ---- where what was loaded is read first ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class FirstRead:
-    """The first instruction behind a global load that reads one of its registers."""
-
-    opcode: str
-    behind: int  # instructions from the load to it
-    same_trip: bool
-
-    @property
-    def moves(self) -> bool:
-        return self.opcode.startswith(("MOV", "IMAD.MOV"))
-
-
-_REGISTER = re.compile(r"\bR(\d+)(\.64)?")
-_NO_RESULT = ("ST", "BAR", "BRA", "CCTL", "RED", "R2UR")
-_MMA_REGISTERS = {"16816": (4, 2, 4), "1688.F32.TF32": (4, 2, 4), "1684": (2, 1, 4), "DMMA": (2, 2, 4)}
-
-
-def first_reads(body: Sequence[SassInstruction], inner: Iterable[Sequence[SassInstruction]] = ()) -> list[FirstRead]:
-    """Of each global load of a loop that is in none of the inner loops, in address order."""
-    nested = {id(i) for loop in inner for i in loop}
-    found = []
-    for at, load in enumerate(body):
-        if not load.opcode.startswith(("LDG.", "LD.")) or id(load) in nested:
-            continue
-        first = _REGISTER.search(load.text)
-        if first is None:
-            continue
-        registers = range(int(first[1]), int(first[1]) + max(1, _width(load.opcode) // 4))
-        for behind in range(1, len(body)):
-            reader = body[(at + behind) % len(body)]
-            if any(start < registers.stop and registers.start < stop for start, stop in _reads(reader)):
-                found.append(FirstRead(reader.opcode, behind, at + behind < len(body)))
-                break
-    return found
-
-
-def _reads(instruction: SassInstruction) -> list[tuple[int, int]]:
-    """The ranges of registers that an instruction reads."""
-    opcode, operands = instruction.opcode, instruction.text[len(instruction.opcode) :].split(",")
-    root = opcode.split(".")[0]
-    sources = operands if root.startswith(_NO_RESULT) or root.endswith("SETP") else operands[1:]
-    widths = next((w for shape, w in _MMA_REGISTERS.items() if shape in opcode), None) if "MMA" in root else None
-    found = []
-    for position, operand in enumerate(sources):
-        for number, pair in _REGISTER.findall(operand):
-            width = 2 if pair or root.startswith("D") else 1
-            if "[" not in operand:
-                if root.startswith("ST"):
-                    width = _matrices(opcode) if root == "STSM" else max(1, _width(opcode) // 4)
-                elif widths:
-                    width = widths[position]
-            found.append((int(number), int(number) + width))
-    return found
-
-
-def _matrices(opcode: str) -> int:
-    count = opcode.rpartition(".")[2]
-    return int(count) if count.isdigit() else 1
-
-
-# ---- where the addresses of PTX loads come from ---------------------------------------------------------------------
-
-
-def _load_arguments(
-    code: Sequence[PtxInstruction], loop: Iterable[PtxInstruction], ptx: str, names: Sequence[str], steps: int
-) -> dict[str, float]:
-    """Pointer argument -> number of global loads a step in `loop` whose address is computed from it (flow-insensitive)."""
-    pointers = re.findall(r"\.param \.[ub]64 \.ptr\S* [^\n]*?(\w+_param_(\d+))", ptx)
-    pointer_names = {p: names[int(i)] if int(i) < len(names) else f"param_{i}" for p, i in pointers}
-    definitions: dict[str, list[str]] = {}
-    for instruction in code:
-        target, _, operands = _operands(instruction)
-        for register in re.findall(r"%\w+", target):
-            definitions.setdefault(register, []).append(f"{instruction.opcode} {operands}")
-    found: Counter[str] = Counter()
-    for instruction in loop:
-        if not re.match(r"(ld\.(volatile\.|relaxed\.\w+\.|acquire\.\w+\.)?global|cp\.async\S*\.global)", instruction.opcode):
-            continue
-        address = re.findall(r"\[([^\]]*)\]", instruction.text)[-1]
-        seen, work, reached = set(), re.findall(r"%\w+", address), set()
-        while work:
-            register = work.pop()
-            if register in seen:
-                continue
-            seen.add(register)
-            for operation in definitions.get(register, ()):
-                reached |= {pointer_names[p] for p in re.findall(r"\[\s*(\w+)\s*\]", operation) if p in pointer_names}
-                if not operation.startswith("ld."):  # a loaded value is data, not part of the address's origin
-                    work.extend(re.findall(r"%\w+", operation))
-        found.update(reached)
-    return {name: _ratio(count, steps) for name, count in sorted(found.items())}
-
-
-def _operands(instruction: PtxInstruction) -> tuple[str, str, str]:
-    """(destination, separator, sources) of a PTX instruction; no destination for stores, barriers and branches."""
-    text = instruction.text[len(instruction.opcode) :].strip()
-    if text.startswith("["):
-        return "", "", text
-    if text.startswith("{"):
-        end = text.index("}") + 1
-        return text[:end], ",", text[end:]
-    return text.partition(",")
 
 
 # ---- an estimate of the time ----------------------------------------------------------------------------------------
@@ -512,29 +220,6 @@ def _steps_a_trip(ttgir: str) -> int:
             if any(re.search(r"\btt\.store\b", inside) for inside in lines[at:end]):
                 return int(found[2])
     return 1
-
-
-# ---- small helpers --------------------------------------------------------------------------------------------------
-
-
-def _count(code: Iterable[Instruction], *prefixes: str) -> int:
-    return sum(i.opcode.startswith(prefixes) for i in code)
-
-
-def _ratio(count: int, unroll: int) -> float:
-    return count // unroll if count % unroll == 0 else count / unroll
-
-
-def _width(opcode: str) -> int:
-    """Bytes per thread of a SASS memory instruction."""
-    for part in opcode.split("."):
-        if part in ("U8", "S8"):
-            return 1
-        if part in ("U16", "S16"):
-            return 2
-        if part in ("64", "128", "256"):
-            return int(part) // 8
-    return 4
 
 
 def _argument_names(signature: dict[str, Any]) -> list[str]:

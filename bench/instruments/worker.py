@@ -6,14 +6,17 @@ import contextlib
 import math
 import multiprocessing
 import os
+import queue
 import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any
+
+from .progress import Progress
 
 
 class WorkerError(Exception):
@@ -149,3 +152,56 @@ def _serve(function: Callable[[Any], Any], connection: Connection) -> None:
             except Exception as error:
                 reply = ("raised", in_words(error))
             connection.send(reply)
+
+
+CALL_TIMEOUT = 120.0  # seconds of one call in a process of a pool
+MOST_PROCESSES = 16  # each may hold a CUDA context and a copy of torch
+
+
+def in_parallel(
+    function: Callable[[Any], Any], arguments: Sequence[Any], title: str, seconds: float | None = None
+) -> Iterator[tuple[int, Any]]:
+    """(index, function(argument)) as each is done, in processes, one a core; an exception in place of a result.
+
+    A call that dies or takes longer than CALL_TIMEOUT costs itself.  After `seconds` no more are begun, those that run are
+    ended, and neither is in the answers."""
+    if not arguments:
+        return
+    deadline = math.inf if seconds is None else time.monotonic() + seconds
+    processes = min(len(arguments), len(os.sched_getaffinity(0)), MOST_PROCESSES)
+    waiting = iter(enumerate(arguments))
+    answers: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
+    lock, ended = threading.Lock(), threading.Event()
+
+    def serve() -> None:
+        with Worker(function) as worker:
+            while True:
+                with lock:
+                    i, argument = next(waiting, (-1, None))
+                left = deadline - time.monotonic()
+                if i < 0 or left <= 0 or ended.is_set():
+                    break
+                allowed = min(CALL_TIMEOUT, left)
+                try:
+                    answers.put((i, worker.call(argument, allowed)))
+                except WorkerError as error:
+                    if error.status == "error" or allowed == CALL_TIMEOUT:
+                        answers.put((i, error))
+        answers.put((-1, None))  # this thread is done
+
+    threads = [threading.Thread(target=serve, daemon=True) for _ in range(processes)]
+    with Progress(title, len(arguments)) as progress:
+        progress.now(f"{processes} processes")
+        for thread in threads:
+            thread.start()
+        try:
+            while processes:
+                i, answer = answers.get()
+                if i < 0:
+                    processes -= 1
+                    continue
+                yield i, answer
+                progress.step(failed=isinstance(answer, BaseException))
+                progress.now(f"{processes} processes")
+        finally:
+            ended.set()  # whoever asked has gone: no call is begun

@@ -47,8 +47,8 @@ from torch import Tensor
 
 from ..cases.case import Case
 from ..cases.inputs import SMALL, tensors
-from ..providers.interface import ModuleSession, Provider, Result, Session
-from ..providers.registry import by_formula, module_of, of_formulas
+from ..providers.interface import ModuleSession, Provider, Result, Session, module_of
+from ..providers.loops import by_formula, of_formulas
 
 ROUNDOFF = {"bf16": 2.0**-8, "fp16": 2.0**-11, "tf32": 2.0**-10, "ieee": 2.0**-24}
 GAIN = 1 / math.sqrt(3)

@@ -8,12 +8,7 @@ falls back on are compiled too. Others' are made over few steps (Provider.prepar
 from __future__ import annotations
 
 import contextlib
-import math
-import os
-import queue
-import threading
-import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
@@ -21,9 +16,9 @@ from unittest import mock
 import torch
 
 from ..cases.case import Case, Job
-from ..instruments.progress import Progress
-from ..instruments.worker import Worker, WorkerError
-from ..providers.registry import PROVIDERS, tensors
+from ..cases.inputs import tensors
+from ..instruments.worker import in_parallel
+from ..providers.registry import PROVIDERS
 from ..records.schema import OURS
 from .run import short_of
 
@@ -129,56 +124,3 @@ def named(name: str, choices: Mapping[str, Any] | tuple[tuple[str, Any], ...]) -
     """A case's name with its choices; the regime of one that chooses more goes without saying"""
     told = {k: v for k, v in dict(choices).items() if k != "regime" or len(dict(choices)) == 1}
     return " ".join([name, *(f"{k}={v}" for k, v in told.items())])
-
-
-CALL_TIMEOUT = 120.0  # seconds of one call in a process of a pool
-MOST_PROCESSES = 16  # each may hold a CUDA context and a copy of torch
-
-
-def in_parallel(
-    function: Callable[[Any], Any], arguments: Sequence[Any], title: str, seconds: float | None = None
-) -> Iterator[tuple[int, Any]]:
-    """(index, function(argument)) as each is done, in processes, one a core; an exception in place of a result.
-
-    A call that dies or takes longer than CALL_TIMEOUT costs itself.  After `seconds` no more are begun, those that run are
-    ended, and neither is in the answers."""
-    if not arguments:
-        return
-    deadline = math.inf if seconds is None else time.monotonic() + seconds
-    processes = min(len(arguments), len(os.sched_getaffinity(0)), MOST_PROCESSES)
-    waiting = iter(enumerate(arguments))
-    answers: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
-    lock, ended = threading.Lock(), threading.Event()
-
-    def serve() -> None:
-        with Worker(function) as worker:
-            while True:
-                with lock:
-                    i, argument = next(waiting, (-1, None))
-                left = deadline - time.monotonic()
-                if i < 0 or left <= 0 or ended.is_set():
-                    break
-                allowed = min(CALL_TIMEOUT, left)
-                try:
-                    answers.put((i, worker.call(argument, allowed)))
-                except WorkerError as error:
-                    if error.status == "error" or allowed == CALL_TIMEOUT:
-                        answers.put((i, error))
-        answers.put((-1, None))  # this thread is done
-
-    threads = [threading.Thread(target=serve, daemon=True) for _ in range(processes)]
-    with Progress(title, len(arguments)) as progress:
-        progress.now(f"{processes} processes")
-        for thread in threads:
-            thread.start()
-        try:
-            while processes:
-                i, answer = answers.get()
-                if i < 0:
-                    processes -= 1
-                    continue
-                yield i, answer
-                progress.step(failed=isinstance(answer, BaseException))
-                progress.now(f"{processes} processes")
-        finally:
-            ended.set()  # whoever asked has gone: no call is begun

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
+from ..cases.suites import LEAST_ACCURACY
 from ..instruments.progress import Progress
 from ..records.environment import root
-from ..records.schema import Writer
+from ..records.store import Writer
 
-LEAST_ACCURACY = 0.96  # mean test accuracy over the seeds
 MOST_DIFFERENCE = 0.005  # between the two implementations' means
 
 

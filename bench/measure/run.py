@@ -12,11 +12,13 @@ import torch
 
 from ..cases import estimate as model
 from ..cases.case import Case, Job
+from ..cases.inputs import tensors
 from ..instruments import timing
 from ..instruments.progress import Progress
 from ..instruments.worker import Worker, WorkerError, at, in_words
-from ..providers.registry import PROVIDERS, tensors
-from ..records.schema import BASELINES, OURS, Writer, sampled
+from ..providers.registry import PROVIDERS
+from ..records.schema import BASELINES, OURS, sampled
+from ..records.store import Writer
 from . import check
 
 TIMEOUT = 90.0  # seconds without a sign of life, which a worker gives at every step it takes for a provider

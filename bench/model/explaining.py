@@ -16,8 +16,8 @@ from rnn_triton.plan.problem import DTYPES, Problem
 
 from ..cases import estimate, published
 from ..cases.case import PASSES, Case
-from ..records.schema import Row, rows
-from ..show import tables
+from ..records.rows import Row, rows
+from ..show import formats, rows_in_words, tables
 
 _TORCH = {name: dtype for dtype, name in DTYPES.items()}
 RECORD_HEADINGS = (
@@ -124,9 +124,9 @@ def _recorded(case: Case, found: Sequence[Row], command: str) -> str:
             )  # fmt: skip
         body.append((row.environment["device"], row.pass_, row.provider, *times, row.date[:10]))
     ran = tables.kernels(found)
-    parts = ["recorded:\n" + tables.text(RECORD_HEADINGS, body), tables.clocks(found)]
+    parts = ["recorded:\n" + formats.text(RECORD_HEADINGS, body), rows_in_words.clocks(found)]
     if ran.body:
-        parts.append(f"{ran.title.lower()}, by the profiler:\n" + tables.text(ran.headings[1:], [line[1:] for line in ran.body]))
+        parts.append(f"{ran.title.lower()}, by the profiler:\n" + formats.text(ran.headings[1:], [line[1:] for line in ran.body]))
     return "\n".join(part for part in parts if part)
 
 
@@ -135,4 +135,4 @@ def _published(case: Case) -> str:
     if not found:
         return ""
     body = [(pass_, f"{p.us_per_step:.3f}", p.device, p.what, p.source) for pass_, p in found]
-    return "published by others, not measured here:\n" + tables.text(PUBLISHED_HEADINGS, body)
+    return "published by others, not measured here:\n" + formats.text(PUBLISHED_HEADINGS, body)

@@ -22,7 +22,6 @@ What it costs is evaluations of the model, in proportion to the records: a few h
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -30,15 +29,11 @@ from typing import Any, cast
 import numpy as np
 
 from rnn_triton.plan import latency
-from rnn_triton.plan import problem as plans
-from rnn_triton.plan.hardware import Device
 from rnn_triton.plan.latency import CONSTANTS, Constants
-from rnn_triton.plan.problem import Plan, Problem
 
 from ..cases import case as cases
-from ..cases import estimate
-from ..records.compare import student
-from ..records.schema import OURS, Row, is_switched, measured, rows
+from ..records.statistics import student
+from .observations import Observation, observations
 
 FEWEST = 12  # records for any fit
 PER_CONSTANT = 5
@@ -65,20 +60,6 @@ FITTED: dict[str, tuple[str, str]] = {
     "k_loop_cycles": ("cycles", "estimate"),
     "l2_read": ("bytes/cycle", "5.5 TB/s of an H100 PCIe at 1.755 GHz (Chips and Cheese)"),
 }
-
-
-@dataclass(frozen=True)
-class Observation:
-    """One recurrence, measured."""
-
-    case: str
-    problem: Problem
-    plan: Plan
-    device: Device
-    us: float  # per step
-
-    def model_us(self, constants: Constants) -> float:
-        return latency.practical_us(self.problem, self.plan, self.device, constants)
 
 
 @dataclass(frozen=True)
@@ -117,72 +98,6 @@ class Fit:
     validated: dict[str, Goodness]  # each case predicted from the others
     condition: float | None  # of the fit, its columns scaled: above about 100 constants can hardly be told apart
     skipped: dict[str, int]  # records left out, by reason
-
-
-# ---- what was measured ----------------------------------------------------------------------------------------------
-
-
-def observations(records: Iterable[dict[str, Any]]) -> tuple[list[Observation], dict[str, int]]:
-    """(the newest measurement of each recurrence, how many records were left out by reason)."""
-    newest: dict[tuple[Any, ...], Observation] = {}
-    skipped: Counter[str] = Counter()
-    for record in sorted(records, key=lambda r: r["date"]):
-        if record["kind"] == "exchange":
-            direction, plan = record["direction"], record["plan"]
-        elif record["kind"] == "timing" and record["provider"] == OURS:
-            direction, plan = "forward", (record["plan"] or {}).get("forward")
-        else:
-            continue
-        if is_switched(record):
-            skipped["a setting that the model does not know"] += 1
-            continue
-        try:
-            found = _observation(record, direction, plan)
-        except _Unusable as reason:
-            skipped[str(reason)] += 1
-            continue
-        newest[record["kind"], found.device, found.problem, found.plan, record["shape"]["T"]] = found
-    return list(newest.values()), dict(skipped)
-
-
-class _Unusable(ValueError):
-    """Why a record is no observation"""
-
-
-def _observation(record: dict[str, Any], direction: str, plan: Any) -> Observation:
-    if record["kind"] == "timing" and record["pass"] != "fwd":
-        raise _Unusable("not a forward pass alone")
-    us = measured(record, "device_us")
-    if us is None:
-        raise _Unusable(f"no time: {record['status']}")
-    if record["environment"]["hardware"] is None or plan is None:
-        raise _Unusable("without hardware or plan")
-    # What JSON may hold here is more than a plan, a shape or a device is: whatever the model cannot time is left out.
-    try:
-        found = _parsed(record, direction, plan, us[1])
-        hash(found)
-        timed = math.isfinite(math.log(found.model_us(CONSTANTS)))
-    except _Unusable:
-        raise
-    except (TypeError, ValueError, LookupError, ArithmeticError):
-        timed = False
-    if not timed:
-        raise _Unusable("shape, plan or hardware of another version")
-    if found.us <= 0:
-        raise _Unusable("a slope that is not positive")
-    return found
-
-
-def _parsed(record: dict[str, Any], direction: str, plan: Any, us: float) -> Observation:
-    case = cases.Case(**record["shape"])
-    if (case.cell, case.layers, case.bidirectional, case.models, case.lengths) != ("rnn", 1, False, 1, "full"):
-        raise _Unusable("not one layer in one direction")
-    device = replace(Device(**record["environment"]["hardware"]), name=record["environment"]["device"])
-    short, per_step = measured(record, "short_us"), us / case.T
-    if short is not None and record["short_T"] < case.T:
-        per_step = (us - short[1]) / (case.T - record["short_T"])
-    problem = dict(zip(("forward", "backward"), estimate.problems(case)))[direction]
-    return Observation(case.name, problem, plans.from_fields(plan), device, per_step)
 
 
 # ---- the fit --------------------------------------------------------------------------------------------------------
@@ -541,40 +456,3 @@ def summary(found: Fit) -> list[str]:
         lines.append(f"condition number of the fit: {found.condition:.0f}")
     lines += [f"left out: {n} records, {why}" for why, n in found.skipped.items()]
     return lines
-
-
-# ---- bottlenecks ----------------------------------------------------------------------------------------------------
-
-BOTTLENECK_HEADINGS = ("case", "pass", "device", "us/step", "model", "floor", "of floor", "largest parts of the model")
-
-
-def bottlenecks(records: Iterable[dict[str, Any]], parts: int = 3) -> list[tuple[str, ...]]:
-    """A line per measured case of ours under BOTTLENECK_HEADINGS, the farthest from its floor first.
-
-    `parts`: how many of the practical estimate's parts, the largest first, in microseconds per step; each is one limit, and
-    they add up to nothing in particular. Model, floor and parts are estimates, of when it was measured."""
-    records = list(records)
-    of = {_key(r): r["parts_us_per_step"] for r in records if r["kind"] == "timing"}
-    found = [row for row in rows(records) if row.provider == OURS and row.us_per_step is not None]
-    found.sort(key=lambda row: (math.inf if row.fraction_of_floor is None else row.fraction_of_floor, row.case, row.pass_))
-    out: list[tuple[str, ...]] = []
-    for row in found:
-        out.append(
-            (
-                row.case, row.pass_, row.environment["device"], _number(row.us_per_step), _number(row.practical_us_per_step),
-                _number(row.floor_us_per_step),
-                "-" if row.fraction_of_floor is None else f"{row.fraction_of_floor:.0%}",
-                estimate.largest(of[_key(row)], parts),
-            )
-        )  # fmt: skip
-    return out
-
-
-def _key(of: Row | dict[str, Any]) -> tuple[Any, ...]:
-    if isinstance(of, Row):
-        return of.environment["device"], of.case, of.pass_, of.provider, of.run, of.date
-    return of["environment"]["device"], of["case"], of["pass"], of["provider"], of["run"], of["date"]
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"

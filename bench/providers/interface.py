@@ -230,3 +230,15 @@ def one_by_one(case: Case, inputs: dict[str, Tensor], of_one: Callable[[dict[str
     if case.models == 1:
         return of_one(inputs)
     return OneByOne([of_one(of_model(inputs, model)) for model in range(case.models)])
+
+MODULES = {"rnn": "RNN", "gru": "GRU", "lstm": "LSTM"}
+
+
+def module_of(library: Any, case: Case, x: Tensor, **sizes: Any) -> torch.nn.Module:
+    """The library's RNN, GRU or LSTM of a case, in x's dtype on its device; sizes other than the case's if given."""
+    sizes = {
+        "input_size": case.I, "hidden_size": case.H, "num_layers": case.layers, "bidirectional": case.bidirectional, **sizes,
+    }  # fmt: skip
+    if case.cell == "rnn":
+        sizes["nonlinearity"] = case.nonlinearity
+    return getattr(library, MODULES[case.cell])(**sizes, device=x.device, dtype=x.dtype)

@@ -15,6 +15,22 @@ import torch
 from torch import Tensor
 
 from ..cases.case import Case
+from ..cases.inputs import KINDS, weight_names
+from ..instruments import timing
+from .interface import (
+    FEW_STEPS,
+    MODULES,
+    Differentiated,
+    Provider,
+    Result,
+    Session,
+    cotangents_of,
+    leaf,
+    load,
+    set_precision,
+    state_leaves,
+    weight_leaves,
+)
 
 State = tuple[Tensor, ...]
 Weights = tuple[Tensor, ...]
@@ -69,3 +85,148 @@ def over_layers(case: Case, recurrence: Recurrence, x: Any, state: State) -> tup
             last.append(final)
         x = torch.cat(outputs, -1) if case.bidirectional else outputs[0]
     return x, tuple(torch.stack(parts, -3) if len(parts) > 1 else parts[0].unsqueeze(-3) for parts in zip(*last))
+CHUNK = FEW_STEPS  # steps that torch.compile sees at once
+
+
+# ---- loops ----------------------------------------------------------------------------------------------------------
+
+
+class Loop(Provider):
+    """A Python loop over the steps of torch.nn.RNNCell, GRUCell or LSTMCell; of several models, whose cells do not
+    batch, over the same formulas with batched products."""
+
+    name, label = "loop", "eager loop of RNNCell"
+
+    def missing(self, device: torch.device) -> str:
+        return ""
+
+    def unsupported(self, case: Case) -> str:
+        return "" if case.lengths == "full" else "the loop takes padded tensors"
+
+    def session(self, case: Case, inputs: dict[str, Tensor]) -> Session:
+        set_precision(case)
+        if case.models > 1:
+            return of_formulas(case, inputs, by_formula(case))
+        leaves = {"x": leaf(inputs["x"])} | state_leaves(inputs)
+        cells = []
+        for names in weight_names(case):
+            cell = self._cell(case, inputs[names[0]])
+            load(cell, {kind: inputs[name] for kind, name in zip(KINDS, names)})
+            leaves |= {name: getattr(cell, kind) for kind, name in zip(KINDS, names)}
+            cells.append(cell)
+
+        def recurrence(k: int, x: Tensor, state: State) -> tuple[Tensor, State]:
+            cell = cells[k]
+            if case.cell == "lstm":
+                return over_steps(cell, x, state)
+            return over_steps(lambda x_t, state: (cell(x_t, state[0]),), x, state)
+
+        return _looped(case, leaves, cotangents_of(inputs), recurrence, cells)
+
+    def _cell(self, case: Case, w_ih: Tensor) -> torch.nn.Module:
+        options: dict[str, Any] = {"nonlinearity": case.nonlinearity} if case.cell == "rnn" else {}
+        cell = getattr(torch.nn, f"{MODULES[case.cell]}Cell")
+        return cell(w_ih.shape[1], case.H, device=w_ih.device, dtype=w_ih.dtype, **options)
+
+
+Steps = Callable[[Tensor, State, Weights], tuple[Tensor, State]]
+
+
+def by_formula(case: Case) -> Steps:
+    """All steps of one recurrence, by the formula of the case's cell"""
+    kind = kind_of(case)
+    return lambda x, state, weights: over_steps(
+        lambda x_t, state: formula(kind, x_t, state, weights), x, state
+    )
+
+
+def of_formulas(case: Case, inputs: dict[str, Tensor], steps: Steps) -> Session:
+    """Layers of `steps`, of one model or of several at once"""
+    leaves = {"x": leaf(inputs["x"])} | state_leaves(inputs) | weight_leaves(case, inputs)
+    weights = [tuple(leaves[name] for name in names) for names in weight_names(case)]
+    return _looped(case, leaves, cotangents_of(inputs), lambda k, x, state: steps(x, state, weights[k]))
+
+
+def _looped(
+    case: Case, leaves: dict[str, Tensor], cotangents: list[Tensor], recurrence: Any, modules: Any = ()
+) -> Differentiated:
+    states = tuple(leaves[name] for name in ("h0", "c0") if name in leaves)
+    return Differentiated(
+        lambda: over_layers(case, recurrence, leaves["x"], states), leaves, cotangents, modules, case.precision
+    )
+
+
+class Compiled(Loop):
+    """torch.compile of the loop, CHUNK steps at a time: Dynamo unrolls it, and thousands of steps take it minutes."""
+
+    name, label = "compile", "torch.compile of the loop"
+    compiles = True
+
+    def __init__(self, backend: Any = "inductor"):
+        self.backend = backend
+
+    def session(self, case: Case, inputs: dict[str, Tensor]) -> Session:
+        import torch._dynamo
+
+        # Every layer, pass and remainder is a compilation of one function. Past the limit it would run eagerly, and
+        # nothing would say so.
+        torch._dynamo.reset()
+        torch._dynamo.config.recompile_limit = 64
+        torch._dynamo.config.fail_on_recompile_limit_hit = True
+        set_precision(case)
+        chunk = torch.compile(by_formula(case), dynamic=False, backend=self.backend)
+
+        def steps(x: Tensor, state: State, weights: Weights) -> tuple[Tensor, State]:
+            ys = []
+            for part in x.split(CHUNK, -3):
+                y, state = chunk(part, state, weights)
+                ys.append(y)
+            return torch.cat(ys, -3), state
+
+        return of_formulas(case, inputs, steps)
+
+    def shortest(self, case: Case) -> Case:
+        return case.at(min(case.T, CHUNK + case.T % CHUNK))  # the last steps are a chunk of their own
+
+    def prepare(self, case: Case, pass_: str, device: torch.device) -> None:
+        import torch._inductor.config
+
+        torch._inductor.config.compile_threads = 1  # there is a process on every core
+        super().prepare(case, pass_, device)
+
+    def plan(self, case: Case, device: torch.device) -> dict[str, Any] | None:
+        return {"steps_compiled_at_once": CHUNK}
+
+
+class Graphed(Loop):
+    """The eager loop captured once, by pass, as a CUDA graph, and replayed. Results are the graph's own tensors."""
+
+    name, label = "graph", "CUDA graph of the loop"
+    captured = True
+
+    def missing(self, device: torch.device) -> str:
+        return "" if device.type == "cuda" else "a CUDA graph needs a CUDA GPU"
+
+    def session(self, case: Case, inputs: dict[str, Tensor]) -> Session:
+        return Replayed(super().session(case, inputs))
+
+
+class Replayed:
+    """Another session's calls by CUDA graphs, each captured when it is first called."""
+
+    def __init__(self, session: Session):
+        self.session = session
+        self._calls: dict[str, tuple[Any, Any]] = {}
+
+    def forward(self) -> tuple[Any, Any]:
+        return self._replay("forward")
+
+    def train(self) -> Result:
+        return self._replay("train")
+
+    def _replay(self, name: str) -> Any:
+        if name not in self._calls:
+            self._calls[name] = timing.capture(getattr(self.session, name))
+        graph, result = self._calls[name]
+        graph.replay()
+        return result

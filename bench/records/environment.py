@@ -116,3 +116,13 @@ def _output(*command: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
+
+PACKAGE = (__package__ or "bench.records").removesuffix(".records")
+
+
+def needs(error: ModuleNotFoundError) -> str:
+    """What to install, of a package that is none of ours; the error itself otherwise"""
+    name = (error.name or "").partition(".")[0]
+    if name in ("", "bench", "rnn_triton", PACKAGE.partition(".")[0]):
+        raise error
+    return f"this needs {name}, which is not installed: pip install {name}"

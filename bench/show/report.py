@@ -12,8 +12,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ..records.schema import OURS, Row
-from . import figures, style, tables
+from ..records.rows import Row
+from ..records.schema import OURS
+from . import figures, formats, panels, rows_in_words, style, tables
 
 LARGEST_SVG = 200_000  # bytes; a larger one is embedded as PNG
 FOLDER = "figures"  # beside the page
@@ -65,15 +66,15 @@ def html(
     drawn = _figures(rows, training, out, names)
     parts = [("measured", "What was measured, and where", _measured(rows))]
     if rows:
-        devices = tables.by_device(rows)
+        devices = rows_in_words.by_device(rows)
         for device, here in devices.items():
-            prefix = f"{tables.label(device)}-" if len(devices) > 1 else ""
+            prefix = f"{formats.label(device)}-" if len(devices) > 1 else ""
             of = f" on {device}" if len(devices) > 1 else ""
             parts += [(prefix + anchor, title + of, body) for anchor, title, body in _of_device(here, prefix)]
     parts.append(("figures", "Figures", drawn))
     if rows:
         for device, here in devices.items():
-            prefix = f"{tables.label(device)}-" if len(devices) > 1 else ""
+            prefix = f"{formats.label(device)}-" if len(devices) > 1 else ""
             of = f" on {device}" if len(devices) > 1 else ""
             every = [*tables.per_suite(here), tables.published(here), tables.providers(here), tables.kernels(here)]
             parts.append((f"{prefix}tables", f"All results{of}", "\n".join(_table(table, prefix) for table in every)))
@@ -121,10 +122,10 @@ def _measured(rows: Sequence[Row]) -> str:
             "speed. What follows was computed, compiled or trained without timing a GPU.</p>"
         )
     parts = []
-    for device, here in tables.by_device(rows).items():
+    for device, here in rows_in_words.by_device(rows).items():
         ok = sum(row.us is not None for row in here)
         parts.append(
-            f"<h3>{escape(device)}</h3>\n<p>{escape(tables.caption(here))}</p>\n<p>{len(here)} records of "
+            f"<h3>{escape(device)}</h3>\n<p>{escape(rows_in_words.caption(here))}</p>\n<p>{len(here)} records of "
             f"{len({row.case for row in here})} cases, {len({row.provider for row in here})} providers; {ok} with a time. "
             "Every result was compared with an fp64 reference before it was timed; one that misses its tolerance is listed as "
             "wrong and has no time.</p>"
@@ -135,7 +136,7 @@ def _measured(rows: Sequence[Row]) -> str:
 def _of_device(rows: Sequence[Row], prefix: str) -> list[tuple[str, str, str]]:
     """The sections (anchor, title, HTML) that judge: summary, wins, losses, what is missing or wrong"""
 
-    def shown(*several: tables.Table) -> str:
+    def shown(*several: formats.Table) -> str:
         return "\n".join(_table(table, prefix) for table in several)
 
     compared = any(row.provider == OURS and row.speedup for row in rows)
@@ -159,7 +160,7 @@ def _of_device(rows: Sequence[Row], prefix: str) -> list[tuple[str, str, str]]:
     return found
 
 
-def _table(table: tables.Table, prefix: str = "") -> str:
+def _table(table: formats.Table, prefix: str = "") -> str:
     """A table with its caption and note; the first column heads its line. "None." where it has no line."""
     if not table.body:
         return f"<h3>{escape(table.title)}</h3>\n<p>None.</p>"
@@ -188,7 +189,7 @@ def _figures(rows: Sequence[Row], training: Iterable[dict[str, Any]], out: Path,
     return "\n".join(found) or "<p>No figures: there is nothing to draw.</p>"
 
 
-def _figure(page: figures.Page, files: Sequence[Path]) -> str:
+def _figure(page: panels.Page, files: Sequence[Path]) -> str:
     by_suffix = {file.suffix: file for file in files}
     small = by_suffix[".svg"].stat().st_size <= LARGEST_SVG
     file, kind = (by_suffix[".svg"], "svg+xml") if small else (by_suffix[".png"], "png")

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..records.schema import APART, NO_BASELINE, OURS
+from ..records.rows import APART, NO_BASELINE
+from ..records.schema import OURS
 
 SUFFIXES = (".png", ".svg", ".pdf")
 DPI = 150

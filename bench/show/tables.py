@@ -5,158 +5,30 @@ What is missing is shown as missing, what is wrong as wrong; where ours loses is
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..cases.case import DTYPES, PASSES, SUITES
-from ..records.schema import APART, BASELINES, OURS, TELEMETRY, Row
+from ..cases.case import DTYPES, PASSES
+from ..cases.suites import SUITES
+from ..records.rows import APART, Row
+from ..records.schema import BASELINES, OURS
+from .formats import NONE, Body, Table, csv_text, label, latex, markdown
+from .rows_in_words import (
+    EVERYTHING,
+    OTHER,
+    PASS_TITLES,
+    REGIMES,
+    arithmetic,
+    by_device,
+    by_suite,
+    caption,
+    summed,
+)
 
-PASS_TITLES = {"fwd": "forward", "train": "forward + backward"}
 FLOOR_MARK = 0.45  # of the floor: a case that reaches less is listed with what remains to be done
-EVERYTHING = "every provider and pass"  # has no record
-OTHER = "other cases"  # of no suite
-REGIMES = {"one_cta": "one CTA", "cta_group": "group of CTAs", "per_step": "a launch a step"}
-NONE = "-"
-
-Body = list[tuple[str, ...]]
-
-
-@dataclass(frozen=True)
-class Table:
-    """`name` is its label in LaTeX and its anchor in HTML; `note` says what its columns mean."""
-
-    name: str
-    title: str
-    headings: tuple[str, ...]
-    body: Sequence[tuple[str, ...]]
-    note: str = ""
-
-
-# ---- what the rows are ----------------------------------------------------------------------------------------------
-
-
-def arithmetic(row: Row) -> str:
-    """bf16, fp16, fp32 (TF32) or fp32 (IEEE)"""
-    dtype, precision = row.shape["dtype"], row.shape["precision"]
-    return f"{dtype} ({precision.upper()})" if precision else dtype
-
-
-def by_device(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """The rows of each device, devices by name"""
-    found: dict[str, list[Row]] = {}
-    for row in rows:
-        found.setdefault(row.environment["device"], []).append(row)
-    return dict(sorted(found.items()))
-
-
-def suites_of(names: Iterable[str]) -> dict[str, set[str]]:
-    """suite -> those of the cases that it lists, in the order of SUITES: of the fewest suites that explain the cases, those that
-    explain most first, and of each whose cases are all there.  A case counts for every one of them that lists it; OTHER has
-    the cases of no suite."""
-    recorded = set(names)
-    listed = {suite: {c.name for c in members} for suite, members in SUITES.items()}
-    share = {suite: len(members & recorded) / len(members) for suite, members in listed.items()}
-    chosen = {suite for suite in listed if share[suite] == 1}
-    while left := recorded.difference(*(listed[suite] for suite in chosen)):
-        best = max(listed, key=lambda suite: (len(listed[suite] & left), share[suite]))
-        if not listed[best] & left:
-            break
-        chosen.add(best)
-    found = {suite: listed[suite] & recorded for suite in SUITES if suite in chosen}
-    return found | ({OTHER: left} if left else {})
-
-
-def by_suite(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """The rows of each suite touched, in the order of SUITES, then OTHER; within one, as the suite lists its cases."""
-    position = {(s, c.name): i for s, members in SUITES.items() for i, c in enumerate(members)}
-    return {
-        suite: sorted(
-            (row for row in rows if row.case in members),
-            key=lambda r: (position.get((suite, r.case), 0), r.case, PASSES.index(r.pass_)),
-        )
-        for suite, members in suites_of(row.case for row in rows).items()
-    }
-
-
-def caption(rows: Iterable[Row]) -> str:
-    """On what the rows were measured and how. Every version that occurs is named, with how many records have it where
-    there are several."""
-    given = list(rows)
-    rows = [row for row in given if row.us] or given
-    if not rows:
-        return "nothing was measured"
-
-    def all_of(field: str) -> str:
-        found = Counter(_short(row.environment, field) for row in rows)
-        if len(found) == 1:
-            return next(iter(found))
-        return " and ".join(f"{value} ({count} records)" for value, count in sorted(found.items()))
-
-    fields = ("driver", "torch", "triton", "cudnn", "commit")
-    mixed = any(len({_short(row.environment, field) for row in rows}) > 1 for field in fields)
-    versions = sorted({(row.provider, row.version) for row in rows if row.version})
-    dates = sorted({row.date[:10] for row in rows})
-    precisions = sorted({row.shape["precision"].upper() for row in rows if row.shape["precision"]})
-    return (
-        ("VERSIONS DIFFER. " if mixed else "")
-        + f"{all_of('device')}, driver {all_of('driver')}; torch {all_of('torch')}, triton {all_of('triton')}, "
-        + f"cuDNN {all_of('cudnn')}{''.join(f', {name} {version}' for name, version in versions)}; "
-        + f"commit {all_of('commit')}; {' to '.join(dict.fromkeys((dates[0], dates[-1])))}. "
-        + "Median device time by CUDA events of calls taken in turn, input projection and launches included"
-        + (f"; fp32 is {' or '.join(precisions)} where so named." if precisions else ".")
-        + "".join(f" {sentence}" for sentence in (clocks(rows), late(rows), summed(given)) if sentence)
-    )
-
-
-UNITS = dict(zip(TELEMETRY, ("SM clock {} MHz", "memory clock {} MHz", "power {} W", "temperature {} C")))
-
-
-def clocks(rows: Iterable[Row]) -> str:
-    """A sentence: the lowest and the highest of the rows' medians of clocks, power and temperature; empty where none has any"""
-    rows = list(rows)
-    parts = []
-    for name, words in UNITS.items():
-        found = [f"{value:.0f}" for value in sorted(row.telemetry[name] for row in rows if name in row.telemetry)]
-        if found:
-            parts.append(words.format(" to ".join(dict.fromkeys((found[0], found[-1])))))
-    return f"While measured: {', '.join(parts)}." if parts else ""
-
-
-def late(rows: Iterable[Row]) -> str:
-    """A sentence on records with late samples (timing.py); empty where there are none"""
-    found = [row for row in rows if row.us and row.late]
-    names = ", ".join(sorted({row.provider for row in found}))
-    say = "the clock of some samples started before the whole call was queued, and gaps of the host may be in them"
-    return f"In {len(found)} records ({names}) {say}." if found else ""
-
-
-LOOPS = ("loop", "compile", "graph")  # providers of torch's own operators, a step after the other
-
-
-def summed(rows: Iterable[Row]) -> str:
-    """A sentence on those of LOOPS that are wrong in training in bf16 or fp16; empty where none is"""
-    found = {r.provider for r in rows if r.status == "wrong" and r.pass_ == "train" and r.shape["dtype"] != "fp32"}
-    names = [name for name in LOOPS if name in found]
-    if not names:
-        return ""
-    return (
-        f"Wrong in training ({', '.join(names)}): autograd sums the weight gradients of an eager loop step by step in bf16 or "
-        "fp16, which misses the tolerance from about T = 240 (bench/measure/check.py)."
-    )
-
-
-def _short(environment: dict[str, Any], field: str) -> str:
-    value = environment[field]
-    if field == "commit":
-        return f"{str(value)[:10]}{' with changes' if environment['dirty'] else ''}"
-    return "unknown" if value is None else str(value)
 
 
 # ---- the tables -----------------------------------------------------------------------------------------------------
@@ -457,28 +329,6 @@ def resources(records: Iterable[dict[str, Any]]) -> Table:
     )  # fmt: skip
 
 
-# ---- ways to write them ---------------------------------------------------------------------------------------------
-
-
-def text(headings: Sequence[str], body: Iterable[Sequence[str]]) -> str:
-    """Columns aligned for a terminal."""
-    table = [tuple(headings), *map(tuple, body)]
-    widths = [max(len(row[i]) for row in table) for i in range(len(headings))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in table)
-
-
-def markdown(headings: Sequence[str], body: Iterable[Sequence[str]]) -> str:
-    """A table of GitHub's Markdown"""
-
-    def line(cells: Iterable[str]) -> str:
-        escaped = (
-            " ".join(cell.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").split()) for cell in cells
-        )
-        return f"| {' | '.join(escaped)} |"
-
-    return "\n".join([line(headings), f"|{'---|' * len(headings)}", *map(line, body)]) + "\n"
-
-
 def markdown_document(rows: Sequence[Row], level: int = 2) -> str:
     """Every table, a section a device with what it was measured on."""
     parts = []
@@ -490,40 +340,6 @@ def markdown_document(rows: Sequence[Row], level: int = 2) -> str:
                 f"{'#' * (level + 1)} {table.title}\n\n{shown}" + (f"\n{table.note}\n" if table.note else "")
             )
     return "\n".join(parts) or "No timing records.\n"
-
-
-_LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", '"': "''", "[": "{[}", "]": "{]}",  # after \\ a bracket would be an argument
-}  # fmt: skip
-LINES = 40  # of a LaTeX table: a float is no longer than a page
-WIDEST, PARAGRAPH = 40, "0.25\\linewidth"  # characters; a column with more breaks its lines at this width
-
-
-def latex_escape(value: str) -> str:
-    """Text as LaTeX sets it; what is not printable ASCII becomes a question mark."""
-    return "".join(_LATEX.get(c, c if c.isascii() and c.isprintable() else "?") for c in " ".join(value.split()))
-
-
-def latex(table: Table, source: str = "") -> str:
-    """One or more table floats for \\usepackage{booktabs}, of LINES lines each; `source`: what it was measured on."""
-    widest = [max(map(len, column)) for column in zip(table.headings, *table.body)]
-    columns = "".join("l" if width <= WIDEST else f"p{{{PARAGRAPH}}}" for width in widest)
-    parts = []
-    chunks = [table.body[i : i + LINES] for i in range(0, len(table.body), LINES)] or [[]]
-    for number, chunk in enumerate(chunks):
-        title = table.title + (f", continued ({number + 1} of {len(chunks)})" if number else "")
-        words = ". ".join(part.rstrip(".") for part in (title, *((table.note, source) if not number else ())) if part)
-        lines = chunk or [("none", *[""] * (len(table.headings) - 1))]
-        body = "\n".join(" & ".join(map(latex_escape, line)) + r" \\" for line in lines)
-        parts.append(
-            "\\begin{table}\n\\centering\n\\scriptsize\n\\setlength{\\tabcolsep}{3pt}\n"
-            f"\\caption{{{latex_escape(words)}.}}\n\\label{{tab:{label(table.name)}{f'-{number + 1}' if number else ''}}}\n"
-            f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{' & '.join(map(latex_escape, table.headings))} \\\\\n\\midrule\n"
-            f"{body}\n\\bottomrule\n\\end{{tabular}}\n\\end{{table}}\n"
-        )
-    return "\n".join(parts)
 
 
 def latex_document(rows: Sequence[Row]) -> str:
@@ -538,17 +354,6 @@ def latex_document(rows: Sequence[Row]) -> str:
     return "\n".join(parts)
 
 
-def csv_text(rows: Iterable[Row]) -> str:
-    """Row.tidy() of every row; nothing for what was not measured."""
-    lines = [row.tidy() for row in rows]
-    columns = list(dict.fromkeys(column for line in lines for column in line))
-    out = io.StringIO()
-    writer = csv.DictWriter(out, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return out.getvalue()
-
-
 def write(rows: Sequence[Row], out: Path) -> list[Path]:
     """results.md, results.tex and results.csv in `out`; no files where there is no row."""
     if not rows:
@@ -561,8 +366,3 @@ def write(rows: Sequence[Row], out: Path) -> list[Path]:
     for name, content in found.items():
         (out / name).write_text(content, encoding="utf-8")
     return [out / name for name in found]
-
-
-def label(name: str) -> str:
-    """A name as it can stand in a label or an anchor"""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

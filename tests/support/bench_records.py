@@ -3,6 +3,7 @@
 import dataclasses
 
 from bench.cases import case as cases
+from bench.cases import suites
 from bench.records import schema
 
 ENVIRONMENT = {
@@ -56,7 +57,7 @@ def suite(name, providers=("rnn_triton", "cudnn"), wrong=(), left_out=(), slow=(
     """Records of a suite, ours SPEEDUP times faster than cuDNN (half as fast for the names in `slow`); ours wrong for the
     names in `wrong`; nothing for those in `left_out`."""
     out = []
-    for case in cases.suite(name):
+    for case in suites.suite(name):
         if case.name in left_out:
             continue
         regime = "one_cta" if case.H <= 256 else "cta_group" if case.H * case.B <= 2**17 else "per_step"

@@ -21,10 +21,10 @@ from typing import Any
 
 import torch
 
+from bench.compiled.job import distinct_plans
 from bench.compiled.planned import planned, planned_otherwise
-from bench.measure.compiling import in_parallel
-from bench.quick import distinct_plans
-from bench.show import tables
+from bench.instruments.worker import in_parallel
+from bench.show import formats
 from rnn_triton.kernels.exchange import LINE
 from rnn_triton.launch import dispatch
 from rnn_triton.launch import recurrence as lanes_of
@@ -239,7 +239,7 @@ def main(text: str = "") -> None:
         rows[chosen[i].key] = row
         before, _, behind = _parts(PAGE.read_text(encoding="utf-8"))
         before = re.sub(r"(with Triton )\S+(?= by `PYTHONPATH)", rf"\g<1>{importlib.metadata.version('triton')}", before)
-        table = tables.text(KEY + COUNTS, [rows[job.key] for job in every if job.key in rows])
+        table = formats.text(KEY + COUNTS, [rows[job.key] for job in every if job.key in rows])
         PAGE.write_text(f"{before}{table}\n{behind}", encoding="utf-8")
     if failed:
         sys.exit("\n".join(failed))

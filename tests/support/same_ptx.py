@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from bench.measure.compiling import in_parallel
+from bench.instruments.worker import in_parallel
 from rnn_triton.launch import dispatch
 from rnn_triton.plan import hardware
 

@@ -1,0 +1,216 @@
+"""Suites: lists of cases, each with a name; a case by its name."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Iterable, Iterator
+
+from .case import CELLS, DTYPES, LENGTHS, Case, case, nearest
+
+# ---- suites ---------------------------------------------------------------------------------------------------------
+
+
+def _each(shapes: Iterable[tuple[int, ...]], dtypes: Iterable[str] = DTYPES, **options: object) -> Iterator[Case]:
+    """Shapes (H, B, T) or (H, B, T, I) in every dtype"""
+    for H, B, T, *I in shapes:
+        for dtype in dtypes:
+            yield case(H, B, T, dtype, *I, **options)  # type: ignore[arg-type]
+
+
+# One point a regime and corner, every dtype among them.
+_QUICK = (
+    (128, 16, 1024, "bf16"), (1024, 16, 512, "bf16"), (128, 16, 1024, "fp32"), (512, 16, 512, "fp16"),
+    (384, 16, 512, "bf16"), (2048, 16, 256, "bf16"), (32, 1024, 256, "bf16"), (1024, 16, 512, "fp32"),
+    (256, 1, 1024, "fp16"), (4096, 8, 128, "bf16"), (2048, 128, 64, "bf16"), (1024, 64, 256, "fp16"),
+)  # fmt: skip
+
+# Small enough for the interpreter (about 2 ms per program and step), odd enough to touch every mask.
+_CHECK = ((16, 3, 5, 16), (32, 2, 4, 20), (13, 5, 4, 7), (64, 1, 3, 64))
+
+# Beyond one CTA first: what the first run on a GPU times.
+_FIRST = (
+    (1024, 16, 512, "bf16"), (1024, 16, 512, "fp32"), (1024, 16, 512, "fp16"), (384, 16, 512, "bf16"),
+    (2048, 16, 256, "bf16"), (512, 16, 512, "bf16"), (128, 16, 1024, "bf16"), (4096, 16, 256, "bf16"),
+    (1024, 64, 512, "bf16"), (512, 16, 512, "fp32"), (512, 8, 512, "fp16"), (256, 16, 1024, "bf16"),
+    (1536, 32, 256, "bf16"), (64, 16, 1024, "fp32"), (1760, 16, 50, "fp16"), (1024, 1, 512, "bf16"),
+    (2048, 16, 256, "fp32"), (3072, 32, 128, "bf16"),
+)  # fmt: skip
+
+
+def _small_h() -> Iterator[Case]:
+    """Neuroscience and RL"""
+    yield from _each((H, B, 1024) for H in (32, 64, 128, 192, 256) for B in (1, 16, 256))
+    yield from _each((H, 4096, 128) for H in (32, 128, 256))
+    yield from _each((128, 16, T) for T in (64, 256, 2048))
+
+
+def _odd() -> Iterator[Case]:
+    """H and I that are no multiples of 8, 16 or 32"""
+    yield from _each(
+        (H, B, 256, I) for H, I in ((13, 7), (50, 50), (100, 1), (250, 30), (333, 100), (1000, 1000), (1023, 513))
+        for B in (1, 3, 17)
+    )  # fmt: skip
+
+
+def _scaling() -> Iterator[Case]:
+    """One size at a time, to 8 times the usual"""
+    shapes = [(128, 16, T) for T in (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)]
+    shapes += [(1024, 16, T) for T in (64, 256, 1024, 4096)]
+    shapes += [(512, B, 256) for B in (1, 4, 16, 32, 64, 128, 256, 512, 1024)]
+    shapes += [(H, 16, 128) for H in (64, 128, 256, 512, 1024, 2048, 4096, 8192)]
+    yield from _each(shapes, ("bf16",))
+    for layers in (1, 2, 4, 8, 16):
+        yield case(256, 16, 256, "bf16", layers=layers)
+
+
+def _varlen() -> Iterator[Case]:
+    for lengths in LENGTHS:
+        yield from _each(((H, B, 512) for H in (128, 512, 1024) for B in (16, 64)), ("bf16", "fp32"), lengths=lengths)
+
+
+def _flashrnn() -> Iterator[Case]:
+    """arXiv 2412.07752: heads x head dimension = 768, a head being a model of its own"""
+    for cell in CELLS:
+        for H in (768, 384, 256, 192, 128, 64, 32, 16):
+            yield from _each([(H, 16, 1024)], ("bf16", "fp16"), cell=cell, models=768 // H)
+
+
+def _stack() -> Iterator[Case]:
+    for layers in (1, 2, 4, 8):
+        yield from _each(((H, 16, 512) for H in (128, 256, 512, 1024)), layers=layers)
+
+
+def _published() -> Iterator[Case]:
+    """What others published times of, and no other suite has: published.py"""
+    one_layer = (
+        (160, 44, 1125, 40), (360, 6, 4814, 160), (168, 62, 2058, 16), (288, 4, 4720, 352), (296, 6, 3047, 104),
+        (120, 34, 1406), (264, 16, 4600, 24),
+    )  # fmt: skip
+    yield from _each(one_layer, ("fp16", "fp32"))
+    yield from _each(((320, 5, 5654, 232), (152, 1, 5895, 288)), ("fp16", "fp32"), layers=4)
+    yield from _each([(1152, 4, 512)], ("fp32",))
+
+
+SUITES: dict[str, tuple[Case, ...]] = {
+    "quick": tuple(case(*shape) for shape in _QUICK),
+    "small-h": tuple(_small_h()),
+    "cliff": tuple(_each((H, B, 512) for H in (256, 264, 320, 384, 392) for B in (16, 64))),
+    "medium": tuple(_each((H, B, 512) for H in (512, 640, 768, 896, 1024) for B in (1, 8, 16, 32, 64, 128))),
+    "large": tuple(_each((H, B, 256) for H in (1536, 2048, 3072, 4096) for B in (1, 8, 16, 32, 64))),
+    "deepbench": tuple(
+        _each(((H, B, T) for T in (50, 500) for H in (1760, 2048, 2560) for B in (16, 32, 64, 128)), ("fp16", "fp32"))
+    ),
+    "flashrnn-paper": tuple(_flashrnn()),
+    "stack": tuple(_stack()),
+    "published": tuple(_published()),
+    "bidirectional": tuple(
+        c for bidirectional in (False, True)
+        for c in _each(((H, 16, 512) for H in (128, 256, 512, 1024)), bidirectional=bidirectional)
+    ),
+    "varlen": tuple(_varlen()),
+    "odd": tuple(_odd()),
+    "scaling": tuple(dict.fromkeys(_scaling())),
+    "ensemble": tuple(c for models in (1, 4, 16, 64, 256) for c in _each([(128, 8, 512)], models=models)),
+    "first": tuple(case(*shape) for shape in _FIRST),
+    "check": tuple(
+        [case(H, B, T, dtype, I) for H, B, T, I in _CHECK for dtype in DTYPES]
+        + [case(16, 3, 5, "fp32", ieee=True), case(16, 3, 5, "bf16", relu=True)]
+    ),
+}  # fmt: skip
+
+LEAST_ACCURACY = 0.96  # of training on handwritten digits: the mean test accuracy over the seeds
+
+ABOUT = {
+    "quick": "12 points across the regimes, under 2 minutes with ours and cuDNN",
+    "small-h": "H up to 256: neuroscience, RL",
+    "cliff": "around the end of cuDNN's persistent kernels for small H",
+    "medium": "H 512 to 1024",
+    "large": "H 1536 to 4096",
+    "deepbench": "vanilla RNNs of baidu-research/DeepBench, and the same over 500 steps",
+    "flashrnn-paper": "arXiv 2412.07752: heads x head dimension = 768",
+    "stack": "1 to 8 layers",
+    "published": "what others published times of, and no other suite has",
+    "bidirectional": "one direction and both",
+    "varlen": "sequences of different lengths, packed",
+    "odd": "sizes that are no multiples of anything",
+    "scaling": "cost against T, B, H and L, one at a time",
+    "ensemble": "many independent networks at once",
+    "first": "what the first run on a GPU times",
+    "check": "tiny: right or wrong, for the interpreter too",
+}
+
+
+# ---- names ----------------------------------------------------------------------------------------------------------
+
+MOST_BYTES = 2**40  # of a case's tensors: no GPU has as much memory
+FORM = "[gru-|lstm-]h128[-i64]-b16-t256[-l4][-bi][-m8][-uniform|-heavy]-bf16[-ieee][-relu]"
+_NAME = re.compile(
+    r"(?:(?P<cell>gru|lstm)-)?h(?P<H>\d+)(?:-i(?P<I>\d+))?-b(?P<B>\d+)-t(?P<T>\d+)(?:-l(?P<layers>\d+))?(?P<bi>-bi)?"
+    r"(?:-m(?P<models>\d+))?(?:-(?P<lengths>uniform|heavy))?-(?P<dtype>bf16|fp16|fp32)(?P<ieee>-ieee)?(?P<relu>-relu)?"
+)
+
+
+def suite(name: str) -> tuple[Case, ...]:
+    """The cases of a suite; ValueError with the nearest names."""
+    if name not in SUITES:
+        raise ValueError(f"unknown suite {name!r}; {nearest(name, SUITES)}")
+    return SUITES[name]
+
+
+def suites(names: str) -> tuple[Case, ...]:
+    """The cases of suites whose names are separated by commas, each case once; "all" is every suite but check."""
+    chosen = [name.strip() for name in names.split(",") if name.strip()]
+    if chosen == ["all"]:
+        chosen = [name for name in SUITES if name != "check"]
+    if not chosen:
+        raise ValueError(f"no suite given; known: {', '.join(SUITES)}")
+    return tuple(dict.fromkeys(c for name in chosen for c in suite(name)))
+
+
+def parse(name: str) -> Case:
+    """The case of a name, listed in a suite or not; ValueError with the nearest names."""
+    found = _NAME.fullmatch(name)
+    wrong = found and (
+        (found["ieee"] and found["dtype"] != "fp32") or (found["relu"] and found["cell"])
+    )  # fmt: skip
+    if not found or wrong:
+        raise ValueError(f"unknown case {name!r}; nearest: {', '.join(_nearest_cases(name))} (form: {FORM})")
+    sizes = {key: int(found[key] or 1) for key in ("H", "B", "T", "layers", "models")}
+    I = sizes["H"] if found["I"] is None else int(found["I"])
+    if min(*sizes.values(), I) < 1:
+        raise ValueError(f"case {name!r}: sizes must be at least 1")
+    made = case(
+        sizes["H"], sizes["B"], sizes["T"], found["dtype"], I, ieee=bool(found["ieee"]), relu=bool(found["relu"]),
+        cell=found["cell"] or "rnn", layers=sizes["layers"], bidirectional=bool(found["bi"]), models=sizes["models"],
+        lengths=found["lengths"] or "full",
+    )  # fmt: skip
+    if _bytes(made) > MOST_BYTES:
+        raise ValueError(f"case {name!r}: its tensors take {_bytes(made) / 2**40:.3g} TiB, more than any GPU has")
+    return made
+
+
+def _bytes(of: Case) -> int:
+    """Of x, y and the weights of a plain cell: the least that any of them takes"""
+    D = of.directions
+    weights = D * of.H * (of.H + of.I) + (of.layers - 1) * D * of.H * (1 + D) * of.H
+    return of.models * (of.T * of.B * (of.I + D * of.H) + weights) * (4 if of.dtype == "fp32" else 2)
+
+
+def _nearest_cases(name: str) -> list[str]:
+    """Of all cases listed three: those with most of the words of `name`, with sizes closest to its sizes, then spelt most alike"""
+    sizes, words = _parts(name)
+
+    def distance(of: str) -> tuple[float, float, str]:
+        its_sizes, its_words = _parts(of)
+        apart = sum(abs(math.log2(max(value, 1) / its_sizes.get(key, 1))) for key, value in sizes.items())
+        return apart + len(words - its_words), -difflib.SequenceMatcher(None, name, of).ratio(), of
+
+    return sorted({c.name for cases in SUITES.values() for c in cases}, key=distance)[:3]
+
+
+def _parts(name: str) -> tuple[dict[str, float], set[str]]:
+    """(the sizes, the other words) of a name or of what is meant to be one: h1024-bf16"""
+    parts = [(re.fullmatch(r"([hibtlm])(\d{1,15})", part), part) for part in name.lower().split("-") if part]
+    return {found[1]: float(found[2]) for found, _ in parts if found}, {part for found, part in parts if not found}

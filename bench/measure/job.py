@@ -1,0 +1,212 @@
+"""Jobs that measure: the gate of a suite, timing on a GPU, the host's cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..cases import case as cases
+from ..cases import estimate as model
+from ..instruments.progress import Progress
+from ..instruments.worker import Worker, WorkerError
+from ..providers.registry import PROVIDERS
+from ..records import environment
+from ..records.environment import PACKAGE
+from ..records.rows import Row, rows
+from ..records.schema import OURS
+from ..records.store import Writer, known, load
+from ..show import formats
+from . import check, host, schedule
+from .compiling import calls_of, compile_calls
+from .run import fault, model_estimate, run
+
+CHECK_TIMEOUT = 120.0  # seconds a case
+COMPILING = 0.35  # of a budget, at most, for compiling
+ASKING = 60.0  # seconds for a provider to say whether it is here
+
+
+class NeedsGPU(RuntimeError):
+    """The job measures a GPU and there is none."""
+
+
+# ---- correctness gate -----------------------------------------------------------------------------------------------
+
+
+def check_case(case: cases.Case) -> dict[str, Any]:
+    """The fields of one check record of rnn_triton; runs in a worker."""
+    from rnn_triton.interpret import interpreter
+
+    device = environment.best_device()
+    plan = PROVIDERS["rnn_triton"].plan(case, device)
+    verdict = check.gate_of_sizes(case, PROVIDERS["rnn_triton"], device)
+    if device.type == "cuda":
+        implementation = f"Triton kernels on {torch.cuda.get_device_name(device)}"
+    else:
+        implementation = "Triton kernels by the interpreter" if interpreter.active() else "torch on the CPU"
+    status = "ok" if verdict.ok else "wrong"
+    return {
+        "status": status, "message": verdict.message, "errors": verdict.errors, "implementation": implementation, "plan": plan,
+    }  # fmt: skip
+
+
+def run_check(chosen: Sequence[cases.Case], out: Path) -> tuple[str, list[str]]:
+    """(table, failures) of rnn_triton's kernels against the fp64 reference: on the GPU, or else by the interpreter."""
+    device = environment.best_device()
+    settings = {} if device.type == "cuda" else {"TRITON_INTERPRET": "1"}
+    with Writer(out / "check.jsonl", environment.new_run(), environment.describe(device)) as writer:
+        with Worker(check_case, settings) as worker, Progress("checking", len(chosen)) as progress:
+            for case in chosen:
+                progress.now(case.name)
+                try:
+                    found = worker.call(case, CHECK_TIMEOUT)
+                except WorkerError as error:
+                    found = {"status": error.status, "message": str(error), "errors": {}, "implementation": "none"}
+                    found |= {"plan": None}
+                shape = dataclasses.asdict(case)
+                record = writer.write("check", case=case.name, shape=shape, provider="rnn_triton", choices={}, **found)
+                progress.step(failed=record["status"] != "ok")
+    return _check_table(out)
+
+
+def _check_table(out: Path) -> tuple[str, list[str]]:
+    found = load([out / "check.jsonl"])
+    failures = [f"check: {r['case']}: {r['status']}: {r['message']}" for r in found if r["status"] != "ok"]
+    verdicts = [(r["case"], check.Verdict(r["errors"], r["message"])) for r in found]
+    table = formats.text(("case", "worst", "error", "tolerance", "verdict"), check.summary(verdicts))
+    ran = ", ".join(sorted({r["implementation"] for r in found}))
+    return f"y, hn and all gradients against fp64, {ran}:\n{table}", failures
+
+
+# ---- timing on a GPU ------------------------------------------------------------------------------------------------
+
+
+def needs_gpu() -> None:
+    """NeedsGPU, with what works without, where there is none."""
+    if not torch.cuda.is_available():
+        raise NeedsGPU(
+            "timing needs a CUDA GPU and there is none; what works without: "
+            f"python -m {PACKAGE} check | resources | model | explain | host | figures | report | compare"
+        )
+
+
+def run_timing(
+    chosen: Sequence[cases.Case],
+    passes: Sequence[str],
+    providers: Sequence[str],
+    out: Path,
+    deadline: float,
+    again: bool = False,
+    repeats: int = 1,
+) -> tuple[list[Row], list[str]]:
+    """(rows, failures) of the cases on the GPU: those without a record of this source and these versions, the most
+    informative first, as many as `deadline` on time.monotonic() allows.  `again`: also those that are recorded.  `repeats`: each
+    in so many runs, one run of all after the other."""
+    needs_gpu()
+    from rnn_triton.plan import hardware
+
+    began = time.monotonic()
+    described = environment.describe(environment.best_device())
+    estimate = model_estimate(hardware.of(environment.best_device()))
+    before = load(known(out))
+    here = providers_here(providers)
+    took = schedule.took(before)
+    slower = 1.0  # than expected, as seen so far
+    found: list[dict[str, Any]] = []
+    todo: list[cases.Job] = []
+
+    def seconds(job: cases.Job) -> float:
+        return slower * schedule.seconds_of(job, took, runs)
+
+    def runs(name: str, case: cases.Case) -> bool:
+        return not here[name].missing and not PROVIDERS[name].unsupported(case)
+
+    for number in range(1, repeats + 1):
+        done = frozenset() if again else schedule.done([*before, *found], described, here, number)
+        todo = schedule.jobs(chosen, passes, providers, done)
+        waiting = {job.case for job in todo}
+        todo = schedule.ordered(todo, [case for case in chosen if case not in waiting], regime)
+        which = f"run {number} of {repeats}, " if repeats > 1 else ""
+        print(f"{which}{len(chosen)} cases: {len(chosen) - len(todo)} recorded already", flush=True)
+        with Writer(out / "timing.jsonl", environment.new_run(), described, fresh=False) as writer:
+            while todo:  # wave after wave of what fits, each compiled before it is timed
+                budget = deadline - time.monotonic()
+                fit, rest = schedule.fitting(todo, (1 - COMPILING / 2) * budget, seconds)
+                fit, rest = (fit, rest) if fit or found else (todo[:1], todo[1:])
+                if not fit or budget <= 0:
+                    break
+                print(f"{len(fit)} by estimate fit into {budget:.0f} s, {len(rest)} do not", flush=True)
+                _compile(fit, [name for name in here if not here[name].missing], COMPILING * budget)
+                start, expected = time.monotonic(), {job: seconds(job) for job in fit}
+                of_wave, late = run(fit, writer, deadline, seconds=seconds, estimate=estimate, eager=not found)
+                found, todo = [*found, *of_wave], [*late, *rest]
+                if not of_wave:
+                    break
+                slower *= max(1.0, (time.monotonic() - start) / sum(s for job, s in expected.items() if job not in late))
+        if todo:
+            print(
+                f"the budget ended before {len(todo)} cases, and the same command goes on with them: "
+                + ", ".join(job.case.name for job in todo)
+            )
+            if (longest := max(map(seconds, todo))) > deadline - began:
+                print(f"one of them is expected to take {longest:.0f} s by itself: give it a larger --budget")
+            break
+    failures = [f"{r['case']} {r['pass']}: {why}" for r in found if r["provider"] == OURS and (why := fault(r))]
+    names = {case.name for case in chosen}
+    same = [r for r in load(known(out)) if r["kind"] == "timing" and r["environment"]["device"] == described["device"]]
+    return [row for row in rows(same) if row.case in names and row.pass_ in passes], failures
+
+
+def providers_here(names: Iterable[str]) -> dict[str, schedule.Here]:
+    """Each provider as it is on this machine, asked in a process of its own: an import can hang, or end its process."""
+    found = {}
+    with Worker(_here) as worker:
+        for name in names:
+            try:
+                missing = worker.call(name, ASKING)
+            except WorkerError as error:
+                missing = f"importing it failed: {error}"
+            found[name] = schedule.Here(missing, PROVIDERS[name].version())
+    return found
+
+
+def _here(name: str) -> str:
+    return PROVIDERS[name].missing(environment.best_device())
+
+
+def _compile(wave: Sequence[cases.Job], here: Sequence[str], seconds: float) -> None:
+    failed, cut = compile_calls(calls_of(wave, here), seconds)
+    for call, message in failed.items():
+        print(f"compiling {call.case.name} for {call.provider}: {message}", file=sys.stderr)
+    if cut:
+        print(f"compiling took its time: {cut} calls are left, and compile when they run", flush=True)
+
+
+@functools.cache
+def regime(case: cases.Case) -> str | None:
+    """Of the forward plan of a case, here or on an H200; None where there is none"""
+    from rnn_triton.plan import hardware
+    from rnn_triton.plan.choose import plan
+
+    device = hardware.of(environment.best_device())
+    try:
+        return plan(model.problems(case)[0], device).regime
+    except NotImplementedError:
+        return None
+
+
+def run_host() -> str:
+    """A line on own host cost per call, measured here."""
+    found = host.measure()
+    parts = [
+        f"{name} {found[name][1]:.0f} us (target {target:.0f}; an autograd.Function that does nothing: "
+        f"{found[f'empty {name}'][1]:.0f})"
+        for name, target in host.TARGETS_US.items()
+    ]
+    return f"host cost per call on this CPU, launches and GEMMs replaced by torch.empty, medians: {'; '.join(parts)}"

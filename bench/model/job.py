@@ -1,0 +1,60 @@
+"""Jobs of the latency model: its estimates, its fit to records, a case explained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..cases import case as cases
+from ..cases import estimate as model
+from ..records.environment import needs
+from ..show import formats
+
+
+def model_table(device: Any, chosen: Sequence[cases.Case]) -> str:
+    """Floor and practical us/step of cases on a device, by the latency model, and what limits the practical one."""
+    body = []
+    for case in chosen:
+        line = [case.name]
+        for pass_ in cases.PASSES:
+            try:
+                found = model.of_case(case, pass_, device)
+                line += [f"{found.floor_us:.2f}", f"{found.practical_us:.2f}", found.bound]
+            except NotImplementedError:
+                line += ["no plan", "-", "-"]
+        body.append(line)
+    headings = ["case", *(f"{pass_} {what}" for pass_ in cases.PASSES for what in ("floor", "practical", "bound"))]
+    title = f"latency model, {device.name}, us per step, launch cost excluded. ESTIMATES, not measured:"
+    return f"{title}\n{formats.text(headings, body)}"
+
+
+def fit_table(records: Sequence[dict[str, Any]]) -> str:
+    """The latency model fitted to the records of each device, and the bottleneck of every measured case; what is missing where
+    that is numpy, which only this and `compare` need."""
+    try:
+        from . import bottlenecks as model_bottlenecks
+        from . import fit
+    except ModuleNotFoundError as error:
+        return f"the latency model was not fitted: {needs(error)}"
+
+    names = sorted({r["environment"]["device"] for r in records if r["kind"] in ("timing", "exchange")})
+    parts = []
+    for name in names:
+        found = fit.fit([r for r in records if r["environment"]["device"] == name])
+        parts += [
+            *fit.summary(found), formats.text(fit.HEADINGS, fit.constants_body(found)), "",
+            formats.text(fit.ERROR_HEADINGS, fit.errors_body(found)), "",
+        ]  # fmt: skip
+    bottlenecks = model_bottlenecks.bottlenecks(records)
+    if bottlenecks:
+        parts += ["what was measured, the farthest from its floor first:", formats.text(model_bottlenecks.BOTTLENECK_HEADINGS, bottlenecks)]
+    return "\n".join(parts) or "no timing records: the latency model was fitted to nothing"
+
+
+def architecture(name: str) -> Any:
+    """The hardware record of sm_80, sm_90, ...; ValueError with the known ones."""
+    from rnn_triton.plan import hardware
+
+    if name not in hardware.RECORDS:
+        raise ValueError(f"unknown architecture {name!r}; known: {', '.join(hardware.RECORDS)}")
+    return hardware.RECORDS[name]

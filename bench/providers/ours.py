@@ -1,0 +1,135 @@
+"""rnn_triton as a provider: its modules as they are, and with a launch for each layer and direction."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..cases.case import Case
+from .interface import (
+    MODULES,
+    Differentiated,
+    ModuleSession,
+    Provider,
+    Result,
+    Session,
+    cotangents_of,
+    leaf,
+    module_of,
+    set_precision,
+    state_leaves,
+    weight_leaves,
+)
+
+
+class Ours(Provider):
+    """rnn_triton.RNN; several models by torch.func, as one call with stacked weights."""
+
+    name = label = "rnn_triton"
+    compiles = True
+
+    def version(self) -> str | None:
+        import rnn_triton
+
+        return rnn_triton.__version__
+
+    def missing(self, device: torch.device) -> str:
+        return ""
+
+    def unsupported(self, case: Case) -> str:
+        import rnn_triton
+
+        name = MODULES[case.cell]
+        if not hasattr(rnn_triton, name):
+            return f"rnn_triton has no {name}"
+        if case.models > 1 and case.lengths != "full":
+            return "torch.func.vmap takes no PackedSequence"
+        return ""
+
+    def session(self, case: Case, inputs: dict[str, Tensor]) -> Session:
+        import rnn_triton
+
+        set_precision(case)
+        module = module_of(rnn_triton, case, inputs["x"])
+        return ModuleSession(module, inputs, case) if case.models == 1 else stacked(case, module, inputs)
+
+    def plan(self, case: Case, device: torch.device) -> dict[str, Any] | None:
+        from rnn_triton.plan import hardware
+
+        return plans_on(case, hardware.of(device))
+
+
+class OurLayers(Ours):
+    """rnn_triton.RNN with a launch for each layer and direction: what sharing launches saves."""
+
+    name, label = "rnn_triton-layers", "rnn_triton, a launch a layer and direction"
+
+    def unsupported(self, case: Case) -> str:
+        if case.layers * case.directions == 1:
+            return "one layer in one direction: the same as rnn_triton"
+        if case.models > 1 or case.lengths != "full":
+            return "several models and sequences of different lengths share no launch: the same as rnn_triton"
+        return super().unsupported(case)
+
+    def session(self, case: Case, inputs: dict[str, Tensor]) -> Session:
+        return Apart(super().session(case, inputs))
+
+    def plan(self, case: Case, device: torch.device) -> dict[str, Any] | None:
+        import rnn_triton
+
+        with rnn_triton.overriding(lanes=1):
+            return super().plan(case, device)
+
+
+class Apart:
+    """A session whose layers share no launch"""
+
+    def __init__(self, session: Session):
+        self.session = session
+
+    def forward(self) -> tuple[Any, Any]:
+        import rnn_triton
+
+        with rnn_triton.overriding(lanes=1):
+            return self.session.forward()
+
+    def train(self) -> Result:
+        import rnn_triton
+
+        with rnn_triton.overriding(lanes=1):
+            return self.session.train()
+
+
+def plans_on(case: Case, device: Any) -> dict[str, Any]:
+    """rnn_triton's plans for a hardware.Device: of the first launch, for one model, in each pass, and of a network of several
+    layers or directions of every launch with its lanes, the layers or directions it holds"""
+    from rnn_triton.plan import problem as plans
+
+    from ..cases.estimate import launches
+
+    found = []
+    for part in launches(case, device):
+        ran = {pass_: plans.fields(part.plan(pass_, device)[1]) for pass_ in ("forward", "backward")}
+        found.append({"lanes": asdict(part.lanes), **ran})
+    first = {name: found[0][name] for name in ("forward", "backward")}
+    return first if case.layers * case.directions == 1 else {**first, "launches": found}
+
+
+def stacked(case: Case, module: torch.nn.Module, inputs: dict[str, Tensor]) -> Session:
+    """Several models by one module: vmap over stacked weights, as torch.func.stack_module_state leaves them."""
+    leaves = {"x": leaf(inputs["x"])} | state_leaves(inputs) | weight_leaves(case, inputs)
+    names = [name for name in ("h0", "c0") if name in inputs]
+
+    def one(weights: dict[str, Tensor], x: Tensor, *state: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        y, last = torch.func.functional_call(module, weights, (x, state if len(state) > 1 else state[0]))
+        return y, last if isinstance(last, tuple) else (last,)
+
+    weights = {name: leaves[name] for name, _ in module.named_parameters()}
+
+    def call() -> tuple[Tensor, tuple[Tensor, ...]]:
+        return torch.func.vmap(one)(weights, leaves["x"], *(leaves[name] for name in names))
+
+    return Differentiated(call, leaves, cotangents_of(inputs), (module,))

@@ -1,0 +1,175 @@
+"""Timing records as the tidy table that figures and tables are made from, with speedups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .schema import BASELINES, TELEMETRY, VERSIONS
+
+Quantiles = tuple[float, float, float]  # p20, median, p80
+
+
+@dataclass(frozen=True)
+class Row:
+    """A timing record as figures and tables want it; None: not measured. Times per step in microseconds."""
+
+    run: str
+    date: str
+    environment: dict[str, Any]
+    case: str
+    shape: dict[str, Any]  # the fields of cases.Case
+    pass_: str
+    provider: str
+    status: str
+    message: str
+    version: str | None
+    us: Quantiles | None  # per call on the device
+    graph_us: Quantiles | None
+    wall_us: Quantiles | None
+    samples: tuple[float, ...]  # raw device microseconds per call
+    us_per_step: float | None  # median over T
+    slope_us_per_step: float | None  # free of launch cost
+    floor_us_per_step: float | None  # an estimate, as are the next two
+    practical_us_per_step: float | None
+    bound: str | None  # the largest part of the practical estimate: the model's bottleneck
+    fraction_of_floor: float | None  # floor time / measured time
+    peak_bytes: int | None
+    errors: dict[str, dict[str, float]]  # quantity -> rel, rel_tol, max, max_tol
+    plan: dict[str, Any] | None
+    kernels: list[dict[str, Any]]  # by the profiler: name, count, us
+    telemetry: dict[str, Any]
+    late: int | None  # samples whose clock started before the whole call was queued
+    baseline: str | None = None  # the faster of BASELINES in the run compared, see rows()
+    speedup: float | None = None  # over it, by device time
+    graph_speedup: float | None = None  # over the faster of BASELINES by replay of a CUDA graph
+    gap: str = ""  # why there is no speedup although there is a time: NO_BASELINE or APART
+
+    @property
+    def regime(self) -> str | None:
+        """Of the forward plan of ours"""
+        found = ((self.plan or {}).get("forward") or {}).get("regime")
+        return None if found is None else str(found)
+
+    @property
+    def error(self) -> float | None:
+        """The largest relative error of y or hn against fp64"""
+        return max((self.errors[q]["rel"] for q in ("y", "hn") if q in self.errors), default=None)
+
+    def tidy(self) -> dict[str, Any]:
+        """One line of a CSV file: scalars alone, the same columns for every row."""
+        e = self.environment
+        return {
+            "case": self.case, "pass": self.pass_, "provider": self.provider, "status": self.status,
+            **self.shape,
+            **{f"us_{name}": value for name, value in zip(("p20", "median", "p80"), self.us or (None,) * 3)},
+            "graph_us_median": self.graph_us[1] if self.graph_us else None,
+            "wall_us_median": self.wall_us[1] if self.wall_us else None,
+            "us_per_step": self.us_per_step, "slope_us_per_step": self.slope_us_per_step,
+            "floor_us_per_step": self.floor_us_per_step, "practical_us_per_step": self.practical_us_per_step,
+            "fraction_of_floor": self.fraction_of_floor, "bound": self.bound, "regime": self.regime,
+            "speedup": self.speedup, "graph_speedup": self.graph_speedup, "baseline": self.baseline,
+            "peak_bytes": self.peak_bytes, "error": self.error,
+            **{name: self.telemetry.get(name) for name in TELEMETRY}, "device": e["device"], "driver": e["driver"],
+            "torch": e["torch"], "triton": e["triton"], "cudnn": e["cudnn"], "commit": e["commit"],
+            "version": self.version, "date": self.date, "run": self.run, "message": self.message,
+        }  # fmt: skip
+
+
+NO_BASELINE = "no cuDNN time"
+APART = "not in one run"  # both were timed, but see rows()
+
+
+def rows(records: Iterable[dict[str, Any]]) -> list[Row]:
+    """The newest timing of each (device, case, pass, provider), with its speedup.
+
+    What was timed without a GPU (a dry run, whose clock is a stub) is no time, and gives no row.  A speedup is a ratio of
+    two times of one run: of the newest run that timed both with the code and the versions (VERSIONS) of the row.  That is
+    the row's own run, unless a newer one measured the row alone: the row's times are then of the newer run.  Only a status
+    of ok carries times; a wrong result has no speedup, on either side."""
+    newest: dict[tuple[str, ...], dict[str, Any]] = {}  # by point and provider
+    runs: dict[tuple[str, ...], dict[str, dict[str, dict[str, Any]]]] = {}  # point -> run -> provider -> record
+    for record in records:
+        if record["kind"] == "timing" and record["environment"]["capability"] is not None:
+            point = (record["environment"]["device"], record["case"], record["pass"])
+            _keep_newer(newest, (*point, record["provider"]), record)
+            _keep_newer(runs.setdefault(point, {}).setdefault(record["run"], {}), record["provider"], record)
+    return [_row(record, list(runs[key[:3]].values())) for key, record in newest.items()]
+
+
+def _keep_newer(known: dict[Any, dict[str, Any]], key: Any, record: dict[str, Any]) -> None:
+    if key not in known or record["date"] >= known[key]["date"]:
+        known[key] = record
+
+
+def measured(record: dict[str, Any], field: str) -> Quantiles | None:
+    """(p20, median, p80) of a sampled field of a timing record; None where it was not measured or is wrong."""
+    s = record[field]
+    return (s["p20"], s["median"], s["p80"]) if record["status"] == "ok" and s["samples"] else None
+
+
+def _compared(
+    record: dict[str, Any], runs: Iterable[dict[str, dict[str, Any]]]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """(the record of this provider, the records of BASELINES) of the run that speedups are of, by rows(); no baseline where
+    there is none. `runs`: the records of each run by provider."""
+    timed = [{name: r for name, r in run.items() if measured(r, "device_us")} for run in runs]
+    pairs = []
+    for run in timed:
+        mine, baselines = run.get(record["provider"]), [run[name] for name in BASELINES if name in run]
+        if mine and baselines and _code(mine) == _code(record):
+            pairs.append((mine, baselines))
+    return max(pairs, key=lambda pair: pair[0]["date"], default=(record, []))
+
+
+def _code(record: dict[str, Any]) -> list[Any]:
+    return [record["version"], *(record["environment"][name] for name in VERSIONS)]
+
+
+def _row(record: dict[str, Any], runs: Sequence[dict[str, dict[str, Any]]]) -> Row:
+    compared, baselines = _compared(record, runs)
+
+    def over_fastest(field: str) -> tuple[float | None, str | None]:
+        """(the speedup over the fastest baseline, which one that is)"""
+        mine = measured(compared, field)
+        best = min(((q[1], b["provider"]) for b in baselines if (q := measured(b, field))), default=None)
+        return (best[0] / mine[1], best[1]) if us and mine and best else (None, None)
+
+    T = record["shape"]["T"]
+    us, short, graph = (measured(record, field) for field in ("device_us", "short_us", "graph_us"))
+    floor, parts = record["floor_us_per_step"], record["parts_us_per_step"]
+    speedup, baseline = over_fastest("device_us")
+    there = any(measured(run[name], "device_us") for run in runs for name in BASELINES if name in run)
+    return Row(
+        run=record["run"],
+        date=record["date"],
+        environment=record["environment"],
+        case=record["case"],
+        shape=record["shape"],
+        pass_=record["pass"],
+        provider=record["provider"],
+        status=record["status"],
+        message=record["message"],
+        version=record["version"],
+        us=us,
+        graph_us=graph,
+        wall_us=measured(record, "wall_us"),
+        samples=tuple(record["device_us"]["samples"]) if us else (),
+        us_per_step=us[1] / T if us else None,
+        slope_us_per_step=(us[1] - short[1]) / (T - record["short_T"]) if us and short and record["short_T"] < T else None,
+        floor_us_per_step=floor,
+        practical_us_per_step=record["practical_us_per_step"],
+        bound=max(parts, key=lambda part: parts[part]) if parts else None,
+        fraction_of_floor=floor * T / us[1] if us and floor else None,
+        peak_bytes=record["peak_bytes"],
+        errors=record["errors"],
+        plan=record["plan"],
+        kernels=record["kernels"],
+        telemetry=record["telemetry"],
+        late=record["late"],
+        baseline=baseline,
+        speedup=speedup,
+        graph_speedup=over_fastest("graph_us")[0],
+        gap="" if speedup or not us else APART if there else NO_BASELINE,
+    )

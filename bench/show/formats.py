@@ -1,0 +1,98 @@
+"""Tables as aligned text, Markdown, LaTeX (booktabs) and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ..records.rows import Row
+
+NONE = "-"
+
+Body = list[tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """`name` is its label in LaTeX and its anchor in HTML; `note` says what its columns mean."""
+
+    name: str
+    title: str
+    headings: tuple[str, ...]
+    body: Sequence[tuple[str, ...]]
+    note: str = ""
+
+
+# ---- ways to write them ---------------------------------------------------------------------------------------------
+
+
+def text(headings: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    """Columns aligned for a terminal."""
+    table = [tuple(headings), *map(tuple, body)]
+    widths = [max(len(row[i]) for row in table) for i in range(len(headings))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in table)
+
+
+def markdown(headings: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    """A table of GitHub's Markdown"""
+
+    def line(cells: Iterable[str]) -> str:
+        escaped = (
+            " ".join(cell.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").split()) for cell in cells
+        )
+        return f"| {' | '.join(escaped)} |"
+
+    return "\n".join([line(headings), f"|{'---|' * len(headings)}", *map(line, body)]) + "\n"
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", '"': "''", "[": "{[}", "]": "{]}",  # after \\ a bracket would be an argument
+}  # fmt: skip
+LINES = 40  # of a LaTeX table: a float is no longer than a page
+WIDEST, PARAGRAPH = 40, "0.25\\linewidth"  # characters; a column with more breaks its lines at this width
+
+
+def latex_escape(value: str) -> str:
+    """Text as LaTeX sets it; what is not printable ASCII becomes a question mark."""
+    return "".join(_LATEX.get(c, c if c.isascii() and c.isprintable() else "?") for c in " ".join(value.split()))
+
+
+def latex(table: Table, source: str = "") -> str:
+    """One or more table floats for \\usepackage{booktabs}, of LINES lines each; `source`: what it was measured on."""
+    widest = [max(map(len, column)) for column in zip(table.headings, *table.body)]
+    columns = "".join("l" if width <= WIDEST else f"p{{{PARAGRAPH}}}" for width in widest)
+    parts = []
+    chunks = [table.body[i : i + LINES] for i in range(0, len(table.body), LINES)] or [[]]
+    for number, chunk in enumerate(chunks):
+        title = table.title + (f", continued ({number + 1} of {len(chunks)})" if number else "")
+        words = ". ".join(part.rstrip(".") for part in (title, *((table.note, source) if not number else ())) if part)
+        lines = chunk or [("none", *[""] * (len(table.headings) - 1))]
+        body = "\n".join(" & ".join(map(latex_escape, line)) + r" \\" for line in lines)
+        parts.append(
+            "\\begin{table}\n\\centering\n\\scriptsize\n\\setlength{\\tabcolsep}{3pt}\n"
+            f"\\caption{{{latex_escape(words)}.}}\n\\label{{tab:{label(table.name)}{f'-{number + 1}' if number else ''}}}\n"
+            f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{' & '.join(map(latex_escape, table.headings))} \\\\\n\\midrule\n"
+            f"{body}\n\\bottomrule\n\\end{{tabular}}\n\\end{{table}}\n"
+        )
+    return "\n".join(parts)
+
+
+def csv_text(rows: Iterable[Row]) -> str:
+    """Row.tidy() of every row; nothing for what was not measured."""
+    lines = [row.tidy() for row in rows]
+    columns = list(dict.fromkeys(column for line in lines for column in line))
+    out = io.StringIO()
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return out.getvalue()
+
+
+def label(name: str) -> str:
+    """A name as it can stand in a label or an anchor"""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

@@ -1,0 +1,228 @@
+"""Figures over one size at a time: speedup, time of a step, memory, scaling, accuracy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..records.rows import Row
+from ..records.schema import BASELINES, OURS
+from . import style
+from .panels import Line, Page, Point, Series, draw_lines, drawable, point_of
+from .rows_in_words import PASS_TITLES, arithmetic, caption
+from .sweeps import AXES, Index, Sweep, indexed, kinds, middle_sweep, passes_of, sweeps
+from .tables import FLOOR_MARK
+
+# ---- figures: one size at a time ------------------------------------------------------------------------------------
+
+
+COMPARED = (
+    "over the faster of torch.nn on cuDNN and a module for each layer, in the newest run that timed both with the code and "
+    "versions of ours"
+)
+
+
+def speedup_over(rows: Sequence[Row]) -> Iterator[Page]:
+    """Speedup over H, B, T, L: a line an arithmetic, a panel a pass and sweep"""
+    index = indexed(rows)
+    for axis in AXES:
+        found = sweeps([row for row in rows if row.provider == OURS], axis)
+        lines: list[Line] = []
+        for pass_ in passes_of(rows):
+            panels = [
+                (
+                    "" if lines else sweep.title,
+                    [
+                        Series(kind, style.ARITHMETIC[kind], _compared(index, sweep, kind, pass_))
+                        for kind in kinds(rows)
+                    ],
+                )
+                for sweep in found
+            ]
+            lines.append(Line(f"{PASS_TITLES[pass_]}\nspeedup", panels, level=(1.0, "1x: as fast as cuDNN")))
+        if not any(map(drawable, lines)):
+            continue
+        figure, legend = draw_lines(lines, [(sweep.label, sweep.values) for sweep in found])
+        note = f"Speedup {COMPARED}."
+        yield Page(f"speedup-over-{axis}", f"Speedup over {found[0].label}", note, caption(rows), figure, legend)
+
+
+def _compared(index: Index, sweep: Sweep, kind: str, pass_: str) -> list[Point]:
+    """Speedups; where ours was timed and not compared, why."""
+    found = [index.get((sweep.names.get((kind, v), ""), pass_, OURS)) for v in sweep.values]
+    points = [point_of(row, v, lambda r: r.speedup) for row, v in zip(found, sweep.values)]
+    return [replace(p, gap=row.gap) if row is not None and row.gap else p for row, p in zip(found, points)]
+
+
+def step(rows: Sequence[Row]) -> Iterator[Page]:
+    """us per step of every provider with the floor, and below it the part of the floor that is reached"""
+    index = indexed(rows)
+    ours = {key: row for key, row in index.items() if row.provider == OURS}
+    for axis in AXES:
+        if not (sweep := middle_sweep(rows, axis)):
+            continue
+        lines: list[Line] = []
+        for pass_ in passes_of(rows):
+            times, parts = [], []
+            for kind in kinds(rows):
+                several = _providers(index, sweep, kind, pass_, _step_quantiles)
+                floor = _over(index, sweep, kind, pass_, OURS, lambda r: r.floor_us_per_step)
+                several.append(Series("floor (estimate)", style.FLOOR, [p for p in floor if p.y is not None]))
+                times.append(("" if lines else kind, several))
+                parts.append(("", _providers(ours, sweep, kind, pass_, lambda r: r.fraction_of_floor)))
+            lines.append(Line(f"{PASS_TITLES[pass_]}\nus per step", times))
+            level = (FLOOR_MARK, f"{FLOOR_MARK:.0%} of the floor")
+            lines.append(Line("of the floor", parts, level=level, percent=True))
+        figure, legend = draw_lines(lines, [(sweep.label, sweep.values)] * len(kinds(rows)))
+        title = f"Time of a step over {sweep.label}: {sweep.title}"
+        note = (
+            "Whiskers: 20th to 80th percentile. The floor is the latency model's lower bound, an estimate; below, the part of "
+            "it reached, floor over measured time."
+        )
+        yield Page(f"step-over-{axis}", title, note, caption(rows), figure, legend)
+
+
+def _step_quantiles(row: Row) -> list[float] | None:
+    return [q / row.shape["T"] for q in row.us] if row.us else None
+
+
+def memory(rows: Sequence[Row]) -> Iterator[Page]:
+    """Peak memory of a call over T and H, every provider"""
+    index = indexed(rows)
+    for axis in ("T", "H"):
+        sweep = middle_sweep([row for row in rows if row.peak_bytes], axis)
+        if not sweep:
+            continue
+        lines: list[Line] = []
+        for pass_ in passes_of(rows):
+            panels = [
+                (
+                    "" if lines else kind,
+                    _providers(index, sweep, kind, pass_, lambda r: (r.peak_bytes or 0) / 2**20 or None),
+                )
+                for kind in kinds(rows)
+            ]
+            lines.append(Line(f"{PASS_TITLES[pass_]}\npeak memory, MiB", panels))
+        figure, legend = draw_lines(lines, [(sweep.label, sweep.values)] * len(kinds(rows)))
+        title = f"Peak memory over {sweep.label}: {sweep.title}"
+        note = "The most a call allocated beyond what was allocated before it, its results included."
+        yield Page(f"memory-over-{axis}", title, note, caption(rows), figure, legend)
+
+
+SLOPES = {"T": 1, "B": 1, "H": 2, "L": 1, "models": 1, "head": 1}  # of the work of a call over the size
+
+
+def scaling(rows: Sequence[Row]) -> Iterator[Page]:
+    """The cost of a call over each size alone, as a multiple of the smallest one's, beside what the work grows by"""
+    index = indexed(rows)
+    found = [sweep for axis in AXES if (sweep := middle_sweep([r for r in rows if r.provider == OURS and r.us], axis))]
+    if not found:
+        return
+    lines: list[Line] = []
+    for pass_ in passes_of(rows):
+        panels = []
+        for sweep in found:
+            several = []
+            for kind in kinds(rows):
+                ours, theirs = (_relative(index, sweep, kind, pass_, name) for name in (OURS, BASELINES[0]))
+                look = style.ARITHMETIC[kind]
+                several.append(Series(kind, look, ours))
+                hollow = look | {"markerfacecolor": "white", "linewidth": 0.8}
+                several.append(Series(f"{kind}, cuDNN", hollow, [p for p in theirs if p.y is not None]))
+            ends = (sweep.values[0], sweep.values[-1])
+            guide = [Point(v, (v / ends[0]) ** SLOPES[sweep.axis]) for v in ends]
+            panels.append(
+                ("" if lines else sweep.title, [*several, Series("proportional to the work", style.GUIDE, guide)])
+            )
+        lines.append(Line(f"{PASS_TITLES[pass_]}\ntime of a call, relative", panels))
+    figure, legend = draw_lines(lines, [(sweep.label, sweep.values) for sweep in found], width=2.6)
+    note = (
+        "Median device time over that of the axis's smallest size; what was not measured there is not drawn. Work grows with T, B, "
+        "L and the number of models as they do, with H squared, with the head dimension as it does where heads x dimension is held. Hollow: torch.nn on cuDNN."
+    )
+    yield Page("scaling", "Cost against one size at a time", note, caption(rows), figure, legend)
+
+
+def _relative(index: Index, sweep: Sweep, kind: str, pass_: str, provider: str) -> list[Point]:
+    """Median times of a call over that of the sweep's smallest size; none without it"""
+    first, *rest = _over(index, sweep, kind, pass_, provider, lambda r: r.us[1] if r.us else None)
+    if first.y is None:
+        return []
+    return [Point(p.x, None if p.y is None else p.y / first.y, gap=p.gap) for p in (first, *rest)]
+
+
+def accuracy(rows: Sequence[Row]) -> Iterator[Page]:
+    """Relative error against fp64 over T: of y and of the worst gradient, every provider, with the gate's tolerance"""
+    judged = [row for row in rows if row.errors]
+    sweep = middle_sweep([row for row in judged if row.us], "T")
+    if not judged:
+        return
+    chosen = [row for row in judged if sweep is None or row.case in sweep.names.values()]
+    values = sorted({row.shape["T"] for row in chosen})
+    looks = style.providers(row.provider for row in judged)
+    lines: list[Line] = []
+    for label, wanted in (("error of y", ("y",)), ("largest error\nof a gradient", None)):
+        panels = []
+        for kind in kinds(rows):
+            mine = [row for row in chosen if arithmetic(row) == kind]
+            several = []
+            for provider, look in looks.items():
+                points = _error_points([row for row in mine if row.provider == provider], wanted)
+                if points:
+                    look = look if sweep else look | {"linestyle": ""}
+                    several.append(Series(style.LABELS.get(provider, provider), look, points))
+            tolerances = {
+                row.shape["T"]: e["rel_tol"]
+                for row in mine
+                for name, e in _of(row, wanted).items()
+                if e["rel_tol"] > 0
+            }
+            if tolerances:
+                points = [Point(t, tolerance) for t, tolerance in sorted(tolerances.items())]
+                several.append(Series("tolerance", style.TOLERANCE, points))
+            panels.append((kind if not lines else "", several))
+        lines.append(Line(label, panels))
+    if any(map(drawable, lines)):
+        figure, legend = draw_lines(list(filter(drawable, lines)), [("time steps T", values)] * len(kinds(rows)))
+        note = (
+            "Relative norm of the difference from an fp64 reference with the same rounded inputs; above the tolerance a result "
+            f"is wrong and has no time. An error below {LEAST_ERROR:g}, and none at all, is drawn there."
+        )
+        title = f"Accuracy over T: {sweep.title if sweep else 'all cases'}"
+        yield Page("accuracy", title, note, caption(rows), figure, legend)
+
+
+def _of(row: Row, wanted: Sequence[str] | None) -> dict[str, dict[str, float]]:
+    return {name: e for name, e in row.errors.items() if (name in wanted if wanted else name not in ("y", "hn"))}
+
+
+LEAST_ERROR, MOST_ERROR = 1e-9, 1e9  # what the axis can show; 0 is drawn as the least
+
+
+def _error_points(rows: Sequence[Row], wanted: Sequence[str] | None) -> list[Point]:
+    """A point a case, the worst of its passes and of the wanted quantities"""
+    worst: dict[str, Point] = {}
+    for row in rows:
+        for error in _of(row, wanted).values():
+            y = max(error["rel"], LEAST_ERROR) if error["rel"] < MOST_ERROR else None  # NaN neither: the mark alone
+            right = error["rel"] <= error["rel_tol"] and error["max"] <= error["max_tol"]
+            point = Point(row.shape["T"], y, gap="" if right and y is not None else "wrong")
+            if row.case not in worst or (point.y or math.inf) > (worst[row.case].y or math.inf):
+                worst[row.case] = point
+    return sorted(worst.values(), key=lambda p: p.x)
+
+
+def _over(
+    index: Index, sweep: Sweep, kind: str, pass_: str, provider: str, value: Callable[[Row], Any]
+) -> list[Point]:
+    return [point_of(index.get((sweep.names.get((kind, v), ""), pass_, provider)), v, value) for v in sweep.values]
+
+
+def _providers(index: Index, sweep: Sweep, kind: str, pass_: str, value: Callable[[Row], Any]) -> list[Series]:
+    """A series a provider that has a record anywhere"""
+    return [
+        Series(style.LABELS.get(name, name), look, _over(index, sweep, kind, pass_, name, value))
+        for name, look in style.providers(provider for _, _, provider in index).items()
+    ]
