@@ -68,25 +68,20 @@ def test_known_constants_are_recovered(found):
     assert {"local_us", "sentinel_us", "efficiency", "node_us"} <= fitted
     # a launch from the host hides behind the kernels: that it is short is all that shows
     host = values["host_us"]
-    assert (host.low, host.high) == (0.0, host.new) and TRUE.host_us <= host.new < 0.7 * host.old
-    assert dict((line[0], line[3]) for line in fit.constants_body(found))["host_us (us)"] == f"at most {host.new:.4g}"
-    for name in fitted - {"host_us"}:
+    assert host.low is None and host.new < 0.7 * host.old and host.why == "moved to where it no longer shows"
+    for name in fitted:
         value, true = values[name], fit._get(TRUE, name)
         assert value.old == fit._get(latency.CONSTANTS, name) and value.new == fit._get(found.constants, name)
-        if value.low == 0.0 or math.isinf(value.high):  # a limit; beyond it the truth may lie where no record's noise shows it
-            moved = fit._with(found.constants, {name: math.log(true)})
-            shown = [abs(math.log(o.model_us(moved) / o.model_us(found.constants))) for o in observations.observations(measurements())[0]]
-            assert max(shown) <= 0.02, name
-            continue
         # 95 % intervals, of which one or another may miss: twice as wide, none does by chance (4 deviations)
         half = math.log(value.high / value.new)
         assert abs(math.log(value.new / true)) <= 2 * half + 1e-9, name
     # the floor of a pair, and all that is no candidate, stay
     assert found.constants.sentinel_us[0] == 0.161
-    assert dataclasses.replace(found.constants, **{n: getattr(latency.CONSTANTS, n) for n in fitted}) == latency.CONSTANTS
-    before, after, validated = (g["all"] for g in (found.before, found.after, found.validated))
+    moved = {n: getattr(latency.CONSTANTS, n) for n in (*fitted, "host_us")}
+    assert dataclasses.replace(found.constants, **moved) == latency.CONSTANTS
+    before, after = (g["all"] for g in (found.before, found.after))
     assert before.records == after.records == 2 * len(SHAPES)
-    assert after.median < 0.03 < before.median and validated.median < 0.04
+    assert after.median < 0.03 < before.median
     assert before.r2 < after.r2 and after.r2 > 0.995
     assert set(found.before) == {"one_cta", "cta_group", "per_step", "all"}
     assert found.condition > 1
@@ -122,28 +117,6 @@ def test_only_the_readers_of_a_constant_change_with_it():
             )
             assert set(np.flatnonzero(before != after)) <= set(seen.readers[name]), name
     assert 0 < len(seen.readers["sentinel_us"]) < len(seen) and len(seen.readers["counter_us"]) == 0
-
-
-def test_a_limit_that_shows_to_one_side_is_not_fitted():
-    """The host's launches take as long as the kernels they hide behind: more would show, less would not"""
-    seen = fit._Seen([o for o in observations.observations(measurements())[0] if o.plan.regime == "per_step"])
-    kernels = np.exp(seen.predicted(replace(TRUE, host_us=0.0)))
-    longest = replace(TRUE, host_us=float(kernels.min()))
-    assert seen.showing("host_us", longest) == 0 < len(seen.depending("host_us", longest, seen.readers["host_us"], (0.0, 0.2)))
-    assert seen.showing("host_us", replace(TRUE, host_us=2 * float(kernels.max()))) == len(seen)
-
-
-def test_cross_validation_is_close_to_fits_without_a_part():
-    seen = fit._Seen(observations.observations(measurements(noise=0.05))[0])
-    names = ["local_us", "sentinel_us", "efficiency", "node_us"]
-    found = fit._solve(seen, names, {})
-    part = {c for i, c in enumerate(sorted({o.case for o in seen.observations})) if i % fit.FOLDS == 0}
-    chosen = [i for i, o in enumerate(seen.observations) if o.case in part]
-    rest = fit._Seen([o for o in seen.observations if o.case not in part])
-    # what leaving the part out changes, by a step and by a fit of its own
-    stepped = fit._cross_validated(seen, names, found)[chosen] - seen.predicted(found, chosen)
-    fitted = seen.predicted(fit._solve(rest, names, {}), chosen) - seen.predicted(found, chosen)
-    assert np.linalg.norm(stepped - fitted) < 0.25 * np.linalg.norm(fitted)
 
 
 def test_outliers_do_not_pull():

@@ -1,22 +1,14 @@
-"""Fits the least certain constants of rnn_triton/plan/latency.py to records, and shows what bounds each measured case.
+"""Fits the least certain constants of rnn_triton/plan/latency.py to records: one least-squares of log(measured / model).
 
-What is fitted is the practical time of one layer in one direction, forward or backward, in the plan that ran: timing records
-of ours (forward) and exchange records, per step by the slope over T where there is one. The others of the model's constants
-are properties of the chip and stay.
+What is fitted is the practical time of one layer in one direction in the plan that ran (observations.py), over the logarithms of
+the constants, each within a factor of FACTOR of its old value, by Levenberg's and Marquardt's steps with Huber's weights, so that
+an outlier does not pull.  The model is made of maxima: its slopes are taken over wide differences first, which see a limit that
+hides behind another, and over narrow ones last.
 
-Method: the squares of log(measured / model), Huber's beyond 1.345 robust standard deviations so that an outlier does not
-pull, are minimized over the logarithms of the constants, each within a factor of 10 of its old value (a fraction within 1):
-a coarse search one constant at a time, since the model is made of maxima, then Levenberg and Marquardt's steps.
-
-A constant is left as it is where
-    fewer than PER_CONSTANT records depend on it (by more than EXERCISED for 20 % of it, less as well as more: at the edge of
-    what hides it a limit shows to one side alone, and an interval would be a false one), or, where its old value would make
-    them, one limit hidden behind another, it moves to the nearest value that does not show: its interval is open to one side, or
-    the records do not tell it apart from the others: its interval would be wider than a factor of UNCERTAIN each way.
-All stay where there are fewer than FEWEST records, or fewer than PER_CONSTANT for each constant that is fitted, or where
-cross-validation (the cases in FOLDS parts, each predicted from the others) finds the model no better than before.
-
-What it costs is evaluations of the model, in proportion to the records: a few hundred for each, 5 to 10 seconds for 1000.
+A constant stays as it is where fewer than PER_CONSTANT records depend on it, or where the records do not tell it apart from the
+others: its 95 % interval would be wider than a factor of UNCERTAIN each way.  One that hides at the fitted value, but whose old
+value the records speak against, moves and has no interval.  All stay where there are fewer than FEWEST records, and where the
+fitted model describes them no better.
 """
 
 from __future__ import annotations
@@ -31,20 +23,21 @@ import numpy as np
 from rnn_triton.plan import latency
 from rnn_triton.plan.latency import CONSTANTS, Constants
 
-from ..cases import case as cases
+from ..cases.case import nearest
 from ..records.statistics import student
 from .observations import Observation, observations
 
 FEWEST = 12  # records for any fit
 PER_CONSTANT = 5
-EXERCISED = 0.01
+EXERCISED = 0.01  # of a record's time, for a fifth of the constant to either side
 UNCERTAIN = 1.5
-FOLDS = 10
 HUBER = 1.345  # standard deviations: 95 % efficient for normal errors
 LEAST_NOISE = 0.01  # of a measurement and of the model's form, however well it happens to fit
 FACTOR = 10.0
-STEPS = 30  # of Levenberg and Marquardt at most
-LEAST_GAIN = 1e-3  # of a step, else it is the last: loss of half a standard deviation squared is 0.5, all that matters
+WIDTHS = (0.4, 0.1, 0.01)  # of the differences that slopes are made of, as logarithms
+STEPS = 12  # at most for each width
+LEAST_GAIN = 1e-2  # of a step, else it is the last: a loss of half a standard deviation squared is 0.5
+SPEAKS = 2.0  # a loss that is larger by this speaks against a value (95 %)
 
 # What may be fitted: (unit, where the present value is from).  Of a (floor, practical) pair the second.
 FITTED: dict[str, tuple[str, str]] = {
@@ -79,7 +72,7 @@ class Value:
     name: str
     old: float
     new: float
-    low: float | None  # 95 % interval of the new value, open (0 or inf) to one side where a limit is known; None: not fitted
+    low: float | None  # 95 % interval of the new value; None: not fitted
     high: float | None
     records: int  # that depend on it
     why: str  # it was not fitted; empty where it was
@@ -95,81 +88,64 @@ class Fit:
     values: tuple[Value, ...]
     before: dict[str, Goodness]  # by regime, and "all"
     after: dict[str, Goodness]  # of what was fitted, used or not; empty where nothing was
-    validated: dict[str, Goodness]  # each case predicted from the others
     condition: float | None  # of the fit, its columns scaled: above about 100 constants can hardly be told apart
     skipped: dict[str, int]  # records left out, by reason
-
-
-# ---- the fit --------------------------------------------------------------------------------------------------------
 
 
 def fit(records: Iterable[dict[str, Any]], device: str | None = None) -> Fit:
     """Constants fitted to the records of one device: `device`, where there are several.
 
     ValueError: there are several and none is named, or none of that name. Too few records are no error: `refused`."""
-    found_in, skipped = observations(records)
-    devices = sorted({o.device.name for o in found_in})
+    known, skipped = observations(records)
+    devices = sorted({o.device.name for o in known})
     if device is None and len(devices) > 1:
         raise ValueError(f"constants are fitted to one device, got records of {', '.join(devices)}")
     if device is not None and devices and device not in devices:
-        raise ValueError(f"no records of {device!r} to fit constants to; {cases.nearest(device, devices)}")
+        raise ValueError(f"no records of {device!r} to fit constants to; {nearest(device, devices)}")
     device = device or (devices[0] if devices else "no device")
-    seen = _Seen([o for o in found_in if o.device.name == device])
-    before = _goodness(seen, seen.predicted(CONSTANTS))
-    depend = _ever_depending(seen)
-
-    def refuse(why: str, reasons: Mapping[str, str], **more: Any) -> Fit:
-        old = (Value(n, _get(CONSTANTS, n), _get(CONSTANTS, n), None, None, depend[n], reasons.get(n, why)) for n in FITTED)
-        empty: dict[str, Any] = {"after": {}, "validated": {}, "condition": None}
-        return Fit(device, CONSTANTS, why, tuple(old), before, skipped=skipped, **(empty | more))
-
+    seen = _Seen([o for o in known if o.device.name == device])
+    before = seen.goodness(CONSTANTS)
+    count = {name: len(seen.readers[name]) for name in FITTED}
+    reasons: dict[str, str] = {}
+    refused, names, found, condition = "", list(FITTED), CONSTANTS, None
+    half: dict[str, float] = {}
     if len(seen) < FEWEST:
-        return refuse(f"{len(seen)} records of single recurrences, at least {FEWEST} are needed: nothing was fitted", {})
-    reasons = {n: f"{k} records depend on it, {PER_CONSTANT} are needed" for n, k in depend.items() if k < PER_CONSTANT}
-    names = [name for name in FITTED if name not in reasons]
-    held: dict[str, float] = {}  # logarithms of those that only a limit is known of
+        refused = f"{len(seen)} records of single recurrences, at least {FEWEST} are needed: nothing was fitted"
+        names = []
     while names:
-        found = _solve(seen, names, held)
-        # what is behind other limits before may bound a record now, and the other way round
-        now = {name: seen.showing(name, found) for name in names}
-        spread, condition = _covariance(seen, names, found)
+        found = seen.solve(names, found)
+        count |= {name: seen.exercised(name, found) for name in names}
+        half, condition = seen.intervals(names, found)
         few = len(seen) < PER_CONSTANT * len(names)
-        least = min(names, key=lambda name: now[name])
-        worst = max(names, key=lambda name: spread[names.index(name)])
-        if now[least] < PER_CONSTANT:
+        least, worst = min(names, key=lambda name: count[name]), max(names, key=lambda name: half[name])
+        if count[least] < PER_CONSTANT:
             names.remove(least)
-            limit = _limit(seen, least, found)
-            if limit == _get(CONSTANTS, least):
-                depend[least] = now[least]
-                reasons[least] = f"{now[least]} records depend on it, {PER_CONSTANT} are needed"
+            back = replace(found, **{least: getattr(CONSTANTS, least)})
+            if seen.loss(back) < seen.loss(found) + SPEAKS:
+                found, reasons[least] = back, f"{count[least]} records depend on it, {PER_CONSTANT} are needed"
             else:
-                held[least] = math.log(limit)
-        elif few or spread[names.index(worst)] > math.log(UNCERTAIN):
-            why = f"{len(seen)} records are too few for {len(names)} constants" if few else "not told apart from the others"
-            reasons[worst] = f"{why}: within a factor of {math.exp(min(spread[names.index(worst)], 9.0)):.1f}"
+                reasons[least] = "moved to where it no longer shows"
+        elif few or half[worst] > math.log(UNCERTAIN):
             names.remove(worst)
+            found = replace(found, **{worst: getattr(CONSTANTS, worst)})
+            why = f"{len(seen)} records are too few for {len(names) + 1} constants" if few else "not told apart from the others"
+            reasons[worst] = f"{why}: within a factor of {math.exp(min(half[worst], 9.0)):.1f}"
         else:
-            depend |= now
             break
-    if not names:
-        return refuse("no constant is determined by these records: nothing was fitted", reasons)
-
-    after = _goodness(seen, seen.predicted(found))
-    validated = _goodness(seen, _cross_validated(seen, names, found))
-    if validated["all"].median >= before["all"].median:
-        why = "predicts cases it was not fitted to no better than before: nothing was changed"
-        return refuse(why, reasons, after=after, validated=validated, condition=condition)
+    after = seen.goodness(found) if names else {}
+    if not refused and not names:
+        refused = "no constant is determined by these records: nothing was fitted"
+    elif not refused and after["all"].median >= before["all"].median:
+        refused = "describes the records no better than before: nothing was changed"
+    if refused:
+        names, found = [], CONSTANTS
+        reasons = {name: why for name, why in reasons.items() if not why.startswith("moved")}
     values = []
     for name in FITTED:
         old, new = _get(CONSTANTS, name), _get(found, name)
-        low = high = None
-        if name in names:
-            factor = math.exp(spread[names.index(name)])
-            low, high = new / factor, new * factor
-        elif name in held:
-            low, high = (0.0, new) if new < old else (new, math.inf)
-        values.append(Value(name, old, new, low, high, depend[name], reasons.get(name, "")))
-    return Fit(device, found, "", tuple(values), before, after, validated, condition, skipped)
+        ends = (new / math.exp(half[name]), new * math.exp(half[name])) if name in names else (None, None)
+        values.append(Value(name, old, new, *ends, count[name], "" if name in names else reasons.get(name, refused)))
+    return Fit(device, found, refused, tuple(values), before, after, condition, skipped)
 
 
 def _get(constants: Constants, name: str) -> float:
@@ -178,22 +154,13 @@ def _get(constants: Constants, name: str) -> float:
 
 
 def _with(constants: Constants, logs: Mapping[str, float]) -> Constants:
-    """The constants with these logarithms of some; nothing practical is faster than its floor, no fraction above 1."""
+    """The constants with these logarithms of some, each within its bounds: nothing practical is faster than its floor."""
     changed: dict[str, Any] = {}
     for name, log in logs.items():
-        old = getattr(CONSTANTS, name)
-        value = math.exp(log)
+        old, value = getattr(CONSTANTS, name), _get(CONSTANTS, name)
+        value = min(max(math.exp(log), value / FACTOR), 1.0 if name == "efficiency" else value * FACTOR)
         changed[name] = (old[0], max(old[0], value)) if isinstance(old, tuple) else value
     return replace(constants, **changed)
-
-
-def _bounds(name: str) -> tuple[float, float]:
-    old = getattr(CONSTANTS, name)
-    value = math.log(_get(CONSTANTS, name))
-    low, high = value - math.log(FACTOR), value + math.log(FACTOR)
-    if isinstance(old, tuple):
-        low = max(low, math.log(old[0]))
-    return low, min(high, 0.0) if name == "efficiency" else high
 
 
 class _Reads:
@@ -208,69 +175,94 @@ class _Reads:
 
 
 class _Seen:
-    """Observations, and for each constant of FITTED those whose plan the model reads it for: no other changes with it, and
-    no other is timed again to see how they change. Evaluating the model is what a fit costs."""
+    """Observations, and for each constant those whose plan the model reads it for: evaluating the model is what a fit costs."""
 
-    def __init__(self, observations: Sequence[Observation]):
-        self.observations = observations
-        self.truth = np.log([o.us for o in observations])
-        self.readers: dict[str, np.ndarray] = {}
-        read = []
-        for observation in observations:
-            reads = _Reads()
+    def __init__(self, chosen: Sequence[Observation]):
+        self.observations = chosen
+        self.truth = np.log([o.us for o in chosen])
+        asked = [_Reads() for _ in chosen]
+        for observation, reads in zip(chosen, asked):
             observation.model_us(cast(Constants, reads))
-            read.append(reads.names)
-        for name in FITTED:
-            self.readers[name] = np.array([i for i, names in enumerate(read) if name in names], int)
+        self.readers = {name: np.array([i for i, r in enumerate(asked) if name in r.names], int) for name in FITTED}
 
     def __len__(self) -> int:
         return len(self.observations)
 
     def predicted(self, constants: Constants, chosen: Iterable[int] | None = None) -> np.ndarray:
         """Logarithms of the model's times, of the observations chosen"""
-        of = self.observations if chosen is None else [self.observations[i] for i in chosen]
-        return np.log([o.model_us(constants) for o in of])
+        return np.log([self.observations[i].model_us(constants) for i in (range(len(self)) if chosen is None else chosen)])
 
-    def residuals(self, constants: Constants) -> np.ndarray:
-        return self.truth - self.predicted(constants)
-
-    def moved(self, name: str, constants: Constants, residuals: np.ndarray) -> np.ndarray:
-        """The residuals at `constants`, given those where `name` alone was another"""
-        out, readers = residuals.copy(), self.readers[name]
-        out[readers] = self.truth[readers] - self.predicted(constants, readers)
-        return out
-
-    def depending(self, name: str, at: Constants, chosen: np.ndarray, steps: tuple[float, float]) -> np.ndarray:
-        """Those of the chosen that change with a constant between two steps from its value, others as they are"""
-        middle = math.log(_get(at, name))
-        low, high = (self.predicted(_with(at, {name: middle + step}), chosen) for step in steps)
-        return chosen[np.abs(high - low) > EXERCISED]
-
-    def showing(self, name: str, at: Constants) -> int:
-        """How many change with a constant: to less and to more, the fewer of both. At the edge of what hides it a limit
-        shows to one side alone."""
-        return min(len(self.depending(name, at, self.readers[name], steps)) for steps in ((-0.2, 0.0), (0.0, 0.2)))
+    def around(self, name: str, constants: Constants, step: float) -> list[np.ndarray]:
+        """`predicted` of the readers of a constant where it is less, and where it is more, by `step`"""
+        middle = math.log(_get(constants, name))
+        return [self.predicted(_with(constants, {name: middle + s}), self.readers[name]) for s in (-step, step)]
 
     def slopes(self, names: Sequence[str], constants: Constants, step: float) -> np.ndarray:
-        """[observations, names]: of the logarithms of the model's times over those of constants, by central differences"""
+        """[observations, names]: of the logarithms of the model's times over those of constants"""
         out = np.zeros((len(self), len(names)))
         for i, name in enumerate(names):
-            readers, middle = self.readers[name], math.log(_get(constants, name))
-            low, high = (self.predicted(_with(constants, {name: middle + s}), readers) for s in (-step, step))
-            out[readers, i] = (high - low) / (2 * step)
+            low, high = self.around(name, constants, step)
+            out[self.readers[name], i] = (high - low) / (2 * step)
         return out
 
+    def exercised(self, name: str, constants: Constants) -> int:
+        """How many records change with a constant: to less and to more, the fewer of both"""
+        middle = self.predicted(constants, self.readers[name])
+        return min(int(np.sum(np.abs(side - middle) > EXERCISED)) for side in self.around(name, constants, 0.2))
 
-def _ever_depending(seen: _Seen) -> dict[str, int]:
-    """How many of the records change with each constant, now or with other values of all: at a few places in a factor of 4"""
-    generator = np.random.default_rng(0)
-    left = dict(seen.readers)  # of which it is not known yet
-    for number in range(8):
-        logs = {n: math.log(_get(CONSTANTS, n)) + math.log(4) * generator.uniform(-1, 1) * (number > 0) for n in FITTED}
-        place = _with(CONSTANTS, {name: float(np.clip(log, *_bounds(name))) for name, log in logs.items()})
-        for name, some in left.items():
-            left[name] = np.setdiff1d(some, seen.depending(name, place, some, (-0.2, 0.2)))
-    return {name: len(seen.readers[name]) - len(some) for name, some in left.items()}
+    def loss(self, constants: Constants) -> float:
+        residuals = self.truth - self.predicted(constants)
+        return _loss(residuals, _scale(residuals))
+
+    def solve(self, names: Sequence[str], start: Constants) -> Constants:
+        """The constants of least loss, those not named as they are in `start`"""
+        x = np.array([math.log(_get(start, name)) for name in names])
+        residuals, damping = self.truth - self.predicted(start), 1e-2
+        for width in WIDTHS:
+            for _ in range(STEPS):
+                scale = _scale(residuals)  # stands still within a step
+                slopes, weights = self.slopes(names, start, width), _weights(residuals, scale)
+                normal, downhill = slopes.T @ (slopes * weights[:, None]), slopes.T @ (weights * residuals)
+                while (damping := max(damping, 1e-6)) < 1e6:
+                    step = np.linalg.solve(normal + damping * np.diag(np.diag(normal) + 1e-6), downhill)
+                    tried = _with(start, dict(zip(names, x + np.clip(step, -0.5, 0.5))))
+                    left = self.truth - self.predicted(tried)
+                    if (gain := _loss(residuals, scale) - _loss(left, scale)) > 0:
+                        break
+                    damping *= 8
+                else:
+                    damping = 1e-2
+                    break
+                start, residuals, damping = tried, left, damping / 4
+                x = np.array([math.log(_get(start, name)) for name in names])
+                if gain < LEAST_GAIN:
+                    break
+        return start
+
+    def intervals(self, names: Sequence[str], found: Constants) -> tuple[dict[str, float], float]:
+        """(half the width of each logarithm's 95 % interval, infinite where it is not determined; condition number)"""
+        residuals = self.truth - self.predicted(found)
+        scale, slopes = _scale(residuals), self.slopes(names, found, 1e-2)
+        normal = slopes.T @ (slopes * _weights(residuals, scale)[:, None])
+        length = np.sqrt(np.diag(normal))
+        length = np.where(length > 1e-9, length, math.nan)
+        values, vectors = np.linalg.eigh(np.nan_to_num(normal / np.outer(length, length)))
+        values = np.maximum(values, 1e-12)
+        variance = (vectors**2 / values).sum(axis=1) / length**2
+        width = student(1.959964, max(1, len(self) - len(names))) * scale * np.sqrt(variance)
+        return dict(zip(names, np.nan_to_num(width, nan=math.inf).tolist())), float(np.sqrt(values[-1] / values[0]))
+
+    def goodness(self, constants: Constants) -> dict[str, Goodness]:
+        predicted, found = self.predicted(constants), {}
+        for regime in (*latency.REGIMES, "all"):
+            chosen = [i for i, o in enumerate(self.observations) if regime in (o.plan.regime, "all")]
+            if chosen:
+                truth = self.truth[chosen]
+                off = predicted[chosen] - truth
+                error, total = np.abs(np.expm1(off)), float(np.sum((truth - truth.mean()) ** 2))
+                r2 = 1 - float(off @ off) / total if total > 1e-12 else None
+                found[regime] = Goodness(len(chosen), float(np.median(error)), float(np.quantile(error, 0.9)), r2)
+        return found
 
 
 def _scale(residuals: np.ndarray) -> float:
@@ -287,127 +279,10 @@ def _weights(residuals: np.ndarray, scale: float) -> np.ndarray:
     return np.minimum(1.0, HUBER * scale / np.maximum(np.abs(residuals), 1e-12))
 
 
-def _limit(seen: _Seen, name: str, found: Constants) -> float:
-    """The value nearest the old one that these records do not speak against (95 %), others as found"""
-    residuals = seen.residuals(found)
-    scale = _scale(residuals)
-    allowed = _loss(residuals, scale) + 0.5 * 1.959964**2
-    old, new = math.log(_get(CONSTANTS, name)), math.log(_get(found, name))
-    for log in np.linspace(old, new, 200):
-        if _loss(seen.moved(name, _with(found, {name: log}), residuals), scale) <= allowed:
-            return _get(CONSTANTS, name) if log == old else math.exp(log)
-    return math.exp(new)
-
-
-def _solve(seen: _Seen, names: Sequence[str], held: Mapping[str, float]) -> Constants:
-    """Of least loss, `held` as they are"""
-    bounds = np.array([_bounds(name) for name in names])
-    x = np.array([math.log(_get(CONSTANTS, name)) for name in names])
-    base = _with(CONSTANTS, held)
-
-    def at(point: np.ndarray) -> Constants:
-        return _with(base, dict(zip(names, point)))
-
-    # The scale follows the fit down; within a sweep and a step it stands still.
-    residuals = seen.residuals(base)
-    for reach in (math.log(2), math.log(1.4), math.log(1.2)):
-        for i, name in enumerate(names):
-            scale = _scale(residuals)
-            for move in (-2 * reach, -reach, reach, 2 * reach):
-                point = x.copy()
-                point[i] = np.clip(x[i] + move, *bounds[i])
-                tried = seen.moved(name, at(point), residuals)
-                if _loss(tried, scale) < _loss(residuals, scale):
-                    x, residuals = point, tried
-                    break
-    damping = 1e-2
-    for _ in range(STEPS):
-        scale = _scale(residuals)
-        slopes, weights = seen.slopes(names, at(x), 1e-3), _weights(residuals, scale)
-        while damping <= 1e6:
-            point = np.clip(x + np.clip(_step(slopes, weights, residuals, damping), -0.5, 0.5), bounds[:, 0], bounds[:, 1])
-            tried = seen.residuals(at(point))
-            gain = _loss(residuals, scale) - _loss(tried, scale)
-            if gain > 0:
-                break
-            damping *= 5
-        else:
-            break
-        moved = float(np.max(np.abs(point - x)))
-        x, residuals, damping = point, tried, damping / 3
-        if moved < 1e-4 or gain < LEAST_GAIN:
-            break
-    return at(x)
-
-
-def _step(slopes: np.ndarray, weights: np.ndarray, residuals: np.ndarray, damping: float) -> np.ndarray:
-    """Levenberg's and Marquardt's, of the logarithms of the constants"""
-    normal = slopes.T @ (slopes * weights[:, None])
-    downhill = slopes.T @ (weights * residuals)
-    return np.linalg.lstsq(normal + damping * np.diag(np.diag(normal) + 1e-9), downhill, rcond=None)[0]
-
-
-def _covariance(seen: _Seen, names: Sequence[str], found: Constants) -> tuple[list[float], float]:
-    """(half the width of each logarithm's 95 % interval, infinite where it is not determined; condition number)"""
-    residuals = seen.residuals(found)
-    scale = _scale(residuals)
-    # one-sided at a bound, where _with would hold one side still: nothing is lost, the interval only widens
-    slopes = seen.slopes(names, found, 1e-2)
-    normal = slopes.T @ (slopes * _weights(residuals, scale)[:, None])
-    length = np.sqrt(np.diag(normal))
-    known = length > 1e-9
-    scaled = normal / np.outer(np.where(known, length, 1.0), np.where(known, length, 1.0))
-    values, vectors = np.linalg.eigh(scaled)
-    values = np.maximum(values, 1e-12)
-    variance = (vectors**2 / values).sum(axis=1) / np.where(known, length, 1.0) ** 2
-    freedom = max(1, len(seen) - len(names))
-    half = student(1.959964, freedom) * scale * np.sqrt(variance)
-    half = np.where(known, half, math.inf)
-    return [float(h) for h in half], float(np.sqrt(values[-1] / values[0]))
-
-
-def _cross_validated(seen: _Seen, names: Sequence[str], found: Constants) -> np.ndarray:
-    """Logarithms of what the model predicts for each case when fitted to the other parts: one step of Gauss and Newton from
-    the fit to all of them, which is close to that fit already"""
-    of_case = {name: i % FOLDS for i, name in enumerate(sorted({o.case for o in seen.observations}))}
-    part = np.array([of_case[o.case] for o in seen.observations])
-    residuals = seen.residuals(found)
-    slopes, weights = seen.slopes(names, found, 1e-3), _weights(residuals, _scale(residuals))
-    x = np.array([math.log(_get(found, name)) for name in names])
-    bounds = np.array([_bounds(name) for name in names])
-    out = np.empty(len(seen))
-    for number in sorted(set(part)):
-        rest = part != number
-        step = _step(slopes[rest], weights[rest], residuals[rest], 0.0) if rest.any() else x * 0.0
-        point = np.clip(x + np.clip(step, -0.5, 0.5), bounds[:, 0], bounds[:, 1])
-        constants = _with(found, dict(zip(names, point))) if rest.any() else CONSTANTS
-        out[~rest] = seen.predicted(constants, np.flatnonzero(~rest))
-    return out
-
-
-def _goodness(seen: _Seen, predicted: np.ndarray) -> dict[str, Goodness]:
-    found = {}
-    regimes = [o.plan.regime for o in seen.observations]
-    for regime in (*latency.REGIMES, "all"):
-        chosen = [i for i, of in enumerate(regimes) if regime in (of, "all")]
-        if not chosen:
-            continue
-        truth = seen.truth[chosen]
-        off = predicted[chosen] - truth
-        error = np.abs(np.expm1(off))
-        total = float(np.sum((truth - truth.mean()) ** 2))
-        r2 = 1 - float(off @ off) / total if total > 1e-12 else None
-        found[regime] = Goodness(len(chosen), float(np.median(error)), float(np.quantile(error, 0.9)), r2)
-    return found
-
-
 # ---- as text --------------------------------------------------------------------------------------------------------
 
 HEADINGS = ("constant", "old", "new", "95 % interval", "records", "source of the old, or why it stays")
-ERROR_HEADINGS = (
-    "regime", "records", "error before", "after", "cross-validated", "90 % before", "after", "cross-validated",
-    "R2 before", "after", "cross-validated",
-)  # fmt: skip
+ERROR_HEADINGS = ("regime", "records", "error before", "after", "90 % before", "after", "R2 before", "after")
 
 
 def constants_body(found: Fit) -> list[tuple[str, ...]]:
@@ -415,36 +290,25 @@ def constants_body(found: Fit) -> list[tuple[str, ...]]:
     out: list[tuple[str, ...]] = []
     for value in found.values:
         unit, source = FITTED[value.name]
-        fitted = value.low is not None
         out.append(
             (
-                f"{value.name} ({unit})" if unit else value.name,
-                f"{value.old:.4g}",
-                f"{value.new:.4g}" if fitted else "-",
-                _range(value),
-                str(value.records),
-                source if fitted else f"{source}; {value.why}",
+                f"{value.name} ({unit})" if unit else value.name, f"{value.old:.4g}",
+                "-" if value.new == value.old else f"{value.new:.4g}",
+                "-" if value.low is None else f"{value.low:.4g} to {value.high:.4g}", str(value.records),
+                f"{source}; {value.why}" if value.why else source,
             )
-        )
+        )  # fmt: skip
     return out
-
-
-def _range(value: Value) -> str:
-    if value.low is None or value.high is None:
-        return "-"
-    if value.low == 0:
-        return f"at most {value.high:.4g}"
-    return f"at least {value.low:.4g}" if math.isinf(value.high) else f"{value.low:.4g} to {value.high:.4g}"
 
 
 def errors_body(found: Fit) -> list[tuple[str, ...]]:
     """A line per regime under ERROR_HEADINGS: median and 90 % of |model / measured - 1|, and R2 of logarithms."""
-    out = []
+    out: list[tuple[str, ...]] = []
     for regime, before in found.before.items():
-        three = [before, found.after.get(regime), found.validated.get(regime)]
-        medians = ["-" if g is None else f"{g.median:.1%}" for g in three]
-        tails = ["-" if g is None else f"{g.p90:.1%}" for g in three]
-        shares = ["-" if g is None or g.r2 is None else f"{g.r2:.3f}" for g in three]
+        both = [before, found.after.get(regime)]
+        medians = ["-" if g is None else f"{g.median:.1%}" for g in both]
+        tails = ["-" if g is None else f"{g.p90:.1%}" for g in both]
+        shares = ["-" if g is None or g.r2 is None else f"{g.r2:.3f}" for g in both]
         out.append((regime, str(before.records), *medians, *tails, *shares))
     return out
 
@@ -454,5 +318,4 @@ def summary(found: Fit) -> list[str]:
     lines = [f"latency model fitted to {found.device}: " + (found.refused or "the constants below")]
     if found.condition is not None:
         lines.append(f"condition number of the fit: {found.condition:.0f}")
-    lines += [f"left out: {n} records, {why}" for why, n in found.skipped.items()]
-    return lines
+    return lines + [f"left out: {n} records, {why}" for why, n in found.skipped.items()]
