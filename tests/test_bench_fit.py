@@ -108,6 +108,13 @@ def test_what_moves_together_is_not_told_apart():
     assert found.refused == "" and found.after["all"].median < found.before["all"].median
 
 
+def test_no_interval_is_wider_than_a_factor_of_uncertain():
+    found = fit.fit(measurements(noise=0.6))
+    factors = [value.high / value.new for value in found.values if value.low is not None]
+    assert factors and max(factors) <= 1.5
+    assert any("not told apart" in value.why for value in found.values)
+
+
 def test_only_the_readers_of_a_constant_change_with_it():
     seen = fit._Seen(observations.observations(measurements())[0])
     for factor in (0.1, 1.3, 8):  # hidden behind another limit here, perhaps not there

@@ -143,8 +143,9 @@ def fit(records: Iterable[dict[str, Any]], device: str | None = None) -> Fit:
     values = []
     for name in FITTED:
         old, new = _get(CONSTANTS, name), _get(found, name)
-        ends = (new / math.exp(half[name]), new * math.exp(half[name])) if name in names else (None, None)
-        values.append(Value(name, old, new, *ends, count[name], "" if name in names else reasons.get(name, refused)))
+        factor = math.exp(half[name]) if name in names else None
+        low, high = (new / factor, new * factor) if factor else (None, None)
+        values.append(Value(name, old, new, low, high, count[name], "" if factor else reasons.get(name, refused)))
     return Fit(device, found, refused, tuple(values), before, after, condition, skipped)
 
 
