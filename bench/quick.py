@@ -1,4 +1,4 @@
-"""The jobs behind the commands: each writes records, returns what to show and what failed."""
+"""The job of `make bench`: correctness, then measurements (or compiled resources and estimates), training, the page."""
 
 from __future__ import annotations
 
@@ -11,54 +11,16 @@ from .cases import case as cases
 from .cases import suites
 from .compiled.job import run_resources
 from .measure import digits
-from .measure.job import providers_here, run_check, run_host, run_timing
+from .measure.job import run_check, run_host, run_timing
 from .model.job import architecture, fit_table, model_table
-from .providers.registry import PROVIDERS
 from .records import environment
 from .records.rows import rows
-from .records.store import RESULTS, Writer, known, load, read
+from .records.store import RESULTS, Writer, known, load
 from .show import formats, tables
 from .show.job import make_report
 
 AFTER_TIMING = 60.0  # seconds of a budget kept for training, host cost, figures
 QUICK_PROVIDERS = ("rnn_triton", "cudnn", "cudnn-layers")  # of `make bench`
-
-
-# ---- what there is --------------------------------------------------------------------------------------------------
-
-
-def suites_table() -> str:
-    body = [(name, str(len(members)), suites.ABOUT[name]) for name, members in suites.SUITES.items()]
-    return formats.text(("suite", "cases", "what"), body)
-
-
-def providers_table() -> str:
-    body = []
-    for name, here in providers_here(PROVIDERS).items():
-        provider = PROVIDERS[name]
-        version = here.version or ("-" if provider.package else "torch's")
-        body.append((name, provider.label, version, here.missing or "found"))
-    return formats.text(("provider", "what", "version", "here"), body)
-
-
-def results_table(out: Path) -> str:
-    """The record files that are known, and where new ones of the GPU at hand belong."""
-    body = []
-    for path in known(out):
-        found, problems = read([path])
-        devices = ", ".join(sorted({r["environment"]["device"] for r in found}))
-        kinds = ", ".join(sorted({r["kind"] for r in found}))
-        body.append((str(path), str(len(found)), str(len(problems)), kinds, devices))
-    lines = formats.text(("file", "records", "damaged lines", "kinds", "devices"), body) if body else "no record files"
-    if torch.cuda.is_available():
-        name = environment.describe(environment.best_device())["device"]
-        lines += f"\nrecords of this device belong into {RESULTS / slug(name)}"
-    return lines
-
-
-def slug(device: str) -> str:
-    """The folder of a device's records: nvidia-h200"""
-    return "-".join("".join(c if c.isalnum() else " " for c in device.lower()).split())
 
 
 # ---- make bench -----------------------------------------------------------------------------------------------------

@@ -25,9 +25,7 @@ from bench.__main__ import main
 from bench.cases import case as cases
 from bench.cases import estimate, suites
 from bench.cases import inputs as cases_inputs
-from bench.first_run import behaviours, constants, dry, listed, tables
-from bench.first_run import items as probes
-from bench.first_run import probes as first_run_probes
+from bench.first_run import behaviours, constants, dry, items, listed, probes, tables
 from bench.first_run import run as first_run
 from bench.instruments import timing
 from bench.measure import check, compiling
@@ -41,7 +39,7 @@ from rnn_triton.plan.choose import plan
 
 H200 = hardware.RECORDS["sm_90"]
 TINY = cases.case(24, 3, 3, "bf16", 8)
-SENTINEL = probes.grid(protocol="sentinel", warps=4)
+SENTINEL = items.grid(protocol="sentinel", warps=4)
 
 
 # ---- the command ----------------------------------------------------------------------------------------------------
@@ -82,9 +80,9 @@ def test_dry_has_cases_of_its_own(capsys):
 
 
 def test_without_the_cooperative_interpreter_grids_are_planned_only(tmp_path):
-    place = probes.Place(torch.device("cpu"), dry, True)
+    place = items.Place(torch.device("cpu"), dry, True)
     with mock.patch.object(dry, "has_cooperative_interpreter", lambda: False):
-        with pytest.raises(probes.NotHere, match="tests/cooperative"), place.choosing(SENTINEL):
+        with pytest.raises(items.NotHere, match="tests/cooperative"), place.choosing(SENTINEL):
             pass
         with place.choosing(()):
             pass
@@ -196,20 +194,20 @@ def test_several_tiles_share_a_group_where_they_should():
 # ---- what a status and a number are made of -------------------------------------------------------------------------
 
 
-class Fails(probes.Item):
+class Fails(items.Item):
     kind = section = "behaviour"
 
     def measure(self, place, found):
         from rnn_triton import ExchangeError
 
-        errors = {"w": RuntimeError("broken"), "x": probes.Wrong("bad"), "y": probes.NotHere("no"), "z": ExchangeError("stuck")}
+        errors = {"w": RuntimeError("broken"), "x": items.Wrong("bad"), "y": items.NotHere("no"), "z": ExchangeError("stuck")}
         if self.choices[0][0] in errors:
             raise errors[self.choices[0][0]]
 
 
 @pytest.mark.parametrize("what, status", [("x", "wrong"), ("y", "unsupported"), ("w", "error"), ("none", "ok")])
 def test_what_is_raised_becomes_a_status(what, status):
-    (found,) = probes.perform((Fails(TINY, ((what, 1),)), True))
+    (found,) = items.perform((Fails(TINY, ((what, 1),)), True))
     assert found["status"] == status
 
 
@@ -220,7 +218,7 @@ def test_a_stuck_launch_is_the_fault_of_its_own_item():
         raise rnn_triton.ExchangeError("group 0 got stuck")
 
     with mock.patch.object(rnn_triton, "synchronize", stuck):
-        (found,) = probes.perform((Fails(TINY, (("x", 1),)), True))
+        (found,) = items.perform((Fails(TINY, (("x", 1),)), True))
     assert found["status"] == "error" and found["message"] == "group 0 got stuck bad"
 
 
@@ -231,7 +229,7 @@ def test_a_broken_context_ends_the_worker():
         raise RuntimeError("an illegal memory access was encountered")
 
     with mock.patch.object(rnn_triton, "synchronize", broken), pytest.raises(RuntimeError, match="bad: an illegal"):
-        probes.perform((Fails(TINY, (("x", 1),)), True))
+        items.perform((Fails(TINY, (("x", 1),)), True))
 
 
 class Clock:
@@ -254,9 +252,9 @@ class Clock:
 
 
 def measured(item, us):
-    place = probes.Place(torch.device("cpu"), Clock(us), False)
+    place = items.Place(torch.device("cpu"), Clock(us), False)
     (fields,) = item.blank()
-    with mock.patch.object(probes, "recurrence", lambda case, *_: case):
+    with mock.patch.object(items, "recurrence", lambda case, *_: case):
         item.measure(place, [fields])
     schema.validate({"schema": schema.SCHEMA, "date": DATE, "kind": item.kind, "run": "r", "environment": ENVIRONMENT, **fields})
     return fields
@@ -264,7 +262,7 @@ def measured(item, us):
 
 @pytest.mark.parametrize("by", ["device", "wall", "graph"])
 def test_a_constant_is_the_slope_less_the_rest_of_the_models_step(by):
-    case, choices = cases.case(512, 8, 1, "bf16", 8), probes.grid(protocol="sentinel", groups=1)
+    case, choices = cases.case(512, 8, 1, "bf16", 8), items.grid(protocol="sentinel", groups=1)
     item = constants.Slope(case, choices, constant="sentinel_us", steps=(100, 500), by=by)
     found = measured(item, lambda case: 40 + 0.9 * case.T)
     with overriding(**dict(choices)):
@@ -281,7 +279,7 @@ def test_a_constant_is_the_slope_less_the_rest_of_the_models_step(by):
 
 def test_gathered_bytes_are_the_slope_over_tiles():
     case = cases.case(2048, 8, 64, "bf16", 8)
-    item = constants.Gather(case, probes.grid(protocol="sentinel", groups=1, block_b=8), constant="L2 gather")
+    item = constants.Gather(case, items.grid(protocol="sentinel", groups=1, block_b=8), constant="L2 gather")
     found = measured(item, lambda case: 30 + case.T * (0.5 + 0.4 * case.B / 8))
     assert found["value"] == pytest.approx(8 * 2048 * 2 / 0.4 / (H200.clock_ghz * 1e3))
     assert found["us"] == pytest.approx([0.5 + 0.4 * n for n in item.tiles])
@@ -298,13 +296,13 @@ def test_launches_and_rates():
 
 
 def test_rows_of_the_table():
-    exchange = first_run_probes.Exchange(TINY, SENTINEL).blank()[0] | {
+    exchange = probes.Exchange(TINY, SENTINEL).blank()[0] | {
         "plan": {"protocol": "sentinel", "groups": 2, "ctas": 16}, "practical_us_per_step": 0.5,
         "device_us": schema.sampled([10.0 + 0.7 * 3] * 3), "short_T": 1, "short_us": schema.sampled([10.7] * 3),
     }  # fmt: skip
     (row,) = tables.exchange_rows([exchange])
     assert row[1:] == ("forward", "sentinel", "2 x 16", "700", "500", "ok")
-    (row,) = tables.exchange_rows([first_run_probes.Exchange(TINY, SENTINEL).blank()[0] | {"status": "timeout", "message": "a\nb"}])
+    (row,) = tables.exchange_rows([probes.Exchange(TINY, SENTINEL).blank()[0] | {"status": "timeout", "message": "a\nb"}])
     assert row[3:] == ("-", "-", "-", "TIMEOUT: a")
     constant = constants.Slope(TINY, constant="local_us").blank()[0] | {"value": 0.123456, "model": 0.2, "message": "note"}
     assert tables.constant_rows([constant]) == [("local_us", TINY.name, "0.123", "0.2", "us", "note")]
@@ -317,42 +315,42 @@ def test_gradients_of_pre_activations_alone():
     case = cases.case(12, 3, 4, "fp32", 5, ieee=True)
     inputs = {name: t.double() for name, t in cases_inputs.tensors(case, torch.device("cpu")).items()}
     y = check.reference(case, inputs)["y"]
-    da = probes.pre_activation_gradients(case, inputs, y)
+    da = items.pre_activation_gradients(case, inputs, y)
     assert torch.allclose(da.flatten(0, 1).sum(0), check.reference(case, inputs)["dbias_ih_l0"], rtol=1e-12)
 
 
 @pytest.mark.interpret
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_a_wrong_exchange_is_seen(direction):
-    item = first_run_probes.Exchange(TINY, SENTINEL, direction)
-    (found,) = probes.perform((item, True))
+    item = probes.Exchange(TINY, SENTINEL, direction)
+    (found,) = items.perform((item, True))
     assert found["status"] == "ok" and found["device_us"]["samples"] and set(found["errors"]) <= {"y", "hn", "da"}
-    exact = probes.recurrence
+    exact = items.recurrence
 
     def wrong(*arguments):
         call = exact(*arguments)
         return lambda: {name: 1.05 * value for name, value in call().items()}
 
-    with mock.patch.object(probes, "recurrence", wrong):
-        (found,) = probes.perform((item, True))
+    with mock.patch.object(items, "recurrence", wrong):
+        (found,) = items.perform((item, True))
     assert found["status"] == "wrong" and "relative error" in found["message"]
 
 
 @pytest.mark.interpret
 def test_a_stuck_launch_that_is_not_stuck_is_seen():
     item = behaviours.Behaviour(TINY, SENTINEL, of="stuck_launch_ends")
-    (found,) = probes.perform((item, True))
+    (found,) = items.perform((item, True))
     assert found["status"] == "ok" and "next launch is right" in found["message"]
     whole = cta_group.Site
     with mock.patch.object(cta_group, "Site", lambda problem, p: whole(problem, replace(p, ctas=2))):
-        (found,) = probes.perform((item, True))
+        (found,) = items.perform((item, True))
     assert found["status"] == "wrong" and "reported nothing" in found["message"]
 
 
 @pytest.mark.interpret
 def test_calls_that_do_not_repeat_are_seen():
     item = behaviours.Replay(TINY, (), of="repeats_bitwise")
-    assert probes.perform((item, True))[0]["status"] == "ok"
+    assert items.perform((item, True))[0]["status"] == "ok"
     train, calls = interface.ModuleSession.train, []
 
     def drifts(session):
@@ -362,19 +360,19 @@ def test_calls_that_do_not_repeat_are_seen():
         return results
 
     with mock.patch.object(interface.ModuleSession, "train", drifts):
-        (found,) = probes.perform((item, True))
+        (found,) = items.perform((item, True))
     assert found["status"] == "wrong" and "dweight_hh_l0 differs" in found["message"]
 
 
 def test_a_planner_that_goes_beyond_the_device_is_seen():
     item = behaviours.Behaviour(cases.case(1024, 8, 4, "bf16", 8), SENTINEL[1:], of="planner_refuses")
-    place = probes.Place(torch.device("cpu"), dry, False)
+    place = items.Place(torch.device("cpu"), dry, False)
     records_ = item.blank()
     item.measure(place, records_)
     assert "no plan of" in records_[0]["message"]
     larger = replace(H200, sms=264, cooperative=False)
     with mock.patch("rnn_triton.plan.choose.plan", lambda problem, device: plan(problem, larger)):
-        with pytest.raises(probes.Wrong, match="for 132 SMs"):
+        with pytest.raises(items.Wrong, match="for 132 SMs"):
             item.measure(place, item.blank())
 
 
@@ -400,12 +398,12 @@ class Graphs:
 @pytest.mark.parametrize("replays", [True, False])
 def test_a_graph_that_replays_nothing_is_seen(replays):
     item = behaviours.Replay(TINY, (), of="graph_replays_bitwise")
-    place, found = probes.Place(torch.device("cpu"), Graphs(replays), False), item.blank()
+    place, found = items.Place(torch.device("cpu"), Graphs(replays), False), item.blank()
     if replays:
         item.measure(place, found)
         assert found[0]["message"] == "3 replays each, on other inputs"
     else:
-        with pytest.raises(probes.Wrong, match="forward, replay 1: y differs"):
+        with pytest.raises(items.Wrong, match="forward, replay 1: y differs"):
             item.measure(place, found)
 
 
@@ -414,12 +412,12 @@ def test_a_graph_that_replays_nothing_is_seen(replays):
     [
         (RuntimeError("Triton Error [CUDA]: too many blocks in cooperative launch"), "the next launch is right"),
         (RuntimeError("out of memory"), RuntimeError),
-        (None, probes.Wrong),
+        (None, items.Wrong),
     ],
 )
 def test_over_subscription_must_raise_what_it_should(error, outcome):
     item = behaviours.Behaviour(TINY, SENTINEL, of="over_subscription_raises")
-    place, found = probes.Place(torch.device("cpu"), dry, False), item.blank()
+    place, found = items.Place(torch.device("cpu"), dry, False), item.blank()
     with mock.patch.object(cta_group.Site, "forward", mock.Mock(side_effect=error)):
         if isinstance(outcome, str):
             item.measure(place, found)

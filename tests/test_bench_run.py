@@ -16,10 +16,11 @@ import torch
 from support import bench_stubs
 from support.bench_records import ENVIRONMENT
 
-from bench.__main__ import main, seconds
+from bench.__main__ import main
 from bench.cases import case as cases
 from bench.cases import estimate, suites
 from bench.cases import inputs as cases_inputs
+from bench.command import seconds
 from bench.compiled import job as compiled_job
 from bench.first_run import dry
 from bench.instruments import timing

@@ -16,7 +16,7 @@ from bench.cases import suites
 from bench.first_run import dry
 from bench.instruments import timing
 from bench.measure import run
-from bench.providers import interface, registry, torch_nn
+from bench.providers import interface, loops, ours, registry, torch_nn
 from rnn_triton.plan import hardware
 
 CPU = torch.device("cpu")
@@ -270,7 +270,8 @@ def test_every_provider_sets_the_precision(monkeypatch):
     """of its own modules: what reads torch's switch runs in the case's precision"""
     case, seen = suites.parse("h8-b2-t3-l2-fp32-ieee"), []
     for name, provider in registry.PROVIDERS.items():
-        monkeypatch.setattr(interface, "set_precision", lambda case, name=name: seen.append(name))
+        for module in (ours, torch_nn, loops):
+            monkeypatch.setattr(module, "set_precision", lambda case, name=name: seen.append(name))
         if not provider.missing(CPU) and not provider.unsupported(case):
             provider.session(case, cases_inputs.tensors(case, CPU))
     assert set(seen) == {"rnn_triton", "rnn_triton-layers", "cudnn", "cudnn-layers", "loop", "compile"}

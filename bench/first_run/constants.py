@@ -12,7 +12,8 @@ from ..cases.case import Case
 from ..cases.inputs import tensors
 from ..measure.compiling import Call
 from ..records.schema import quantiles
-from .items import Fields, Item, NotHere, Place, recurrence
+from . import items
+from .items import Fields, Item, NotHere, Place
 
 # ---- d: constants of the latency model ------------------------------------------------------------------------------
 
@@ -42,7 +43,7 @@ class Constant(Item):
         return [Call(self.case, "fwd", self.choices)]
 
     def forward(self, place: Place, case: Case) -> Callable[[], object]:
-        return recurrence(case, tensors(case, place.device), "forward", None)
+        return items.recurrence(case, tensors(case, place.device), "forward", None)
 
 
 @dataclass(frozen=True)

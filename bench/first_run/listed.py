@@ -17,7 +17,7 @@ from .probes import Equivalence, Exchange, Speed, Switch
 
 def items() -> list[Item]:
     """On a GPU"""
-    return [*_protocols(), *_equivalence(), *_speed(), *_switches(), *_constants(), *faults(), *_graphs()]
+    return [*_protocols(), *_equivalence(), *_speed(), *_switches(), *_constants(), *fault_items(), *_graphs()]
 
 
 def _protocols() -> Iterable[Item]:
@@ -132,7 +132,7 @@ def _constants() -> Iterable[Item]:
     yield Rate(small, constant="fill", unit="TB/s", size=2**28)
 
 
-def faults() -> Iterable[Item]:
+def fault_items() -> Iterable[Item]:
     case = cases.case
     yield Behaviour(case(1024, 8, 16, "bf16", 8), grid(protocol="sentinel"), of="stuck_launch_ends")
     yield Behaviour(case(64, 8, 4, "bf16", 8), grid(), of="over_subscription_raises")

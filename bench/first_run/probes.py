@@ -14,7 +14,8 @@ from ..measure.compiling import Call
 from ..providers.ours import plans_on
 from ..providers.registry import PROVIDERS
 from ..records.schema import BASELINES, OURS, sampled
-from .items import Fields, Item, NotHere, Place, Wrong, pre_activation_gradients, recurrence
+from . import items
+from .items import Fields, Item, NotHere, Place, Wrong, pre_activation_gradients
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,12 @@ class Exchange(Item):
                 expected = {name: truth[name] for name in ("y", "hn")}
             else:
                 expected = {"da": pre_activation_gradients(case, inputs, y)}
-            call = recurrence(case, inputs, self.direction, y)
+            call = items.recurrence(case, inputs, self.direction, y)
             verdict = check.compare(case, call(), expected)
             record["errors"] = verdict.errors
             if not verdict.ok:
                 raise Wrong(verdict.message)
-            samples = place.samples(full=call, short=recurrence(short, few, self.direction, y[: short.T]))
+            samples = place.samples(full=call, short=items.recurrence(short, few, self.direction, y[: short.T]))
         record |= {"device_us": sampled(samples["full"]), "short_T": short.T, "short_us": sampled(samples["short"])}
 
 

@@ -14,7 +14,7 @@ from ..show import formats, tables
 from . import dry
 from .behaviours import Behaviour
 from .items import Item
-from .listed import SETTINGS, faults
+from .listed import SETTINGS, fault_items
 
 SECTIONS = {
     "protocols": "exchange protocols alone",
@@ -39,7 +39,7 @@ def table_of(path: Path, left: Sequence[Item], is_dry: bool) -> str:
     behaviours = by_kind.get("behaviour", [])
     exchanges = by_kind.get("exchange", [])
     switched = [r for r in exchanges if is_switched(r)]
-    faults = [r for r in behaviours if r["name"] in {i.of for i in faults() if isinstance(i, Behaviour)}]
+    faults = [r for r in behaviours if r["name"] in {i.of for i in fault_items() if isinstance(i, Behaviour)}]
     parts = {
         "protocols": formats.text(EXCHANGE_HEADINGS, exchange_rows(r for r in exchanges if r not in switched)),
         "equivalence": _equivalence_table(by_kind.get("check", [])),

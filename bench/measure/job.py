@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import functools
 import sys
@@ -14,6 +15,7 @@ import torch
 
 from ..cases import case as cases
 from ..cases import estimate as model
+from ..command import Answer, Command, budget_argument, case_arguments, cases_of, count, share
 from ..instruments.progress import Progress
 from ..instruments.worker import Worker, WorkerError
 from ..providers.registry import PROVIDERS
@@ -23,6 +25,7 @@ from ..records.rows import Row, rows
 from ..records.schema import OURS
 from ..records.store import Writer, known, load
 from ..show import formats
+from ..show.tables import HEADINGS, timing_rows
 from . import check, host, schedule
 from .compiling import calls_of, compile_calls
 from .run import fault, model_estimate, run
@@ -210,3 +213,49 @@ def run_host() -> str:
         for name, target in host.TARGETS_US.items()
     ]
     return f"host cost per call on this CPU, launches and GEMMs replaced by torch.empty, medians: {'; '.join(parts)}"
+
+
+# ---- commands -------------------------------------------------------------------------------------------------------
+
+
+def _run(given: argparse.Namespace, out: Path, deadline: float) -> Answer:
+    passes = cases.choose(given.passes, cases.PASSES, "pass")
+    providers = cases.choose(given.providers, tuple(PROVIDERS), "provider")
+    timed, failures = run_timing(cases_of(given), passes, providers, out, deadline, given.again, given.repeats)
+    return formats.text(HEADINGS, timing_rows(timed)), failures
+
+
+def _run_arguments(to: argparse.ArgumentParser) -> None:
+    case_arguments(to, "quick")
+    budget_argument(to)
+    to.add_argument("--pass", dest="passes", default=",".join(cases.PASSES), help="fwd,train")
+    to.add_argument("--dtype", default=",".join(cases.DTYPES), help="bf16,fp16,fp32")
+    to.add_argument("--providers", default=",".join(PROVIDERS), help=", ".join(PROVIDERS))
+    to.add_argument("--repeats", type=count, default=1, metavar="N", help="runs of each case, for compare (default 1)")
+    to.add_argument("--again", action="store_true", help="also what is recorded already")
+
+
+def _compare(given: argparse.Namespace, out: Path, deadline: float) -> Answer:
+    from ..records import compare, statistics  # numpy, which only this and fits need
+
+    providers = None if given.providers == "all" else cases.choose(given.providers, tuple(PROVIDERS), "provider")
+    a, b = (compare.load(name, known(out)) for name in (given.A, given.B))
+    found = compare.compare(a, b, providers, given.within or statistics.BAND)
+    for problem in (*found.a.problems, *found.b.problems):
+        print(f"skipped {problem}", file=sys.stderr)
+    text = [formats.text(compare.HEADINGS, compare.body(found)), "", *compare.summary(found)]
+    return "\n".join(text), [f"{pair.case} {pair.pass_} {pair.provider}: {pair.verdict}" for pair in found.regressions]
+
+
+def _compare_arguments(to: argparse.ArgumentParser) -> None:
+    for side in ("A", "B"):
+        to.add_argument(side, help="a record file, a folder of them, or a commit that has records")
+    to.add_argument("--providers", default="rnn_triton", help="all, or names (default: rnn_triton)")
+    to.add_argument("--within", type=share, help="the band around 1 beyond which a change counts, such as 2%% (default)")
+
+
+COMMANDS = (
+    Command("run", "time cases on the GPU: ours, cuDNN and every peer that is installed", _run_arguments, _run),
+    Command("compare", "ratios of two sides with intervals; exit status 1 where B got slower or broke", _compare_arguments, _compare),
+    Command("host", "own Python and dispatcher time per call", lambda to: None, lambda *_: (run_host(), [])),
+)

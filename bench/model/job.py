@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ..cases import case as cases
 from ..cases import estimate as model
+from ..cases.suites import SUITES, parse, suites
+from ..command import Answer, Command, records_argument, records_of
+from ..records import store
 from ..records.environment import needs
 from ..show import formats
 
@@ -58,3 +63,38 @@ def architecture(name: str) -> Any:
     if name not in hardware.RECORDS:
         raise ValueError(f"unknown architecture {name!r}; known: {', '.join(hardware.RECORDS)}")
     return hardware.RECORDS[name]
+
+
+# ---- commands -------------------------------------------------------------------------------------------------------
+
+
+def _model(given: argparse.Namespace, out: Path, deadline: float) -> Answer:
+    device, records = architecture(given.arch), records_of(given, out)
+    return f"{model_table(device, suites(given.suite))}\n\n{fit_table(records)}", []
+
+
+def _model_arguments(to: argparse.ArgumentParser) -> None:
+    records_argument(to)
+    to.add_argument("--arch", default="sm_90")
+    to.add_argument("--suite", default="quick", help=", ".join(SUITES))
+
+
+def _explain(given: argparse.Namespace, out: Path, deadline: float) -> Answer:
+    from . import explaining
+
+    device = architecture(given.arch) if given.arch else None
+    return explaining.explain(parse(given.case), device, store.load(store.known(out))), []
+
+
+def _explain_arguments(to: argparse.ArgumentParser) -> None:
+    to.add_argument("case")
+    to.add_argument("--arch", help="of a GPU that need not be here: sm_80, sm_90, sm_100, ...")
+
+
+COMMANDS = (
+    Command("explain", "a case: its plan, estimates, cuDNN's algorithm, what is recorded and published", _explain_arguments, _explain),
+    Command(
+        "model", "estimated floor and practical us/step of a suite; fitted to records, bottlenecks of what was measured",
+        _model_arguments, _model,
+    ),
+)  # fmt: skip

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..cases.case import choose
+from ..command import Answer, Command, records_argument, records_of
 from ..records.rows import rows
 from . import figures, report, style, tables
 
@@ -31,3 +34,28 @@ def make_report(records: Sequence[dict[str, Any]], out: Path, sections: Sequence
     if figures_:
         beside.append(f"{report.FOLDER}/ ({', '.join(figures_)}; PDF, SVG and PNG)")
     return f"report: {page}" + (f"; beside it: {', '.join(beside)}" if beside else "")
+
+
+# ---- commands -------------------------------------------------------------------------------------------------------
+
+
+def _figures(given: argparse.Namespace, out: Path, deadline: float) -> Answer:
+    names = choose(given.only, tuple(figures.FIGURES), "figure") if given.only else None
+    return make_figures(records_of(given, out), out, names), []
+
+
+def _figures_arguments(to: argparse.ArgumentParser) -> None:
+    records_argument(to)
+    to.add_argument("--only", help=", ".join(figures.FIGURES))
+
+
+def _report(given: argparse.Namespace, out: Path, deadline: float) -> Answer:
+    return make_report(records_of(given, out), out), []
+
+
+COMMANDS = (
+    Command("figures", "draw figures of records: PNG, SVG and PDF", _figures_arguments, _figures),
+    Command(
+        "report", "one HTML page of records, with tables as Markdown, LaTeX and CSV beside it", records_argument, _report
+    ),
+)

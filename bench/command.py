@@ -1,0 +1,89 @@
+"""What a command of the benchmark is: a name, its arguments, what it does; and arguments that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .cases.case import DTYPES, Case, choose
+from .cases.suites import FORM, SUITES, parse, suites
+from .records import environment, store
+
+# beside the results in a checkout; an installed package is no place to write to
+OUT = Path(__file__).resolve().parent / "out" if (environment.root() / "pyproject.toml").exists() else Path("bench-out")
+
+Answer = tuple[str, list[str]]  # (what to show, what failed)
+
+
+@dataclass(frozen=True)
+class Command:
+    """`run` takes the arguments, the folder for files and the end of the budget on time.monotonic()."""
+
+    name: str
+    help: str
+    arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace, Path, float], Answer]
+
+
+def seconds(text: str) -> float:
+    """8m, 90s, 1h or plain seconds."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
+    if not found or float(found.group(1)) <= 0:
+        raise argparse.ArgumentTypeError(f"expected a time such as 8m, 90s or 1h, got {text!r}")
+    return float(found.group(1)) * {"": 1, "s": 1, "m": 60, "h": 3600}[found.group(2)]
+
+
+def share(text: str) -> float:
+    """2% or 0.02."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", text)
+    value = float(found.group(1)) / (100 if found.group(2) else 1) if found else 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"expected a share between 0 and 1 such as 2% or 0.02, got {text!r}")
+    return value
+
+
+def count(text: str) -> int:
+    """1, 2, 3, ..."""
+    if not re.fullmatch(r"0*[1-9]\d{0,5}", text):
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
+    return int(text)
+
+
+def out_argument(to: argparse.ArgumentParser) -> None:
+    to.add_argument("--out", type=Path, default=argparse.SUPPRESS, help=f"folder for records and figures ({OUT})")
+
+
+def budget_argument(to: argparse.ArgumentParser) -> None:
+    to.add_argument("--budget", type=seconds, default=argparse.SUPPRESS, help="time to use, such as 8m (default)")
+
+
+def records_argument(to: argparse.ArgumentParser) -> None:
+    help = "record files (default: those that came with the source and those in --out)"
+    to.add_argument("records", nargs="*", type=Path, help=help)
+
+
+def records_of(given: argparse.Namespace, out: Path) -> list[dict[str, Any]]:
+    """The records that records_argument names"""
+    return store.load(given.records or store.known(out))
+
+
+def case_arguments(to: argparse.ArgumentParser, suite: str | None) -> None:
+    to.add_argument("--suite", default=suite, help=f"separated by commas, or all: {', '.join(SUITES)}")
+    to.add_argument("--case", help=f"case names, separated by commas, in place of a suite and dtypes: {FORM}")
+
+
+def cases_of(given: argparse.Namespace) -> list[Case]:
+    """The cases that case_arguments name, of the dtypes named where there is such an argument"""
+    if given.case:
+        return list(dict.fromkeys(parse(name.strip()) for name in given.case.split(",")))
+    chosen = list(suites(given.suite))
+    if hasattr(given, "dtype"):
+        dtypes = choose(given.dtype, DTYPES, "dtype")
+        chosen = [case for case in chosen if case.dtype in dtypes]
+        if not chosen:
+            raise ValueError(f"no case of {given.suite} is in {given.dtype}")
+    return chosen
