@@ -8,7 +8,6 @@ import pytest
 from support import bench_records, bench_stubs
 from support.bench_records import ENVIRONMENT, timing
 
-from bench import quick
 from bench.__main__ import BUDGET
 from bench.cases import case as cases
 from bench.cases import suites
@@ -302,13 +301,13 @@ def gpu(monkeypatch):
     """Runs believe there is a GPU; a case takes as many seconds of `clock` as its B, and nothing is compiled."""
     clock = Clock()
     monkeypatch.setattr(measure_job, "needs_gpu", lambda: None)
-    monkeypatch.setattr(quick.environment, "describe", lambda device: ENVIRONMENT)
-    monkeypatch.setattr(quick, "compile_calls", lambda calls, seconds: ({}, 0))
+    monkeypatch.setattr(measure_job.environment, "describe", lambda device: ENVIRONMENT)
+    monkeypatch.setattr(measure_job, "compile_calls", lambda calls, seconds: ({}, 0))
     monkeypatch.setattr(measure_job, "providers_here", lambda names: {name: schedule.Here("", None) for name in names})
     monkeypatch.setattr(store, "recorded", lambda: [])
-    monkeypatch.setattr(quick.time, "monotonic", clock)
+    monkeypatch.setattr(measure_job.time, "monotonic", clock)
     monkeypatch.setattr(run, "Worker", Instant(clock))
-    monkeypatch.setattr(quick, "run", functools.partial(run.run, clock=clock))
+    monkeypatch.setattr(measure_job, "run", functools.partial(run.run, clock=clock))
     return clock
 
 

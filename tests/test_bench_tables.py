@@ -144,7 +144,7 @@ def test_a_case_counts_for_every_suite_that_lists_it():
 
 def test_a_suite_that_others_explain_is_shown_where_it_is_whole(monkeypatch):
     x, y, z = (cases.case(H, 1, 2, "bf16") for H in (1, 2, 3))
-    monkeypatch.setattr(tables, "SUITES", {"some": (x, y), "all": (x, y, z), "others": (z, x.at(7))})
+    monkeypatch.setattr(rows_in_words, "SUITES", {"some": (x, y), "all": (x, y, z), "others": (z, x.at(7))})
     assert rows_in_words.suites_of([x.name, y.name, z.name]) == {"some": {x.name, y.name}, "all": {x.name, y.name, z.name}}
     assert rows_in_words.suites_of([x.name, z.name]) == {"all": {x.name, z.name}}
 
