@@ -22,6 +22,8 @@ PACKAGES = {
     **{f"rnn_triton/bench/{room}": f"bench/{room}" for room in BENCH},
 }  # fmt: skip
 
+DATA = {"rnn_triton/py.typed", "rnn_triton/plan/measured.json", "rnn_triton/bench/show/page.html"}
+
 
 def run(*command, cwd=ROOT):
     done = subprocess.run(command, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True)
@@ -74,7 +76,7 @@ def built(tmp_path_factory):
 def test_wheel_holds_the_packages_and_nothing_else(built):
     wheel, _, _ = built
     modules = {f"{package}/{path.name}" for package, at in PACKAGES.items() for path in (ROOT / at).glob("*.py")}
-    assert {name for name in wheel if ".dist-info/" not in name} == modules | {"rnn_triton/py.typed", "rnn_triton/plan/measured.json"}
+    assert {name for name in wheel if ".dist-info/" not in name} == modules | DATA
     assert any(name.endswith("/licenses/LICENSE") for name in wheel)
 
 
