@@ -1,8 +1,8 @@
 """Figures from records, and from nothing else.
 
 FIGURES names them; each gives the pages the rows of one device allow.  A series runs over the cases that differ in one
-size alone, found in the rows, not listed here.  A value that was not measured leaves a gap with a mark that says why;
-what cannot be shown gives no page.
+size alone, found in the rows, not listed here.  A line is broken where a value was not
+measured; what cannot be shown gives no page.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..records.rows import APART, Row
 from ..records.schema import OURS
 from . import style
 from .over_sizes import COMPARED, accuracy, memory, scaling, speedup_over, step
-from .panels import Page, gap_of
+from .panels import Page
 from .roofline import roofline
 from .rows_in_words import EVERYTHING, PASS_TITLES, REGIMES, arithmetic, by_device, by_suite, caption
 from .style import MissingMatplotlib
@@ -247,7 +247,7 @@ def distribution(rows: Sequence[Row]) -> Iterator[Page]:
                 row = index.get((name, pass_, provider))
                 label = style.LABELS.get(provider, provider)
                 if row is None or not row.samples:
-                    lacking.append(f"{label}: {gap_of(row)}")
+                    lacking.append(f"{label}: {row.status if row and row.status != 'ok' else 'not measured'}")
                     continue
                 ordered = sorted(row.samples)
                 parts = [i / len(ordered) for i in range(len(ordered) + 1)]

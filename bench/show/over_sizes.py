@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 from ..records.rows import Row
@@ -35,7 +34,7 @@ def speedup_over(rows: Sequence[Row]) -> Iterator[Page]:
                 (
                     "" if lines else sweep.title,
                     [
-                        Series(kind, style.ARITHMETIC[kind], _compared(index, sweep, kind, pass_))
+                        Series(kind, style.ARITHMETIC[kind], _over(index, sweep, kind, pass_, OURS, lambda r: r.speedup))
                         for kind in kinds(rows)
                     ],
                 )
@@ -47,13 +46,6 @@ def speedup_over(rows: Sequence[Row]) -> Iterator[Page]:
         figure, legend = draw_lines(lines, [(sweep.label, sweep.values) for sweep in found])
         note = f"Speedup {COMPARED}."
         yield Page(f"speedup-over-{axis}", f"Speedup over {found[0].label}", note, caption(rows), figure, legend)
-
-
-def _compared(index: Index, sweep: Sweep, kind: str, pass_: str) -> list[Point]:
-    """Speedups; where ours was timed and not compared, why."""
-    found = [index.get((sweep.names.get((kind, v), ""), pass_, OURS)) for v in sweep.values]
-    points = [point_of(row, v, lambda r: r.speedup) for row, v in zip(found, sweep.values)]
-    return [replace(p, gap=row.gap) if row is not None and row.gap else p for row, p in zip(found, points)]
 
 
 def step(rows: Sequence[Row]) -> Iterator[Page]:
@@ -69,7 +61,7 @@ def step(rows: Sequence[Row]) -> Iterator[Page]:
             for kind in kinds(rows):
                 several = _providers(index, sweep, kind, pass_, _step_quantiles)
                 floor = _over(index, sweep, kind, pass_, OURS, lambda r: r.floor_us_per_step)
-                several.append(Series("floor (estimate)", style.FLOOR, [p for p in floor if p.y is not None]))
+                several.append(Series("floor (estimate)", style.FLOOR, floor))
                 times.append(("" if lines else kind, several))
                 parts.append(("", _providers(ours, sweep, kind, pass_, lambda r: r.fraction_of_floor)))
             lines.append(Line(f"{PASS_TITLES[pass_]}\nus per step", times))
@@ -130,7 +122,7 @@ def scaling(rows: Sequence[Row]) -> Iterator[Page]:
                 look = style.ARITHMETIC[kind]
                 several.append(Series(kind, look, ours))
                 hollow = look | {"markerfacecolor": "white", "linewidth": 0.8}
-                several.append(Series(f"{kind}, cuDNN", hollow, [p for p in theirs if p.y is not None]))
+                several.append(Series(f"{kind}, cuDNN", hollow, theirs))
             ends = (sweep.values[0], sweep.values[-1])
             guide = [Point(v, (v / ends[0]) ** SLOPES[sweep.axis]) for v in ends]
             panels.append(
@@ -150,7 +142,7 @@ def _relative(index: Index, sweep: Sweep, kind: str, pass_: str, provider: str) 
     first, *rest = _over(index, sweep, kind, pass_, provider, lambda r: r.us[1] if r.us else None)
     if first.y is None:
         return []
-    return [Point(p.x, None if p.y is None else p.y / first.y, gap=p.gap) for p in (first, *rest)]
+    return [Point(p.x, None if p.y is None else p.y / first.y) for p in (first, *rest)]
 
 
 def accuracy(rows: Sequence[Row]) -> Iterator[Page]:
@@ -206,9 +198,9 @@ def _error_points(rows: Sequence[Row], wanted: Sequence[str] | None) -> list[Poi
     worst: dict[str, Point] = {}
     for row in rows:
         for error in _of(row, wanted).values():
-            y = max(error["rel"], LEAST_ERROR) if error["rel"] < MOST_ERROR else None  # NaN neither: the mark alone
-            right = error["rel"] <= error["rel_tol"] and error["max"] <= error["max_tol"]
-            point = Point(row.shape["T"], y, gap="" if right and y is not None else "wrong")
+            y = max(error["rel"], LEAST_ERROR) if error["rel"] < MOST_ERROR else None  # nor can it show NaN
+            wrong = not (error["rel"] <= error["rel_tol"] and error["max"] <= error["max_tol"])
+            point = Point(row.shape["T"], y, wrong=wrong)
             if row.case not in worst or (point.y or math.inf) > (worst[row.case].y or math.inf):
                 worst[row.case] = point
     return sorted(worst.values(), key=lambda p: p.x)

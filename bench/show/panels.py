@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,13 +29,13 @@ class Page:
 
 @dataclass(frozen=True)
 class Point:
-    """`y` None: there is none, for the reason `gap` (a key of style.GAPS); with both, a value that is marked."""
+    """`y` None: there is none, and the line is broken."""
 
     x: float
     y: float | None
     low: float | None = None
     high: float | None = None
-    gap: str = ""
+    wrong: bool = False  # marked as such
 
 
 @dataclass(frozen=True)
@@ -62,15 +63,10 @@ def point_of(row: Row | None, x: float, value: Callable[[Row], float | Sequence[
     """value(row): one number or (p20, median, p80)"""
     found = value(row) if row is not None and row.status == "ok" else None
     if found is None:
-        return Point(x, None, gap=gap_of(row))
+        return Point(x, None)
     if isinstance(found, (int, float)):
         return Point(x, float(found))
     return Point(x, found[1], found[0], found[2])
-
-
-def gap_of(row: Row | None) -> str:
-    status = "not measured" if row is None else row.status
-    return {"error": "failed", "timeout": "failed"}.get(status, status if status in style.GAPS else "not measured")
 
 
 def draw_lines(
@@ -82,24 +78,14 @@ def draw_lines(
         len(lines), len(axes), width, sum(heights) / len(heights), gridspec_kw={"height_ratios": heights}
     )
     legend: dict[str, Any] = {}
-    gaps: set[str] = set()
     for line, across in zip(lines, panels):
         numbers = [line.level[0]] if line.level else []
         for _, several in line.panels:
             numbers += [v for s in several for p in s.points for v in (p.y, p.low, p.high) if v is not None]
-        slots = max(
-            (
-                i + 1
-                for _, several in line.panels
-                for i, s in enumerate(several)
-                if any(p.y is None for p in s.points)
-            ),
-            default=0,
-        )
         for axis, (title, several), (label, values) in zip(across, line.panels, axes):
             axis.set_title(textwrap.fill(title, int(width * 10)))
-            for slot, series in enumerate(several):
-                gaps |= _series(axis, series, slot, legend)
+            for series in several:
+                _draw(axis, series, legend)
             if line.level:
                 axis.axhline(line.level[0], color="black", linewidth=0.9, zorder=1.6)  # above the grid
                 legend.setdefault(line.level[1], style.line(color="black", linewidth=0.9))
@@ -110,41 +96,28 @@ def draw_lines(
                 axis.set_ylim(0, 1.08 * max([1.0, *numbers]))
                 axis.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "50 %", "", "100 %"])
             elif numbers:
-                style.log_ticks(axis, numbers, 0.12 + 0.06 * slots)
+                style.log_ticks(axis, numbers)
             axis.set_xlabel(label if line is lines[-1] else "")
         across[0].set_ylabel(line.label)
         for axis in across[1:]:
             axis.tick_params(labelleft=False)
-    legend |= {
-        gap: style.line(color="black", marker=mark, linestyle="") for gap, mark in style.GAPS.items() if gap in gaps
-    }
     return figure, legend
 
 
-def _series(axis: Any, series: Series, slot: int, legend: dict[str, Any]) -> set[str]:
-    """Draws one; breaks the line at a gap and marks it at the lower edge of the panel. Returns the gaps there were."""
+def _draw(axis: Any, series: Series, legend: dict[str, Any]) -> None:
+    """Draws one, its line broken where there is no value."""
+    if not any(p.y is not None for p in series.points):
+        return
     look = {"markersize": 4.5, "linewidth": 1.3} | series.style
-    runs: list[list[Point]] = [[]]
-    for point in series.points:
-        if point.y is None:
-            runs.append([])
-        else:
-            runs[-1].append(point)
-    for run in filter(None, runs):
-        axis.plot([p.x for p in run], [p.y for p in run], **look)
-        spread = [p for p in run if p.low is not None]
-        if spread:
-            x, low, high = [p.x for p in spread], [p.low for p in spread], [p.high for p in spread]
-            axis.vlines(x, low, high, color=series.style["color"], linewidth=1)
-            axis.plot([*x, *x], [*low, *high], linestyle="", marker="_", markersize=4, color=series.style["color"])
-    if any(runs):
-        legend.setdefault(series.label, style.line(**look))
-    for point in series.points:
-        if point.gap:
-            where = (point.x, 0.035 + 0.06 * slot) if point.y is None else (point.x, point.y)
-            transform = {"transform": axis.get_xaxis_transform()} if point.y is None else {}
-            axis.plot(
-                *([v] for v in where), marker=style.GAPS[point.gap], linestyle="", color=series.style["color"],
-                markersize=6 if point.y is None else 9, markeredgewidth=1.4, **transform,
-            )  # fmt: skip
-    return {point.gap for point in series.points if point.gap}
+    axis.plot([p.x for p in series.points], [math.nan if p.y is None else p.y for p in series.points], **look)
+    spread = [p for p in series.points if p.low is not None]
+    if spread:
+        x, low, high = [p.x for p in spread], [p.low for p in spread], [p.high for p in spread]
+        axis.vlines(x, low, high, color=series.style["color"], linewidth=1)
+        axis.plot([*x, *x], [*low, *high], linestyle="", marker="_", markersize=4, color=series.style["color"])
+    legend.setdefault(series.label, style.line(**look))
+    wrong = [p for p in series.points if p.wrong and p.y is not None]
+    if wrong:
+        mark = {"marker": "x", "linestyle": "", "markersize": 9, "markeredgewidth": 1.4}
+        axis.plot([p.x for p in wrong], [p.y for p in wrong], color=series.style["color"], **mark)
+        legend.setdefault("wrong", style.line(color="black", marker="x", linestyle=""))

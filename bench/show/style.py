@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..records.rows import APART, NO_BASELINE
 from ..records.schema import OURS
 
 SUFFIXES = (".png", ".svg", ".pdf")
@@ -46,8 +45,6 @@ LABELS = {OURS: "rnn_triton", "rnn_triton-layers": "rnn_triton, a launch a layer
 FLOOR: Style = {"color": "#595959", "marker": "", "linestyle": ":", "linewidth": 1.4}
 GUIDE: Style = {"color": "#000000", "marker": "", "linestyle": (0, (1, 2)), "linewidth": 1.2}
 TOLERANCE: Style = GUIDE | {"marker": "_", "markersize": 9}
-# What a mark at the lower edge of a panel says of a value that is not there.
-GAPS = {"wrong": "x", "failed": "+", "unsupported": "_", "not measured": "|", NO_BASELINE: "1", APART: "2"}
 
 _RC: dict[Any, Any] = {
     "svg.hashsalt": "rnn_triton",
