@@ -34,7 +34,8 @@ def commands(text, start):
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_commands_are_understood(page):
     from bench import __main__ as bench
-    from bench.cases.case import choose, parse, suites
+    from bench.cases.case import choose
+    from bench.cases.suites import parse, suites
     from bench.show.figures import FIGURES
 
     text = page.read_text(encoding="utf-8")
