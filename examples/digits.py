@@ -40,7 +40,7 @@ PEAK_RATE, SMOOTHING, CLIP = 6e-3, 0.1, 1.0
 
 
 class TorchRNN(nn.Module):
-    """What SimpleRNN replaces; their state_dicts have the same keys."""
+    """Does with torch.nn.RNN what rnn_triton.SimpleRNN does; the keys of their state_dicts are equal."""
 
     def __init__(self, input_size: int, hidden_size: int, output_size: int) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class TorchRNN(nn.Module):
 
 
 def load() -> tuple[Tensor, Tensor]:
-    """(x, digit): x[8, 1797, 8] fp32 in [0, 1], time-major rows of the images; digit[1797] int64 in 0..9."""
+    """Returns (x, digit): x[8, 1797, 8] fp32 in [0, 1], the rows of the images, time-major; digit[1797] int64 in 0..9."""
     with gzip.open(Path(__file__).parent / "data" / "digits.csv.gz", "rt") as file:
         table = torch.tensor([[int(v) for v in line.split(",")] for line in file])
     x = table[:, :64].view(-1, 8, 8).transpose(0, 1).contiguous()
@@ -61,13 +61,13 @@ def load() -> tuple[Tensor, Tensor]:
 
 
 def split(images: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of the training images (80 %) and of the test images, at random."""
+    """Returns random indices of the training images (80 %) and of the test images."""
     order = torch.randperm(images, generator=torch.Generator().manual_seed(seed))
     return order[: images * 8 // 10], order[images * 8 // 10 :]
 
 
 def build(implementation: str, seed: int, **options: Any) -> nn.Module:
-    """The net on the CPU, with the same initial weights in both implementations; `options` are those of SimpleRNN."""
+    """Returns the net on the CPU. The seed decides the initial weights, whichever implementation; `options` are those of SimpleRNN."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         reference = TorchRNN(8, HIDDEN, 10)
@@ -82,7 +82,7 @@ def build(implementation: str, seed: int, **options: Any) -> nn.Module:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """For a net this small on the CPU: where the cores are busy, two threads waiting for each other take far longer."""
+    """Lets torch use one thread: for a net this small on busy cores, two threads that wait for each other take far longer."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -195,7 +195,7 @@ def kernel_steps(device: str | torch.device = "cpu") -> dict[str, Any]:
 
 
 def show_bar(label: str) -> Callable[[int, int, float], None]:
-    """A progress bar on stderr; none where that is no terminal."""
+    """Returns a function that draws a progress bar on stderr, if that is a terminal."""
 
     def show(epoch: int, epochs: int, loss: float) -> None:
         if sys.stderr.isatty():
@@ -223,9 +223,9 @@ def main() -> int:
             for seed in SEEDS
         ]
         mean[implementation] = sum(r["accuracy"] for r in results) / len(results)
-        each = "  ".join(f"{r['accuracy']:.2%}" for r in results)
+        accuracies = "  ".join(f"{r['accuracy']:.2%}" for r in results)
         seconds = sum(r["seconds"] for r in results)
-        print(f"{implementation:10}  test accuracy {mean[implementation]:.2%}  ({each})  {seconds:.1f} s")
+        print(f"{implementation:10}  test accuracy {mean[implementation]:.2%}  ({accuracies})  {seconds:.1f} s")
         print(f"{'':10}  {results[0]['ran']}")
     steps = kernel_steps(arguments.device)
     print(
