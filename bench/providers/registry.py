@@ -1,7 +1,4 @@
-"""Who is measured: each provider runs a case's forward and forward+backward on the same tensors.
-
-Here those that need torch alone; libraries with kernels of their own are in peers.py.
-"""
+"""All providers, by the names that records have: each runs the forward pass and the training pass of a case."""
 
 from __future__ import annotations
 
