@@ -574,7 +574,7 @@ def test_explain_names_the_launch_and_the_waves():
     assert "of each of 64 models" in many[0] and "one launch of 64 CTAs of 8 warps" in many[0]
     assert "all of W_hh of one model" in many[0]
     assert "of each of 5 models" in waves[0]
-    assert "5 waves, a model each and one after the other: one launch of 32 CTAs" in waves[0]
+    assert "5 waves of one model each, one after the other: one launch of 32 CTAs" in waves[0]
     assert "for one model after the other" in many[2] and "for one model" not in one[2]
     with pytest.raises(ValueError, match="models must be at least 1, got 0"):
         explained(H=128, models=0)

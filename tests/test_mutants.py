@@ -1,4 +1,4 @@
-"""The tests of the grid engine can fail: defects planted in the real source of kernels/ are each noticed.
+"""The tests of kernels whose CTAs exchange data can fail: defects planted in the real source of kernels/ are each noticed.
 
 `MUTANTS` in support/mutants.py is the table: what is changed, and which modes notice it.  A mode is a way to look at a
 launch in the cooperative interpreter:

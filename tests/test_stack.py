@@ -361,7 +361,7 @@ def test_explain():
     assert "PERSIST_STATIC is" in torchs
     backward = explained(10, 2048, 4, direction="backward")
     assert backward[1].startswith("layers 2 to 3: ") and backward[2].startswith("layers 0 to 1: ")
-    assert backward[3].startswith("2 parts, because fewer of more layers do not fit on H200's 132 SMs")
+    assert backward[3].startswith("2 parts, because fewer parts of more layers each do not fit on H200's 132 SMs")
     both = explained(10, 1024, 2, bidirectional=True)
     assert both[2].startswith("layer 1, both directions: one launch of ") and "side by side" in both[2]
     alone = explained(1000, 128, 4)[1]
@@ -372,7 +372,7 @@ def test_explain():
     assert explained(10, 8192, 2)[1].startswith("layer 0: ") and "2 parts" in explained(10, 8192, 2)[0]
     assert explained(10, 1024, 3, models=2)[3].startswith("layer 2: 2 waves")
     with rnn_triton.overriding(lanes=1):
-        assert explained(10, 512, 2)[3] == "2 parts, because no launch may hold more, as asked for."
+        assert explained(10, 512, 2)[3] == "2 parts, because overriding(lanes=...) lets no launch hold more."
     ieee = rnn_triton.explain(10, 8, 64, 64, precision="ieee", device=H200, num_layers=2)
     assert "2 parts, because layers share a launch in bf16, fp16, tf32 and tf32x3." in ieee
     both = dict(dtype=torch.float64, device=H200, num_layers=2, bidirectional=True)

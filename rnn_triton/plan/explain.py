@@ -136,15 +136,15 @@ def _network(
         lines.append(f"{where}; {us:.2f} us per step, estimated")
         lines += [_refused(other, why) for other, why in rejected(one, device, launch.lanes)]
     if problem.models == 1 and not bidirectional and len(found) > 1:
-        why = f"fewer of more layers do not fit on {device.name}'s {device.coresident} SMs, or are estimated to be slower"
+        why = f"fewer parts of more layers each do not fit on {device.name}'s {device.coresident} SMs, or are estimated to be slower"
         if "lanes" in dict(overrides()):
-            why = "no launch may hold more, as asked for"
+            why = "overriding(lanes=...) lets no launch hold more"
         elif kind(problem) in ("ieee", "fp64"):
             why = "layers share a launch in bf16, fp16, tf32 and tf32x3"
         lines.append(f"{len(found)} parts, because {why}.")
     if problem.models == 1 and any(lanes.count > 1 for lanes in sharing):
         lines.append(
-            "Packed sequences, torch.func and forward-mode derivatives: a launch for each layer and direction."
+            "Packed sequences, torch.func and forward-mode derivatives take a launch for each layer and direction."
         )
     return lines + _fewer(device)
 
@@ -186,7 +186,7 @@ def _ran(problem: Problem, p: Plan, T: int) -> str:
             f"{' of one model' if problem.models > 1 else ''} ({p.formulation} products)"
         )
     if problem.models > 1:
-        return f"{problem.models} waves, a model each and one after the other: {_ran(replace(problem, models=1), p, T)}"
+        return f"{problem.models} waves of one model each, one after the other: {_ran(replace(problem, models=1), p, T)}"
     if isinstance(p, CtaGroup):
         rounds = math.ceil(math.ceil(problem.B / p.block_b) / p.groups)
         return (

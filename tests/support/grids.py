@@ -1,4 +1,4 @@
-"""Launches of the grid engine by hand-written plans: in the cooperative interpreter, or on a GPU.
+"""Launches of kernels whose CTAs exchange data, by hand-written plans: in the cooperative interpreter, or on a GPU.
 
 Tolerances are relative, in the Frobenius norm, as in test_kernels.py:
 
