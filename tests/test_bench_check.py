@@ -32,7 +32,7 @@ from bench.measure import check, compiling
 from bench.providers import interface
 from bench.records import schema, store
 from rnn_triton import overriding
-from rnn_triton.launch import cta_group, launcher
+from rnn_triton.launch import launcher, recurrence
 from rnn_triton.plan import hardware, latency
 from rnn_triton.plan import problem as plans
 from rnn_triton.plan.choose import plan
@@ -341,8 +341,8 @@ def test_a_stuck_launch_that_is_not_stuck_is_seen():
     item = behaviours.Behaviour(TINY, SENTINEL, of="stuck_launch_ends")
     (found,) = items.perform((item, True))
     assert found["status"] == "ok" and "next launch is right" in found["message"]
-    whole = cta_group.Site
-    with mock.patch.object(cta_group, "Site", lambda problem, p: whole(problem, replace(p, ctas=2))):
+    whole = recurrence.Recurrence
+    with mock.patch.object(recurrence, "Recurrence", lambda problem, p: whole(problem, replace(p, ctas=2))):
         (found,) = items.perform((item, True))
     assert found["status"] == "wrong" and "reported nothing" in found["message"]
 
@@ -418,7 +418,7 @@ def test_a_graph_that_replays_nothing_is_seen(replays):
 def test_over_subscription_must_raise_what_it_should(error, outcome):
     item = behaviours.Behaviour(TINY, SENTINEL, of="over_subscription_raises")
     place, found = items.Place(torch.device("cpu"), dry, False), item.blank()
-    with mock.patch.object(cta_group.Site, "forward", mock.Mock(side_effect=error)):
+    with mock.patch.object(recurrence.Recurrence, "forward", mock.Mock(side_effect=error)):
         if isinstance(outcome, str):
             item.measure(place, found)
             assert outcome in found[0]["message"]

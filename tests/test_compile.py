@@ -22,6 +22,7 @@ from rnn_triton.kernels.dropout import drop
 from rnn_triton.kernels.matmul import matmul_kernel
 from rnn_triton.kernels.per_step import per_step
 from rnn_triton.launch import cta_group, dispatch, one_cta
+from rnn_triton.launch.operands import Operands, Scalars
 from rnn_triton.plan import choose, hardware
 from rnn_triton.plan.candidates import FORMS, Form, k_tiles
 from rnn_triton.plan.problem import Problem, row_units
@@ -77,8 +78,16 @@ def test_constants_are_in_the_kernels_order(regime):
     kernel = one_cta.one_cta if regime is one_cta else cta_group.cta_group
     jobs = [job for job in planned() if choose.plan(*job).regime == regime.__name__.rpartition(".")[2]]
     for problem, device in jobs[:20]:
-        names = list(regime.constants(problem, choose.plan(problem, device), (True,) * len(regime.TENSORS)))
+        names = list(regime.constants(problem, choose.plan(problem, device), (True,) * len(Operands._fields)))
         assert names == kernel.arg_names[-len(names) :]
+
+
+@pytest.mark.parametrize("kernel, without", [(one_cta.one_cta, 0), (cta_group.cta_group, 3)])
+def test_operands_and_scalars_are_in_the_kernels_order(kernel, without):
+    """A launch hands them over by position."""
+    names = [f"{name}_ptr" for name in Operands._fields] + list(Scalars._fields[: len(Scalars._fields) - without])
+    assert kernel.arg_names[: len(names)] == names
+    assert kernel.params[len(names)].is_constexpr, "no parameter of a call is left out"
 
 
 KERNELS = [one_cta.one_cta, cta_group.cta_group, per_step, drop, matmul_kernel]

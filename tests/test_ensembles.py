@@ -19,7 +19,8 @@ from test_kernels import KINDS, assert_close, tolerance
 import rnn_triton
 from bench.compiled.planned import planned
 from rnn_triton.cells import reference
-from rnn_triton.launch import dispatch, gemm, launcher, one_cta
+from rnn_triton.launch import dispatch, gemm, launcher, one_cta, recurrence
+from rnn_triton.launch.operands import Operands
 from rnn_triton.op import gradients as gradients_of
 from rnn_triton.op import layer
 from rnn_triton.plan import choose, hardware, latency
@@ -316,7 +317,7 @@ def test_every_element_is_written(kind, device, monkeypatch):
         return t[guard : guard + n].view(shape)
 
     dims, tensors = stacked(members(kind, 2, 9, 5, 17, device))
-    monkeypatch.setattr(one_cta, "empty", poisoned)
+    monkeypatch.setattr(recurrence, "empty", poisoned)
     tensors = leaves(tensors)
     outputs = torch.vmap(rnn(kind), in_dims=dims)(*tensors)
     gradients(outputs, like(outputs), tensors)
@@ -616,7 +617,7 @@ def test_the_kernel_of_an_ensemble(job):
     one, device = job
     many = dataclasses.replace(one, models=2)
     p = choose.plan(many, device)
-    present = (True,) * len(one_cta.TENSORS)
+    present = (True,) * len(Operands._fields)
     of_one = one_cta.constants(one, p, present)
     assert one_cta.constants(many, p, present) == {**of_one, "MODELS": True} and not of_one["MODELS"]
     check_compiled(dispatch.compile_ahead(many, p, device), many, p, device)

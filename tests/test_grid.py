@@ -1,4 +1,4 @@
-"""The engine over a group of CTAs (kernels/cta_group.py), through grid.Site with hand-written plans.
+"""The engine over a group of CTAs (kernels/cta_group.py), through launch/recurrence.py with hand-written plans.
 
 Without a GPU: in the cooperative interpreter (tests/cooperative), with its race detector, in several schedules and
 memory models, outputs poisoned.  On one: the same cases as real launches, and what only a GPU shows.  The reference is
@@ -118,9 +118,9 @@ def test_programs_wait():
     """The schedules do make programs wait for each other, under both protocols."""
     for protocol in ("sentinel", "counter"):
         case = Case(3, 3, 8, 40, protocol=protocol)
-        site, tensors = case.site("forward"), case.inputs("forward")
+        launch, tensors = case.launch("forward"), case.inputs("forward")
         with case.interpreted("forward", mode=dict(schedule="starve", seed=0)) as session:
-            site.forward(*tensors, False)
+            launch.forward(*tensors)
         assert session.stats["programs"] == 3 and session.stats["polls"] > 0
 
 
@@ -266,10 +266,10 @@ def polls_of_a_failed_group(look_every, limit, *changes):
     dead = Change(stuck.DEAD.file, stuck.DEAD.old, stuck.DEAD.new.replace("2 * CTAS - 1", "CTAS - 1"))
     with patched(dead, *changes) as kernels:
         kernels.operands.SPIN_LIMIT = limit
-        site, tensors = case.site("forward", kernels.host), case.inputs("forward")
+        launch, tensors = case.launch("forward", kernels.recurrence), case.inputs("forward")
         mode = dict(schedule="rr", races="off", max_idle=100 * limit, continued=True, poisoned=())
         with case.interpreted("forward", mode=mode) as session:
-            y, _ = site.forward(*tensors, False)
+            y, _ = launch.forward(*tensors)
     faults.word(torch.device("cpu")).zero_()
     assert y[3:].isnan().all()  # of all units: relu would have made zeros of the sentinel's NaN
     return session.stats["polls"]

@@ -21,7 +21,7 @@ from support.recorder import Recorder
 
 import rnn_triton
 from rnn_triton.cells import reference
-from rnn_triton.launch import dispatch, launcher, one_cta
+from rnn_triton.launch import dispatch, launcher, recurrence
 from rnn_triton.op import layer
 from rnn_triton.plan import choose, hardware
 from rnn_triton.plan.problem import Problem
@@ -207,7 +207,7 @@ def test_every_element_is_written(kind, device, monkeypatch):
         made.append((t, n))
         return t[guard : guard + n].view(shape)
 
-    monkeypatch.setattr(one_cta, "empty", lambda like, *shape: poisoned(*shape, like=like))
+    monkeypatch.setattr(recurrence, "empty", lambda like, *shape: poisoned(*shape, like=like))
     for T, B, I, H in ((2, 9, 5, 17), (3, 8, 8, 16)):
         check(inputs(kind, T, B, I, H), kind, device)
     assert len(made) == 2 * 3  # y, hn and da

@@ -41,7 +41,7 @@ from support.mutants import (
 from support.stacks import Stack
 
 from rnn_triton.kernels import exchange
-from rnn_triton.launch import cta_group, faults
+from rnn_triton.launch import cta_group, faults, recurrence
 
 interpret = pytest.mark.interpret
 CPU = torch.device("cpu")
@@ -92,7 +92,7 @@ def look(mode, case, direction, data, changes=()):
                 if mode == "stuck":
                     stuck.check(case, direction, kernels)
                 else:
-                    results = case.run(direction, tensors, module=case.module(kernels), mode={**schedule, **options})
+                    results = case.run(direction, tensors, module=kernels.recurrence, mode={**schedule, **options})
                     assert_same_where_finite(results, expected, case.tolerance)
             except reports as error:
                 return error
@@ -169,9 +169,11 @@ def test_a_change_that_no_longer_applies():
 
 def test_patching_leaves_the_source_alone():
     with patched(stuck.DEAD) as kernels:
-        assert kernels.host.cta_group is kernels.cta_group.cta_group is not cta_group.cta_group
+        assert kernels.recurrence.cta_group.cta_group is kernels.cta_group.cta_group is not cta_group.cta_group
+        assert kernels.recurrence.operands is kernels.operands is not recurrence.operands
+        assert kernels.recurrence.faults is recurrence.faults, "else tests look at another word than launches report in"
         assert kernels.cta_group.cta_group.fn.__code__.co_filename != cta_group.cta_group.fn.__code__.co_filename
-    assert cta_group.Site.__module__ == "rnn_triton.launch.cta_group"
+    assert recurrence.Recurrence.__module__ == "rnn_triton.launch.recurrence"
 
 
 @interpret

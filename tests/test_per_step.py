@@ -36,13 +36,13 @@ def problem(direction, kind, B, I, H, nonlinearity="tanh"):
 
 def forward(kind, tensors, nonlinearity="tanh", reverse=False, **blocks):
     x, _, w_hh = tensors[:3]
-    site = per_step.Site(problem("forward", kind, *x.shape[1:], len(w_hh), nonlinearity), plan(kind, **blocks))
+    site = per_step.Steps(problem("forward", kind, *x.shape[1:], len(w_hh), nonlinearity), plan(kind, **blocks))
     return site.forward(*tensors, reverse)
 
 
 def backward(kind, w_hh, y, dy, dhn, nonlinearity="tanh", reverse=False, **blocks):
     B, H = y.shape[1:]
-    site = per_step.Site(problem("backward", kind, B, 1, H, nonlinearity), plan(kind, **blocks))
+    site = per_step.Steps(problem("backward", kind, B, 1, H, nonlinearity), plan(kind, **blocks))
     return site.backward(w_hh, y, dy, dhn, reverse)
 
 
@@ -191,7 +191,7 @@ def test_strides_beyond_32_bits(strides, device):
     w_hh, y, dy, dhn = cotangents("ieee", device, 2, 2, 16)
     far = reserved(2**31 + 64, device).as_strided((2, 2, 16), strides)
     far.copy_(dy)
-    site = per_step.Site(problem("backward", "ieee", 2, 1, 16), plan("ieee"))
+    site = per_step.Steps(problem("backward", "ieee", 2, 1, 16), plan("ieee"))
     expected, ours = (site.backward(w_hh, y, t, dhn, False) for t in (dy, far))
     assert torch.equal(ours, expected)
 
@@ -325,7 +325,7 @@ def calls(monkeypatch):
             return 100 + device
 
     monkeypatch.setattr(per_step, "per_step", Jit())
-    monkeypatch.setattr(per_step.torch.cuda, "current_device", lambda: None)  # a CPU tensor's index
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: None)  # a CPU tensor's index
     monkeypatch.setattr(type(per_step.driver), "active", Driver())
     return made
 
@@ -333,7 +333,7 @@ def calls(monkeypatch):
 @pytest.mark.parametrize("reverse", [False, True])
 def test_launches_of_a_forward(calls, reverse):
     tensors = given("bf16", "cpu", 4, 19, 8, 40)
-    site = per_step.Site(problem("forward", "bf16", 19, 8, 40), plan("bf16"))
+    site = per_step.Steps(problem("forward", "bf16", 19, 8, 40), plan("bf16"))
     order = [3, 2, 1, 0] if reverse else [0, 1, 2, 3]
     for first in ("jit", "kept"):
         calls.clear()
@@ -355,7 +355,7 @@ def test_launches_of_a_forward(calls, reverse):
 
 def test_launches_of_a_backward(calls):
     w_hh, y, dy, dhn = cotangents("bf16", "cpu", 3, 2, 40)
-    da = per_step.Site(problem("backward", "bf16", 2, 1, 40), plan("bf16")).backward(w_hh, y, dy, dhn, False)
+    da = per_step.Steps(problem("backward", "bf16", 2, 1, 40), plan("bf16")).backward(w_hh, y, dy, dhn, False)
     assert [call[0] for call in calls] == ["jit", "kept", "kept"]
     for _, _, arguments, *_ in calls:
         pointers = [t if isinstance(t, int) else t.data_ptr() for t in arguments[:6]]
@@ -368,13 +368,19 @@ def test_launches_of_a_backward(calls):
 def test_wide_strides_go_through_triton(calls):
     """which compiles another kernel for 64-bit arguments"""
     w_hh, y, _, _ = cotangents("bf16", "cpu", 3, 2, 16)
-    site = per_step.Site(problem("backward", "bf16", 2, 1, 16), plan("bf16"))
+    site = per_step.Steps(problem("backward", "bf16", 2, 1, 16), plan("bf16"))
     near = torch.zeros(3, 2, 16, dtype=torch.bfloat16)
     site.backward(w_hh, y, near, None, False)
     calls.clear()
     far = torch.empty_strided((3, 2, 16), (2**34, 16, 1), dtype=torch.bfloat16, device="meta")
     site.backward(w_hh, y, far, None, False)
     assert [call[0] for call in calls] == ["jit"] * 3
+
+
+def test_operands_are_in_the_kernels_order():
+    """A launch hands them over by position."""
+    names = [f"{name}_ptr" for name in per_step.Operands._fields]
+    assert [name for name in kernel.arg_names if name.endswith("_ptr")] == kernel.arg_names[: len(names)] == names
 
 
 def test_constants_are_in_the_kernels_order():

@@ -136,5 +136,5 @@ AT = "\n        # ---- critical path"
 def test_more_than_the_limit_fails(name, change, kinds, limits):
     job = next(job for job in JOBS if job.name == name)
     with patched(change) as kernels:
-        found = counts.counted(job, kernels.host).beyond(limits[job.key])
+        found = counts.counted(job, kernels.recurrence).beyond(limits[job.key])
     assert [text.partition(":")[0] for text in found] == kinds

@@ -26,7 +26,7 @@ def look(case, direction, rewrite=None, change=None):
         driver.rewrite, before = rewrite or driver.rewrite, driver.rewrite
         try:
             for driver.launches in SCHEDULES:
-                assert_close(case.run(direction, tensors, module=case.module(kernels)), expected, case.tolerance)
+                assert_close(case.run(direction, tensors, module=kernels.recurrence), expected, case.tolerance)
                 faults.check(torch.device("cpu"))
         except (AssertionError, PtxError) as error:
             return error

@@ -225,7 +225,7 @@ def test_changed_dropout_is_noticed(change, direction):
     tensors = case.inputs(direction)
     expected = case.expected(direction, tensors, dropout_masks(case, seed=5))
     with patched(change) as kernels, pytest.raises(AssertionError):
-        assert_close(case.run(direction, tensors, module=kernels.lanes, seed=5), expected, case.tolerance)
+        assert_close(case.run(direction, tensors, module=kernels.recurrence, seed=5), expected, case.tolerance)
 
 
 # ---- faults ---------------------------------------------------------------------------------------------------------
@@ -264,7 +264,7 @@ def test_a_layer_that_never_ran():
     with patched(absent) as kernels:
         kernels.operands.SPIN_LIMIT = 64
         y, hn = case.run(
-            "forward", tensors, module=kernels.lanes, mode=dict(schedule="rr", races="off", max_idle=4000)
+            "forward", tensors, module=kernels.recurrence, mode=dict(schedule="rr", races="off", max_idle=4000)
         )
     with pytest.raises(ExchangeError, match="group 0 of layer 1 waited .* time step 0 "):
         faults.check(CPU)

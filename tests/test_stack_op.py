@@ -19,8 +19,9 @@ from torch.utils.checkpoint import checkpoint
 import rnn_triton
 from rnn_triton import functional
 from rnn_triton.cells import reference
-from rnn_triton.launch import cta_group, faults, gemm
+from rnn_triton.launch import faults, gemm
 from rnn_triton.launch.launcher import DoesNotCompile
+from rnn_triton.launch.recurrence import Recurrence
 from rnn_triton.op import dropout, network
 from rnn_triton.op import layer as op
 from rnn_triton.plan import choose, sharing
@@ -32,17 +33,17 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def launches(monkeypatch):
     """Programs of each cooperative launch, in order.  In the interpreter each is run with all its programs alive."""
-    seen, plain = [], cta_group.Cooperative._run
+    seen, plain = [], Recurrence._launch
 
-    def run(site, tensors, out, *arguments):
-        if out.is_cuda:
-            return plain(site, tensors, out, *arguments)
-        roles = dict(channels=("out_ptr",)) if site.engine.waits else dict(poisoned=("out_ptr",))
+    def run(launch, tensors, out, *arguments):
+        if out.is_cuda or not launch.engine.words:
+            return plain(launch, tensors, out, *arguments)
+        roles = dict(channels=("out_ptr",)) if launch.engine.waits else dict(poisoned=("out_ptr",))
         with cooperate(**roles, schedule="random", seed=1) as session:
-            plain(site, tensors, out, *arguments)
+            plain(launch, tensors, out, *arguments)
         seen.append(session.stats["programs"])
 
-    monkeypatch.setattr(cta_group.Cooperative, "_run", run)
+    monkeypatch.setattr(Recurrence, "_launch", run)
     with rnn_triton.overriding(regime="cta_group"):  # on groups, unless a test asks for another one
         yield seen
 
@@ -601,22 +602,22 @@ def test_launches_that_do_not_compile_give_way(what, launches, monkeypatch):
     shared = sharing._shared
     monkeypatch.setattr(sharing, "_shared", lambda of, lanes, *given: inf if lanes.count > 2 else shared(of, lanes, *given))
     sharing._launches.cache_clear()
-    plain, refused = cta_group.Cooperative._run, []
+    plain, refused = Recurrence._launch, []
 
-    def fails(site):
-        if site.lanes.count == 1:
+    def fails(launch):
+        if launch.lanes.count == 1:
             return False
-        forward = site.problem.direction == "forward"
-        return {"the bottom launch": forward and site.first == 0, "an upper launch": forward and site.first > 0,
+        forward = launch.problem.direction == "forward"
+        return {"the bottom launch": forward and launch.first == 0, "an upper launch": forward and launch.first > 0,
                 "the backward pass": not forward}[what]  # fmt: skip
 
-    def run(site, *arguments):
-        if fails(site):
-            refused.append(site.problem)
+    def run(launch, *arguments):
+        if fails(launch):
+            refused.append(launch.problem)
             raise DoesNotCompile("too large")
-        return plain(site, *arguments)
+        return plain(launch, *arguments)
 
-    monkeypatch.setattr(cta_group.Cooperative, "_run", run)
+    monkeypatch.setattr(Recurrence, "_launch", run)
 
     def results():
         y, hn = rnn(x, layers, h0, "tf32")

@@ -72,7 +72,7 @@ def planner_refuses(place: Place, case: Case, choices: Choices) -> str:
 
 def over_subscription_raises(place: Place, case: Case, choices: Choices) -> str:
     """More CTAs than can be on the device at once: the launch raises and the one after it works."""
-    from rnn_triton.launch import cta_group as grid
+    from rnn_triton.launch import recurrence
 
     if place.is_dry:
         raise NotHere("needs a GPU")
@@ -81,9 +81,9 @@ def over_subscription_raises(place: Place, case: Case, choices: Choices) -> str:
         plan = place.plan(problem)
     groups = 32 * place.record.sms // plan.ctas + 1  # an SM holds 32 CTAs at most, be they as small as they are
     many = replace(case, B=plan.block_b * groups)
-    site = grid.Site(model.problems(many)[0], replace(plan, groups=groups))
+    launch = recurrence.Recurrence(model.problems(many)[0], replace(plan, groups=groups))
     try:
-        _forward(site, many, place)
+        _forward(launch, many, place)
     except RuntimeError as error:
         message = str(error)
         if "cooperative" not in message:
@@ -97,8 +97,7 @@ def over_subscription_raises(place: Place, case: Case, choices: Choices) -> str:
 def stuck_launch_ends(place: Place, case: Case, choices: Choices) -> str:
     """A group that lacks a CTA gives up: ExchangeError soon, NaN from the failing step on, the next launch right."""
     import rnn_triton
-    from rnn_triton.launch import cta_group as grid
-    from rnn_triton.launch import operands
+    from rnn_triton.launch import operands, recurrence
 
     problem = model.problems(case)[0]
     limit = 64 if place.is_dry else operands.SPIN_LIMIT
@@ -107,8 +106,8 @@ def stuck_launch_ends(place: Place, case: Case, choices: Choices) -> str:
         plan = place.plan(problem)
         if plan.ctas < 2 or plan.protocol != "sentinel":
             raise NotHere("needs a plan of several CTAs that exchange by sentinel")
-        site = grid.Site(problem, replace(plan, ctas=plan.ctas - 1))
-        y, hn = _forward(site, case, place)
+        launch = recurrence.Recurrence(problem, replace(plan, ctas=plan.ctas - 1))
+        y, hn = _forward(launch, case, place)
         began = time.monotonic()  # it is compiled, and under way
         try:
             rnn_triton.synchronize(place.device)

@@ -18,11 +18,9 @@ from ..plan import hardware
 from ..plan.choose import plan, reject
 from ..plan.hardware import Device
 from ..plan.overriding import Choices, overrides
-from ..plan.problem import DTYPES, ONE, Lanes, Plan, Problem
-from . import cta_group, faults, one_cta, per_step
+from ..plan.problem import DTYPES, ONE, Lanes, PerStep, Plan, Problem
+from . import faults, per_step, recurrence
 from .launcher import DoesNotCompile, DoesNotFit
-
-_REGIMES: dict[str, Any] = {"one_cta": one_cta, "cta_group": cta_group, "per_step": per_step}
 
 
 def forward(
@@ -64,8 +62,14 @@ def backward(
 def compile_ahead(problem: Problem, p: Plan, device: Device, lanes: Lanes = ONE) -> Any:
     """The compiled kernel (.asm, .metadata) of a plan for a device, which need not be present: the variant with every
     optional tensor of its pass and with aligned rows wherever the sizes allow them."""
-    several = (lanes,) if lanes.count > 1 else ()
-    return _REGIMES[p.regime].compile_ahead(problem, p, device, *several)
+    if isinstance(p, PerStep):
+        return per_step.compile_ahead(problem, p, device)
+    return recurrence.compile_ahead(problem, p, device, lanes)
+
+
+def prepared(problem: Problem, p: Plan, lanes: Lanes = ONE, first: int = 0) -> Any:
+    """The launch, or of per_step.py the launches, of a plan, with methods `forward` and `backward`; arguments as of Recurrence."""
+    return per_step.Steps(problem, p) if isinstance(p, PerStep) else recurrence.Recurrence(problem, p, lanes, first)
 
 
 def run(sites: Any, call: tuple[Any, ...], pass_: str, *arguments: Any) -> Any:
@@ -96,11 +100,11 @@ def _site(call: tuple[Any, ...], chosen: Choices) -> Any:
     direction, *M, B, I, H, dtype, precision, nonlinearity, device = call
     problem = Problem(direction, B, I, H, DTYPES[dtype], precision, nonlinearity, *M)
     p = plan(problem, hardware.of(device), chosen)
-    site = _REGIMES[p.regime].Site(problem, p)
-    return _Waves(site) if M and not p.ensembles else site
+    launch = prepared(problem, p)
+    return _Models(launch) if M and not p.ensembles else launch
 
 
-class _Waves:
+class _Models:
     """An ensemble where a launch has room for one model: one after the other, on the current stream."""
 
     def __init__(self, site: Any) -> None:

@@ -6,126 +6,28 @@ import functools
 import math
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from ..kernels.one_cta import one_cta
-from ..plan.hardware import Device
 from ..plan.problem import ONE, SIZES, Lanes, OneCta, Problem, row_units
-from . import gemm
-from .launcher import CELLS, POINTERS, TRITON_DTYPES, Launcher, compiled_ahead
-from .operands import TENSORS, Engine, described, empty, shared, strided, strided_models, whole
-
-FORWARD = tuple(name not in ("u", "saved", *TENSORS[-3:]) for name in TENSORS)
-PROJECTED = tuple(name not in ("x", "w_in", "saved", *TENSORS[-3:]) for name in TENSORS)
-BACKWARD = tuple(name in ("w_rec", "first", "u", "saved", "out") for name in TENSORS)
-
-_NOTHING = (None, None, None)  # of a single lane: sync, report, seed
-_NO_LINK = (0, 0, 0, 0)  # launch, limit, dropped, bottom
+from .launcher import CELLS, TRITON_DTYPES, Launcher
+from .operands import Engine, Operands, Scalars
 
 
-class Site:
-    """What is known of a call from its problem and plan alone.  Every tensor of an ensemble's call has M in front."""
-
-    def __init__(self, problem: Problem, plan: OneCta) -> None:
-        self.problem = problem
-        self.plan = plan
-        self.input_unit = _input_unit(problem, plan)
-        self.state_unit = _state_unit(plan)
-        grid = (problem.models * math.ceil(problem.B / plan.block_b), 1, 1)
-        self.launch = Launcher(one_cta, grid, functools.partial(constants, problem, plan), options(plan, ONE))
-
-    def forward(
-        self,
-        x: Tensor,
-        w_ih: Tensor,
-        w_hh: Tensor,
-        b_ih: Tensor | None,
-        b_hh: Tensor | None,
-        h0: Tensor | None,
-        reverse: bool,
-    ) -> tuple[Tensor, Tensor]:
-        *M, T, B, _ = x.shape
-        H = w_hh.shape[-1]
-        projected = self.plan.w_ih_home == "gemm"
-        unit = self.input_unit
-        if projected:  # then x stands for u from here on
-            unit = self.state_unit
-            if H % unit and _pads_u(self.plan):
-                w_ih = torch.nn.functional.pad(w_ih, (0, 0, 0, -H % unit))
-            x = gemm.project(x, w_ih, None, None, self.problem.precision)
-        per_model = stride_m = 0
-        if M:
-            x, stride_t, stride_b, stride_m = strided_models(x, unit)
-            (w_ih, w_hh, b_ih, b_hh, h0), per_model = _per_model(w_ih, w_hh, b_ih, b_hh, h0)
-        else:
-            x, stride_t, stride_b = strided(x, unit)
-        b_ih = None if b_ih is None else whole(b_ih)
-        b_hh = None if b_hh is None else whole(b_hh)
-        h0 = None if h0 is None else whole(h0)
-        y = empty(w_hh, *M, T, B, H)
-        hn = empty(w_hh, *M, B, H)
-        inputs: tuple[Tensor | None, ...]
-        strides: tuple[int, ...]
-        if projected:
-            inputs, strides, strides_m = (None, None, x), (0, 0, stride_t, stride_b), (0, stride_m)
-        else:
-            inputs, strides, strides_m = (x, whole(w_ih), None), (stride_t, stride_b, 0, 0), (stride_m, 0)
-        tensors = (*inputs[:2], self._w_rec(w_hh), b_ih, b_hh, h0, inputs[2], None, y, hn, *_NOTHING)
-        scalars = (T, B, int(reverse), *strides, *_NO_LINK, per_model, *strides_m)
-        self.launch(tensors, y, scalars)
-        return y, hn
-
-    def backward(
-        self, w_hh: Tensor, y: Tensor, dy: Tensor | None, dhn: Tensor | None, reverse: bool
-    ) -> Tensor:
-        *M, T, B, H = y.shape
-        per_model = stride_t = stride_b = stride_m = 0
-        if M:
-            (_, w_hh, _, _, dhn), per_model = _per_model(None, w_hh, None, None, dhn)
-            if dy is not None:
-                dy, stride_t, stride_b, stride_m = strided_models(dy, self.state_unit)
-        elif dy is not None:
-            dy, stride_t, stride_b = strided(dy, self.state_unit)
-        dhn = None if dhn is None else whole(dhn)
-        da = empty(y, *M, T, B, H)
-        tensors = (None, None, self._w_rec(w_hh), None, None, dhn, dy, whole(y), da, None, *_NOTHING)
-        self.launch(tensors, da, (T, B, int(not reverse), 0, 0, stride_t, stride_b, *_NO_LINK, per_model, 0, stride_m))
-        return da
-
-    def _w_rec(self, w_hh: Tensor) -> Tensor:
-        """W_hh as the plan wants it in global memory"""
-        if self.plan.pad_w_hh:
-            missing = self.plan.h_pad - w_hh.shape[-1]
-            w_hh = torch.nn.functional.pad(w_hh, (0, missing, 0, missing))
-        return whole(w_hh)
-
-
-def engine(problem: Problem, plan: OneCta, lanes: Lanes) -> Engine:
-    """Of a launch of several lanes, a group for each batch tile.  Only linked lanes wait for each other."""
+def engine(problem: Problem, plan: OneCta, lanes: Lanes = ONE) -> Engine:
+    """A group of one CTA for each batch tile.  Only linked recurrences wait for each other; a single one has no padding but
+    what the plan or the rows of a GEMM's product ask for."""
     tiles = math.ceil(problem.B / plan.block_b)
+    several = lanes.count > 1
+    row, inputs = problem.H, problem.I
+    if several:
+        row, inputs = row_units(row, problem.dtype), row_units(inputs, problem.dtype)
     of = functools.partial(constants, problem, plan, lanes=lanes)
-    launch = Launcher(one_cta, (tiles, lanes.count, 1), of, options(plan, lanes))
-    units = _input_unit(problem, plan), _state_unit(plan)
-    return Engine(launch, tiles, 1, *units, waits=lanes.linked, more=(0, 0, 0))  # it has no models
-
-
-def _per_model(*tensors: Tensor | None) -> tuple[tuple[Any, ...], int]:
-    """w_in, w_rec, bias0, bias1 and first of an ensemble, without M where the models share one; bit i: the i-th has it."""
-    parts = tuple([shared(t) for t in tensors])
-    return parts, sum(1 << i for i, (t, part) in enumerate(zip(tensors, parts, strict=True)) if part is t is not None)
-
-
-def compile_ahead(problem: Problem, plan: OneCta, device: Device, lanes: Lanes = ONE) -> Any:
-    present, parameter = described(problem, plan.w_ih_home, lanes)
-    if lanes.count == 1:
-        projected = plan.w_ih_home == "gemm"
-        present = BACKWARD if problem.direction == "backward" else PROJECTED if projected else FORWARD
-        pointers = {"u_ptr": POINTERS["fp64" if problem.dtype == "fp64" else "fp32"]} if projected else {}
-        of = POINTERS[problem.dtype]
-        parameter = lambda name: pointers.get(name, of) if name.endswith("_ptr") else "i32"  # noqa: E731
-    constexprs = constants(problem, plan, present, lanes)
-    return compiled_ahead(one_cta, constexprs, parameter, options(plan, lanes), device.capability)
+    launch = Launcher(one_cta, (problem.models * tiles, lanes.count, 1), of, options(plan, lanes))
+    unit = _state_unit(plan)
+    return Engine(
+        launch, scalars=len(Scalars._fields), groups=tiles, ctas=1, row=row, recurrent=plan.h_pad if plan.pad_w_hh else row,
+        input=inputs, projected=row + (-row % unit if _pads_u(plan) else 0), x_unit=_input_unit(problem, plan), u_unit=unit, words=several,
+        waits=lanes.linked, transposes=not several,
+    )  # fmt: skip
 
 
 def options(p: OneCta, lanes: Lanes) -> dict[str, Any]:
@@ -140,7 +42,7 @@ def options(p: OneCta, lanes: Lanes) -> dict[str, Any]:
 def constants(problem: Problem, p: OneCta, present: tuple[bool, ...], lanes: Lanes = ONE) -> dict[str, Any]:
     """The constexpr parameters of the kernel, in its order"""
     forward = problem.direction == "forward"
-    has = dict(zip(TENSORS, present, strict=True))
+    has = dict(zip(Operands._fields, present, strict=True))
     several = lanes.count > 1
     I, row = problem.I if has["x"] else 1, problem.H  # not read without a projection: one kernel for every I
     if several:

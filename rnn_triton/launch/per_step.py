@@ -8,11 +8,9 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
-from torch.nn.functional import pad
 from triton.runtime import driver
 
 from ..interpret import interpreter
@@ -21,22 +19,34 @@ from ..plan.hardware import Device
 from ..plan.problem import SIZES, PerStep, Problem, row_units
 from . import gemm
 from .launcher import CELLS, POINTERS, TRITON_DTYPES, Launcher, compiled_ahead, current
-from .operands import empty, strided, whole
-
-# The pointer parameters of the kernel, in order; an absent tensor is never read.
-TENSORS = ("u", "w_rec", "state", "first", "saved", "out")
-FORWARD = tuple(name not in ("first", "saved") for name in TENSORS)
-BACKWARD = (True,) * len(TENSORS)
+from .operands import empty, missing, padded, strided, unpadded, whole
 
 
-class Site:
-    """What is known of a call from its problem and plan alone."""
+class Operands(NamedTuple):
+    """The tensors of a launch, in the order of the kernel's pointer parameters.  One that is None is absent: never read."""
+
+    u: Tensor | None = None
+    w_rec: Tensor | None = None
+    state: Tensor | None = None
+    first: Tensor | None = None
+    saved: Tensor | None = None
+    out: Tensor | None = None
+
+
+new_operands = functools.partial(Operands.__new__, Operands)  # as in operands.py
+FORWARD = tuple(name not in ("first", "saved") for name in Operands._fields)
+BACKWARD = (True,) * len(Operands._fields)
+
+
+class Steps:
+    """The launches of a call, prepared for a problem and a plan; arguments and results as of recurrence.py's Recurrence."""
 
     def __init__(self, problem: Problem, plan: PerStep) -> None:
         self.problem = problem
         self.plan = plan
         self.row = row_units(problem.H, problem.dtype)
-        self.padding = self.row - problem.H
+        lacking = self.row - problem.H
+        self.state, self.recurrent, self.rows = missing(lacking), missing(lacking, lacking), missing(0, lacking)
         self.unit = _unit(problem)
         grid = (math.ceil(problem.B / plan.block_b) * math.ceil(self.row / plan.block_h), 1, 1)
         self.launch = Launcher(per_step, grid, functools.partial(constants, problem, plan), options(problem, plan))
@@ -49,53 +59,43 @@ class Site:
         b_ih: Tensor | None,
         b_hh: Tensor | None,
         h0: Tensor | None,
-        reverse: bool,
+        reverse: bool = False,
     ) -> tuple[Tensor, Tensor]:
         T, B, _ = x.shape
-        if self.padding:  # the smallest operands of the projection, so that u has whole rows
-            w_ih = pad(w_ih, (0, 0, 0, self.padding))
-            b_ih, b_hh = (None if b is None else pad(b, (0, self.padding)) for b in (b_ih, b_hh))
-        u, *strides = strided(gemm.project(x, w_ih, b_ih, b_hh, self.problem.precision), self.unit)
+        # the smallest operands of the projection, so that u has whole rows
+        w_ih = padded(w_ih, self.rows)
+        b_ih, b_hh = (None if b is None else padded(b, self.state) for b in (b_ih, b_hh))
+        u, *strides, _ = strided(gemm.project(x, w_ih, b_ih, b_hh, self.problem.precision), self.unit)
         # Without h0 zeros are multiplied, as in torch: 0 * W_hh is NaN where W_hh is infinite.
-        before = x.new_zeros(B, self.row) if h0 is None else whole(self._rows(h0))
+        before = x.new_zeros(B, self.row) if h0 is None else whole(h0, self.state)
         y = empty(x, T, B, self.row)
-        self._run((u, self._w_rec(w_hh), before, None, None, y), y, self.row, reverse, strides)
-        y = self._units(y)
+        tensors = new_operands(u=u, w_rec=whole(w_hh, self.recurrent), state=before, out=y)
+        self._run(tensors, y, self.row, reverse, strides)
+        y = unpadded(y, self.state)
         return y, y[0 if reverse else T - 1].clone()
 
     def backward(
-        self, w_hh: Tensor, y: Tensor, dy: Tensor | None, dhn: Tensor | None, reverse: bool
+        self, w_hh: Tensor, y: Tensor, dy: Tensor | None, dhn: Tensor | None, reverse: bool = False
     ) -> Tensor:
         T, B, _ = y.shape
         strides = [0, 0]
         if dy is not None:
-            dy, *strides = strided(self._rows(dy), self.unit)
-        dhn = None if dhn is None else whole(self._rows(dhn))
+            dy, *strides, _ = strided(padded(dy, self.state), self.unit)
+        dhn = None if dhn is None else whole(dhn, self.state)
         da = empty(y, T, B, self.row)
-        self._run((dy, self._w_rec(w_hh), da, dhn, whole(self._rows(y)), da), da, 0, not reverse, strides)
-        return self._units(da)
-
-    def _rows(self, t: Tensor) -> Tensor:
-        """t[.., H] -> [.., ROW], padded with zeros"""
-        return pad(t, (0, self.padding)) if self.padding else t
-
-    def _w_rec(self, w_hh: Tensor) -> Tensor:
-        return whole(pad(w_hh, (0, self.padding, 0, self.padding)) if self.padding else w_hh)
-
-    def _units(self, t: Tensor) -> Tensor:
-        """t[.., ROW] -> [.., H], contiguous, no view"""
-        if self.padding:
-            return t[..., : self.problem.H].clone(memory_format=torch.contiguous_format).detach()
-        return t
+        saved = whole(y, self.state)
+        tensors = new_operands(u=dy, w_rec=whole(w_hh, self.recurrent), state=da, first=dhn, saved=saved, out=da)
+        self._run(tensors, da, 0, not reverse, strides)
+        return unpadded(da, self.state)
 
     def _run(
-        self, tensors: tuple[Tensor | None, ...], out: Tensor, first_k: int, descending: bool, strides: list[int]
+        self, tensors: Operands, out: Tensor, first_k: int, descending: bool, strides: list[int]
     ) -> None:
         """All steps into `out`; `tensors` and first_k, the columns of W_rec to multiply, are the first step's."""
         T, B, row = out.shape
         times = range(T - 1, -1, -1) if descending else range(T)
         self.launch(tensors, out, (times[0], 0, first_k, B, *strides))
-        tensors = tuple([out if name == "state" else t for name, t in zip(TENSORS, tensors, strict=True)])
+        tensors = tensors._replace(state=out)
         known = self.launch.kept.get(tuple([t is not None for t in tensors]))
         if known is None or max(strides) >= 2**31:  # such strides are arguments of another type, and of another kernel
             with interpreter.accurate():
@@ -134,7 +134,7 @@ def options(problem: Problem, p: PerStep) -> dict[str, int]:
 
 def constants(problem: Problem, p: PerStep, present: tuple[bool, ...]) -> dict[str, Any]:
     """The constexpr parameters of the kernel, in its order"""
-    has = dict(zip(TENSORS, present, strict=True))
+    has = dict(zip(Operands._fields, present, strict=True))
     return dict(
         H=problem.H,
         ROW=row_units(problem.H, problem.dtype),

@@ -1,156 +1,245 @@
-"""Launches of several lanes: the layers of a stack as a wavefront, or both directions of a layer.  Of kernels/one_cta.py
-where one CTA holds a layer, else of kernels/cta_group.py."""
+"""A launch of one recurrence, a layer in one direction, or of several: the layers of a stack as a wavefront, or both directions
+of a layer.  By kernels/one_cta.py or by kernels/cta_group.py: one_cta.py and cta_group.py say how each wants its operands."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..plan.problem import CtaGroup, Lanes, OneCta, Problem, is_wide, row_units
-from . import gemm, one_cta
-from .cta_group import Cooperative
-from .operands import rows, strided
+from ..plan.hardware import Device
+from ..plan.problem import ONE, CtaGroup, Lanes, OneCta, Problem, is_wide
+from . import cta_group, faults, gemm, one_cta, operands
+from .launcher import compiled_ahead
+from .operands import (
+    Engine,
+    Operands,
+    Scalars,
+    empty,
+    missing,
+    new_operands,
+    new_scalars,
+    padded,
+    per_model,
+    strided,
+    whole,
+)
 
-Biases = Sequence[Tensor] | None
-
-
-class _Lanes(Cooperative):
-    def __init__(self, problem: Problem, plan: OneCta | CtaGroup, lanes: Lanes, first: int = 0) -> None:
-        of = one_cta.engine(problem, plan, lanes) if isinstance(plan, OneCta) else None
-        super().__init__(problem, plan, lanes, first, of)
-
-    def _stacked(self, weights: Sequence[Tensor], columns: int) -> Tensor:
-        """[.., H, k] of every lane, k <= columns, as [N, row, columns] with zeros in what is not there"""
-        sizes = [(columns - w.shape[1], self.row - w.shape[0]) for w in weights]
-        return torch.stack([pad(w, (0, k, 0, h)) if k or h else w for w, (k, h) in zip(weights, sizes, strict=True)])
-
-    def _biases(self, biases: Biases) -> Tensor | None:
-        """[N, row]"""
-        if biases is None:
-            return None
-        stacked = torch.stack(list(biases))
-        return pad(stacked, (0, self.padding)) if self.padding else stacked
-
-    def _x(self, x: Tensor) -> tuple[Tensor, int, int]:
-        """x with rows of whole vectors, and its strides as the kernel takes them"""
-        missing = row_units(x.shape[2], self.problem.dtype) - x.shape[2]
-        return strided(pad(x, (0, missing)) if missing else x, self.engine.x_unit)
+Each = Any  # a tensor of one recurrence, or a list with one for each of several
 
 
-class Wavefront(_Lanes):
-    """Layers of a stack in one direction.  What passes between layers is dropped, where the lanes have dropout, by `seed`
-    (int64 [1] on the device) and `dropped` (of 65536)."""
+def _engine(problem: Problem, plan: OneCta | CtaGroup, lanes: Lanes) -> Engine:
+    if isinstance(plan, OneCta):
+        return one_cta.engine(problem, plan, lanes)
+    return cta_group.engine(problem, plan, lanes)
+
+
+def compile_ahead(problem: Problem, plan: OneCta | CtaGroup, device: Device, lanes: Lanes = ONE) -> Any:
+    """The compiled kernel of a launch for a device, which need not be present: the variant with every optional tensor."""
+    engine = _engine(problem, plan, lanes)
+    present, parameter = operands.described(problem, plan.w_ih_home, lanes, engine.words)
+    launch = engine.launch
+    return compiled_ahead(launch.kernel, launch.constants(present), parameter, launch.options, device.capability)
+
+
+class Recurrence:
+    """A launch prepared for a problem, a plan and the recurrences it carries, to be called with tensors.
+
+    `problem` is one recurrence's, the bottom layer's of a stack.  With `lanes` as in plan/problem.py a call is given
+
+                                        one recurrence      layers (linked)         both directions
+        weights and biases              a tensor            a list, bottom          a list, forward in time
+                                                            layer first             first
+        x                               [T,B,I]             [T,B,I]                 [T,B,I]
+        y, and da as returned           [T,B,H]             [L,T,B,H]               [T,B,2H]; da [T,B,2,H]
+        dy                              [T,B,H]             [T,B,H], of the top     [T,B,2H]
+        h0, hn, dhn                     [B,H]               [L,B,H]                 [2,B,H]
+
+    Every tensor of an ensemble, which is one recurrence in one CTA, has M in front.  What passes between layers is dropped,
+    where `lanes` say so, by `seed` (int64 [1] on the device) and `dropped` (of 65536)."""
+
+    def __init__(self, problem: Problem, plan: OneCta | CtaGroup, lanes: Lanes = ONE, first: int = 0) -> None:
+        """`first`: the number of the bottom layer, for reports and masks."""
+        self.problem = problem
+        self.plan = plan
+        self.lanes = lanes
+        self.first = first
+        self.engine = engine = _engine(problem, plan, lanes)
+        self.several = lanes.count > 1
+        self.directions = self.several and not lanes.linked
+        wide = lanes.linked and is_wide(problem.I, problem.H, problem.dtype)
+        self.projects = wide if lanes.linked else plan.w_ih_home == "gemm"
+        self.projects_biases = self.projects and engine.words and not lanes.linked  # the GEMM adds the biases, not the kernel
+        # what rows and columns lack
+        H, I = problem.H, problem.I
+        self.state = missing(engine.row - H)
+        self.recurrent = missing(engine.recurrent - H, engine.recurrent - H)
+        self.x = missing(engine.input - I)
+        # linked recurrences have W_in of one size, and that of the bottom layer has fewer columns
+        self.input = missing((engine.row if lanes.linked else engine.input) - I, engine.row - H)
+        self.projected = missing(0, engine.projected - H)
+        self.id = 0
+        if engine.words:
+            tiles = math.ceil(problem.B / plan.block_b)
+            # error words of the groups, counters of the tiles
+            self.sync_words = operands.LINE_WORDS * lanes.count * (engine.groups + tiles)
+            p = problem
+            name = f"{p.direction} of {p.dtype} B={p.B} I={p.I} H={p.H} over {engine.groups} groups of {engine.ctas} CTAs"
+            self.id = faults.register(name, engine.groups, lanes.names(p.direction, first))
 
     def forward(
         self,
         x: Tensor,
-        w_ih: Sequence[Tensor],
-        w_hh: Sequence[Tensor],
-        b_ih: Biases,
-        b_hh: Biases,
+        w_ih: Each,
+        w_hh: Each,
+        b_ih: Each | None,
+        b_hh: Each | None,
         h0: Tensor | None,
+        reverse: bool = False,
         seed: Tensor | None = None,
         dropped: int = 0,
     ) -> tuple[Tensor, Tensor]:
-        """y[L,T,B,H] of every layer and hn[L,B,H].  x[T,B,I], w_ih of L layers, h0[L,B,H]."""
-        T, B, I = x.shape
-        out, sync = self._words(x, len(w_hh), T, B)
-        hn = torch.empty((len(w_hh), B, out.shape[3]), dtype=torch.int32, device=x.device)
-        given: Tensor | None = None
+        """y and hn"""
+        *models, T, B, _ = x.shape
+        engine, linked = self.engine, self.lanes.linked
+        if self.several:
+            w_hh, b_ih, b_hh = (None if t is None else torch.stack(t) for t in (w_hh, b_ih, b_hh))
+            w_ih = w_ih if linked else torch.stack(w_ih)
+        outer = [self.lanes.count] if linked else models
+        out, sync, report, limit = self._out(w_hh, *outer, T, B)
+        last = self._last(w_hh, *outer, B)
+        dtype = w_hh.dtype
+        x_in: Tensor | None = None
         u: Tensor | None = None
-        strides: tuple[int, int, int, int]
-        if not is_wide(I, self.problem.H, self.problem.dtype):
-            given, stride_t, stride_b = self._x(x)
-            strides = (stride_t, stride_b, 0, 0)
-            first_w = w_ih[0]
-        else:  # x of the first layer comes projected
-            wide = pad(w_ih[0], (0, 0, 0, self.padding)) if self.padding else w_ih[0]
-            u, stride_t, stride_b = strided(gemm.project(x, wide, None, None, self.problem.precision), self.engine.u_unit)
-            strides = (0, 0, stride_t, stride_b)
-            first_w = w_hh[0].new_zeros(self.row, self.row)
-        w_in = self._stacked([first_w, *w_ih[1:]], self.row)
-        w_rec = self._stacked(w_hh, self.row)
-        first = None if h0 is None else rows(h0, self.padding)
-        tensors = (given, w_in, w_rec, self._biases(b_ih), self._biases(b_hh), first, u, None, out, hn)
-        self._run(tensors, out, sync, (T, B, 0, *strides), seed, dropped)
-        return self._units(out, w_hh[0].dtype), self._units(hn, w_hh[0].dtype)
+        x_t = x_b = x_m = u_t = u_b = u_m = models_with = 0
+        if self.projects:
+            u, u_t, u_b, u_m = strided(self._project(x, w_ih, b_ih, b_hh), engine.u_unit)
+            if self.projects_biases:
+                b_ih = b_hh = None
+            w_ih = w_ih if linked else None
+        else:
+            x_in, x_t, x_b, x_m = strided(pad(x, self.x) if self.x else x, engine.x_unit)
+        if models:
+            (w_ih, w_hh, b_ih, b_hh, h0), models_with = per_model(w_ih, w_hh, b_ih, b_hh, h0)
+        if linked:  # the layers above the bottom one take what has the rows and columns of W_rec
+            bottom = self._zeros(w_hh) if self.projects else padded(w_ih[0], self.input)
+            w_ih = torch.stack([bottom, *[padded(w, self.recurrent) for w in w_ih[1:]]])
+        elif w_ih is not None:
+            w_ih = whole(w_ih, self.input)
+        tensors = new_operands(
+            x=x_in,
+            w_in=w_ih,
+            w_rec=whole(w_hh, self.recurrent),
+            bias0=None if b_ih is None else whole(b_ih, self.state),
+            bias1=None if b_hh is None else whole(b_hh, self.state),
+            first=None if h0 is None else whole(h0.transpose(0, 1) if self.directions else h0, self.state),
+            u=u,
+            out=out,
+            last=last,
+            sync=sync,
+            report=report,
+            seed=seed,
+        )
+        scalars = new_scalars(
+            T=T, B=B, reverse=int(reverse), stride_x_t=x_t, stride_x_b=x_b, stride_u_t=u_t, stride_u_b=u_b, launch=self.id,
+            limit=limit, dropped=dropped, bottom=self.first, per_model=models_with, stride_x_m=x_m, stride_u_m=u_m,
+        )  # fmt: skip
+        self._launch(tensors, out, scalars)
+        if not engine.words:
+            return out, last
+        y, hn = (operands.units(t, dtype, self.state) for t in (out, last))
+        if self.directions:  # no views, whose in-place changes autograd would refuse
+            return y.flatten(2).detach(), hn.transpose(0, 1).contiguous().detach()
+        return y, hn
 
     def backward(
         self,
-        w_ih: Sequence[Tensor],
-        w_hh: Sequence[Tensor],
+        w_hh: Each,
         y: Tensor,
         dy: Tensor | None,
         dhn: Tensor | None,
+        reverse: bool = False,
+        w_ih: Sequence[Tensor] | None = None,
         seed: Tensor | None = None,
         dropped: int = 0,
     ) -> Tensor:
-        """da of every layer, [L,T,B,H], a view of longer rows, from y[L,T,B,H], dy[T,B,H] of the last layer and dhn[L,B,H]; dy
-        or dhn may be None, not both."""
-        L, T, B, _ = y.shape
-        out, sync = self._words(y, L, T, B)
-        stride_t = stride_b = 0
+        """da, the gradient of every pre-activation; a view of longer rows, maybe.  w_ih: of linked layers, all of them.  dy or dhn
+        may be None, not both.  reverse: as in the forward pass."""
+        *outer, T, B, _ = y.shape
+        out, sync, report, limit = self._out(y, *outer, T, B)
+        u_t = u_b = u_m = models_with = 0
         if dy is not None:
-            dy, stride_t, stride_b = strided(pad(dy, (0, self.padding)) if self.padding else dy, self.engine.u_unit)
-        top = w_hh[0].new_zeros(self.row, self.row)  # nothing comes from above the last layer but dy
-        w_in = self._stacked([*[w.t() for w in w_ih[1:]], top], self.row)
-        w_rec = self._stacked([w.t() for w in w_hh], self.row)
-        first = None if dhn is None else rows(dhn, self.padding)
-        tensors = (None, w_in, w_rec, None, None, first, dy, rows(y, self.padding), out, None)
-        self._run(tensors, out, sync, (T, B, 1, 0, 0, stride_t, stride_b), seed, dropped)
-        return out.view(y.dtype)[..., : self.problem.H]
+            dy, u_t, u_b, u_m = strided(self._padded_rows(dy) if self.state else dy, self.engine.u_unit)
+        if self.several:
+            w_hh = torch.stack([w.t() for w in w_hh])
+        elif not self.engine.transposes:
+            w_hh = w_hh.t()
+        elif outer:
+            (_, w_hh, _, _, dhn), models_with = per_model(None, w_hh, None, None, dhn)
+        w_in: Tensor | None = None
+        if w_ih is not None:  # of the layer above each; nothing comes from above the last one but dy
+            w_in = torch.stack([*[padded(w.t(), self.recurrent) for w in w_ih[1:]], self._zeros(y)])
+        tensors = new_operands(
+            w_in=w_in,
+            w_rec=whole(w_hh, self.recurrent),
+            first=None if dhn is None else whole(dhn.transpose(0, 1) if self.directions else dhn, self.state),
+            u=dy,
+            saved=whole(self._padded_rows(y) if self.state else y),
+            out=out,
+            sync=sync,
+            report=report,
+            seed=seed,
+        )
+        scalars = new_scalars(
+            T=T, B=B, reverse=int(not reverse), stride_u_t=u_t, stride_u_b=u_b, launch=self.id, limit=limit, dropped=dropped,
+            bottom=self.first, per_model=models_with, stride_u_m=u_m,
+        )  # fmt: skip
+        self._launch(tensors, out, scalars)
+        return out.view(y.dtype)[..., : self.problem.H] if self.engine.words else out
 
+    def _launch(self, tensors: Operands, out: Tensor, scalars: Scalars) -> None:
+        engine = self.engine
+        engine.launch(tensors, out, scalars[: engine.scalars])
+        if engine.words:
+            faults.after_launch(out.device)
 
-class BothDirections(_Lanes):
-    """A layer in both directions at once; weights, biases, h0[2,B,H] and dhn[2,B,H] of the forward one first."""
+    def _project(self, x: Tensor, w_ih: Each, b_ih: Tensor | None, b_hh: Tensor | None) -> Tensor:
+        """u by a GEMM: of the bottom layer, or of both directions at once"""
+        # what is padded is smaller than u
+        w = padded(w_ih[0] if self.lanes.linked else w_ih, self.projected)
+        if self.directions:
+            w = w.flatten(0, 1)
+        biases = (b_ih, b_hh) if self.projects_biases else (None, None)
+        b_ih, b_hh = (None if b is None else padded(b, self.state).flatten() for b in biases)
+        return gemm.project(x, w, b_ih, b_hh, self.problem.precision)
 
-    def forward(
-        self,
-        x: Tensor,
-        w_ih: Sequence[Tensor],
-        w_hh: Sequence[Tensor],
-        b_ih: Biases,
-        b_hh: Biases,
-        h0: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        """y[T,B,2H] and hn[2,B,H]"""
-        T, B, I = x.shape
-        out, sync = self._words(x, T, B, 2)
-        hn = torch.empty((B, 2, out.shape[3]), dtype=torch.int32, device=x.device)
-        biases = self._biases(b_ih), self._biases(b_hh)
-        columns = I if self.plan.w_ih_home == "gemm" else row_units(I, self.problem.dtype)
-        w_in = self._stacked(w_ih, columns)
-        given: tuple[Tensor | None, ...]
-        if self.plan.w_ih_home == "gemm":
-            b_ih_rows, b_hh_rows = (None if b is None else b.flatten() for b in biases)
-            u = gemm.project(x, w_in.flatten(0, 1), b_ih_rows, b_hh_rows, self.problem.precision)
-            u, stride_t, stride_b = strided(u, self.engine.u_unit)
-            given, strides = (None, None, None, None), (0, 0, stride_t, stride_b)
-        else:
-            x, stride_t, stride_b = self._x(x)
-            given, strides, u = (x, w_in, *biases), (stride_t, stride_b, 0, 0), None
-        x_in, w_in_given, *bias = given
-        first = None if h0 is None else rows(h0.transpose(0, 1), self.padding)
-        tensors = (x_in, w_in_given, self._stacked(w_hh, self.row), *bias, first, u, None, out, hn)
-        self._run(tensors, out, sync, (T, B, 0, *strides))
-        y = self._units(out, w_hh[0].dtype).view(T, B, -1)
-        hn = self._units(hn, w_hh[0].dtype).transpose(0, 1).contiguous()
-        return y.detach(), hn.detach()  # no views, whose in-place changes autograd would refuse
+    def _zeros(self, like: Tensor) -> Tensor:
+        """W_in of a layer that is given u"""
+        return like.new_zeros(self.engine.row, self.engine.row)
 
-    def backward(self, w_hh: Sequence[Tensor], y: Tensor, dy: Tensor | None, dhn: Tensor | None) -> Tensor:
-        """da[T,B,2,H], a view of longer rows, from y[T,B,2H], dy[T,B,2H] and dhn[2,B,H]; dy or dhn may be None, not both."""
-        T, B, _ = y.shape
-        out, sync = self._words(y, T, B, 2)
-        stride_t = stride_b = 0
-        if dy is not None:
-            padded = rows(dy.unflatten(2, (2, -1)), self.padding).flatten(2) if self.padding else dy
-            dy, stride_t, stride_b = strided(padded, self.engine.u_unit)
-        first = None if dhn is None else rows(dhn.transpose(0, 1), self.padding)
-        w_rec = self._stacked([w.t() for w in w_hh], self.row)
-        saved = rows(y.unflatten(2, (2, -1)), self.padding)
-        tensors = (None, None, w_rec, None, None, first, dy, saved, out, None)
-        self._run(tensors, out, sync, (T, B, 1, 0, 0, stride_t, stride_b))
-        return out.view(y.dtype)[..., : self.problem.H]
+    def _out(self, like: Tensor, *shape: int) -> tuple[Tensor, Tensor | None, Tensor | None, int]:
+        """What the kernel writes states [*shape, H] to; and of a launch with words the synchronisation words, the host's word, and
+        the limit of polls"""
+        engine = self.engine
+        if not engine.words:
+            return empty(like, *shape, engine.row), None, None, 0
+        shape = (*shape, 2) if self.directions else shape
+        out, sync = operands.words(like, engine.row, shape, self.sync_words, engine.waits)
+        return out, sync, faults.word(out.device), operands.poll_limit()
+
+    def _last(self, like: Tensor, *shape: int) -> Tensor:
+        engine = self.engine
+        if not engine.words:
+            return empty(like, *shape, engine.row)
+        shape = (*shape, 2) if self.directions else shape
+        return torch.empty((*shape, engine.row * like.element_size() // 4), dtype=torch.int32, device=like.device)
+
+    def _padded_rows(self, states: Tensor) -> Tensor:
+        """y or dy, of both directions each one's part of a row padded"""
+        if self.directions:
+            return pad(states.unflatten(2, (2, -1)), self.state).flatten(2)
+        return pad(states, self.state)

@@ -25,7 +25,6 @@ from torch import Tensor
 from ..errors import UnsupportedError
 from ..launch import dispatch, gemm
 from ..launch.launcher import batched, has_kernels
-from ..launch.recurrence import BothDirections, Wavefront
 from ..plan import hardware
 from ..plan.choose import lane_plan
 from ..plan.overriding import Choices
@@ -189,7 +188,7 @@ def _lanes_forward(
     w_ih, w_hh, b_ih, b_hh = _columns(layers)
     H = w_hh[0].shape[0]
     call = _call("forward", x, x.shape[2], H, lanes, first, net)
-    extra = (seed, net.dropped) if lanes.linked else ()
+    extra = (False, seed, net.dropped) if lanes.linked else ()
     ys, hn = dispatch.run(_site, call, "forward", x, w_ih, w_hh, b_ih, b_hh, h0, *extra)
     return (ys if lanes.linked else ys[None]), hn
 
@@ -242,7 +241,7 @@ def _backward_in(
         else:
             given: tuple[Any, ...] = (w_hh, ys[layer], dy, d)
             if lanes.linked:
-                given = (w_ih, w_hh, ys[layer : layer + lanes.count], dy, d, seed, net.dropped)
+                given = (w_hh, ys[layer : layer + lanes.count], dy, d, False, w_ih, seed, net.dropped)
             da = dispatch.run(_site, _call("backward", x, 1, H, lanes, layer, net), "backward", *given)
             of_each = zip(each, da.unbind(0 if lanes.linked else 2), strict=True)
             found = [one.gradients(part) for one, part in of_each]
@@ -301,7 +300,7 @@ def _site(call: tuple[Any, ...], chosen: Choices) -> Any:
     p = lane_plan(problem, lanes, hardware.of(device), chosen)
     if p is None:
         raise UnsupportedError(f"no plan for {lanes.count} lanes of {problem} compiles on {hardware.of(device).name}")
-    return (Wavefront if lanes.linked else BothDirections)(problem, p, lanes, first)
+    return dispatch.prepared(problem, p, lanes, first)
 
 
 # ---- registration ---------------------------------------------------------------------------------------------------

@@ -172,10 +172,10 @@ def layers(case, log, observed):
         call = (case["direction"], B, I if forward else 1, H, torch.bfloat16, None, "tanh", lanes, 5, given["seed"].device)
         if forward:
             tensors = (given["x"], w_ih, w_hh, biases, biases, given["h0"])
-            y, hn = dispatch.run(network._site, call, "forward", *tensors, given["seed"], 100)
+            y, hn = dispatch.run(network._site, call, "forward", *tensors, False, given["seed"], 100)
             return {"y": y, "hn": hn}
-        tensors = (w_ih, w_hh, given["y"], given["dy"], given["dhn"])
-        return {"da": dispatch.run(network._site, call, "backward", *tensors, given["seed"], 100)}
+        tensors = (w_hh, given["y"], given["dy"], given["dhn"])
+        return {"da": dispatch.run(network._site, call, "backward", *tensors, False, w_ih, given["seed"], 100)}
 
     of = Problem(case["direction"], B, I if forward else 1, H, "bf16", None, "tanh")
     p = choose.lane_plan(of, lanes, record)

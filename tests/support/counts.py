@@ -14,7 +14,7 @@ import dataclasses
 import importlib.metadata
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ from bench.instruments.worker import in_parallel
 from bench.show import formats
 from rnn_triton.kernels.exchange import LINE
 from rnn_triton.launch import dispatch
-from rnn_triton.launch import recurrence as lanes_of
 from rnn_triton.plan import choose, hardware
 from rnn_triton.plan import problem as plans
 from rnn_triton.plan.problem import ONE, Lanes, Plan, Problem
@@ -154,7 +153,7 @@ def counting(lane: int) -> Iterator[list[Any]]:
 
 
 def counted(job: Job, module: Any = None) -> Step:
-    """On the executor, by the planned kernel; `module`: what has the site in place of that of rnn_triton"""
+    """On the executor, by the planned kernel; `module`: what has Recurrence in place of rnn_triton.launch.recurrence"""
     import ptx_executor
 
     p = job.plan
@@ -180,25 +179,23 @@ def _run(problem: Problem, p: Plan, lanes: Lanes, T: int, module: Any) -> None:
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator).mul_(0.05).to(dtype)
 
+    launch = dispatch.prepared(problem, p, lanes) if module is None else module.Recurrence(problem, p, lanes)
     if L == 1:
-        site = (module or dispatch._REGIMES[p.regime]).Site(problem, p)
         if forward:
-            site.forward(normal(T, B, I), normal(H, I), normal(H, H), normal(H), normal(H), normal(B, H), False)
+            launch.forward(normal(T, B, I), normal(H, I), normal(H, H), normal(H), normal(H), normal(B, H), False)
         else:
-            site.backward(normal(H, H), normal(T, B, H), normal(T, B, H), normal(B, H), False)
+            launch.backward(normal(H, H), normal(T, B, H), normal(T, B, H), normal(B, H), False)
         return
-    kind: Callable[..., Any] = lanes_of.Wavefront if lanes.linked else lanes_of.BothDirections
-    site = kind(problem, p, lanes)
     w_hh = [normal(H, H) for _ in range(L)]
     w_ih = [normal(H, H if lanes.linked and n else I) for n in range(L)] if forward else [normal(H, H) for _ in range(L)]
     bias = [normal(H) for _ in range(L)]
-    dropout = (torch.tensor([1]), 6554) if lanes.dropout else ()
+    dropout: dict[str, Any] = dict(seed=torch.tensor([1]), dropped=6554) if lanes.dropout else {}
     if forward:
-        site.forward(normal(T, B, I), w_ih, w_hh, bias, bias, normal(L, B, H), *dropout)
+        launch.forward(normal(T, B, I), w_ih, w_hh, bias, bias, normal(L, B, H), **dropout)
     elif lanes.linked:
-        site.backward(w_ih, w_hh, normal(L, T, B, H), normal(T, B, H), normal(L, B, H), *dropout)
+        launch.backward(w_hh, normal(L, T, B, H), normal(T, B, H), normal(L, B, H), w_ih=w_ih, **dropout)
     else:
-        site.backward(w_hh, normal(T, B, 2 * H), normal(T, B, 2 * H), normal(2, B, H))
+        launch.backward(w_hh, normal(T, B, 2 * H), normal(T, B, 2 * H), normal(2, B, H))
 
 
 # ---- the table of docs/resources.md ---------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from cooperative import cooperate
 
 from rnn_triton.cells import reference
 from rnn_triton.interpret import interpreter
-from rnn_triton.launch import cta_group
+from rnn_triton.launch import recurrence
 from rnn_triton.plan import problem as plans
 
 from .problems import problem, state_roundoff
@@ -92,8 +92,8 @@ class Case:
     def having(self, **changes):
         return replace(self, **changes)
 
-    def site(self, direction, module=cta_group):
-        """`module`.Site; another than rnn_triton.grid for a changed one"""
+    def launch(self, direction, module=recurrence):
+        """`module`.Recurrence; another than rnn_triton.launch.recurrence for a changed one"""
         _, precision, accuracy, *_ = KINDS[self.kind]
         name = plans.DTYPES[self.dtype]
         forward = direction == "forward"
@@ -107,12 +107,7 @@ class Case:
             w_ih_home=self.home if forward else "none", protocol=self.protocol, x_loads=self.x_loads,
             look_every=self.look_every, probe_delay=self.probe_delay, chains=self.chains, reason="test",
         )  # fmt: skip
-        return module.Site(of, plan)
-
-    @staticmethod
-    def module(kernels):
-        """of `mutants.patched`, what has the site"""
-        return kernels.host
+        return module.Recurrence(of, plan)
 
     def inputs(self, direction):
         """forward: [x, w_ih, w_hh, b_ih, b_hh, h0]; backward: [w_hh, y, dy, dhn]; None for what is not given"""
@@ -134,14 +129,14 @@ class Case:
             return reference.rnn(*exact, self.nonlinearity, self.reverse)
         return (pre_activation_gradients(*exact, self.nonlinearity, self.reverse),)
 
-    def run(self, direction, tensors, device="cpu", module=cta_group, mode=MODES[0]):
+    def run(self, direction, tensors, device="cpu", module=recurrence, mode=MODES[0]):
         """(y, hn) or (da,)"""
-        site = self.site(direction, module)
+        launch = self.launch(direction, module)
         there = [None if t is None else t.to(device) for t in tensors]
         with self.interpreted(direction, mode):
             if direction == "forward":
-                return site.forward(*there, self.reverse)
-            return (site.backward(*there, self.reverse),)
+                return launch.forward(*there, self.reverse)
+            return (launch.backward(*there, self.reverse),)
 
     @contextlib.contextmanager
     def interpreted(self, direction, mode=MODES[0]):

@@ -51,9 +51,9 @@ LAUNCHING = ("operands", "cta_group", "one_cta", "recurrence")
 
 @contextlib.contextmanager
 def patched(*changes):
-    """Namespace of modules made of the changed source: exchange, slices, cta_group and one_cta of kernels/; operands, host
-    (cta_group.py), alone (one_cta.py) and lanes (recurrence.py) of rnn_triton/launch/, with those kernels.  What everybody
-    else imports is as it was, and what else they import, too.
+    """Namespace of modules made of the changed source: exchange, slices, cta_group and one_cta of kernels/; operands and
+    recurrence of rnn_triton/launch/, with those kernels.  What everybody else imports is as it was, and what else they
+    import, too.
 
     In a temporary folder: Triton reads a kernel's source from its file."""
     number = next(_numbers)
@@ -77,11 +77,10 @@ def patched(*changes):
             for module in pkgutil.iter_modules(launch.__path__):
                 if module.name not in LAUNCHING:
                     sys.modules[f"{launching}.{module.name}"] = importlib.import_module(f"{launch.__name__}.{module.name}")
-            keys = dict(zip(LAUNCHING, ("operands", "host", "alone", "lanes"), strict=True))
-            hosts = {keys[module]: importlib.import_module(f"{launching}.{module}") for module in LAUNCHING}
-            hosts["host"].cta_group = modules["cta_group"].cta_group
-            hosts["alone"].one_cta = modules["one_cta"].one_cta
-            yield SimpleNamespace(**modules, **hosts)
+            launched = {module: importlib.import_module(f"{launching}.{module}") for module in LAUNCHING}
+            for regime in ("cta_group", "one_cta"):
+                setattr(launched[regime], regime, getattr(modules[regime], regime))
+            yield SimpleNamespace(**{**launched, **modules})
         finally:
             sys.path.remove(folder)
             for module in [m for m in sys.modules if m in (name, launching) or m.startswith((f"{name}.", f"{launching}."))]:

@@ -41,7 +41,7 @@ class Stack(Case):
         changed = [f"{k}={v}" for k, v in vars(self).items() if v != fields[k].default]
         return "-".join(changed).replace("(", "").replace(")", "").replace(" ", "")
 
-    def site(self, direction, module=recurrence):
+    def launch(self, direction, module=recurrence):
         _, precision, accuracy, *_ = KINDS[self.kind]
         name = plans.DTYPES[self.dtype]
         forward = direction == "forward"
@@ -64,13 +64,8 @@ class Stack(Case):
                 groups=self.groups, w_hh_shared=self.shared, protocol=self.protocol, x_loads=self.x_loads, look_every=self.look_every,
                 probe_delay=self.probe_delay, **common,
             )  # fmt: skip
-        if self.both:
-            return module.BothDirections(of, plan, Lanes(2))
-        return module.Wavefront(of, plan, Lanes(self.layers, True, self.dropped is not None), self.bottom)
-
-    @staticmethod
-    def module(kernels):
-        return kernels.lanes
+        lanes = Lanes(2) if self.both else Lanes(self.layers, True, self.dropped is not None)
+        return module.Recurrence(of, plan, lanes, self.bottom)
 
     @property
     def weights(self):
@@ -138,10 +133,12 @@ class Stack(Case):
     def run(self, direction, tensors, device="cpu", module=recurrence, mode=MODES[0], seed=None):
         """(y, hn) or (da,)"""
         there = [[e.to(device) for e in t] if isinstance(t, list) else None if t is None else t.to(device) for t in tensors]
-        site = self.site(direction, module)
-        dropout = () if self.dropped is None else (torch.tensor([seed], device=device), self.dropped)
+        launch = self.launch(direction, module)
+        options = {} if self.dropped is None else dict(seed=torch.tensor([seed], device=device), dropped=self.dropped)
+        if direction == "backward" and not self.both:
+            options["w_ih"], *there = there
         with self.interpreted(direction, mode):
-            results = getattr(site, direction)(*there, *dropout)
+            results = getattr(launch, direction)(*there, **options)
         if direction == "forward":
             return results
         return (results.flatten(2) if self.both else results,)

@@ -39,7 +39,7 @@ def check(case, direction, kernels, limit=64, device="cpu"):
     tensors = case.inputs(direction)
     # what the dead program leaves unwritten is read: no detector
     mode = dict(schedule="random", seed=5, races="off", max_idle=20 * limit, poisoned=(), continued=True)
-    results = case.run(direction, tensors, device, module=kernels.host, mode=mode)
+    results = case.run(direction, tensors, device, module=kernels.recurrence, mode=mode)
     try:
         faults.synchronize(device)
     except ExchangeError as error:
@@ -110,7 +110,7 @@ def check_layers(case, direction, kernels, lane, missing, limit=64):
     kernels.operands.SPIN_LIMIT = limit
     tensors = case.inputs(direction)
     mode = dict(schedule="random", seed=5, races="off", max_idle=20 * limit, poisoned=(), continued=True)
-    results = case.run(direction, tensors, module=kernels.lanes, mode=mode)
+    results = case.run(direction, tensors, module=kernels.recurrence, mode=mode)
     forward = direction == "forward"
     silent = missing and case.depth is not None
     names, step = (lane + 1, STEP - 1) if silent else (lane, STEP)
