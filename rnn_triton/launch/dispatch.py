@@ -2,7 +2,8 @@
 
 `forward` and `backward` run on CUDA tensors, or on CPU tensors by Triton's interpreter; `compile_ahead` compiles the
 same configuration for a device that need not be here.  A regime (one_cta.py, cta_group.py, per_step.py) builds the
-constexpr parameters of all three in one place, so what is checked ahead of time is what runs.
+constexpr parameters of all three in one place, so what is checked ahead of time is what runs.  recurrence.py launches the
+first two.
 """
 
 from __future__ import annotations
@@ -68,35 +69,36 @@ def compile_ahead(problem: Problem, p: Plan, device: Device, lanes: Lanes = ONE)
 
 
 def prepared(problem: Problem, p: Plan, lanes: Lanes = ONE, first: int = 0) -> Any:
-    """The launch, or of per_step.py the launches, of a plan, with methods `forward` and `backward`; arguments as of Recurrence."""
+    """The launch of a plan, or all of a call's launches for per_step.py: an object with the methods `forward` and `backward`.  Takes
+    what Recurrence takes."""
     return per_step.Steps(problem, p) if isinstance(p, PerStep) else recurrence.Recurrence(problem, p, lanes, first)
 
 
-def run(sites: Any, call: tuple[Any, ...], pass_: str, *arguments: Any) -> Any:
-    """The pass, a method's name, of sites(call, overrides), a cached function; of its next site where a kernel does not
-    compile, or its CTAs do not all fit on the device at once.  The last of `call` is the device."""
+def run(prepare: Any, call: tuple[Any, ...], pass_: str, *arguments: Any) -> Any:
+    """Calls the method `pass_` of the launch that prepare(call, overrides), a cached function, returns.  Where its kernel does not
+    compile, or its CTAs do not all fit on the device at once, prepares another one.  The last element of `call` is the device."""
     faults.check(call[-1])
     failure: Exception | None = None
     while True:
         try:
-            site = sites(call, overrides())
+            launch = prepare(call, overrides())
         except (UnsupportedError, ValueError) as error:
             raise error from failure
         try:
-            return getattr(site, pass_)(*arguments)
+            return getattr(launch, pass_)(*arguments)
         except DoesNotCompile as error:
             failure = error
-            reject(site.problem, hardware.of(call[-1]), site.plan, str(error), getattr(site, "lanes", ONE))
-            sites.cache_clear()
+            reject(launch.problem, hardware.of(call[-1]), launch.plan, str(error), getattr(launch, "lanes", ONE))
+            prepare.cache_clear()
         except DoesNotFit as error:
             failure = error
             hardware.too_many(call[-1], error.ctas)
-            sites.cache_clear()
+            prepare.cache_clear()
 
 
 @functools.lru_cache(maxsize=1024)
 def _site(call: tuple[Any, ...], chosen: Choices) -> Any:
-    """The site of a call (direction, [M,] B, I, H, dtype, precision, nonlinearity, device) under the overrides `chosen`."""
+    """The prepared launch of a call (direction, [M,] B, I, H, dtype, precision, nonlinearity, device) under the overrides `chosen`."""
     direction, *M, B, I, H, dtype, precision, nonlinearity, device = call
     problem = Problem(direction, B, I, H, DTYPES[dtype], precision, nonlinearity, *M)
     p = plan(problem, hardware.of(device), chosen)
@@ -107,16 +109,16 @@ def _site(call: tuple[Any, ...], chosen: Choices) -> Any:
 class _Models:
     """An ensemble where a launch has room for one model: one after the other, on the current stream."""
 
-    def __init__(self, site: Any) -> None:
-        self.problem, self.plan = site.problem, site.plan
-        self.site = site
+    def __init__(self, launch: Any) -> None:
+        self.problem, self.plan = launch.problem, launch.plan
+        self.launch = launch
 
     def forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
-        y, hn = self._each(self.site.forward, arguments)
+        y, hn = self._each(self.launch.forward, arguments)
         return y, hn
 
     def backward(self, *arguments: Any) -> Tensor:
-        (da,) = self._each(lambda *of_one: (self.site.backward(*of_one),), arguments)
+        (da,) = self._each(lambda *of_one: (self.launch.backward(*of_one),), arguments)
         return da
 
     def _each(self, run: Callable[..., tuple[Tensor, ...]], arguments: tuple[Any, ...]) -> list[Tensor]:

@@ -25,8 +25,8 @@ def engine(problem: Problem, plan: OneCta, lanes: Lanes = ONE) -> Engine:
     unit = _state_unit(plan)
     return Engine(
         launch, scalars=len(Scalars._fields), groups=tiles, ctas=1, row=row, recurrent=plan.h_pad if plan.pad_w_hh else row,
-        input=inputs, projected=row + (-row % unit if _pads_u(plan) else 0), x_unit=_input_unit(problem, plan), u_unit=unit, words=several,
-        waits=lanes.linked, transposes=not several,
+        input=inputs, projected=row + (-row % unit if _pads_u(plan) else 0), x_unit=_input_unit(problem, plan), u_unit=unit,
+        words=several, waits=lanes.linked, transposes=not several,
     )  # fmt: skip
 
 

@@ -116,7 +116,7 @@ def described(problem: Problem, w_ih_home: str, lanes: Lanes, words: bool) -> tu
 
 
 def poll_limit() -> int:
-    """Polls before a group gives up, of a launch of now"""
+    """Returns the polls after which a group gives up, in a launch that comes now."""
     return min(SPIN_LIMIT, INTERPRETED_LIMIT) if interpreter.active() else SPIN_LIMIT
 
 
@@ -138,6 +138,7 @@ def missing(columns: int, rows: int = 0) -> tuple[int, ...]:
 
 
 def padded(t: Tensor, missing: tuple[int, ...]) -> Tensor:
+    """Returns t with the zeros of `missing` behind its rows, and below them."""
     return pad(t, missing) if missing else t
 
 

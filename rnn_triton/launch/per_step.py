@@ -39,7 +39,7 @@ BACKWARD = (True,) * len(Operands._fields)
 
 
 class Steps:
-    """The launches of a call, prepared for a problem and a plan; arguments and results as of recurrence.py's Recurrence."""
+    """The launches of a call, prepared for a problem and a plan.  Takes and returns what recurrence.py's Recurrence does."""
 
     def __init__(self, problem: Problem, plan: PerStep) -> None:
         self.problem = problem

@@ -103,7 +103,7 @@ class Recurrence:
         seed: Tensor | None = None,
         dropped: int = 0,
     ) -> tuple[Tensor, Tensor]:
-        """y and hn"""
+        """Returns y and hn, of no other tensor's memory.  x of any strides; T, B >= 1."""
         *models, T, B, _ = x.shape
         engine, linked = self.engine, self.lanes.linked
         if self.several:
@@ -167,8 +167,8 @@ class Recurrence:
         seed: Tensor | None = None,
         dropped: int = 0,
     ) -> Tensor:
-        """da, the gradient of every pre-activation; a view of longer rows, maybe.  w_ih: of linked layers, all of them.  dy or dhn
-        may be None, not both.  reverse: as in the forward pass."""
+        """Returns da, the gradient of every pre-activation; a view of longer rows, maybe.  `w_ih` is given for linked layers only, of
+        all of them.  dy or dhn may be None, not both; `reverse` is what the forward pass had."""
         *outer, T, B, _ = y.shape
         out, sync, report, limit = self._out(y, *outer, T, B)
         u_t = u_b = u_m = models_with = 0
