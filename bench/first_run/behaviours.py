@@ -179,9 +179,9 @@ BEHAVIOURS: dict[str, Callable[[Place, Case, Choices], str]] = {
 }  # fmt: skip
 
 
-def _forward(site: Any, case: Case, place: Place) -> tuple[torch.Tensor, torch.Tensor]:
+def _forward(launch: Any, case: Case, place: Place) -> tuple[torch.Tensor, torch.Tensor]:
     inputs = tensors(case, place.device)
-    return site.forward(*operands_of(inputs), False)
+    return launch.forward(*operands_of(inputs), False)
 
 
 def _still_right(place: Place, case: Case, choices: Choices) -> None:
