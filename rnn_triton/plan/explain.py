@@ -80,20 +80,22 @@ def explain(
         if num_layers > 1 or bidirectional:
             lines = _network(T, problem, device, num_layers, bidirectional, dropout > 0)
             lines[0] = f"{what}, {_count(num_layers, 'layer')}{' in both directions' * bidirectional}, on {device.name}: {lines[0]}"
-            return "\n".join([*lines, _torchs(problem, num_layers, bidirectional)])
+            return "\n".join([*lines, _cudnn(problem, num_layers, bidirectional)])
         p = plan(problem, device)
     except UnsupportedError as e:
         return f"{what} on {device.name}: no plan, {e}."
     lines = [f"{what} on {device.name}: {_ran(problem, p, T)}, because {p.reason}.", _estimates(problem, p, device)]
     lines += [*_fewer(device), *(_refused(other, why) for other, why in rejected(problem, device))]
-    return "\n".join([*lines, _torchs(problem)])
+    return "\n".join([*lines, _cudnn(problem)])
 
 
 def _refused(p: Plan, why: str) -> str:
+    """Says that a plan failed to compile."""
     return f"rejected: {_name(p)}, for it did not compile: {why}"
 
 
 def _fewer(device: Device) -> list[str]:
+    """Says, in a line, that other work takes a part of the device's SMs, if a launch has found that out."""
     if device.together is None:
         return []
     return [
@@ -102,10 +104,11 @@ def _fewer(device: Device) -> list[str]:
     ]
 
 
-def _torchs(problem: Problem, layers: int = 1, bidirectional: bool = False) -> str:
+def _cudnn(problem: Problem, layers: int = 1, bidirectional: bool = False) -> str:
+    """Says what torch.nn.RNN would run, and why."""
     algorithm = cudnn_algorithm(problem, layers=layers, bidirectional=bidirectional)
-    each = " for one model after the other" if problem.models > 1 else ""
-    return f"torch.nn.RNN: cuDNN's {algorithm.name}{each}, because {algorithm.rule}."
+    models = " for one model after the other" if problem.models > 1 else ""
+    return f"torch.nn.RNN: cuDNN's {algorithm.name}{models}, because {algorithm.rule}."
 
 
 # ---- stacks and directions ------------------------------------------------------------------------------------------
@@ -114,17 +117,17 @@ def _torchs(problem: Problem, layers: int = 1, bidirectional: bool = False) -> s
 def _network(
     T: int, problem: Problem, device: Device, layers: int, bidirectional: bool, dropout: bool
 ) -> list[str]:
-    """The launches of a pass of several layers or directions, a line each, and what they come to in front"""
+    """Describes each launch of a pass of several layers or directions, in a line; the first line has their number and total time."""
     directions = 2 if bidirectional else 1
     sharing = (ONE,) * layers * directions
     if problem.models == 1 and not (dropout and layers > 1 and problem.dtype == "fp64"):  # whose masks are torch's
         forward = replace(problem, direction="forward")
         sharing = launches(forward, layers, bidirectional, dropout, device)
-    found = placed(problem, layers, bidirectional, sharing)
-    us = sum(launch.step(problem.direction, device, T)[0] for launch in found)
-    order = ", one after the other" if len(found) > 1 else ""
-    lines = [f"{_count(len(found), 'part')}{order}, {us:.2f} us per step of T, estimated."]
-    for launch in found if problem.direction == "forward" else found[::-1]:
+    parts = placed(problem, layers, bidirectional, sharing)
+    us = sum(launch.step(problem.direction, device, T)[0] for launch in parts)
+    order = ", one after the other" if len(parts) > 1 else ""
+    lines = [f"{_count(len(parts), 'part')}{order}, {us:.2f} us per step of T, estimated."]
+    for launch in parts if problem.direction == "forward" else parts[::-1]:
         where = _where(launch, directions)
         one, p = launch.plan(problem.direction, device)
         us = launch.step(problem.direction, device, T)[0]
@@ -135,13 +138,13 @@ def _network(
             where += f": {_ran(one, p, T)}"
         lines.append(f"{where}; {us:.2f} us per step, estimated")
         lines += [_refused(other, why) for other, why in rejected(one, device, launch.lanes)]
-    if problem.models == 1 and not bidirectional and len(found) > 1:
+    if problem.models == 1 and not bidirectional and len(parts) > 1:
         why = f"fewer parts of more layers each do not fit on {device.name}'s {device.coresident} SMs, or are estimated to be slower"
         if "lanes" in dict(overrides()):
             why = "overriding(lanes=...) lets no launch hold more"
         elif kind(problem) in ("ieee", "fp64"):
             why = "layers share a launch in bf16, fp16, tf32 and tf32x3"
-        lines.append(f"{len(found)} parts, because {why}.")
+        lines.append(f"{len(parts)} parts, because {why}.")
     if problem.models == 1 and any(lanes.count > 1 for lanes in sharing):
         lines.append(
             "Packed sequences, torch.func and forward-mode derivatives take a launch for each layer and direction."
@@ -150,6 +153,7 @@ def _network(
 
 
 def _where(launch: Launch, directions: int) -> str:
+    """Names the layers and directions that a launch carries."""
     layer, direction = divmod(launch.first, directions)
     if launch.lanes.linked:
         return f"layers {layer} to {layer + launch.lanes.count - 1}"
@@ -159,24 +163,25 @@ def _where(launch: Launch, directions: int) -> str:
 
 
 def _shared(problem: Problem, lanes: Lanes, p: OneCta | CtaGroup, T: int) -> str:
-    """A launch of several lanes"""
+    """Describes a launch of several layers or directions, whose first one is `problem`."""
     what, overlap = "directions", "side by side"
     if lanes.linked:
         behind = "a step" if isinstance(p, CtaGroup) else "two steps"
         what, overlap = "layers", f"each {behind} behind the one before it, {T + latency.fill(p, lanes)} steps for {T}"
     if isinstance(p, CtaGroup):
         ctas = p.groups * p.ctas
-        of = f"{p.groups} x {p.ctas} (groups x CTAs of {p.units} hidden units), {overlap}"
-        of += f"; the state is exchanged by the {p.protocol} protocol"
+        shape = f"{p.groups} x {p.ctas} (groups x CTAs of {p.units} hidden units), {overlap}"
+        shape += f"; the state is exchanged by the {p.protocol} protocol"
     else:
         ctas = math.ceil(problem.B / p.block_b)
-        of = f"{_count(ctas, 'CTA')}, each {p.block_b} batch rows and all of W_hh, {overlap}; the state stays in the CTA"
+        shape = f"{_count(ctas, 'CTA')}, each {p.block_b} batch rows and all of W_hh, {overlap}; the state stays in the CTA"
     before = "a GEMM for x, then " if latency.projects_before(problem, p, lanes) else ""
     launch = f"one launch of {_count(lanes.count * ctas, 'CTA')} of {_count(p.warps, 'warp')}"
-    return f"{before}{launch}, {lanes.count} {what} of {of}"
+    return f"{before}{launch}, {lanes.count} {what} of {shape}"
 
 
 def _ran(problem: Problem, p: Plan, T: int) -> str:
+    """Describes how a plan runs one layer in one direction: its launches and what each CTA computes."""
     warps = _count(p.warps, "warp")
     if isinstance(p, OneCta):
         ctas = problem.models * math.ceil(problem.B / p.block_b)
@@ -202,23 +207,24 @@ def _ran(problem: Problem, p: Plan, T: int) -> str:
 
 
 def _estimates(problem: Problem, chosen: Plan, device: Device) -> str:
-    """The best plan of every regime that has one, by the latency model"""
-    found = list(candidates(problem, device))
-    parts = []
+    """Gives the estimated time per step of the best plan of every regime that has one, and the floor."""
+    fitting = list(candidates(problem, device))
+    estimates = []
     for regime in latency.REGIMES:
-        plans = [chosen] if regime == chosen.regime else [p for p in found if p.regime == regime]
+        plans = [chosen] if regime == chosen.regime else [p for p in fitting if p.regime == regime]
         if not plans:
-            parts.append(f"{regime} none that fits")
+            estimates.append(f"{regime} none that fits")
             continue
         estimate = latency.step(problem, best(problem, device, plans), device)
-        parts.append(
+        estimates.append(
             f"{regime} {estimate.practical_us:.2f} (mostly {estimate.bound})"
             f"{', chosen' if regime == chosen.regime else ''}"
         )
-    return f"us per step, estimates: {'; '.join(parts)}; floor {latency.floor_us(problem, device):.2f}."
+    return f"us per step, estimates: {'; '.join(estimates)}; floor {latency.floor_us(problem, device):.2f}."
 
 
 def _name(p: Plan) -> str:
+    """Names a plan by its regime and sizes."""
     if isinstance(p, CtaGroup):
         return (
             f"cta_group of {p.groups} x {p.ctas} CTAs, {p.units} units, {p.warps} warps, {p.block_b} rows, "
