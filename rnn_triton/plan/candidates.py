@@ -1,4 +1,4 @@
-"""Every way to run a problem on a device: the plans of each regime whose resources fit, best or not.
+"""Lists every way to run a problem on a device: the plans of each regime whose resources fit, best or not.
 
 The limits are those of the register allocator.  For one CTA each is the largest size that tests/test_compile.py finds free
 of spills on every architecture and Triton version it compiles for; for a group of CTAs, a sum of what a thread holds, checked the
@@ -71,12 +71,12 @@ _PROTOCOLS = ("sentinel", "counter")
 _X_LOADS = ("behind", "before")
 _LOOK_EVERY = (64, 32, 16, 8, 4, 2, 1)
 _PROBE_DELAYS = range(1001)  # cycles
-_PROBE_DELAY = 200  # where nothing else is asked for, an estimate: the store of a state takes as long to arrive in L2
+_PROBE_DELAY = 200  # where nothing else is choices for, an estimate: the store of a state takes as long to arrive in L2
 _TWO_CHAINS_FROM = 4  # K tiles
 _ONE_PASS = 256  # units times rows for each warp: the sums of more pass through shared memory in two parts, with a barrier each
 _SHARED_EXTRA = 1024  # bytes beside the weights and the buffer of the reduction
 
-# Tiles of the kernel that is launched for every step: block_k by element size, and what may be asked for.
+# Tiles of the kernel that is launched for every step: block_k by element size, and what may be choices for.
 _STEP_BLOCK_K = {2: 64, 4: 32, 8: 16}
 _STEP_VALUES = {
     "block_b": (16, 32, 64),
@@ -88,23 +88,24 @@ _STEP_VALUES = {
 
 
 def kind(problem: Problem) -> str:
-    """The key of FORMS: "16-bit", "tf32", "tf32x3", "ieee", "fp64"."""
+    """Returns the key of FORMS: "16-bit", "tf32", "tf32x3", "ieee", "fp64"."""
     if problem.dtype in ("bf16", "fp16"):
         return "16-bit"
     return "fp64" if problem.dtype == "fp64" else problem.precision or "ieee"
 
 
-def candidates(problem: Problem, device: Device, asked: Mapping[str, Any] | None = None) -> Iterator[Plan]:
-    """The plans that fit.  `asked`: values of fields that are derived otherwise ("groups", "chains", "w_hh_shared", tiles of
-    the step kernel), and regime="cta_group" on a device that does not run all programs of a launch at once."""
-    asked = asked or {}
-    yield from one_cta(problem, device, asked)
-    grids = list(cta_group(problem, device, asked))
-    yield from grids
-    yield from per_step(problem, device, bool(grids), asked)
+def candidates(problem: Problem, device: Device, choices: Mapping[str, Any] | None = None) -> Iterator[Plan]:
+    """Yields the plans that fit.  `choices` sets fields that are derived otherwise ("groups", "chains", "w_hh_shared", tiles of the step
+    kernel); with regime="cta_group" groups are planned on a device, too, that does not run all programs of a launch at once."""
+    choices = choices or {}
+    yield from one_cta(problem, device, choices)
+    groups = list(cta_group(problem, device, choices))
+    yield from groups
+    yield from per_step(problem, device, bool(groups), choices)
 
 
 def _accuracy(problem: Problem) -> str:
+    """Returns the accuracy of the activation function (kernels/activations.py) that the dtype and the precision need."""
     if problem.dtype == "bf16":
         return "approx"
     if problem.dtype == "fp64":
@@ -116,10 +117,10 @@ def _accuracy(problem: Problem) -> str:
 
 
 def one_cta(
-    problem: Problem, device: Device, asked: Mapping[str, Any] | None = None, lanes: Lanes = ONE
+    problem: Problem, device: Device, choices: Mapping[str, Any] | None = None, lanes: Lanes = ONE
 ) -> Iterator[OneCta]:
-    """The configuration for one CTA, if W_hh fits on it; of linked lanes, if W_in of as many columns fits beside it, and all
-    of them at once on the device"""
+    """Yields the plan for one CTA, if W_hh fits on it; for linked lanes, if W_in of as many columns fits beside it, and the CTAs of
+    all lanes fit on the device at once."""
     form = FORMS[kind(problem)]
     size = SIZES[problem.dtype]
     h_pad = max(16, 1 << (problem.H - 1).bit_length())
@@ -130,16 +131,15 @@ def one_cta(
     block_b = 8
     programs = lanes.count * problem.models * math.ceil(problem.B / 8)
     if lanes.linked:
-        cooperative = device.cooperative or (asked or {}).get("regime") == "one_cta"
+        cooperative = device.cooperative or (choices or {}).get("regime") == "one_cta"
         if h_pad > form.linked[1] or programs > device.coresident or not cooperative:
             return
     if lanes.count > 1:  # the launch pads rows to whole vectors
         problem = replace(problem, I=row_units(problem.I, problem.dtype), H=row_units(problem.H, problem.dtype))
     crowded = programs > device.sms
     if form.formulation == "mma16" and crowded and problem.B > 8 and h_pad <= 128 and device.capability < 100:
-        block_b = (
-            16  # tiles of 8 no longer fit on the chip at once (sm_100: a tile of 16 goes to tcgen05, 4 to 11 barriers)
-        )
+        # tiles of 8 no longer fit on the chip at once (sm_100: a tile of 16 goes to tcgen05, 4 to 11 barriers)
+        block_b = 16
     chunk = form.chunk
     if form.formulation == "fma":
         chunk = max(16, min(chunk, 1 << (problem.I - 1).bit_length()))
@@ -151,7 +151,7 @@ def one_cta(
         home, x_depth = "registers", 2 if h_pad <= form.linked[0] else 1
     elif problem.direction == "forward":
         home, x_depth = "gemm", 1
-        if not ragged_h and (asked or {}).get("w_ih_home") != "gemm":
+        if not ragged_h and (choices or {}).get("w_ih_home") != "gemm":
             home, x_depth = _w_ih_home(problem, form, h_pad, block_b, chunk, size, device)
         if home == "gemm" and form.formulation != "fma" and h_pad <= 128:
             x_depth = 2
@@ -185,14 +185,14 @@ def one_cta(
 
 
 def _ragged(problem: Problem, form: Form) -> bool:
-    """Are rows of x and W_ih other than whole 16-byte vectors, so that fragments are loaded element by element?"""
+    """True if rows of x and W_ih are no whole 16-byte vectors, so that fragments are loaded element by element."""
     return form.formulation != "fma" and problem.I * SIZES[problem.dtype] % 16 != 0
 
 
 def _w_ih_home(
     problem: Problem, form: Form, h_pad: int, block_b: int, chunk: int, size: int, device: Device
 ) -> tuple[str, int]:
-    """(home of W_ih, of how many steps a thread holds x)"""
+    """Returns (home of W_ih, number of steps of which a thread holds x)."""
     wide = int(h_pad == 256)
     # x takes registers in proportion to the batch tile, and twice as many where its rows are no 16-byte vectors.
     chunks = math.ceil(problem.I / chunk) * (block_b // 8) * (2 if _ragged(problem, form) else 1)
@@ -213,18 +213,18 @@ def _w_ih_home(
 
 
 def k_tiles(columns: int, warps: int, dtype: str) -> int:
-    """K tiles of a group (16 32-bit words a warp) that `columns` columns take"""
+    """Returns the number of K tiles of a group (16 32-bit words a warp) that `columns` columns take."""
     words = row_units(columns, dtype) * SIZES[dtype] // 4
     return math.ceil(words / (16 * warps))
 
 
 def tile_bytes(units: int, warps: int) -> int:
-    """Of one K tile of a CTA's weights"""
+    """Returns the bytes of one K tile of a CTA's weights."""
     return units * 16 * warps * 4
 
 
 def group_registers(problem: Problem, plan: CtaGroup, lanes: Lanes = ONE) -> int:
-    """Of a thread, estimated: its parts of the weights in registers, of the state and of x, and the rest"""
+    """Estimates the registers of a thread: its parts of the weights there, of the state and of x, and the rest."""
     room = _ROOM[kind(problem)]
     state = k_tiles(problem.H, plan.warps, problem.dtype)
     held, x = state - plan.w_hh_shared, 0
@@ -242,7 +242,7 @@ def group_registers(problem: Problem, plan: CtaGroup, lanes: Lanes = ONE) -> int
 
 
 def group_shared_bytes(problem: Problem, plan: CtaGroup) -> int:
-    """Of a CTA, estimated: its weights there and the buffer of the reduction over warps"""
+    """Estimates the shared memory of a CTA in bytes: its weights there and the buffer of the reduction over warps."""
     tiles = plan.w_hh_shared
     if plan.w_ih_home == "shared":
         tiles += k_tiles(problem.I, plan.warps, problem.dtype)
@@ -252,6 +252,7 @@ def group_shared_bytes(problem: Problem, plan: CtaGroup) -> int:
 
 
 def fits(problem: Problem, plan: CtaGroup, device: Device, lanes: Lanes = ONE) -> bool:
+    """True if a launch's CTAs are on the device at once, and each fits its registers and its shared memory."""
     return (
         lanes.count * plan.groups * plan.ctas <= device.coresident
         and group_registers(problem, plan, lanes) <= _REGISTERS[plan.warps]
@@ -259,15 +260,15 @@ def fits(problem: Problem, plan: CtaGroup, device: Device, lanes: Lanes = ONE) -
     )
 
 
-def cta_group(problem: Problem, device: Device, asked: Mapping[str, Any], lanes: Lanes = ONE) -> Iterator[CtaGroup]:
-    """W_hh's rows over the CTAs of a group, the batch over groups, in each of the lanes.  Linked lanes all have a W_in of H
-    columns on chip, in either pass."""
-    if kind(problem) not in _ROOM or not (device.cooperative or asked.get("regime") == "cta_group"):
+def cta_group(problem: Problem, device: Device, choices: Mapping[str, Any], lanes: Lanes = ONE) -> Iterator[CtaGroup]:
+    """Yields plans that spread W_hh's rows over the CTAs of a group and the batch over groups, in each of the lanes.  Linked lanes all
+    have a W_in of H columns on chip, in either pass."""
+    if kind(problem) not in _ROOM or not (device.cooperative or choices.get("regime") == "cta_group"):
         return
-    x_loads, look_every = asked.get("x_loads", _X_LOADS[0]), asked.get("look_every", _LOOK_EVERY[0])
+    x_loads, look_every = choices.get("x_loads", _X_LOADS[0]), choices.get("look_every", _LOOK_EVERY[0])
     if x_loads not in _X_LOADS or look_every not in _LOOK_EVERY:
         return
-    delays = {"sentinel": asked.get("probe_delay", _PROBE_DELAY), "counter": 0}  # who polls a counter loads no state in vain
+    delays = {"sentinel": choices.get("probe_delay", _PROBE_DELAY), "counter": 0}  # who polls a counter loads no state in vain
     if delays["sentinel"] not in _PROBE_DELAYS:
         return
     form = FORMS[kind(problem)]
@@ -284,13 +285,13 @@ def cta_group(problem: Problem, device: Device, asked: Mapping[str, Any], lanes:
         for block_b in _BLOCK_B:
             tiles = math.ceil(problem.B / block_b)
             groups = math.ceil(tiles / math.ceil(tiles / min(tiles, most)))  # as even as the fewest rounds allow
-            groups = asked.get("groups", groups)
+            groups = choices.get("groups", groups)
             if not 1 <= groups <= min(tiles, most):
                 continue
             for warps in _REGISTERS:
                 state = k_tiles(problem.H, warps, problem.dtype)
                 two = state >= _TWO_CHAINS_FROM and block_b < 32  # products of four batch tiles fill the gaps of one
-                chains = asked.get("chains", 2 if two else 1)
+                chains = choices.get("chains", 2 if two else 1)
                 if chains not in (1, 2):
                     return
                 if units * block_b > _ONE_PASS * warps:
@@ -302,25 +303,27 @@ def cta_group(problem: Problem, device: Device, asked: Mapping[str, Any], lanes:
                         w_ih_home=home, protocol="", x_loads=x_loads, look_every=look_every, probe_delay=0, chains=chains,
                         reason="",
                     )  # fmt: skip
-                    found = _share(problem, plan, device, state, asked.get("w_hh_shared"), lanes)
-                    if found is not None:
+                    plan_on_chip = _on_chip(problem, plan, device, state, choices.get("w_hh_shared"), lanes)
+                    if plan_on_chip is not None:
                         for protocol in _PROTOCOLS[: 1 if lanes.linked else 2]:
-                            yield _replaced(found, protocol=protocol, probe_delay=delays[protocol])
+                            yield _replaced(plan_on_chip, protocol=protocol, probe_delay=delays[protocol])
 
 
-def _share(problem: Problem, plan: CtaGroup, device: Device, state: int, asked: int | None, lanes: Lanes) -> CtaGroup | None:
-    """The plan with `asked` K tiles of W_hh in shared memory, or with as few as it takes; None where it does not fit"""
+def _on_chip(
+    problem: Problem, plan: CtaGroup, device: Device, state: int, tiles: int | None, lanes: Lanes
+) -> CtaGroup | None:
+    """Returns the plan with `tiles` of the `state` K tiles of W_hh in shared memory (None: as few as it takes); None if it does not fit."""
     room = _REGISTERS[plan.warps]
-    if asked is None:
+    if tiles is None:
         enough = (n for n in range(state + 1) if group_registers(problem, _replaced(plan, w_hh_shared=n), lanes) <= room)
-        asked = next(enough, None)
-        if asked is None or (asked and plan.w_ih_home == "registers"):
+        tiles = next(enough, None)
+        if tiles is None or (tiles and plan.w_ih_home == "registers"):
             return None  # W_ih out of the registers first: its reading hides behind the exchange, W_hh's does not
-    if not 0 <= asked <= state:
+    if not 0 <= tiles <= state:
         return None
     size = state * tile_bytes(plan.units, plan.warps) / 1024
-    shared = asked * tile_bytes(plan.units, plan.warps) / 1024
-    held = "registers" if not asked else "shared memory" if asked == state else f"registers, {shared:.3g} KB shared"
+    shared = tiles * tile_bytes(plan.units, plan.warps) / 1024
+    held = "registers" if not tiles else "shared memory" if tiles == state else f"registers, {shared:.3g} KB shared"
     where = {
         "none": "",
         "registers": ", W_ih in registers",
@@ -328,7 +331,7 @@ def _share(problem: Problem, plan: CtaGroup, device: Device, state: int, asked: 
         "gemm": ", x projected by a GEMM before the launch",
     }[plan.w_ih_home]
     reason = f"{size:.3g} KB of W_hh a CTA stay on chip ({held}){where}"
-    plan = _replaced(plan, w_hh_shared=asked, reason=reason)
+    plan = _replaced(plan, w_hh_shared=tiles, reason=reason)
     return plan if fits(problem, plan, device, lanes) else None
 
 
@@ -340,8 +343,8 @@ def _replaced(plan: CtaGroup, **changes: Any) -> CtaGroup:
 # ---- a launch a step ------------------------------------------------------------------------------------------------
 
 
-def per_step(problem: Problem, device: Device, on_chip: bool, asked: Mapping[str, Any]) -> Iterator[PerStep]:
-    """The plan that always exists.  `on_chip`: a group of CTAs would hold W_hh, too."""
+def per_step(problem: Problem, device: Device, on_chip: bool, choices: Mapping[str, Any]) -> Iterator[PerStep]:
+    """Yields the plan that always exists.  `on_chip`: a group of CTAs would hold W_hh, too."""
     form = FORMS[kind(problem)]
     size = SIZES[problem.dtype]
     weights = f"W_hh ({math.ceil(problem.H**2 * size / 1024)} KB)"
@@ -353,7 +356,7 @@ def per_step(problem: Problem, device: Device, on_chip: bool, asked: Mapping[str
     wide = problem.dtype == "fp64" or (fills and problem.dtype != "fp32")
     warps = 8 if problem.dtype == "fp64" and block_b == 64 else 4
     tiles = dict(block_b=block_b, block_h=64 if wide else 32, block_k=_STEP_BLOCK_K[size], warps=warps, stages=3)
-    tiles |= {name: asked[name] for name, values in _STEP_VALUES.items() if asked.get(name) in values}
+    tiles |= {name: choices[name] for name, values in _STEP_VALUES.items() if choices.get(name) in values}
     if on_chip:
         reason = f"reading {weights} again every step is estimated to cost less than exchanging h between CTAs"
     elif kind(problem) not in _ROOM:

@@ -25,7 +25,7 @@ class Device:
 
     @property
     def coresident(self) -> int:
-        """CTAs that a cooperative launch may have"""
+        """The number of CTAs that a cooperative launch may have."""
         return self.sms if self.together is None else self.together
 
 
@@ -42,8 +42,8 @@ _CPU = replace(RECORDS["sm_90"], cooperative=False)
 
 
 def of(device: torch.device) -> Device:
-    """The record of a torch device: for the CPU, whose programs the interpreter runs one after another, and where there is
-    no device to ask, an H200's."""
+    """Returns the record of a torch device; for the CPU, where the interpreter runs programs one after another, and where there is no
+    GPU to ask, an H200's."""
     together = _together.get(_index(device)) if _together else None
     return _record(device) if together is None else replace(_record(device), together=together)
 
@@ -52,8 +52,8 @@ _together: dict[int, int] = {}  # by index
 
 
 def too_many(device: torch.device, ctas: int) -> None:
-    """A cooperative launch of so many CTAs did not fit: part of the SMs is another's, by MPS or a green context.  From now on
-    `of` says so."""
+    """Records that a cooperative launch of `ctas` CTAs did not fit, since MPS or a green context gave a part of the SMs to others.  From
+    now on `of` says so."""
     _together[_index(device)] = min(ctas - 1, of(device).coresident)
 
 

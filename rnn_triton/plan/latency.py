@@ -28,7 +28,7 @@ class Rates:
     """Peak rates of one architecture, per SM and cycle unless said otherwise."""
 
     mma: float  # FLOP, dense 16-bit operands, fp32 accumulation
-    mma_sync: float  # FLOP, the same by mma.sync, which is what the grid kernel's products compile to
+    mma_sync: float  # FLOP, the same by mma.sync, which is what the products of a group of CTAs compile to
     fma: float  # FLOP, fp32 FFMA
     fp64: float  # FLOP, the faster of DFMA and DMMA
     dram: float  # bytes per microsecond, whole chip
@@ -117,18 +117,19 @@ class Estimate:
 
 
 def rates(device: Device) -> Rates:
-    """Of the device's architecture, or of the newest one that is older."""
+    """Returns the rates of the device's architecture, or of the newest one that is older."""
     known = [capability for capability in RATES if capability <= device.capability]
     return RATES[max(known)] if known else RATES[min(RATES)]
 
 
 def step(problem: Problem, plan: Plan, device: Device, constants: Constants = CONSTANTS) -> Estimate:
-    """Floor of the problem and practical time of this plan, per step of all its launches together."""
+    """Estimates the floor of the problem and the practical time of this plan, per step of all its launches together."""
     practical, parts = _practical(problem, plan, device, constants)
     return Estimate(floor_us(problem, device, constants), practical, parts)
 
 
 def practical_us(problem: Problem, plan: Plan, device: Device, constants: Constants = CONSTANTS) -> float:
+    """Estimates the practical time of this plan per step, in us."""
     return _practical(problem, plan, device, constants)[0]
 
 
@@ -142,8 +143,8 @@ def _practical(problem: Problem, plan: Plan, device: Device, c: Constants) -> tu
 def lanes_step(
     problem: Problem, plan: OneCta | CtaGroup, device: Device, lanes: Lanes, constants: Constants = CONSTANTS
 ) -> tuple[float, dict[str, float]]:
-    """(practical us, parts) of a step of all lanes of a launch, which run side by side and share L2 and DRAM, and of the GEMMs
-    for x before it.  Of a stack: of the slowest, a layer fed by another; T steps take `fill` more of them."""
+    """Returns (practical us, parts) of a step of all lanes of a launch, which run side by side and share L2 and DRAM, and of the GEMMs
+    for x before it.  A step of a stack takes as long as its slowest layer, one fed by another; T steps of x take T + `fill` of them."""
     shared = replace(constants, l2=constants.l2 / lanes.count, l2_read=constants.l2_read / lanes.count)
     # batch tiles of two directions on one CTA each are as those of two models
     models = not lanes.linked and isinstance(plan, OneCta)
@@ -160,8 +161,8 @@ def lanes_step(
 
 
 def projects_before(problem: Problem, plan: OneCta | CtaGroup, lanes: Lanes) -> bool:
-    """Does a GEMM project x before a launch of several lanes?  x of the bottom layer where it has more columns than the layers;
-    x of both directions where the plan says so."""
+    """True if a GEMM projects x before a launch of several lanes: x of the bottom layer, if it has more columns than the layers; x of
+    both directions, if the plan says so."""
     if problem.direction != "forward":
         return False
     if lanes.linked:
@@ -170,17 +171,18 @@ def projects_before(problem: Problem, plan: OneCta | CtaGroup, lanes: Lanes) -> 
 
 
 def lanes_us(problem: Problem, plan: OneCta | CtaGroup, device: Device, lanes: Lanes) -> float:
+    """Estimates the practical time of a step of all lanes of a launch, in us."""
     return lanes_step(problem, plan, device, lanes)[0]
 
 
 def fill(plan: OneCta | CtaGroup, lanes: Lanes) -> int:
-    """Steps that the last of linked lanes is behind the first, at least.  On one CTA x of the next step is waited for in this
-    one, so a lane is a step further back."""
+    """Returns how many steps the last of linked lanes is behind the first, at least.  On one CTA x of the next step is waited for in
+    this one, so a lane is a step further back."""
     return (lanes.count - 1) * (1 if isinstance(plan, CtaGroup) else 2) if lanes.linked else 0
 
 
 def launch_us(problem: Problem, plan: Plan, device: Device, T: int, constants: Constants = CONSTANTS) -> float:
-    """What T steps of one model cost besides: the launch, the fill of what a grid exchanges, the loading of the weights."""
+    """Estimates what T steps of one model cost besides, in us: the launch, the fill of what CTAs exchange, the loading of the weights."""
     c, dram = constants, rates(device).dram
     size = SIZES[problem.dtype]
     if plan.regime == "per_step":
@@ -198,7 +200,7 @@ def launch_us(problem: Problem, plan: Plan, device: Device, T: int, constants: C
 
 
 def floor_us(problem: Problem, device: Device, constants: Constants = CONSTANTS) -> float:
-    """No plan of the three regimes runs a step of this problem faster."""
+    """Returns a bound in us: no plan of the three regimes runs a step of this problem faster."""
     regimes = (_floor_one_cta, _floor_cta_group, _floor_per_step)
     return max(min(floor(problem, device, constants) for floor in regimes), _traffic(problem) / rates(device).dram)
 
@@ -214,9 +216,9 @@ def _floor_one_cta(problem: Problem, device: Device, c: Constants) -> float:
 
 
 def _floor_cta_group(problem: Problem, device: Device, c: Constants) -> float:
-    """The chain, and whichever is largest of what must pass every group's CTAs; groups of as few CTAs as hold W_hh.
+    """Adds up the chain and the largest limit of what must pass every group's CTAs; groups have as few CTAs as hold W_hh.
 
-    Of an ensemble: of one of its models, which the others can only delay."""
+    For an ensemble this is the floor of one of its models, which the others can only delay."""
     size = SIZES[problem.dtype]
     ctas = max(1, math.ceil(problem.H**2 * size / (4 * device.registers + device.shared_bytes)))
     if ctas > device.sms:
@@ -243,12 +245,12 @@ def _floor_per_step(problem: Problem, device: Device, c: Constants) -> float:
 
 
 def _chain(problem: Problem, c: Constants) -> float:
-    """Cycles from the last operand of a product to a rounded state"""
+    """Returns the cycles from the last operand of a product to a rounded state."""
     return c.mma_cycles + (c.tanh_cycles if _activations(problem) else c.relu_cycles)
 
 
 def _shared_out(problem: Problem, device: Device) -> float:
-    """Cycles of all products of a step where every SM takes the same share"""
+    """Returns the cycles of all products of a step if every SM takes an equal share."""
     rows = problem.models * problem.B
     return 2.0 * rows * problem.H * (problem.H + _inputs(problem)) / _flop_rate(problem, device) / device.sms
 
@@ -334,7 +336,7 @@ def _cta_group(problem: Problem, plan: CtaGroup, device: Device, c: Constants) -
 
 
 def gather_rate(plan: CtaGroup, c: Constants = CONSTANTS) -> float:
-    """Bytes a cycle that each CTA of a group reads from L2 while all of them do, as reached in practice"""
+    """Returns the bytes per cycle that each CTA of a group reads from L2 while all of them do, as reached in practice."""
     return min(c.efficiency * c.l2_port, c.l2_read / (plan.groups * plan.ctas))
 
 
@@ -371,13 +373,13 @@ REGIMES: dict[str, Callable[[Problem, Any, Device, Constants], tuple[float, dict
 
 
 def gemm_us(problem: Problem, device: Device, flop: float, moved: float) -> float:
-    """A GEMM at the peak rate of the whole chip, or its bytes moved, whichever takes longer"""
+    """Returns the us of a GEMM at the peak rate of the whole chip, or of moving its bytes, whichever takes longer."""
     peak = device.sms * device.clock_ghz * 1e3 * _flop_rate(problem, device)  # FLOP per microsecond
     return max(flop / peak, moved / rates(device).dram)
 
 
 def _projection_us(problem: Problem, device: Device, c: Constants) -> float:
-    """Per step of x W_ih^T over all T*B rows before the recurrence, and of reading its result again there"""
+    """Estimates the us per step of x W_ih^T over all T*B rows before the recurrence, and of reading its result again there."""
     wide = 4 if SIZES[problem.dtype] < 8 else 8
     rows = problem.models * problem.B
     moved = rows * (problem.I * SIZES[problem.dtype] + 2 * problem.H * wide)
@@ -385,17 +387,17 @@ def _projection_us(problem: Problem, device: Device, c: Constants) -> float:
 
 
 def _inputs(problem: Problem) -> int:
-    """Columns of the input projection: the backward pass has none."""
+    """Returns the columns of the input projection: the backward pass has none."""
     return problem.I if problem.direction == "forward" else 0
 
 
 def _activations(problem: Problem) -> bool:
-    """Does a step evaluate tanh?  Its derivative comes from y."""
+    """True if a step evaluates tanh.  Its derivative comes from y."""
     return problem.direction == "forward" and problem.nonlinearity == "tanh"
 
 
 def _flop_rate(problem: Problem, device: Device, sync: bool = False) -> float:
-    """Useful FLOP per cycle and SM in the problem's dtype and precision."""
+    """Returns the useful FLOP per cycle and SM in the problem's dtype and precision."""
     rate = rates(device)
     if problem.dtype == "fp64":
         return rate.fp64
@@ -407,7 +409,7 @@ def _flop_rate(problem: Problem, device: Device, sync: bool = False) -> float:
 
 
 def _cycles(problem: Problem, rows: int, inputs: int, device: Device, c: Constants) -> dict[str, float]:
-    """Cycles each unit of an SM is busy in a step over `rows` batch rows, `inputs` columns of W_ih projected too."""
+    """Returns the cycles that each unit of an SM is busy in a step over `rows` batch rows, which projects `inputs` columns of x, too."""
     size = SIZES[problem.dtype]
     return {
         "MMA": 2.0 * problem.H * (problem.H + inputs) * rows / _flop_rate(problem, device),
@@ -417,6 +419,6 @@ def _cycles(problem: Problem, rows: int, inputs: int, device: Device, c: Constan
 
 
 def _traffic(problem: Problem) -> float:
-    """Bytes a step must move through DRAM: x (of each model) and y forward; dy, y and da backward."""
+    """Returns the bytes a step must move through DRAM: x (of each model) and y forward; dy, y and da backward."""
     values = problem.I + problem.H if problem.direction == "forward" else 3 * problem.H
     return problem.models * problem.B * values * SIZES[problem.dtype]

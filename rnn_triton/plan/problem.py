@@ -82,7 +82,7 @@ class Lanes:
     dropout: bool = False  # between linked lanes
 
     def names(self, direction: str, first: int = 0) -> tuple[str, ...]:
-        """What the lanes are called, in the order in which they run; `first`: the number of the bottom layer"""
+        """Returns what the lanes are called, in the order in which they run.  `first` is the number of the bottom layer."""
         if not self.linked:
             return ("",) if self.count == 1 else (f"layer {first} forwards", f"layer {first} backwards in time")
         layers = [f"layer {first + n}" for n in range(self.count)]
@@ -115,30 +115,30 @@ Plan = OneCta | CtaGroup | PerStep
 
 
 def fields(plan: Plan) -> dict[str, Any]:
-    """The plan as a record's JSON object."""
+    """Returns the plan as a record's JSON object."""
     return {"regime": plan.regime, **asdict(plan)}
 
 
 def from_fields(values: Mapping[str, Any]) -> Plan:
-    """The plan whose `fields` these are; ValueError where they are those of no plan, or of another version's."""
+    """Returns the plan whose `fields` these are.  ValueError: they are those of no plan, or of another version's."""
     regimes: dict[str, type[Plan]] = {regime.regime: regime for regime in (OneCta, CtaGroup, PerStep)}
-    given = dict(values)
-    regime = given.pop("regime", None)
+    values = dict(values)
+    regime = values.pop("regime", None)
     if regime not in regimes:
         raise ValueError(f"regime must be one of {', '.join(regimes)}, got {regime!r}")
     try:
-        return regimes[regime](**given)
+        return regimes[regime](**values)
     except TypeError as error:  # it names the field
         raise ValueError(f"not the fields of a {regime} plan: {error}") from None
 
 
 def row_units(H: int, dtype: str) -> int:
-    """H rounded up to whole 16-byte vectors: the row length, in elements, of what a group exchanges."""
+    """Returns H rounded up to whole 16-byte vectors: the row length, in elements, of what a group exchanges."""
     vector = 16 // SIZES[dtype]
     return -(-H // vector) * vector
 
 
 def is_wide(I: int, H: int, dtype: str) -> bool:
-    """Does x have more columns than the layers of a stack, counted in whole vectors?  Then a GEMM projects it before a launch of
+    """True if x has more columns than the layers of a stack, counted in whole vectors.  Then a GEMM projects it before a launch of
     several linked lanes, whose W_in all have H columns."""
     return row_units(I, dtype) > row_units(H, dtype)
