@@ -34,8 +34,8 @@ from bench.records import schema, store
 from rnn_triton import overriding
 from rnn_triton.launch import launcher, recurrence
 from rnn_triton.plan import hardware, latency
-from rnn_triton.plan import problem as plans
 from rnn_triton.plan.choose import plan
+from rnn_triton.plan.problem import Problem, plan_fields
 
 H200 = hardware.RECORDS["sm_90"]
 TINY = cases.case(24, 3, 3, "bf16", 8)
@@ -179,7 +179,7 @@ def test_the_first_setting_is_the_planners_own():
     """and every other one differs from it"""
     device = hardware.RECORDS["sm_90"]
     for direction in ("forward", "backward"):
-        chosen = plan(plans.Problem(direction, 8, 1024, 1024, "bf16", None, "tanh"), device)
+        chosen = plan(Problem(direction, 8, 1024, 1024, "bf16", None, "tanh"), device)
         assert {name: getattr(chosen, name) for name in listed.SETTINGS[0]} == listed.SETTINGS[0]
     assert listed.SETTINGS[0] not in listed.SETTINGS[1:]
 
@@ -271,7 +271,7 @@ def test_a_constant_is_the_slope_less_the_rest_of_the_models_step(by):
     practical = latency.practical_us(problem, p, H200)
     assert found["value"] == pytest.approx(0.9 - practical + latency.CONSTANTS.sentinel_us[1])
     assert found["model"] == latency.CONSTANTS.sentinel_us[1] and found["us"] == pytest.approx([130, 490])
-    assert found["plan"] == plans.fields(p)
+    assert found["plan"] == plan_fields(p)
     # what the model predicts gives the model's constant back
     again = measured(item, lambda case: 7 + practical * case.T)
     assert again["value"] == pytest.approx(latency.CONSTANTS.sentinel_us[1])

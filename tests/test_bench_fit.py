@@ -13,10 +13,10 @@ from bench.cases import estimate
 from bench.model import bottlenecks, fit, observations
 from bench.records import schema
 from rnn_triton.plan import latency
-from rnn_triton.plan import problem as plans
 from rnn_triton.plan.candidates import candidates
 from rnn_triton.plan.choose import plan
 from rnn_triton.plan.hardware import Device
+from rnn_triton.plan.problem import plan_fields, plan_from_fields
 
 DEVICE = Device(**ENVIRONMENT["hardware"])
 TRUE = replace(
@@ -36,10 +36,10 @@ def measurement(case, constants=TRUE, direction="forward", noise=0.0, generator=
     ran = plan(problem, DEVICE)
     us = latency.practical_us(problem, ran, DEVICE, constants)
     us *= math.exp(noise * generator.standard_normal()) if generator else 1.0
-    of = timing(case, "fwd", "rnn_triton", us, plan={"forward": plans.fields(ran), "backward": None}, **fields)
+    of = timing(case, "fwd", "rnn_triton", us, plan={"forward": plan_fields(ran), "backward": None}, **fields)
     if direction == "backward":
         of = of | {
-            "kind": "exchange", "direction": direction, "choices": {}, "plan": plans.fields(ran), "practical_us_per_step": us,
+            "kind": "exchange", "direction": direction, "choices": {}, "plan": plan_fields(ran), "practical_us_per_step": us,
         }  # fmt: skip
     schema.validate(of)
     return of
@@ -227,14 +227,14 @@ def test_every_plan_survives_a_record():
     for case in SHAPES:
         for problem in estimate.problems(case):
             for p in candidates(problem, DEVICE):
-                assert plans.from_fields(plans.fields(p)) == p
-    fields = plans.fields(p)
+                assert plan_from_fields(plan_fields(p)) == p
+    fields = plan_fields(p)
     with pytest.raises(ValueError, match="regime must be one of one_cta, cta_group, per_step, got 'song'"):
-        plans.from_fields(fields | {"regime": "song"})
+        plan_from_fields(fields | {"regime": "song"})
     with pytest.raises(ValueError, match="not the fields of a per_step plan: .*'speed'"):
-        plans.from_fields(fields | {"speed": 1})
+        plan_from_fields(fields | {"speed": 1})
     with pytest.raises(ValueError, match="not the fields of a per_step plan: .*'block_b'"):
-        plans.from_fields({k: v for k, v in fields.items() if k != "block_b"})
+        plan_from_fields({k: v for k, v in fields.items() if k != "block_b"})
 
 
 def test_text(found):

@@ -21,7 +21,7 @@ from bench.measure import check, compiling
 from bench.providers import interface, loops, peers, registry
 from bench.records import schema
 from rnn_triton import UnsupportedError
-from rnn_triton.plan import problem
+from rnn_triton.plan.problem import plan_from_fields
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 PROVIDERS = registry.PROVIDERS
@@ -678,6 +678,6 @@ def test_the_plan_of_a_network_is_that_of_its_launches():
     found = ours.plan(replace(one, layers=4), anywhere)
     (launch,) = found["launches"]
     assert launch["lanes"] == {"count": 4, "linked": True, "dropout": False}
-    assert found["forward"] == launch["forward"] and problem.from_fields(launch["backward"]).regime == "cta_group"
+    assert found["forward"] == launch["forward"] and plan_from_fields(launch["backward"]).regime == "cta_group"
     apart = ours.plan(replace(one, layers=2, bidirectional=True, models=3), anywhere)["launches"]
     assert [part["lanes"]["count"] for part in apart] == [1, 1, 1, 1]

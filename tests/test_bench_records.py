@@ -23,8 +23,8 @@ from bench.providers import ours as providers_ours
 from bench.providers import registry
 from bench.records import rows, schema, store
 from bench.show import formats, tables
-from rnn_triton.plan import problem as plans
 from rnn_triton.plan.hardware import RECORDS, Device
+from rnn_triton.plan.problem import plan_fields
 
 CASE = case(128, 16, 256, "bf16")
 SHAPE = dataclasses.asdict(CASE)
@@ -104,7 +104,7 @@ def test_every_item_of_the_first_run_can_be_recorded(tmp_path):
                     with place.choosing(item.choices):
                         whole = item.kind in ("check", "timing")
                         found = providers_ours.plans_on(item.case, place.record) if whole else None
-                        fields["plan"] = found or plans.fields(place.plan(model.problems(item.case)[0]))
+                        fields["plan"] = found or plan_fields(place.plan(model.problems(item.case)[0]))
                 written.append(writer.write(item.kind, **fields))
     assert store.read([tmp_path / "t.jsonl"]) == (written, []) and {r["status"] for r in written} == {"ok"}
 

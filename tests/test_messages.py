@@ -146,9 +146,9 @@ OURS = {
     "measured sizes": (lambda: measured_rows({"B": [0, 8]}), ValueError, "B", "[0, 8]", "from 1"),
     "measured choices": (lambda: measured_rows({"choices": {"colour": 1}}), ValueError, "choices", "colour", "block_b"),
     "measured twice": (lambda: measured_rows({}, {}), ValueError, "row 1", "'H200'", "what another row covers"),
-    "regime of a record": (lambda: problem.from_fields({"regime": "cube"}), ValueError, "regime", "'cube'", "per_step"),
+    "regime of a record": (lambda: problem.plan_from_fields({"regime": "cube"}), ValueError, "regime", "'cube'", "per_step"),
     "fields of a record": (
-        lambda: problem.from_fields({"regime": "one_cta", "colour": 1}), ValueError, "fields", "colour", "one_cta plan",
+        lambda: problem.plan_from_fields({"regime": "one_cta", "colour": 1}), ValueError, "fields", "colour", "one_cta plan",
     ),
 }  # fmt: skip
 

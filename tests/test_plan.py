@@ -19,7 +19,7 @@ from rnn_triton.plan.explain import explain
 from rnn_triton.plan.hardware import RECORDS
 from rnn_triton.plan.measured import _table, read_measured
 from rnn_triton.plan.overriding import overrides, overriding
-from rnn_triton.plan.problem import SIZES, CtaGroup, OneCta, PerStep, Problem, fields, row_units
+from rnn_triton.plan.problem import SIZES, CtaGroup, OneCta, PerStep, Problem, plan_fields, row_units
 
 H200 = RECORDS["sm_90"]
 KINDS = [("bf16", None), ("fp16", None), ("fp32", "tf32"), ("fp32", "tf32x3"), ("fp32", "ieee"), ("fp64", None)]
@@ -174,7 +174,7 @@ def test_plans_are_deterministic_and_cached():
     of = problem(1000, 24)
     assert plan(of, H200) is plan(dataclasses.replace(of), H200)
     assert planner._decide.__wrapped__(of, H200, (), ()) == plan(of, H200)
-    assert fields(plan(of, H200))["regime"] == "cta_group"
+    assert plan_fields(plan(of, H200))["regime"] == "cta_group"
 
 
 def test_what_does_not_run_all_programs_at_once_gets_no_grid():

@@ -26,14 +26,14 @@ FEW_H, FEW_ONE_CTA = 1024, 128  # what `make bench` compiles of the plans over a
 def compiled(item: tuple[Any, Any]) -> dict[str, Any]:
     """The fields of one resources record of a planned (Problem, Device)."""
     from rnn_triton.launch.dispatch import compile_ahead
-    from rnn_triton.plan import problem as plans
     from rnn_triton.plan.choose import plan
+    from rnn_triton.plan.problem import plan_fields
 
     problem, device = item
     chosen = plan(problem, device)
     estimate = model.step(problem, chosen, device)
     out = {
-        "problem": dataclasses.asdict(problem), "plan": plans.fields(chosen), "resources": {}, "status": "ok",
+        "problem": dataclasses.asdict(problem), "plan": plan_fields(chosen), "resources": {}, "status": "ok",
         "message": "", "floor_us_per_step": estimate.floor_us, "practical_us_per_step": estimate.practical_us,
     }  # fmt: skip
     try:

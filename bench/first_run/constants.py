@@ -55,7 +55,7 @@ class Slope(Constant):
 
     def measure(self, place: Place, records: list[Fields]) -> None:
         from rnn_triton.plan import latency
-        from rnn_triton.plan import problem as plans
+        from rnn_triton.plan.problem import plan_fields
 
         (record,) = records
         problem = model.problems(self.case)[0]
@@ -77,7 +77,7 @@ class Slope(Constant):
         practical = latency.practical_us(problem, plan, place.record, constants)
         estimate = held[1] if isinstance(held, tuple) else held
         record |= {
-            "plan": plans.fields(plan), "value": slope - (practical - estimate), "model": estimate, "x": list(self.steps),
+            "plan": plan_fields(plan), "value": slope - (practical - estimate), "model": estimate, "x": list(self.steps),
             "us": middle, "message": f"a step takes {slope:.3f} us, by the model {practical:.3f}",
         }  # fmt: skip
 
@@ -92,8 +92,7 @@ class Gather(Constant):
 
     def measure(self, place: Place, records: list[Fields]) -> None:
         from rnn_triton.plan import latency
-        from rnn_triton.plan import problem as plans
-        from rnn_triton.plan.problem import SIZES
+        from rnn_triton.plan.problem import SIZES, plan_fields
 
         (record,) = records
         T = self.case.T
@@ -110,7 +109,7 @@ class Gather(Constant):
         c, clock = latency.CONSTANTS, place.record.clock_ghz * 1e3
         gathered = plan.block_b * self.case.H * SIZES[self.case.dtype]
         record |= {
-            "plan": plans.fields(plan), "x": list(self.tiles), "us": middle,
+            "plan": plan_fields(plan), "x": list(self.tiles), "us": middle,
             "value": gathered / (tile_us * clock) if tile_us > 0 else None,
             "model": latency.gather_rate(plan, c),
             "message": f"a lower bound; a tile of {gathered // 1024} KB takes {tile_us:.3f} us, {plan.ctas} CTAs at once",
@@ -123,7 +122,7 @@ class Launch(Constant):
 
     def measure(self, place: Place, records: list[Fields]) -> None:
         from rnn_triton.plan import latency
-        from rnn_triton.plan import problem as plans
+        from rnn_triton.plan.problem import plan_fields
 
         (record,) = records
         case = self.case.at(1)
@@ -132,7 +131,7 @@ class Launch(Constant):
             plan = place.plan(problem)
             us = _median(place.clock.wall_us({"call": self.forward(place, case)})["call"])
         once = latency.launch_us(problem, plan, place.record, 1) + latency.practical_us(problem, plan, place.record)
-        record |= {"plan": plans.fields(plan), "value": us, "model": once, "x": [1], "us": [us]}
+        record |= {"plan": plan_fields(plan), "value": us, "model": once, "x": [1], "us": [us]}
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class Exchange(Item):
 
     def measure(self, place: Place, records: list[Fields]) -> None:
         from rnn_triton.plan import latency
-        from rnn_triton.plan import problem as plans
+        from rnn_triton.plan.problem import plan_fields
 
         (record,) = records
         case, short = self.case, self.case.at(max(1, self.case.T // 4))
@@ -51,7 +51,7 @@ class Exchange(Item):
         problem = forward if self.direction == "forward" else backward
         with place.choosing(self.choices):
             plan = place.plan(problem)
-            record["plan"] = plans.fields(plan)
+            record["plan"] = plan_fields(plan)
             record["practical_us_per_step"] = latency.practical_us(problem, plan, place.record)
             inputs, few = (tensors(c, place.device) for c in (case, short))
             truth = check.reference(case, inputs)
@@ -71,7 +71,7 @@ class Exchange(Item):
 
 @dataclass(frozen=True)
 class Switch(Exchange):
-    """One setting of what a plan of a group can be told and the latency model does not know (plans.CtaGroup)"""
+    """One setting of what a plan of a group can be told and the latency model does not know (CtaGroup)"""
 
     section = "switches"
 

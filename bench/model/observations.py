@@ -9,10 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rnn_triton.plan import latency
-from rnn_triton.plan import problem as plans
 from rnn_triton.plan.hardware import Device
 from rnn_triton.plan.latency import CONSTANTS, Constants
-from rnn_triton.plan.problem import Plan, Problem
+from rnn_triton.plan.problem import Plan, Problem, plan_from_fields
 
 from ..cases import case as cases
 from ..cases import estimate
@@ -97,4 +96,4 @@ def _parsed(record: dict[str, Any], direction: str, plan: Any, us: float) -> Obs
     if short is not None and record["short_T"] < case.T:
         per_step = (us - short[1]) / (case.T - record["short_T"])
     problem = dict(zip(("forward", "backward"), estimate.problems(case)))[direction]
-    return Observation(case.name, problem, plans.from_fields(plan), device, per_step)
+    return Observation(case.name, problem, plan_from_fields(plan), device, per_step)

@@ -106,13 +106,13 @@ class Apart:
 def plans_on(case: Case, device: Any) -> dict[str, Any]:
     """rnn_triton's plans for a hardware.Device: of the first launch, for one model, in each pass, and of a network of several
     layers or directions of every launch with its lanes, the layers or directions it holds"""
-    from rnn_triton.plan import problem as plans
+    from rnn_triton.plan.problem import plan_fields
 
     from ..cases.estimate import launches
 
     found = []
     for part in launches(case, device):
-        ran = {pass_: plans.fields(part.plan(pass_, device)[1]) for pass_ in ("forward", "backward")}
+        ran = {pass_: plan_fields(part.plan(pass_, device)[1]) for pass_ in ("forward", "backward")}
         found.append({"lanes": asdict(part.lanes), **ran})
     first = {name: found[0][name] for name in ("forward", "backward")}
     return first if case.layers * case.directions == 1 else {**first, "launches": found}

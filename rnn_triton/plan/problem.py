@@ -114,13 +114,13 @@ class PerStep:
 Plan = OneCta | CtaGroup | PerStep
 
 
-def fields(plan: Plan) -> dict[str, Any]:
+def plan_fields(plan: Plan) -> dict[str, Any]:
     """Returns the plan as a record's JSON object."""
     return {"regime": plan.regime, **asdict(plan)}
 
 
-def from_fields(values: Mapping[str, Any]) -> Plan:
-    """Returns the plan whose `fields` these are.  ValueError: they are those of no plan, or of another version's."""
+def plan_from_fields(values: Mapping[str, Any]) -> Plan:
+    """Returns the plan whose `plan_fields` these are.  ValueError: they are those of no plan, or of another version's."""
     regimes: dict[str, type[Plan]] = {regime.regime: regime for regime in (OneCta, CtaGroup, PerStep)}
     values = dict(values)
     regime = values.pop("regime", None)

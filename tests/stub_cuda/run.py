@@ -34,7 +34,7 @@ from rnn_triton.launch import dispatch, faults, gemm
 from rnn_triton.op import network
 from rnn_triton.plan import choose, hardware
 from rnn_triton.plan.explain import explain
-from rnn_triton.plan.problem import DTYPES, Lanes, Problem, fields
+from rnn_triton.plan.problem import DTYPES, Lanes, Problem, plan_fields
 
 CALLS = 2
 
@@ -148,7 +148,7 @@ def problem(case, log, observed):
         ahead = dispatch.compile_ahead(of, p, record).hash
         made = calls(function, given, log, observed, case.get("together"))
         restricted = {"explained": explained(case)} if "together" in case else {}
-        return {"plan": fields(p), "ahead": ahead, "calls": made, **restricted}
+        return {"plan": plan_fields(p), "ahead": ahead, "calls": made, **restricted}
 
 
 def layers(case, log, observed):
@@ -180,7 +180,7 @@ def layers(case, log, observed):
     of = Problem(case["direction"], B, I if forward else 1, H, "bf16", None, "tanh")
     p = choose.lane_plan(of, lanes, record)
     ahead = dispatch.compile_ahead(of, p, record, lanes).hash
-    return {"plan": fields(p), "ahead": ahead, "calls": calls(function, given, log, observed, case.get("together"))}
+    return {"plan": plan_fields(p), "ahead": ahead, "calls": calls(function, given, log, observed, case.get("together"))}
 
 
 def whole_network(case, log, observed):

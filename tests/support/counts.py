@@ -28,8 +28,7 @@ from bench.show import formats
 from rnn_triton.kernels.exchange import LINE
 from rnn_triton.launch import dispatch
 from rnn_triton.plan import choose, hardware
-from rnn_triton.plan import problem as plans
-from rnn_triton.plan.problem import ONE, Lanes, Plan, Problem
+from rnn_triton.plan.problem import DTYPES, ONE, CtaGroup, Lanes, Plan, Problem
 
 ARCH = "sm_90"
 STEPS = (4, 6)  # of the two runs; loops take one or two steps a trip
@@ -157,7 +156,7 @@ def counted(job: Job, module: Any = None) -> Step:
     import ptx_executor
 
     p = job.plan
-    if isinstance(p, plans.CtaGroup):
+    if isinstance(p, CtaGroup):
         p = dataclasses.replace(p, groups=1)
     problem = dataclasses.replace(job.problem, B=p.block_b)
     runs = []
@@ -171,7 +170,7 @@ def counted(job: Job, module: Any = None) -> Step:
 
 
 def _run(problem: Problem, p: Plan, lanes: Lanes, T: int, module: Any) -> None:
-    dtype = next(dtype for dtype, name in plans.DTYPES.items() if name == problem.dtype)
+    dtype = next(dtype for dtype, name in DTYPES.items() if name == problem.dtype)
     forward = problem.direction == "forward"
     B, I, H, L = problem.B, problem.I, problem.H, lanes.count
     generator = torch.Generator().manual_seed(0)

@@ -17,7 +17,7 @@ from cooperative import cooperate
 from rnn_triton.cells import reference
 from rnn_triton.interpret import interpreter
 from rnn_triton.launch import recurrence
-from rnn_triton.plan import problem as plans
+from rnn_triton.plan.problem import DTYPES, CtaGroup, Problem, row_units
 
 from .problems import problem, state_roundoff
 
@@ -45,7 +45,7 @@ MODES = (
 
 @dataclass(frozen=True)
 class Case:
-    """A problem and the plan it runs by; `kind` of KINDS, the rest as in plans.Problem and plans.CtaGroup"""
+    """A problem and the plan it runs by; `kind` of KINDS, the rest as in Problem and CtaGroup"""
 
     T: int
     B: int
@@ -95,15 +95,15 @@ class Case:
     def launch(self, direction, module=recurrence):
         """`module`.Recurrence; another than rnn_triton.launch.recurrence for a changed one"""
         _, precision, accuracy, *_ = KINDS[self.kind]
-        name = plans.DTYPES[self.dtype]
+        name = DTYPES[self.dtype]
         forward = direction == "forward"
-        of = plans.Problem(
+        of = Problem(
             direction, self.B, self.I if forward else 1, self.H, name, precision, self.nonlinearity
         )
-        plan = plans.CtaGroup(
+        plan = CtaGroup(
             block_b=self.block_b, warps=self.warps, formulation="mma32" if name == "fp32" else "mma16",
             precision=precision or "ieee", accuracy=accuracy, units=self.units,
-            ctas=-(-plans.row_units(self.H, name) // self.units), groups=self.groups, w_hh_shared=self.shared,
+            ctas=-(-row_units(self.H, name) // self.units), groups=self.groups, w_hh_shared=self.shared,
             w_ih_home=self.home if forward else "none", protocol=self.protocol, x_loads=self.x_loads,
             look_every=self.look_every, probe_delay=self.probe_delay, chains=self.chains, reason="test",
         )  # fmt: skip

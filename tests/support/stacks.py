@@ -10,8 +10,7 @@ import torch
 from rnn_triton.cells import reference
 from rnn_triton.launch import recurrence
 from rnn_triton.op import dropout
-from rnn_triton.plan import problem as plans
-from rnn_triton.plan.problem import Lanes
+from rnn_triton.plan.problem import DTYPES, CtaGroup, Lanes, OneCta, Problem, row_units
 
 from .grids import KINDS, MODES, Case, pre_activation_gradients
 from .problems import problem
@@ -43,10 +42,10 @@ class Stack(Case):
 
     def launch(self, direction, module=recurrence):
         _, precision, accuracy, *_ = KINDS[self.kind]
-        name = plans.DTYPES[self.dtype]
+        name = DTYPES[self.dtype]
         forward = direction == "forward"
         home = self.home if forward or not self.both else "none"
-        of = plans.Problem(direction, self.B, self.I if forward else 1, self.H, name, precision, self.nonlinearity)
+        of = Problem(direction, self.B, self.I if forward else 1, self.H, name, precision, self.nonlinearity)
         formulation = "fma" if precision == "ieee" or name == "fp64" else "mma32" if name == "fp32" else "mma16"
         common = dict(
             block_b=self.block_b, formulation=formulation, precision=precision or "ieee", accuracy=accuracy, w_ih_home=home,
@@ -54,13 +53,13 @@ class Stack(Case):
         )  # fmt: skip
         if self.depth is not None:
             h_pad = max(16, 1 << (self.H - 1).bit_length())
-            plan = plans.OneCta(
+            plan = OneCta(
                 warps=min(8, h_pad // 16), h_pad=h_pad, chunk=32 if formulation == "mma16" else 16, x_depth=self.depth,
                 pad_w_hh=False, **common,
             )  # fmt: skip
         else:
-            plan = plans.CtaGroup(
-                warps=self.warps, units=self.units, ctas=-(-plans.row_units(self.H, name) // self.units),
+            plan = CtaGroup(
+                warps=self.warps, units=self.units, ctas=-(-row_units(self.H, name) // self.units),
                 groups=self.groups, w_hh_shared=self.shared, protocol=self.protocol, x_loads=self.x_loads, look_every=self.look_every,
                 probe_delay=self.probe_delay, **common,
             )  # fmt: skip
