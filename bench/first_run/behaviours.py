@@ -35,8 +35,8 @@ class Behaviour(Item):
     def name(self) -> str:
         return f"{self.of.replace('_', ' ')}, {super().name}"
 
-    def blank(self) -> list[Fields]:
-        return [fields | {"name": self.of, "seconds": 0.0} for fields in super().blank()]
+    def fields(self) -> Fields:
+        return {"name": self.of}
 
     def measure(self, place: Place, records: list[Fields]) -> None:
         began = time.monotonic()

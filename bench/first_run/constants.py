@@ -33,11 +33,8 @@ class Constant(Item):
     def name(self) -> str:
         return f"{self.constant}, {super().name}"
 
-    def blank(self) -> list[Fields]:
-        more: Fields = {
-            "name": self.constant, "unit": self.unit, "plan": None, "value": None, "model": None, "x": [], "us": [],
-        }  # fmt: skip
-        return [fields | more for fields in super().blank()]
+    def fields(self) -> Fields:
+        return {"name": self.constant, "unit": self.unit}
 
     def calls(self) -> list[Call]:
         return [Call(self.case, "fwd", self.choices)]

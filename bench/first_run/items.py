@@ -19,6 +19,7 @@ from ..instruments import timing
 from ..instruments.worker import in_words
 from ..measure import run
 from ..measure.compiling import Call, choices_of, named
+from ..records import schema
 from . import dry
 
 Fields = dict[str, Any]
@@ -98,7 +99,11 @@ class Item:
 
     def blank(self) -> list[Fields]:
         """The fields of its records, nothing measured yet"""
-        return [{"case": self.case.name, "choices": dict(self.choices), "status": "ok", "message": ""}]
+        return [schema.blank(self.kind, case=self.case.name, choices=dict(self.choices), **self.fields())]
+
+    def fields(self) -> Fields:
+        """What a record of its kind needs besides"""
+        return {}
 
     def calls(self) -> list[Call]:
         """What it compiles"""

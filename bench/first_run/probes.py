@@ -31,12 +31,8 @@ class Exchange(Item):
     def name(self) -> str:
         return f"{super().name} {self.direction}"
 
-    def blank(self) -> list[Fields]:
-        more: Fields = {
-            "shape": dataclasses.asdict(self.case), "direction": self.direction, "plan": None, "errors": {},
-            "device_us": sampled(), "short_T": None, "short_us": sampled(), "practical_us_per_step": None,
-        }  # fmt: skip
-        return [fields | more for fields in super().blank()]
+    def fields(self) -> Fields:
+        return {"shape": dataclasses.asdict(self.case), "direction": self.direction}
 
     def calls(self) -> list[Call]:
         return [Call(self.case, "fwd" if self.direction == "forward" else "train", self.choices)]
@@ -86,12 +82,8 @@ class Equivalence(Item):
     kind = "check"
     section = "equivalence"
 
-    def blank(self) -> list[Fields]:
-        more: Fields = {
-            "shape": dataclasses.asdict(self.case), "provider": OURS, "implementation": "none", "errors": {},
-            "plan": None,
-        }  # fmt: skip
-        return [fields | more for fields in super().blank()]
+    def fields(self) -> Fields:
+        return {"shape": dataclasses.asdict(self.case)}
 
     def measure(self, place: Place, records: list[Fields]) -> None:
         (record,) = records

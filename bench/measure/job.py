@@ -19,7 +19,7 @@ from ..command import Answer, Command, budget_argument, case_arguments, cases_of
 from ..instruments.progress import Progress
 from ..instruments.worker import Worker, WorkerError
 from ..providers.registry import PROVIDERS
-from ..records import environment
+from ..records import environment, schema
 from ..records.environment import PACKAGE
 from ..records.rows import Row, rows
 from ..records.schema import OURS
@@ -70,10 +70,9 @@ def run_check(chosen: Sequence[cases.Case], out: Path) -> tuple[str, list[str]]:
                 try:
                     found = worker.call(case, CHECK_TIMEOUT)
                 except WorkerError as error:
-                    found = {"status": error.status, "message": str(error), "errors": {}, "implementation": "none"}
-                    found |= {"plan": None}
-                shape = dataclasses.asdict(case)
-                record = writer.write("check", case=case.name, shape=shape, provider="rnn_triton", choices={}, **found)
+                    found = {"status": error.status, "message": str(error)}
+                fields = schema.blank("check", case=case.name, shape=dataclasses.asdict(case), **found)
+                record = writer.write("check", **fields)
                 progress.step(failed=record["status"] != "ok")
     return _check_table(out)
 

@@ -17,6 +17,7 @@ from ..instruments import timing
 from ..instruments.progress import Progress
 from ..instruments.worker import Worker, WorkerError, at, in_words
 from ..providers.registry import PROVIDERS
+from ..records import schema
 from ..records.schema import BASELINES, OURS, sampled
 from ..records.store import Writer
 from . import check
@@ -209,13 +210,8 @@ def fault(record: Fields) -> str:
 
 def blank(case: Case, pass_: str, provider: str) -> Fields:
     """The fields of a timing record with nothing measured"""
-    return {
-        "case": case.name, "shape": dataclasses.asdict(case), "pass": pass_, "provider": provider,
-        "status": "ok", "message": "", "version": PROVIDERS[provider].version(), "device_us": sampled(), "graph_us": sampled(),
-        "spin_us": None, "late": None, "wall_us": sampled(), "short_T": None, "short_us": sampled(), "peak_bytes": None, "errors": {}, "plan": None,
-        "kernels": [], "floor_us_per_step": None, "practical_us_per_step": None, "parts_us_per_step": {},
-        "telemetry": {}, "seconds": 0.0,
-    }  # fmt: skip
+    shape, version = dataclasses.asdict(case), PROVIDERS[provider].version()
+    return schema.blank("timing", case=case.name, shape=shape, pass_=pass_, provider=provider, version=version)
 
 
 def fail(records: Iterable[Fields], status: str, message: str) -> None:

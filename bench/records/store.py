@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .schema import KINDS, SCHEMA, Check, sampled, validate
+from .schema import KINDS, SCHEMA, check, fields_of, sampled, validate
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Writer:
         try:
             line = _line(record)
         except ValueError as refused:
-            if "status" not in KINDS[kind]:
+            if "status" not in fields_of(KINDS[kind]):
                 raise
             why = "; ".join(f"{part}" for part in (f"cannot be recorded: {refused}", fields.get("message")) if part)
             try:
@@ -81,13 +81,14 @@ def _line(record: dict[str, Any]) -> str:
 def _emptied(kind: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that a record of the kind cannot have as they are, each with the first empty value that it can have"""
     empty: tuple[Any, ...] = (None, {}, [], sampled(), "", 0)
-    refused = [name for name, check in KINDS[kind].items() if not _holds(check, fields.get(name))]
-    return {name: next((v for v in empty if _holds(KINDS[kind][name], v)), None) for name in refused}
+    known = fields_of(KINDS[kind])
+    refused = [name for name, field in known.items() if not _holds(field, fields.get(name))]
+    return {name: next((v for v in empty if _holds(known[name], v)), None) for name in refused}
 
 
-def _holds(check: Check, value: Any) -> bool:
+def _holds(annotation: Any, value: Any) -> bool:
     try:
-        check(json.loads(json.dumps(value)), "")
+        check(json.loads(json.dumps(value)), annotation, "")
     except (TypeError, ValueError):
         return False
     return True

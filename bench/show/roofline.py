@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from typing import Any
 
 from ..cases.case import Case
 from ..records.rows import Row
-from ..records.schema import BASELINES, HARDWARE, OURS
+from ..records.schema import BASELINES, OURS, Hardware
 from . import style
 from .panels import Page
 from .rows_in_words import PASS_TITLES, REGIMES, arithmetic, caption
@@ -154,7 +155,7 @@ def _ceilings(kind: str, rows: Sequence[Row]) -> dict[str, float]:
     for row in rows:
         hardware = row.environment["hardware"]
         if hardware and arithmetic(row) == kind:
-            device, shape = Device(**{name: hardware[name] for name in HARDWARE}), row.shape
+            device, shape = Device(**{f.name: hardware[f.name] for f in fields(Hardware) if f.name in hardware}), row.shape
             problem = Problem("forward", 1, 1, 1, shape["dtype"], shape["precision"], shape["nonlinearity"])
             peak = 1e6 / gemm_us(problem, device, 1e12, 0.0)
             return {"peak": peak, "DRAM": rates(device).dram * 1e-6, "L2": CONSTANTS.l2 * device.clock_ghz * 1e-3}
