@@ -194,8 +194,7 @@ def test_several_tiles_share_a_group_where_they_should():
 # ---- what a status and a number are made of -------------------------------------------------------------------------
 
 
-class Fails(items.Item):
-    kind = section = "behaviour"
+class Fails(behaviours.Behaviour):
 
     def measure(self, place, found):
         from rnn_triton import ExchangeError

@@ -209,7 +209,7 @@ def test_no_loss_and_no_comparison_are_said(rows, tmp_path):
 
 
 def test_devices_have_sections_of_their_own(rows, tmp_path):
-    other = [dataclasses.replace(r, environment=ENVIRONMENT | {"device": "Other <GPU>"}) for r in rows]
+    other = [dataclasses.replace(r, record=r.record | {"environment": ENVIRONMENT | {"device": "Other <GPU>"}}) for r in rows]
     text = report.html(rows + other, [], [], tmp_path, names=["digits"]).read_text()
     page = Page(text)
     assert len(page.ids) == len(set(page.ids))

@@ -114,7 +114,9 @@ def test_losses_are_every_case_below_1x_and_wins_all_others(rows):
 
 def test_far_from_the_floor_is_every_case_below_the_mark(rows):
     assert len(tables.far_from_floor(rows).body) == 2 * 10  # all reach about a quarter
-    near = [dataclasses.replace(row, fraction_of_floor=tables.FLOOR_MARK) for row in rows]
+    mark = tables.FLOOR_MARK * (1 + 1e-12)  # rounding aside
+    floors = [{"floor_us_per_step": mark * (row.us_per_step or 1.0)} for row in rows]
+    near = [dataclasses.replace(row, record=row.record | floor) for row, floor in zip(rows, floors)]
     assert tables.far_from_floor(near).body == []
 
 
@@ -229,9 +231,9 @@ def test_kernels_that_ran_are_named_the_longest_first():
 
 def test_clocks_and_power_while_measuring_are_in_the_caption(rows):
     assert "While measured: SM clock 1980 MHz, memory clock 3201 MHz, power 400 W, temperature 45 C." in rows_in_words.caption(rows)
-    cooler = [dataclasses.replace(rows[0], telemetry={"sm_mhz": 1200.0}), *rows[1:]]
+    cooler = [dataclasses.replace(rows[0], record=rows[0].record | {"telemetry": {"sm_mhz": 1200.0}}), *rows[1:]]
     assert "SM clock 1200 to 1980 MHz, memory clock 3201 MHz" in rows_in_words.caption(cooler)
-    assert rows_in_words.clocks([dataclasses.replace(rows[0], telemetry={})]) == ""
+    assert rows_in_words.clocks([dataclasses.replace(rows[0], record=rows[0].record | {"telemetry": {}})]) == ""
 
 
 def test_loops_that_miss_the_gate_in_training_are_explained(rows):
@@ -331,7 +333,7 @@ def test_csv_holds_every_row_and_reads_back(rows):
         expected = row.tidy()
         assert list(line) == list(expected)
         assert line == {name: "" if value is None else str(value) for name, value in expected.items()}
-    odd = dataclasses.replace(rows[0], message='a,"b"\nc')
+    odd = dataclasses.replace(rows[0], record=rows[0].record | {"message": 'a,"b"\nc'})
     assert list(csv.DictReader(io.StringIO(formats.csv_text([odd]))))[0]["message"] == 'a,"b"\nc'
 
 
@@ -343,7 +345,7 @@ def test_files_are_written_and_equal_for_equal_records(rows, tmp_path):
 
 
 def test_devices_are_kept_apart(rows):
-    other = [dataclasses.replace(r, environment=ENVIRONMENT | {"device": "Other GPU"}) for r in rows]
+    other = [dataclasses.replace(r, record=r.record | {"environment": ENVIRONMENT | {"device": "Other GPU"}}) for r in rows]
     document = tables.markdown_document(rows + other)
     assert document.index("## Other GPU") < document.index("## Test GPU")
     assert len(tables.timing_rows(rows + other)) == 2 * len(tables.timing_rows(rows))

@@ -6,45 +6,67 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .schema import BASELINES, TELEMETRY, VERSIONS
+from .schema import BASELINES, TELEMETRY, VERSIONS, Timing, fields_of
 
 Quantiles = tuple[float, float, float]  # p20, median, p80
 
 
 @dataclass(frozen=True)
 class Row:
-    """A timing record as figures and tables want it; None: not measured. Times per step in microseconds."""
+    """A timing record as figures and tables want it: its fields by name (schema.Timing, and those of every record), and what
+    follows from them; None: not measured. Times per step in microseconds."""
 
-    run: str
-    date: str
-    environment: dict[str, Any]
-    case: str
-    shape: dict[str, Any]  # the fields of cases.Case
-    pass_: str
-    provider: str
-    status: str
-    message: str
-    version: str | None
-    us: Quantiles | None  # per call on the device
-    graph_us: Quantiles | None
-    wall_us: Quantiles | None
-    samples: tuple[float, ...]  # raw device microseconds per call
-    us_per_step: float | None  # median over T
-    slope_us_per_step: float | None  # free of launch cost
-    floor_us_per_step: float | None  # an estimate, as are the next two
-    practical_us_per_step: float | None
-    bound: str | None  # the largest part of the practical estimate: the model's bottleneck
-    fraction_of_floor: float | None  # floor time / measured time
-    peak_bytes: int | None
-    errors: dict[str, dict[str, float]]  # quantity -> rel, rel_tol, max, max_tol
-    plan: dict[str, Any] | None
-    kernels: list[dict[str, Any]]  # by the profiler: name, count, us
-    telemetry: dict[str, Any]
-    late: int | None  # samples whose clock started before the whole call was queued
+    record: dict[str, Any]
     baseline: str | None = None  # the faster of BASELINES in the run compared, see rows()
     speedup: float | None = None  # over it, by device time
     graph_speedup: float | None = None  # over the faster of BASELINES by replay of a CUDA graph
     gap: str = ""  # why there is no speedup although there is a time: NO_BASELINE or APART
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "record" or name not in _FIELDS:
+            raise AttributeError(f"a row has no {name}")
+        return self.record[name.rstrip("_")]
+
+    @property
+    def us(self) -> Quantiles | None:
+        """Per call on the device"""
+        return measured(self.record, "device_us")
+
+    @property
+    def graph_us(self) -> Quantiles | None:
+        return measured(self.record, "graph_us")
+
+    @property
+    def wall_us(self) -> Quantiles | None:
+        return measured(self.record, "wall_us")
+
+    @property
+    def samples(self) -> list[float]:
+        """Raw device microseconds per call"""
+        return self.record["device_us"]["samples"] if self.us else []
+
+    @property
+    def us_per_step(self) -> float | None:
+        """Median over T"""
+        return self.us[1] / self.shape["T"] if self.us else None
+
+    @property
+    def slope_us_per_step(self) -> float | None:
+        """Free of launch cost"""
+        us, short, steps = self.us, measured(self.record, "short_us"), self.shape["T"] - (self.short_T or 0)
+        return (us[1] - short[1]) / steps if us and short and steps > 0 else None
+
+    @property
+    def bound(self) -> str | None:
+        """The largest part of the practical estimate: the model's bottleneck"""
+        parts = self.parts_us_per_step
+        return max(parts, key=lambda part: parts[part]) if parts else None
+
+    @property
+    def fraction_of_floor(self) -> float | None:
+        """Floor time, an estimate, over measured time"""
+        floor, us = self.floor_us_per_step, self.us
+        return floor * self.shape["T"] / us[1] if us and floor else None
 
     @property
     def regime(self) -> str | None:
@@ -77,6 +99,7 @@ class Row:
         }  # fmt: skip
 
 
+_FIELDS = {"run", "date", "environment", "pass_", *fields_of(Timing)}
 NO_BASELINE = "no cuDNN time"
 APART = "not in one run"  # both were timed, but see rows()
 
@@ -136,40 +159,8 @@ def _row(record: dict[str, Any], runs: Sequence[dict[str, dict[str, Any]]]) -> R
         best = min(((q[1], b["provider"]) for b in baselines if (q := measured(b, field))), default=None)
         return (best[0] / mine[1], best[1]) if us and mine and best else (None, None)
 
-    T = record["shape"]["T"]
-    us, short, graph = (measured(record, field) for field in ("device_us", "short_us", "graph_us"))
-    floor, parts = record["floor_us_per_step"], record["parts_us_per_step"]
+    us = measured(record, "device_us")
     speedup, baseline = over_fastest("device_us")
     there = any(measured(run[name], "device_us") for run in runs for name in BASELINES if name in run)
-    return Row(
-        run=record["run"],
-        date=record["date"],
-        environment=record["environment"],
-        case=record["case"],
-        shape=record["shape"],
-        pass_=record["pass"],
-        provider=record["provider"],
-        status=record["status"],
-        message=record["message"],
-        version=record["version"],
-        us=us,
-        graph_us=graph,
-        wall_us=measured(record, "wall_us"),
-        samples=tuple(record["device_us"]["samples"]) if us else (),
-        us_per_step=us[1] / T if us else None,
-        slope_us_per_step=(us[1] - short[1]) / (T - record["short_T"]) if us and short and record["short_T"] < T else None,
-        floor_us_per_step=floor,
-        practical_us_per_step=record["practical_us_per_step"],
-        bound=max(parts, key=lambda part: parts[part]) if parts else None,
-        fraction_of_floor=floor * T / us[1] if us and floor else None,
-        peak_bytes=record["peak_bytes"],
-        errors=record["errors"],
-        plan=record["plan"],
-        kernels=record["kernels"],
-        telemetry=record["telemetry"],
-        late=record["late"],
-        baseline=baseline,
-        speedup=speedup,
-        graph_speedup=over_fastest("graph_us")[0],
-        gap="" if speedup or not us else APART if there else NO_BASELINE,
-    )
+    gap = "" if speedup or not us else APART if there else NO_BASELINE
+    return Row(record, baseline, speedup, over_fastest("graph_us")[0], gap)
