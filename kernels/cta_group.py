@@ -15,7 +15,7 @@ A step of a tile, in order:
     issue the loads of the next u, saved
     CTA barrier                                          frees the reduction's buffer off the critical path
     gather s_{t-1}                                       critical: until every CTA of the group has published it
-    issue the loads of the next x                        X_LOADS "behind"; "before": with those of u
+    issue the loads of the next x                        TILE.x_loads "behind"; "before": with those of u
     acc += W_rec s_{t-1}; sum over warps                 critical: K / (16 WARPS CHAINS) dependent mma, shared memory
     s_t = CELL(acc + bias + u_t, saved_t), rounded       critical: published to out[t]
 
@@ -66,6 +66,7 @@ from .exchange import (
     verify_input,
     word_pointers,
 )
+from .facts import kernel_name
 from .fragments import operand
 from .slices import (
     load_own,
@@ -80,72 +81,68 @@ from .slices import (
 
 
 @triton.jit
-def _products(acc_a, acc_b, a, b, first: tl.constexpr, PRECISION: tl.constexpr, CHAINS: tl.constexpr):
+def _products(acc_a, acc_b, a, b, first: tl.constexpr, TILE: tl.constexpr):
     """Products of two tuples of tiles, added to one accumulator or to two in turn, beginning with number `first`"""
     for i in tl.static_range(len(a)):
-        if CHAINS == 2 and (first + i) % 2 == 1:
-            acc_b = tl.dot(a[i], operand(b[i], PRECISION), acc_b, input_precision=PRECISION)
+        if TILE.chains == 2 and (first + i) % 2 == 1:
+            acc_b = tl.dot(a[i], operand(b[i], TILE.precision), acc_b, input_precision=TILE.precision)
         else:
-            acc_a = tl.dot(a[i], operand(b[i], PRECISION), acc_a, input_precision=PRECISION)
+            acc_a = tl.dot(a[i], operand(b[i], TILE.precision), acc_a, input_precision=TILE.precision)
     return acc_a, acc_b
 
 
 @triton.jit
-def _weights(
-    ptr, row0, TILES: tl.constexpr, SHARED_TILES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    UNITS: tl.constexpr, WARPS: tl.constexpr, FORM: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+def _weights(ptr, row0, SHARED_TILES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILE: tl.constexpr):
     """K tiles of a CTA's rows of contiguous [ROWS, COLUMNS], the first SHARED_TILES for shared memory"""
-    K: tl.constexpr = 16 * WARPS * (2 if FORM == "mma16" else 1)
+    K: tl.constexpr = 16 * TILE.warps * TILE.e
     tiles = ()
-    for k in tl.static_range(TILES):
-        w = load_weight(ptr, row0, k * K, ROWS, COLUMNS, UNITS, WARPS, FORM, k < SHARED_TILES)
+    for k in tl.static_range((COLUMNS + K - 1) // K):
+        w = load_weight(ptr, row0, k * K, ROWS, COLUMNS, k < SHARED_TILES, TILE)
         rounded = ()
         for i in tl.static_range(len(w)):
-            rounded = rounded + (operand(w[i], PRECISION),)
+            rounded = rounded + (operand(w[i], TILE.precision),)
         tiles = tiles + (rounded,)
     return tiles
 
 
 @triton.jit
-def _load_inputs(
-    pointers, words, TILES: tl.constexpr, WHOLE: tl.constexpr, WARPS: tl.constexpr, MODE: tl.constexpr
-):  # fmt: skip
+def _load_inputs(pointers, words, TILES: tl.constexpr, WHOLE: tl.constexpr, MODE: tl.constexpr, TILE: tl.constexpr):
     """K tiles of x_t, by `word_pointers`: the first `words` words of a row, which are at least WHOLE"""
-    TILE: tl.constexpr = 16 * WARPS
+    K_TILE: tl.constexpr = 16 * TILE.warps
     x = ()
     for k in tl.static_range(TILES):
-        x = x + (load_words(pointers, k * TILE, True, words, (k + 1) * TILE > WHOLE, WARPS, MODE),)
+        x = x + (load_words(pointers, k * K_TILE, True, words, (k + 1) * K_TILE > WHOLE, MODE, TILE),)
     return x
 
 
 @triton.jit
 def _abandon(
-    out_ptr, last_ptr, at, T, B, t_first, dt, group, groups, own_tiles, unit0, UNITS: tl.constexpr, BLOCK_B: tl.constexpr,
-    WORDS: tl.constexpr, ROW_WORDS: tl.constexpr, E: tl.constexpr, HAS_LAST: tl.constexpr,
+    out_ptr, last_ptr, at, T, B, t_first, dt, group, groups, own_tiles, unit0, HAS: tl.constexpr, SHAPE: tl.constexpr,
+    TILE: tl.constexpr,
 ):  # fmt: skip
     """NaN in all of the CTA's outputs from step `at` on"""
-    nan = tl.full((BLOCK_B, UNITS // 2), NAN, tl.int32)
-    step_words = B.to(tl.int64) * ROW_WORDS
+    nan = tl.full((TILE.block_b, TILE.units // 2), NAN, tl.int32)
+    step_words = B.to(tl.int64) * SHAPE.row_words
     for k in range(at * own_tiles, T * own_tiles):
         tile = group + k % own_tiles * groups
-        row0 = (tile * BLOCK_B).to(tl.int64)
+        row0 = (tile * TILE.block_b).to(tl.int64)
         t = t_first + dt * (k // own_tiles)
-        for i in tl.static_range(2 // E):
-            offsets, mask = own_words(unit0, B - tile * BLOCK_B, i, WORDS, ROW_WORDS, UNITS, BLOCK_B, E)
-            tl.store(out_ptr + (t * step_words + row0 * ROW_WORDS) + offsets, nan, mask=mask)
-            if HAS_LAST:
-                tl.store(last_ptr + row0 * ROW_WORDS + offsets, nan, mask=mask)
+        for i in tl.static_range(2 // TILE.e):
+            offsets, mask = own_words(unit0, B - tile * TILE.block_b, i, SHAPE, TILE)
+            tl.store(out_ptr + (t * step_words + row0 * SHAPE.row_words) + offsets, nan, mask=mask)
+            if HAS.last:
+                tl.store(last_ptr + row0 * SHAPE.row_words + offsets, nan, mask=mask)
 
 
 @triton.jit(
     do_not_specialize=[
         "T", "B", "reverse", "stride_x_t", "stride_x_b", "stride_u_t", "stride_u_b", "launch", "limit", "dropped", "bottom"
-    ]
+    ],
+    repr=kernel_name("cta_group"),
 )  # fmt: skip
 def cta_group(
     # all contiguous where no strides are given; N: LANES, R: ROW, of several directions [.., N, ROW]; see "Lanes" above
-    x_ptr,  # [T, B, I], strides (stride_x_t, stride_x_b, 1), both in 16-byte vectors; where W_IN_HOME is "none": unused
+    x_ptr,  # [T, B, I], strides (stride_x_t, stride_x_b, 1), both in 16-byte vectors; where TILE.w_in_home is "none": unused
     w_in_ptr,  # [N, ROW, K], K = I, of linked lanes ROW
     w_rec_ptr,  # [N, ROW, ROW]: W_hh, backward its transpose
     bias0_ptr,  # [N, ROW] where HAS_BIAS0
@@ -169,47 +166,34 @@ def cta_group(
     limit,  # polls before a group gives up
     dropped,  # of 65536 elements between layers, where DROPOUT (dropout.py)
     bottom,  # number of layer 0 in the network, by which masks are told
-    I: tl.constexpr,  # 0: the first of linked lanes has no x
-    H: tl.constexpr,
-    ROW: tl.constexpr,
-    CELL: tl.constexpr,
-    ACCURACY: tl.constexpr,
-    FIRST_IS_STATE: tl.constexpr,
-    HAS_BIAS0: tl.constexpr,
-    HAS_BIAS1: tl.constexpr,
-    HAS_FIRST: tl.constexpr,
-    HAS_U: tl.constexpr,
-    HAS_SAVED: tl.constexpr,
-    HAS_LAST: tl.constexpr,
-    WIDE_U: tl.constexpr,  # u is fp32 whatever DTYPE is
-    DTYPE: tl.constexpr,
-    FORM: tl.constexpr,  # "mma16", "mma32"
-    PRECISION: tl.constexpr,  # of tl.dot
-    W_IN_HOME: tl.constexpr,  # "registers", "shared", "none"
-    CTAS: tl.constexpr,
-    UNITS: tl.constexpr,
-    BLOCK_B: tl.constexpr,
-    WARPS: tl.constexpr,
-    SHARED_TILES: tl.constexpr,
-    CHAINS: tl.constexpr,
-    PROTOCOL: tl.constexpr,  # "sentinel", "counter"
-    X_LOADS: tl.constexpr,  # of the next x: "before" the gather, "behind" it
-    LOOK_EVERY: tl.constexpr,  # tiles and steps from one look at the error word to the next, a power of 2
-    PROBE_DELAY: tl.constexpr,  # cycles from publishing a tile to the next gather of it, at least
-    LANES: tl.constexpr,
-    LINKED: tl.constexpr,  # lanes are layers, else directions
-    DROPOUT: tl.constexpr,
+    TILE: tl.constexpr,  # facts.GroupTile
+    SHAPE: tl.constexpr,  # facts.GroupShape
+    HAS: tl.constexpr,  # facts.Has
+    CELL: tl.constexpr,  # facts.Cell
+    SHARE: tl.constexpr,  # facts.Share
 ):
-    E: tl.constexpr = 2 if FORM == "mma16" else 1  # elements a word
-    TILE: tl.constexpr = 16 * WARPS  # words
-    WORDS: tl.constexpr = ROW // E
-    ROW_S: tl.constexpr = ROW if LINKED else LANES * ROW  # of a batch row of s
-    ROW_WORDS: tl.constexpr = ROW_S // E
+    I: tl.constexpr = SHAPE.I
+    H: tl.constexpr = SHAPE.H
+    ROW: tl.constexpr = SHAPE.row
+    FIRST_IS_STATE: tl.constexpr = CELL.forward
+    CTAS: tl.constexpr = TILE.ctas
+    UNITS: tl.constexpr = TILE.units
+    BLOCK_B: tl.constexpr = TILE.block_b
+    WARPS: tl.constexpr = TILE.warps
+    PROBE_DELAY: tl.constexpr = TILE.probe_delay
+    LANES: tl.constexpr = SHARE.lanes
+    LINKED: tl.constexpr = SHARE.linked
+    DROPOUT: tl.constexpr = SHARE.dropout
+    E: tl.constexpr = TILE.e
+    K_TILE: tl.constexpr = 16 * WARPS  # words
+    WORDS: tl.constexpr = SHAPE.words
+    ROW_S: tl.constexpr = SHAPE.apart
+    ROW_WORDS: tl.constexpr = SHAPE.row_words
     K_IN: tl.constexpr = ROW if LINKED else I  # columns of W_in
     X_WORDS: tl.constexpr = I // E
     X_MODE: tl.constexpr = "probe" if LINKED else "plain"
-    ON_CHIP: tl.constexpr = W_IN_HOME != "none"
-    X_TILES: tl.constexpr = (K_IN // E + TILE - 1) // TILE
+    ON_CHIP: tl.constexpr = TILE.w_in_home != "none"
+    X_TILES: tl.constexpr = (K_IN // E + K_TILE - 1) // K_TILE
     group = tl.program_id(0) // CTAS
     unit0 = tl.program_id(0) % CTAS * UNITS
     groups = tl.num_programs(0) // CTAS
@@ -270,19 +254,15 @@ def cta_group(
     dt = 1 - 2 * reverse
 
     # ---- on chip for the whole launch
-    w_rec = _weights(
-        w_rec_ptr, unit0, (WORDS + TILE - 1) // TILE, SHARED_TILES, ROW, ROW, UNITS, WARPS, FORM, PRECISION
-    )
+    w_rec = _weights(w_rec_ptr, unit0, TILE.shared_tiles, ROW, ROW, TILE)
     w_in = ()
     if ON_CHIP:
-        w_in = _weights(
-            w_in_ptr, unit0, X_TILES, X_TILES if W_IN_HOME == "shared" else 0, ROW, K_IN, UNITS, WARPS, FORM, PRECISION
-        )
-    unit = own_units(unit0, UNITS, E)
+        w_in = _weights(w_in_ptr, unit0, X_TILES if TILE.w_in_home == "shared" else 0, ROW, K_IN, TILE)
+    unit = own_units(unit0, TILE)
     bias = tl.zeros((1, UNITS // 2, 2), tl.float32)
-    if HAS_BIAS0:
+    if HAS.bias0:
         bias += tl.load(bias0_ptr + unit, mask=unit < ROW, other=0).to(tl.float32)
-    if HAS_BIAS1:
+    if HAS.bias1:
         bias += tl.load(bias1_ptr + unit, mask=unit < ROW, other=0).to(tl.float32)
 
     # ---- what the first step has prefetched
@@ -290,16 +270,16 @@ def cta_group(
     row0 = (group * BLOCK_B).to(tl.int64)
     x_raw = ()
     if ON_CHIP:
-        x_t = word_pointers(x_words + t_first * step_x + row0 * row_x, row_x, rows, BLOCK_B, WARPS)
-        x_raw = _load_inputs(x_t, x_width, X_TILES, X_WORDS, WARPS, X_MODE)
+        x_t = word_pointers(x_words + t_first * step_x + row0 * row_x, row_x, rows, TILE)
+        x_raw = _load_inputs(x_t, x_width, X_TILES, X_WORDS, X_MODE, TILE)
     u_raw = ()
     saved_raw = ()
-    if HAS_U:
+    if HAS.u:
         u_t = u_ptr + t_first * step_u + row0 * row_u
-        u_raw = load_own(u_t, row_u, rows, first_lane, unit0, ROW, UNITS, BLOCK_B, E, WIDE_U)
-    if HAS_SAVED:
+        u_raw = load_own(u_t, row_u, rows, first_lane, unit0, SHAPE.wide_u, SHAPE, TILE)
+    if HAS.saved:
         saved_t = saved_ptr + t_first * step_s + row0 * ROW_S
-        saved_raw = load_own(saved_t, ROW_S, rows, True, unit0, ROW, UNITS, BLOCK_B, E, False)
+        saved_raw = load_own(saved_t, ROW_S, rows, True, unit0, False, SHAPE, TILE)
 
     error = tl.load(error_ptr, volatile=True)
     published_at = cycle()
@@ -324,93 +304,93 @@ def cta_group(
         acc_b = tl.zeros((WARPS, UNITS, BLOCK_B), tl.float32) + zero
         if ON_CHIP:
             if LINKED:
-                x_t = word_pointers(x_words + t * step_x + row0 * row_x, row_x, rows, BLOCK_B, WARPS)
+                x_t = word_pointers(x_words + t * step_x + row0 * row_x, row_x, rows, TILE)
                 x_raw = verify_input(
-                    x_t.to(tl.int64), x_raw, (first_lane | (error != SENTINEL)).to(tl.int32), error_ptr.to(tl.int64),
-                    (error_ptr - groups * LINE).to(tl.int64), step, 2 * limit, X_TILES, BLOCK_B // 2, 4 * TILE,
+                    x_t.to(tl.int64), x_raw, (first_lane | (error != SENTINEL)).to(tl.int32), (error_ptr.to(tl.int64), step, 2 * limit),
+                    (error_ptr - groups * LINE).to(tl.int64), 4 * K_TILE, TILE,
                 )  # fmt: skip
             for k in tl.static_range(X_TILES):
                 v = x_raw[k]
                 if DROPOUT and FIRST_IS_STATE:
-                    v = drop_input(v, seed, k * TILE, tile * BLOCK_B, t, bottom + layer - 1, lane_dropped, BLOCK_B, WARPS, E)
-                x = operand_tiles(v, DTYPE, BLOCK_B, WARPS, FORM)
-                acc_a, acc_b = _products(acc_a, acc_b, w_in[k], x, k * E, PRECISION, CHAINS)
+                    v = drop_input(v, (seed, bottom + layer - 1, lane_dropped, scale), k * K_TILE, tile * BLOCK_B, t, 16, TILE)
+                x = operand_tiles(v, TILE)
+                acc_a, acc_b = _products(acc_a, acc_b, w_in[k], x, k * E, TILE)
             if DROPOUT and FIRST_IS_STATE:
                 acc_a *= scale
                 acc_b *= scale
             if DROPOUT and not FIRST_IS_STATE:
                 acc_a = drop_products(
-                    acc_a + acc_b, seed, unit0, tile * BLOCK_B, t, bottom + layer, lane_dropped, scale, UNITS, BLOCK_B, E
+                    acc_a + acc_b, (seed, bottom + layer, lane_dropped, scale), unit0, tile * BLOCK_B, t, TILE
                 )
                 acc_b = tl.zeros((WARPS, UNITS, BLOCK_B), tl.float32) + zero
-            x_t = word_pointers(x_words + t_1 * step_x + row0_1 * row_x, row_x, rows_1, BLOCK_B, WARPS)
-            if X_LOADS == "before":
-                x_raw = _load_inputs(x_t, x_width, X_TILES, X_WORDS, WARPS, X_MODE)
+            x_t = word_pointers(x_words + t_1 * step_x + row0_1 * row_x, row_x, rows_1, TILE)
+            if TILE.x_loads == "before":
+                x_raw = _load_inputs(x_t, x_width, X_TILES, X_WORDS, X_MODE, TILE)
         u = bias
         saved = 0.0
-        if HAS_U:
-            u = own_tile(u_raw, DTYPE, E, WIDE_U) + bias
+        if HAS.u:
+            u = own_tile(u_raw, SHAPE.wide_u, TILE) + bias
             u_t = u_ptr + t_1 * step_u + row0_1 * row_u
-            u_raw = load_own(u_t, row_u, rows_1, first_lane, unit0, ROW, UNITS, BLOCK_B, E, WIDE_U)
-        if HAS_SAVED:
-            saved = own_tile(saved_raw, DTYPE, E, False)
+            u_raw = load_own(u_t, row_u, rows_1, first_lane, unit0, SHAPE.wide_u, SHAPE, TILE)
+        if HAS.saved:
+            saved = own_tile(saved_raw, False, TILE)
             saved_t = saved_ptr + t_1 * step_s + row0_1 * ROW_S
-            saved_raw = load_own(saved_t, ROW_S, rows_1, True, unit0, ROW, UNITS, BLOCK_B, E, False)
-        if HAS_FIRST and not FIRST_IS_STATE:
-            dhn = load_own(first_ptr + row0 * ROW_S, ROW_S, rows, step == 0, unit0, ROW, UNITS, BLOCK_B, E, False)
-            u += own_tile(dhn, DTYPE, E, False)
+            saved_raw = load_own(saved_t, ROW_S, rows_1, True, unit0, False, SHAPE, TILE)
+        if HAS.first and not FIRST_IS_STATE:
+            dhn = load_own(first_ptr + row0 * ROW_S, ROW_S, rows, step == 0, unit0, False, SHAPE, TILE)
+            u += own_tile(dhn, False, TILE)
         if LINKED and not FIRST_IS_STATE:
             projected = acc_a + acc_b  # all there is in the first step: no state yet, and 0 * W_rec may be NaN
         failed = error != SENTINEL
-        look = turn % LOOK_EVERY == LOOK_EVERY - 1
+        look = turn % TILE.look_every == TILE.look_every - 1
         error = tl.load(error_ptr, mask=look, other=error, volatile=True)  # for the next step, which need not wait for it
         tl.debug_barrier()
 
         # ---- critical path
         before = out_ptr + ((t - dt) * step_words + row0 * ROW_WORDS)
         given = step < 0
-        if HAS_FIRST and FIRST_IS_STATE:
+        if HAS.first and FIRST_IS_STATE:
             first_words = first_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
             before = tl.where(step > 0, before, first_words + row0 * ROW_WORDS)
             given = step == 0
         words = gather(
-            before, rows, step > 0, given, failed, error_ptr, counters + tile * LINE, CTAS * step - 1, step, limit,
-            published_at, delay, WORDS, ROW_WORDS, HAS_FIRST and FIRST_IS_STATE, BLOCK_B, WARPS, PROTOCOL, PROBE_DELAY > 0,
+            before, rows, (step > 0, given), (failed, error_ptr, counters + tile * LINE, CTAS * step - 1, step, limit),
+            (published_at, delay), HAS.first and FIRST_IS_STATE, SHAPE, TILE,
         )  # fmt: skip
-        if ON_CHIP and X_LOADS == "behind":
-            x_raw = _load_inputs(x_t, x_width, X_TILES, X_WORDS, WARPS, X_MODE)
+        if ON_CHIP and TILE.x_loads == "behind":
+            x_raw = _load_inputs(x_t, x_width, X_TILES, X_WORDS, X_MODE, TILE)
         for k in tl.static_range(len(w_rec)):
-            s = operand_tiles(words[k], DTYPE, BLOCK_B, WARPS, FORM)
-            acc_a, acc_b = _products(acc_a, acc_b, w_rec[k], s, k * E, PRECISION, CHAINS)
-        if CHAINS == 2:
+            s = operand_tiles(words[k], TILE)
+            acc_a, acc_b = _products(acc_a, acc_b, w_rec[k], s, k * E, TILE)
+        if TILE.chains == 2:
             acc_a += acc_b
         if LINKED and not FIRST_IS_STATE:
             acc_a = tl.where(step == 0, projected, acc_a)
-        a = sum_over_warps(acc_a, UNITS, BLOCK_B, WARPS, E)
+        a = sum_over_warps(acc_a, TILE)
         if not LINKED and not FIRST_IS_STATE:
             a = tl.where(step == 0, 0.0, a)  # there is no state yet, and 0 * W_rec is NaN where W_rec is infinite
-        s_t = CELL(a + u, saved, ACCURACY)
+        s_t = CELL.step(a + u, saved, CELL.accuracy)
         if H != CTAS * UNITS:
             # an infinite state makes NaN of its products with padding, and NaN would spread in the next step
             s_t = tl.where(unit < H, s_t, 0.0)
-        out_words = round_to_words(s_t, DTYPE)
+        out_words = round_to_words(s_t, TILE)
         out_t = out_ptr + (t * step_words + row0 * ROW_WORDS)
         for i in tl.static_range(len(out_words)):
-            offsets, mask = own_words(unit0, rows, i, WORDS, ROW_WORDS, UNITS, BLOCK_B, E)
+            offsets, mask = own_words(unit0, rows, i, SHAPE, TILE)
             publish(out_t + offsets, out_words[i], mask)
-        arrive(counters + tile * LINE, PROTOCOL)
+        arrive(counters + tile * LINE, TILE)
         if PROBE_DELAY > 0:
             published_at = cycle()
         own = own_1
         step = tl.where(own_1 == 0, step + 1, step)
 
-    if HAS_LAST:
+    if HAS.last:
         tl.debug_barrier()
         for k in range(own_tiles):
             tile = group + k * groups
             at = (tile * BLOCK_B).to(tl.int64) * ROW_WORDS
             for i in tl.static_range(2 // E):
-                offsets, mask = own_words(unit0, B - tile * BLOCK_B, i, WORDS, ROW_WORDS, UNITS, BLOCK_B, E)
+                offsets, mask = own_words(unit0, B - tile * BLOCK_B, i, SHAPE, TILE)
                 s_last = tl.load(out_ptr + ((t_first + dt * (T - 1)) * step_words + at) + offsets, mask=mask)
                 tl.store(last_ptr + at + offsets, s_last, mask=mask)
 
@@ -418,7 +398,6 @@ def cta_group(
     at, found = verdict(error_ptr, lane if LINKED else 0, groups * LINE, LINKED)
     if at != SENTINEL:
         _abandon(
-            out_ptr, last_ptr, at, T, B, t_first, dt, group, groups, own_tiles, unit0, UNITS, BLOCK_B, WORDS, ROW_WORDS, E,
-            HAS_LAST,
-        )  # fmt: skip
+            out_ptr, last_ptr, at, T, B, t_first, dt, group, groups, own_tiles, unit0, HAS, SHAPE, TILE
+        )
         tl.store(report_ptr, (launch.to(tl.int64) << 44) | (number.to(tl.int64) << 32) | at, mask=found)

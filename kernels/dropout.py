@@ -6,7 +6,9 @@ its words 16 bits for each element that lies there (fp32: the low 16).  An eleme
 65536, are less than `dropped`; what is kept is multiplied by 65536 / (65536 - dropped), in fp32, so that expectations
 are kept exactly.  p = dropped / 65536 is 0, 1, or the multiple of 2^-16 next to what was asked for.
 
-A dropped value is zero whatever it was, NaN included."""
+A dropped value is zero whatever it was, NaN included.
+
+Helpers take drop = (seed, layer, dropped, what kept values are multiplied by)."""
 
 import triton
 import triton.language as tl
@@ -43,40 +45,37 @@ def _kept_words(words, r, dropped, E: tl.constexpr):
 
 
 @triton.jit
-def drop_input(
-    words, seed, start, row0, t, layer, dropped, BLOCK_B: tl.constexpr, WARPS: tl.constexpr, E: tl.constexpr,
-    APART: tl.constexpr = 16,
-):  # fmt: skip
+def drop_input(words, drop, start, row0, t, APART: tl.constexpr, TILE: tl.constexpr):
     """A K tile of operand B, words `start`.. of rows row0.. at step t, with zeros for what is dropped.  APART: words from
     one warp's to the next one's, 16 of `exchange.load_words`, 0 of `fragments.load_input`.
 
     One call of the generator for a thread's 16 bytes: the vector does not depend on the word, which the compiler sees."""
+    seed, layer, dropped, _ = drop
     q = tl.arange(0, 4)[:, None, None, None, None]
     l = tl.arange(0, 8)[None, :, None, None, None]
-    w = tl.arange(0, WARPS)[None, None, :, None, None]
-    j = tl.arange(0, BLOCK_B // 8)[None, None, None, :, None]
+    w = tl.arange(0, TILE.warps)[None, None, :, None, None]
+    j = tl.arange(0, TILE.block_b // 8)[None, None, None, :, None]
     i = tl.arange(0, 4)[None, None, None, None, :]
     row = row0 + 8 * j + l
     r = _random(seed, start // 4 + APART // 4 * w + q + 0 * row, row + 0 * (w + q), t, layer)
-    return _kept_words(words, _word(i, r), dropped, E)
+    return _kept_words(words, _word(i, r), dropped, TILE.e)
 
 
 @triton.jit
-def drop_products(
-    acc, seed, unit0, row0, t, layer, dropped, scale, UNITS: tl.constexpr, BLOCK_B: tl.constexpr, E: tl.constexpr
-):  # fmt: skip
+def drop_products(acc, drop, unit0, row0, t, TILE: tl.constexpr):
     """Products [WARPS, UNITS, BLOCK_B] of units unit0.. and rows row0..: scaled where the element is kept, else zero"""
-    unit = unit0 + tl.arange(0, UNITS)[None, :, None]
-    row = row0 + tl.arange(0, BLOCK_B)[None, None, :]
-    return drop_values(acc, unit, row, seed, t, layer, dropped, scale, E)
+    unit = unit0 + tl.arange(0, TILE.units)[None, :, None]
+    row = row0 + tl.arange(0, TILE.block_b)[None, None, :]
+    return drop_values(acc, drop, unit, row, t, TILE)
 
 
 @triton.jit
-def drop_values(acc, unit, row, seed, t, layer, dropped, scale, E: tl.constexpr):
+def drop_values(acc, drop, unit, row, t, TILE: tl.constexpr):
     """fp32 of these hidden units and rows, which broadcast to acc's shape: scaled where the element is kept, else zero"""
+    seed, layer, dropped, scale = drop
     unit, row = unit + 0 * row, row + 0 * unit
-    r = _word(unit // E % 4, _random(seed, unit // (4 * E), row, t, layer))
-    bits = (r >> (unit % E * 16).to(tl.uint32)) & 0xFFFF
+    r = _word(unit // TILE.e % 4, _random(seed, unit // (4 * TILE.e), row, t, layer))
+    bits = (r >> (unit % TILE.e * 16).to(tl.uint32)) & 0xFFFF
     return tl.where(bits >= dropped.to(tl.uint32), acc * scale, 0.0)
 
 

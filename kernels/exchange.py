@@ -145,16 +145,17 @@ def _int32s(n):
 
 
 @triton.jit
-def verify(
-    addresses, words, skip, error_address, step, limit, TILES: tl.constexpr, PACK: tl.constexpr, APART: tl.constexpr
-):  # fmt: skip
-    """A tuple of TILES tiles [4, 8, warps, rows / 8, 4] of int32 words, as they were found: the words once none is the
+def verify(addresses, words, skip, group, APART: tl.constexpr, TILE: tl.constexpr):
+    """A tuple of tiles [4, 8, warps, rows / 8, 4] of int32 words, as they were found: the words once none is the
     sentinel, or as they are where `skip` is not 0.  addresses: int64, of the first tile's words; the others' lie APART
-    bytes further on each.
+    bytes further on each.  group: (address of its error word, step, limit).
 
-    PACK words of a tile are one thread's; each four are one 16-byte chunk, read again by one instruction from the first
+    BLOCK_B / 2 words of a tile are one thread's; each four are one 16-byte chunk, read again by one instruction from the first
     one's address.  The probe load's layout is the operands' layout and gives a thread these very chunks
     (tests/test_compile.py looks)."""
+    error_address, step, limit = group
+    TILES: tl.constexpr = len(words)
+    PACK: tl.constexpr = TILE.block_b // 2
     return tl.inline_asm_elementwise(
         _verify_text(TILES, PACK, APART), _verify_constraints(TILES, PACK),
         (addresses, skip, error_address, step, limit) + words, dtype=_int32s(TILES), is_pure=False, pack=PACK,
@@ -162,12 +163,12 @@ def verify(
 
 
 @triton.jit
-def verify_input(
-    addresses, words, skip, error_address, source_address, step, limit, TILES: tl.constexpr, PACK: tl.constexpr,
-    APART: tl.constexpr,
-):  # fmt: skip
+def verify_input(addresses, words, skip, group, source_address, APART: tl.constexpr, TILE: tl.constexpr):
     """`verify` of words that another group publishes, whose error word lies at source_address: this group's is lowered when
     that one has failed, or at the limit, which is larger than the other group's: its failure comes first."""
+    error_address, step, limit = group
+    TILES: tl.constexpr = len(words)
+    PACK: tl.constexpr = TILE.block_b // 2
     return tl.inline_asm_elementwise(
         _verify_text(TILES, PACK, APART, True), _verify_constraints(TILES, PACK, True),
         (addresses, skip, error_address, step, limit, source_address) + words, dtype=_int32s(TILES), is_pure=False,
@@ -229,7 +230,7 @@ setp.lt.u32 q, t, $2;
 
 
 @triton.jit
-def word_pointers(ptr, row_words, rows, BLOCK_B: tl.constexpr, WARPS: tl.constexpr):
+def word_pointers(ptr, row_words, rows, TILE: tl.constexpr):
     """[4 q, 8 l, WARPS, BLOCK_B / 8 j, 4 i]: the address of word 16 w + 4 q + i of row 8 j + l, rows row_words apart, a
     multiple of 4.  Rows beyond `rows` are the last one again: what they load is never stored.
 
@@ -237,22 +238,22 @@ def word_pointers(ptr, row_words, rows, BLOCK_B: tl.constexpr, WARPS: tl.constex
     pointer and is lost on its way out of a function, so every function that makes one gives it again."""
     q = tl.arange(0, 4)[:, None, None, None, None]
     l = tl.arange(0, 8)[None, :, None, None, None]
-    w = tl.arange(0, WARPS)[None, None, :, None, None]
-    j = tl.arange(0, BLOCK_B // 8)[None, None, None, :, None]
+    w = tl.arange(0, TILE.warps)[None, None, :, None, None]
+    j = tl.arange(0, TILE.block_b // 8)[None, None, None, :, None]
     i = tl.arange(0, 4)[None, None, None, None, :]
     p = ptr + (tl.minimum(8 * j + l, rows - 1) * row_words + (16 * w + 4 * q + i))
     return tl.max_contiguous(p, [32, 16, 4, 1, 64])
 
 
 @triton.jit
-def load_words(pointers, start, enable, WORDS, MASKED: tl.constexpr, WARPS: tl.constexpr, MODE: tl.constexpr):
+def load_words(pointers, start, enable, WORDS, MASKED: tl.constexpr, MODE: tl.constexpr, TILE: tl.constexpr):
     """The int32 words `start` further on than `word_pointers`: one K tile of operand B, straight in its layout.
     MASKED: 0 beyond word WORDS (constant or not) of a row, or where not enable.
 
     MODE: "plain"; "probe": may still be being written; "acquired": by other CTAs, before what was waited for."""
     p = tl.max_contiguous(pointers + start, [32, 16, 4, 1, 64])
     q = tl.arange(0, 4)[:, None, None, None, None]
-    w = tl.arange(0, WARPS)[None, None, :, None, None]
+    w = tl.arange(0, TILE.warps)[None, None, :, None, None]
     mask = (start // 4 + 4 * w + q < WORDS // 4) & enable
     if MODE == "probe":
         if MASKED:
@@ -272,34 +273,36 @@ def load_words(pointers, start, enable, WORDS, MASKED: tl.constexpr, WARPS: tl.c
 
 
 @triton.jit
-def gather(
-    ptr, rows, enable, given, failed, error_ptr, counter_ptr, target, step, limit, since, delay, WORDS: tl.constexpr,
-    ROW_WORDS: tl.constexpr, ALWAYS: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.constexpr, PROTOCOL: tl.constexpr,
-    DELAYED: tl.constexpr,
-):  # fmt: skip
+def gather(ptr, rows, there, group, hold, ALWAYS: tl.constexpr, SHAPE: tl.constexpr, TILE: tl.constexpr):
     """All of s_{t-1} of a batch tile, as a tuple of word tiles (`load_words`), once every CTA of the group has published
-    its part; zeros where not enable (ALWAYS: it is).  ptr: int32 [rows, WORDS], rows ROW_WORDS apart.  given: ptr is not
-    exchanged but given (h0), valid from the start.  failed: the group has given up, wait for nothing.  DELAYED: the first
-    probe comes `delay` cycles after `since` (`cycle`), at the earliest."""
-    TILE: tl.constexpr = 16 * WARPS
-    TILES: tl.constexpr = (WORDS + TILE - 1) // TILE
-    if PROTOCOL == "counter":
+    its part.  ptr: int32 [rows, SHAPE.words], rows SHAPE.row_words apart.
+
+    there: (enable, given).  Zeros where not enable (ALWAYS: it is); given: ptr is not exchanged but given (h0), valid from the
+        start.
+    group: (failed, error_ptr, counter_ptr, target, step, limit).  failed: the group has given up, wait for nothing.
+    hold: (since, delay).  The first probe comes `delay` cycles after `since` (`cycle`), at the earliest."""
+    enable, given = there
+    failed, error_ptr, counter_ptr, target, step, limit = group
+    since, delay = hold
+    K_TILE: tl.constexpr = 16 * TILE.warps
+    TILES: tl.constexpr = (SHAPE.words + K_TILE - 1) // K_TILE
+    if TILE.protocol == "counter":
         wait(counter_ptr, tl.where(failed, SENTINEL, target), error_ptr, step, limit)
     if ALWAYS:
         enable = True
-    pointers = word_pointers(ptr, ROW_WORDS, rows, BLOCK_B, WARPS)
-    if DELAYED:
+    pointers = word_pointers(ptr, SHAPE.row_words, rows, TILE)
+    if TILE.probe_delay > 0:
         hold_back(since, delay)
     words = ()
     for k in tl.static_range(TILES):
         v = load_words(
-            pointers, k * TILE, enable, WORDS, not ALWAYS or (k + 1) * TILE > WORDS, WARPS,
-            "probe" if PROTOCOL == "sentinel" else "acquired",
+            pointers, k * K_TILE, enable, SHAPE.words, not ALWAYS or (k + 1) * K_TILE > SHAPE.words,
+            "probe" if TILE.protocol == "sentinel" else "acquired", TILE,
         )  # fmt: skip
         words = words + (v,)
-    if PROTOCOL == "sentinel":
+    if TILE.protocol == "sentinel":
         words = verify(
-            pointers.to(tl.int64), words, (given | failed).to(tl.int32), error_ptr.to(tl.int64), step, limit, TILES, BLOCK_B // 2, 4 * TILE
+            pointers.to(tl.int64), words, (given | failed).to(tl.int32), (error_ptr.to(tl.int64), step, limit), 4 * K_TILE, TILE
         )
     return words
 
@@ -343,8 +346,8 @@ def verdict(error_ptr, lane, apart, LINKED: tl.constexpr):
 
 
 @triton.jit
-def arrive(counter_ptr, PROTOCOL: tl.constexpr):
+def arrive(counter_ptr, TILE: tl.constexpr):
     """Let the group know that all of the CTA's words are stored."""
-    if PROTOCOL == "counter":
+    if TILE.protocol == "counter":
         tl.debug_barrier()
         tl.atomic_add(counter_ptr, 1, sem="release", scope="gpu")

@@ -5,6 +5,9 @@ Formulations of the step's products (FORM), by dtype:
   "mma32"  fp32 as tf32 (also tf32x3): mma m16n8k8 fragments
   "fma"    fp32 "ieee" and fp64: plain tiles, Triton's own layout
 
+In the text below H_PAD, BLOCK_B, WARPS and CHUNK are those of TILE (facts.OneCtaTile), R is its row blocks a warp.  STORED says how
+rows of a tensor lie in memory (facts.Stored).
+
 Hidden order.  In the mma forms, row m of a tile is hidden unit `hidden(m)`: with R = H_PAD / (16 WARPS) row blocks a
 warp, m = (rep, warp, i, l) in mixed radix (R, WARPS, 2, 8) and
 
@@ -60,51 +63,51 @@ def operand(v, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def state_index(H_PAD: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.constexpr):
+def state_index(TILE: tl.constexpr):
     """(batch row, hidden unit) of each element of a raw state tile [4 q, 8 l, WARPS, 2 e, BLOCK_B / 8, 2R v], int32"""
-    V: tl.constexpr = H_PAD // (8 * WARPS)  # 2R
-    row = _axis(BLOCK_B // 8, 4, 6) * 8 + _axis(4, 0, 6) * 2 + _axis(2, 3, 6)
-    unit = (_axis(WARPS, 2, 6) * 8 + _axis(8, 1, 6)) * V + _axis(V, 5, 6)
+    V: tl.constexpr = TILE.h_pad // (8 * TILE.warps)  # 2R
+    row = _axis(TILE.block_b // 8, 4, 6) * 8 + _axis(4, 0, 6) * 2 + _axis(2, 3, 6)
+    unit = (_axis(TILE.warps, 2, 6) * 8 + _axis(8, 1, 6)) * V + _axis(V, 5, 6)
     return row, unit
 
 
 @triton.jit
-def hidden_units(H_PAD: tl.constexpr, WARPS: tl.constexpr, FORM: tl.constexpr):
+def hidden_units(TILE: tl.constexpr):
     """[H_PAD, 1]: the hidden unit that row m of a state tile is"""
-    m = tl.arange(0, H_PAD)[:, None]
-    if FORM == "fma":
+    m = tl.arange(0, TILE.h_pad)[:, None]
+    if TILE.form == "fma":
         return m
     else:
-        R: tl.constexpr = H_PAD // (16 * WARPS)
-        return (8 * ((m // 16) % WARPS) + m % 8) * (2 * R) + 2 * (m // (16 * WARPS)) + (m // 8) % 2
+        R: tl.constexpr = TILE.r
+        return (8 * ((m // 16) % TILE.warps) + m % 8) * (2 * R) + 2 * (m // (16 * TILE.warps)) + (m // 8) % 2
 
 
 @triton.jit
-def is_unit(H: tl.constexpr, H_PAD: tl.constexpr, WARPS: tl.constexpr, FORM: tl.constexpr):
+def is_unit(H: tl.constexpr, TILE: tl.constexpr):
     """[H_PAD, 1]: is row m of a state tile a hidden unit, and not padding?"""
-    return hidden_units(H_PAD, WARPS, FORM) < H
+    return hidden_units(TILE) < H
 
 
 @triton.jit
-def state_tile(v, H_PAD: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.constexpr, FORM: tl.constexpr):
+def state_tile(v, TILE: tl.constexpr):
     """raw state tile -> [H_PAD, BLOCK_B] in hidden order"""
-    v = tl.reshape(v, (4, 8, WARPS, 2, BLOCK_B // 8, H_PAD // (16 * WARPS), 2))  # q l w e j rep i
-    if FORM == "fma":
+    v = tl.reshape(v, (4, 8, TILE.warps, 2, TILE.block_b // 8, TILE.r, 2))  # q l w e j rep i
+    if TILE.form == "fma":
         v = tl.permute(v, (5, 2, 1, 6, 4, 0, 3))
     else:
         v = tl.permute(v, (5, 2, 6, 1, 4, 0, 3))
-    return tl.reshape(v, (H_PAD, BLOCK_B))
+    return tl.reshape(v, (TILE.h_pad, TILE.block_b))
 
 
 @triton.jit
-def raw_state(v, H_PAD: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.constexpr, FORM: tl.constexpr):
+def raw_state(v, TILE: tl.constexpr):
     """[H_PAD, BLOCK_B] in hidden order -> raw state tile"""
-    R: tl.constexpr = H_PAD // (16 * WARPS)
-    if FORM == "fma":
-        v = tl.permute(tl.reshape(v, (R, WARPS, 8, 2, BLOCK_B // 8, 4, 2)), (5, 2, 1, 6, 4, 0, 3))  # rep w l i j q e
+    R: tl.constexpr = TILE.r
+    if TILE.form == "fma":
+        v = tl.permute(tl.reshape(v, (R, TILE.warps, 8, 2, TILE.block_b // 8, 4, 2)), (5, 2, 1, 6, 4, 0, 3))  # rep w l i j q e
     else:
-        v = tl.permute(tl.reshape(v, (R, WARPS, 2, 8, BLOCK_B // 8, 4, 2)), (5, 3, 1, 6, 4, 0, 2))  # rep w i l j q e
-    return tl.reshape(v, (4, 8, WARPS, 2, BLOCK_B // 8, 2 * R))
+        v = tl.permute(tl.reshape(v, (R, TILE.warps, 2, 8, TILE.block_b // 8, 4, 2)), (5, 3, 1, 6, 4, 0, 2))  # rep w i l j q e
+    return tl.reshape(v, (4, 8, TILE.warps, 2, TILE.block_b // 8, 2 * R))
 
 
 @triton.jit
@@ -117,27 +120,24 @@ def _load_raw_state(ptr, offsets, mask, ALIGNED: tl.constexpr):
 
 
 @triton.jit
-def load_state(
-    ptr, stride_b, rows, enable, H: tl.constexpr, H_PAD: tl.constexpr, BLOCK_B: tl.constexpr,
-    WARPS: tl.constexpr, FORM: tl.constexpr, ALIGNED: tl.constexpr,
-):  # fmt: skip
+def load_state(ptr, stride_b, rows, enable, STORED: tl.constexpr, TILE: tl.constexpr):
     """[H_PAD, BLOCK_B] in hidden order from ptr[row * stride_b + unit], zero outside rows x H or where not enable.
 
     stride_b = 0 broadcasts a vector [H] over the batch."""
-    row, unit = state_index(H_PAD, BLOCK_B, WARPS)
-    mask = (row < rows) & (unit < H) & enable
+    row, unit = state_index(TILE)
+    mask = (row < rows) & (unit < STORED.length) & enable
     if stride_b == 0:  # no hint: the pointers do not depend on the row, and lanes would not be what the hint orders first
         v = tl.load(ptr + unit, mask=mask, other=0)
     else:
-        v = _load_raw_state(ptr, row.to(tl.int64) * stride_b + unit, mask, ALIGNED)
-    return state_tile(v, H_PAD, BLOCK_B, WARPS, FORM)
+        v = _load_raw_state(ptr, row.to(tl.int64) * stride_b + unit, mask, STORED.aligned)
+    return state_tile(v, TILE)
 
 
 @triton.jit
-def _pair_index(H_PAD: tl.constexpr, WARPS: tl.constexpr):
+def _pair_index(TILE: tl.constexpr):
     """pair of hidden units of each word of a 16-bit raw state tile [4, 8, WARPS, 2, BLOCK_B / 8, R], int32"""
-    R: tl.constexpr = H_PAD // (16 * WARPS)
-    return (_axis(WARPS, 2, 6) * 8 + _axis(8, 1, 6)) * R + _axis(R, 5, 6)
+    R: tl.constexpr = TILE.r
+    return (_axis(TILE.warps, 2, 6) * 8 + _axis(8, 1, 6)) * R + _axis(R, 5, 6)
 
 
 @triton.jit
@@ -154,31 +154,28 @@ def round_pair(low, high, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def store_state(
-    ptr, v, rows, H: tl.constexpr, ROW: tl.constexpr, H_PAD: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.constexpr,
-    FORM: tl.constexpr, ALIGNED: tl.constexpr, PUBLISH: tl.constexpr,
-):  # fmt: skip
+def store_state(ptr, v, rows, PUBLISH: tl.constexpr, STORED: tl.constexpr, TILE: tl.constexpr):
     """[H_PAD, BLOCK_B] in hidden order to ptr[row * ROW + unit]
 
     PUBLISH: other CTAs wait for it (exchange.py): by 32-bit words, ALIGNED, never the sentinel, in the mma forms.  v is fp32, and
     rounded here: values rounded before would be converted one by one, in 15 cycles each, to be put together in words."""
-    row, unit = state_index(H_PAD, BLOCK_B, WARPS)
-    mask = (row < rows) & (unit < H)
-    p = ptr + (row * ROW + unit)
-    v = raw_state(v, H_PAD, BLOCK_B, WARPS, FORM)
+    row, unit = state_index(TILE)
+    mask = (row < rows) & (unit < STORED.length)
+    p = ptr + (row * STORED.apart + unit)
+    v = raw_state(v, TILE)
     if PUBLISH:
         words = ptr.to(tl.pointer_type(tl.int32), bitcast=True)
-        if FORM == "mma16":
-            pair = _pair_index(H_PAD, WARPS)
-            low, high = tl.split(tl.reshape(v, (4, 8, WARPS, 2, BLOCK_B // 8, H_PAD // (16 * WARPS), 2)))
+        if TILE.form == "mma16":
+            pair = _pair_index(TILE)
+            low, high = tl.split(tl.reshape(v, (4, 8, TILE.warps, 2, TILE.block_b // 8, TILE.r, 2)))
             v = round_pair(low, high, ptr.dtype.element_ty)
-            p = words + (row * (ROW // 2) + pair)
-            mask = (row < rows) & (pair < H // 2)
+            p = words + (row * (STORED.apart // 2) + pair)
+            mask = (row < rows) & (pair < STORED.length // 2)
         else:
-            p = words + (row * ROW + unit)
+            p = words + (row * STORED.apart + unit)
         v = published(v.to(tl.int32, bitcast=True))
         tl.store(tl.max_contiguous(p, [32, 16, 4, 1, 1, 64]), v, mask=mask, cache_modifier=".cg")
-    elif ALIGNED:
+    elif STORED.aligned:
         tl.store(tl.max_contiguous(p, [32, 16, 4, 1, 1, 64]), v, mask=mask)
     else:
         tl.store(tl.max_contiguous(p, [32, 16, 4, 1, 1, 1]), v, mask=mask)
@@ -199,37 +196,31 @@ def words_to_halves(v, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def load_stream(
-    ptr, stride_b, rows, H: tl.constexpr, H_PAD: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.constexpr,
-    FORM: tl.constexpr, ALIGNED: tl.constexpr, WIDE: tl.constexpr,
-):  # fmt: skip
+def load_stream(ptr, stride_b, rows, STORED: tl.constexpr, TILE: tl.constexpr):
     """raw tile of one step of a stream: int32 words [4, 8, WARPS, 2, BLOCK_B / 8, R] for aligned 16-bit, else elements
 
     WIDE: fp32 whatever FORM is.  stride_b in units of 2R elements where ALIGNED: the factor in the code is what shows
     Triton the alignment."""
-    row, unit = state_index(H_PAD, BLOCK_B, WARPS)
-    R: tl.constexpr = H_PAD // (16 * WARPS)
-    UNIT: tl.constexpr = 2 * R if ALIGNED else 1
-    if FORM == "mma16" and ALIGNED and not WIDE:
-        pair = _pair_index(H_PAD, WARPS)
+    row, unit = state_index(TILE)
+    R: tl.constexpr = TILE.r
+    UNIT: tl.constexpr = 2 * R if STORED.aligned else 1
+    if TILE.form == "mma16" and STORED.aligned and not STORED.wide:
+        pair = _pair_index(TILE)
         words = ptr.to(tl.pointer_type(tl.int32), bitcast=True)
-        mask = (row < rows) & (pair < H // 2)
+        mask = (row < rows) & (pair < STORED.length // 2)
         return _load_raw_state(words, row.to(tl.int64) * stride_b * R + pair, mask, True)
     else:
-        mask = (row < rows) & (unit < H)
-        return _load_raw_state(ptr, row.to(tl.int64) * stride_b * UNIT + unit, mask, ALIGNED)
+        mask = (row < rows) & (unit < STORED.length)
+        return _load_raw_state(ptr, row.to(tl.int64) * stride_b * UNIT + unit, mask, STORED.aligned)
 
 
 @triton.jit
-def stream_tile(
-    v, DTYPE: tl.constexpr, H_PAD: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.constexpr, FORM: tl.constexpr,
-    ALIGNED: tl.constexpr, WIDE: tl.constexpr,
-):  # fmt: skip
+def stream_tile(v, STORED: tl.constexpr, TILE: tl.constexpr):
     """raw stream tile -> [H_PAD, BLOCK_B] in DTYPE, or WIDE"""
-    if FORM == "mma16" and ALIGNED and not WIDE:
-        low, high = words_to_halves(v, DTYPE)
-        v = tl.reshape(tl.join(low, high), (4, 8, WARPS, 2, BLOCK_B // 8, H_PAD // (8 * WARPS)))
-    return state_tile(v, H_PAD, BLOCK_B, WARPS, FORM)
+    if TILE.form == "mma16" and STORED.aligned and not STORED.wide:
+        low, high = words_to_halves(v, TILE.dtype)
+        v = tl.reshape(tl.join(low, high), (4, 8, TILE.warps, 2, TILE.block_b // 8, TILE.h_pad // (8 * TILE.warps)))
+    return state_tile(v, TILE)
 
 
 # ---------------------------------------------------------------------------------------------- recurrent weights
@@ -255,57 +246,54 @@ def _load_weight(
 
 
 @triton.jit
-def load_recurrent(
-    ptr, N: tl.constexpr, H_PAD: tl.constexpr, WARPS: tl.constexpr, FORM: tl.constexpr, TRANSPOSED: tl.constexpr,
-    ALIGNED: tl.constexpr,
-):  # fmt: skip
+def load_recurrent(ptr, TRANSPOSED: tl.constexpr, SHAPE: tl.constexpr, TILE: tl.constexpr):
     """[H_PAD, H_PAD] operand A in hidden order, of contiguous W[N, N] or of its transpose, N <= H_PAD"""
-    if FORM == "fma":
+    if TILE.form == "fma":
         if TRANSPOSED:
-            return _load_weight(ptr, 0, 1, N, N, N, H_PAD, H_PAD)
+            return _load_weight(ptr, 0, 1, SHAPE.w_rows, SHAPE.w_rows, SHAPE.w_rows, TILE.h_pad, TILE.h_pad)
         else:
-            return _load_weight(ptr, 0, N, 1, N, N, H_PAD, H_PAD)
+            return _load_weight(ptr, 0, SHAPE.w_rows, 1, SHAPE.w_rows, SHAPE.w_rows, TILE.h_pad, TILE.h_pad)
     else:
-        R: tl.constexpr = H_PAD // (16 * WARPS)
+        R: tl.constexpr = TILE.r
         V: tl.constexpr = 2 * R
         M_AXIS: tl.constexpr = 6 if TRANSPOSED else 3  # the memory-contiguous one of (m, k) comes last
         K_AXIS: tl.constexpr = 3 if TRANSPOSED else 6
         q = _axis(4, 0, 7)
         g = _axis(2, 5, 7)
-        k_lane = 2 * q + g if FORM == "mma16" else 4 * g + q
-        m = (_axis(WARPS, 2, 7) * 8 + _axis(8, 1, 7)) * V + _axis(V, M_AXIS, 7)
-        k = (_axis(WARPS, 4, 7) * 8 + k_lane) * V + _axis(V, K_AXIS, 7)
-        p = ptr + (k * N + m if TRANSPOSED else m * N + k)
-        if ALIGNED:
+        k_lane = 2 * q + g if TILE.form == "mma16" else 4 * g + q
+        m = (_axis(TILE.warps, 2, 7) * 8 + _axis(8, 1, 7)) * V + _axis(V, M_AXIS, 7)
+        k = (_axis(TILE.warps, 4, 7) * 8 + k_lane) * V + _axis(V, K_AXIS, 7)
+        p = ptr + (k * SHAPE.w_rows + m if TRANSPOSED else m * SHAPE.w_rows + k)
+        if SHAPE.w_rec_aligned:
             p = tl.max_contiguous(p, [32, 16, 4, 1, 1, 1, 64])
         else:
             p = tl.max_contiguous(p, [32, 16, 4, 1, 1, 1, 1])
-        if N == H_PAD:
+        if SHAPE.w_rows == TILE.h_pad:
             v = tl.load(p)
         else:
-            v = tl.load(p, mask=(m < N) & (k < N), other=0)
+            v = tl.load(p, mask=(m < SHAPE.w_rows) & (k < SHAPE.w_rows), other=0)
         if TRANSPOSED:
-            v = tl.permute(tl.reshape(v, (4, 8, WARPS, R, 2, WARPS, 2, R, 2)), (0, 1, 2, 7, 8, 5, 6, 3, 4))
-        v = tl.reshape(v, (4, 8, WARPS, R, 2, WARPS, 2, R, 2))  # q l w m_rep m_i kw g k_rep k_i
-        if FORM == "mma16":
+            v = tl.permute(tl.reshape(v, (4, 8, TILE.warps, R, 2, TILE.warps, 2, R, 2)), (0, 1, 2, 7, 8, 5, 6, 3, 4))
+        v = tl.reshape(v, (4, 8, TILE.warps, R, 2, TILE.warps, 2, R, 2))  # q l w m_rep m_i kw g k_rep k_i
+        if TILE.form == "mma16":
             v = tl.permute(v, (3, 2, 4, 1, 7, 5, 8, 0, 6))
         else:
             v = tl.permute(v, (3, 2, 4, 1, 7, 5, 8, 6, 0))
-        return tl.reshape(v, (H_PAD, H_PAD))
+        return tl.reshape(v, (TILE.h_pad, TILE.h_pad))
 
 
 @triton.jit
-def halves_of_weight(w, H_PAD: tl.constexpr):
+def halves_of_weight(w, TILE: tl.constexpr):
     """[H_PAD, H_PAD] -> two [H_PAD, H_PAD / 2], the even and odd 8-blocks of k"""
-    a, b = tl.split(tl.permute(tl.reshape(w, (H_PAD, H_PAD // 16, 2, 8)), (0, 1, 3, 2)))
-    return tl.reshape(a, (H_PAD, H_PAD // 2)), tl.reshape(b, (H_PAD, H_PAD // 2))
+    a, b = tl.split(tl.permute(tl.reshape(w, (TILE.h_pad, TILE.h_pad // 16, 2, 8)), (0, 1, 3, 2)))
+    return tl.reshape(a, (TILE.h_pad, TILE.h_pad // 2)), tl.reshape(b, (TILE.h_pad, TILE.h_pad // 2))
 
 
 @triton.jit
-def halves_of_state(h, H_PAD: tl.constexpr, BLOCK_B: tl.constexpr):
+def halves_of_state(h, TILE: tl.constexpr):
     """[H_PAD, BLOCK_B] -> two [H_PAD / 2, BLOCK_B], matching halves_of_weight"""
-    a, b = tl.split(tl.permute(tl.reshape(h, (H_PAD // 16, 2, 8, BLOCK_B)), (0, 2, 3, 1)))
-    return tl.reshape(a, (H_PAD // 2, BLOCK_B)), tl.reshape(b, (H_PAD // 2, BLOCK_B))
+    a, b = tl.split(tl.permute(tl.reshape(h, (TILE.h_pad // 16, 2, 8, TILE.block_b)), (0, 2, 3, 1)))
+    return tl.reshape(a, (TILE.h_pad // 2, TILE.block_b)), tl.reshape(b, (TILE.h_pad // 2, TILE.block_b))
 
 
 # ---------------------------------------------------------------------------------------------- input projection
@@ -321,116 +309,110 @@ def halves_of_state(h, H_PAD: tl.constexpr, BLOCK_B: tl.constexpr):
 
 
 @triton.jit
-def load_input_weight(
-    ptr, k0, H: tl.constexpr, I: tl.constexpr, H_PAD: tl.constexpr, WARPS: tl.constexpr, CHUNK: tl.constexpr,
-    FORM: tl.constexpr, ALIGNED: tl.constexpr, SHARED: tl.constexpr,
-):  # fmt: skip
+def load_input_weight(ptr, k0, SHARED: tl.constexpr, SHAPE: tl.constexpr, TILE: tl.constexpr):
     """operand A: columns k0.. of contiguous W_ih[H, I], rows in hidden order; tiles [WARPS, 16 R, 16] (fma: [H_PAD, CHUNK]).
 
     SHARED: a plain tile; used once inside the loop, Triton keeps it in shared memory."""
-    ROW: tl.constexpr = tl.int64 if H * I >= 2**31 else tl.int32
-    if FORM == "fma":
-        return (_load_weight(ptr, k0, I, 1, H, I, H_PAD, CHUNK),)
+    ROW: tl.constexpr = tl.int64 if SHAPE.row * SHAPE.k_in >= 2**31 else tl.int32
+    if TILE.form == "fma":
+        return (_load_weight(ptr, k0, SHAPE.k_in, 1, SHAPE.row, SHAPE.k_in, TILE.h_pad, TILE.chunk),)
     elif SHARED:
-        R: tl.constexpr = H_PAD // (16 * WARPS)
+        R: tl.constexpr = TILE.r
         i = _axis(16 * R, 1, 3)
-        m = ((8 * _axis(WARPS, 0, 3) + i % 8) * (2 * R) + i // 8).to(ROW)
+        m = ((8 * _axis(TILE.warps, 0, 3) + i % 8) * (2 * R) + i // 8).to(ROW)
         j = _axis(16, 2, 3)
-        if FORM == "mma16":
+        if TILE.form == "mma16":
             k = k0 + 8 * ((j // 2) % 4) + 4 * (j // 8) + 2 * (j % 2)
-            low = tl.load(ptr + (m * I + k), mask=(m < H) & (k < I), other=0)
-            high = tl.load(ptr + (m * I + k + 1), mask=(m < H) & (k + 1 < I), other=0)
+            low = tl.load(ptr + (m * SHAPE.k_in + k), mask=(m < SHAPE.row) & (k < SHAPE.k_in), other=0)
+            high = tl.load(ptr + (m * SHAPE.k_in + k + 1), mask=(m < SHAPE.row) & (k + 1 < SHAPE.k_in), other=0)
             return (low, high)
         else:
             k = k0 + 4 * (j % 4) + 2 * (j // 8) + (j // 4) % 2
-            return (tl.load(ptr + (m * I + k), mask=(m < H) & (k < I), other=0),)
+            return (tl.load(ptr + (m * SHAPE.k_in + k), mask=(m < SHAPE.row) & (k < SHAPE.k_in), other=0),)
     else:
-        R: tl.constexpr = H_PAD // (16 * WARPS)
-        E: tl.constexpr = CHUNK // 4
-        m = ((_axis(WARPS, 2, 5) * 8 + _axis(8, 1, 5)) * (2 * R) + _axis(2 * R, 3, 5)).to(ROW)
+        R: tl.constexpr = TILE.r
+        E: tl.constexpr = TILE.chunk // 4
+        m = ((_axis(TILE.warps, 2, 5) * 8 + _axis(8, 1, 5)) * (2 * R) + _axis(2 * R, 3, 5)).to(ROW)
         k = k0 + _axis(4, 0, 5) * E + _axis(E, 4, 5)
-        p = ptr + (m * I + k)
-        if ALIGNED:
+        p = ptr + (m * SHAPE.k_in + k)
+        if SHAPE.w_aligned:
             p = tl.max_contiguous(p, [32, 16, 4, 1, 64])
         else:
             p = tl.max_contiguous(p, [32, 16, 4, 1, 1])
-        v = tl.load(p, mask=(m < H) & (k < I), other=0)
-        if FORM == "mma16":
-            v = tl.reshape(v, (4, 8, WARPS, 2 * R, 2, 2, 2))  # q l w (rep i) g e h
+        v = tl.load(p, mask=(m < SHAPE.row) & (k < SHAPE.k_in), other=0)
+        if TILE.form == "mma16":
+            v = tl.reshape(v, (4, 8, TILE.warps, 2 * R, 2, 2, 2))  # q l w (rep i) g e h
             low, high = tl.split(tl.permute(v, (2, 3, 1, 4, 0, 5, 6)))
-            return (tl.reshape(low, (WARPS, 16 * R, 16)), tl.reshape(high, (WARPS, 16 * R, 16)))
+            return (tl.reshape(low, (TILE.warps, 16 * R, 16)), tl.reshape(high, (TILE.warps, 16 * R, 16)))
         else:
-            v = tl.reshape(v, (4, 8, WARPS, 2 * R, 2, 2))  # q l w (rep i) j g
-            return (tl.reshape(tl.permute(v, (2, 3, 1, 4, 5, 0)), (WARPS, 16 * R, 16)),)
+            v = tl.reshape(v, (4, 8, TILE.warps, 2 * R, 2, 2))  # q l w (rep i) j g
+            return (tl.reshape(tl.permute(v, (2, 3, 1, 4, 5, 0)), (TILE.warps, 16 * R, 16)),)
 
 
 @triton.jit
-def load_input(
-    ptr, stride_b, k0, rows, zero, I, BLOCK_B: tl.constexpr, WARPS: tl.constexpr, CHUNK: tl.constexpr,
-    FORM: tl.constexpr, ALIGNED: tl.constexpr, PROBE: tl.constexpr,
-):  # fmt: skip
+def load_input(ptr, source, k0, STORED: tl.constexpr, TILE: tl.constexpr):
     """raw tile of inputs k0.. of one step: int32 words [4, 8, WARPS, BLOCK_B / 8, 4] for aligned 16-bit or PROBE, else
     elements.  Zero from input I, constant or not, on.
 
     PROBE: may still be being written (ALIGNED, not fma).  stride_b in units of CHUNK / 4 elements where ALIGNED (not
     fma).  zero is a 0 the compiler cannot see: a tile that visibly does not depend on its warp would be loaded once and
     broadcast, and its rows spread over the warps."""
-    if FORM == "fma":
-        k = k0 + tl.arange(0, CHUNK)[:, None]
-        row = tl.arange(0, BLOCK_B)[None, :]
+    stride_b, rows, zero, width = source
+    if TILE.form == "fma":
+        k = k0 + tl.arange(0, TILE.chunk)[:, None]
+        row = tl.arange(0, TILE.block_b)[None, :]
         p = ptr + (row.to(tl.int64) * stride_b + k)
         if ptr.dtype.element_ty == tl.float32:
             p = tl.max_contiguous(p, [1, 1])  # rows together in shared memory, as `_load_weight`
-        return tl.load(p, mask=(row < rows) & (k < I), other=0)
+        return tl.load(p, mask=(row < rows) & (k < width), other=0)
     else:
-        E: tl.constexpr = CHUNK // 4
-        row = _axis(8, 1, 5) + 8 * _axis(BLOCK_B // 8, 3, 5)
-        warp = _axis(WARPS, 2, 5) * (zero * 16)
-        if (FORM == "mma16" and ALIGNED) or PROBE:
+        E: tl.constexpr = TILE.chunk // 4
+        row = _axis(8, 1, 5) + 8 * _axis(TILE.block_b // 8, 3, 5)
+        warp = _axis(TILE.warps, 2, 5) * (zero * 16)
+        if (TILE.form == "mma16" and STORED.aligned) or STORED.written:
             PER: tl.constexpr = E // 4  # elements a word
             word = k0 // PER + _axis(4, 0, 5) * 4 + _axis(4, 4, 5)
             words = ptr.to(tl.pointer_type(tl.int32), bitcast=True)
             p = words + (row.to(tl.int64) * stride_b * 4 + word + warp)
-            mask = (row < rows) & (word < I // PER)
-            return tl.load(tl.max_contiguous(p, [32, 16, 4, 1, 64]), mask=mask, other=0, volatile=PROBE)
+            mask = (row < rows) & (word < width // PER)
+            return tl.load(tl.max_contiguous(p, [32, 16, 4, 1, 64]), mask=mask, other=0, volatile=STORED.written)
         else:
             k = k0 + _axis(4, 0, 5) * E + _axis(E, 4, 5)
-            UNIT: tl.constexpr = E if ALIGNED else 1
+            UNIT: tl.constexpr = E if STORED.aligned else 1
             p = ptr + (row.to(tl.int64) * stride_b * UNIT + k + warp)
-            if ALIGNED:
+            if STORED.aligned:
                 p = tl.max_contiguous(p, [32, 16, 4, 1, 64])
             else:
                 p = tl.max_contiguous(p, [32, 16, 4, 1, 1])
-            return tl.load(p, mask=(row < rows) & (k < I), other=0)
+            return tl.load(p, mask=(row < rows) & (k < width), other=0)
 
 
 @triton.jit
-def input_addresses(ptr, stride_b, zero, BLOCK_B: tl.constexpr, WARPS: tl.constexpr):
+def input_addresses(ptr, source, TILE: tl.constexpr):
     """int64: where the words of the first tile of `load_input` lie, PROBE; those of the next ones 64 bytes further on each"""
-    row = _axis(8, 1, 5) + 8 * _axis(BLOCK_B // 8, 3, 5)
+    stride_b, _, zero, _ = source
+    row = _axis(8, 1, 5) + 8 * _axis(TILE.block_b // 8, 3, 5)
     words = ptr.to(tl.pointer_type(tl.int32), bitcast=True)
-    word = _axis(4, 0, 5) * 4 + _axis(4, 4, 5) + _axis(WARPS, 2, 5) * (zero * 16)
+    word = _axis(4, 0, 5) * 4 + _axis(4, 4, 5) + _axis(TILE.warps, 2, 5) * (zero * 16)
     p = words + (row.to(tl.int64) * stride_b * 4 + word)
     return tl.max_contiguous(p, [32, 16, 4, 1, 64]).to(tl.int64)
 
 
 @triton.jit
-def input_tiles(
-    v, DTYPE: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.constexpr, FORM: tl.constexpr, ALIGNED: tl.constexpr
-):  # fmt: skip
+def input_tiles(v, STORED: tl.constexpr, TILE: tl.constexpr):
     """raw input tile -> operand B, tiles [WARPS, 16, BLOCK_B] (fma: [CHUNK, BLOCK_B])"""
-    if FORM == "fma":
+    if TILE.form == "fma":
         return (v,)
-    elif FORM == "mma16":
-        if ALIGNED:
-            low, high = words_to_halves(v, DTYPE)
+    elif TILE.form == "mma16":
+        if STORED.aligned:
+            low, high = words_to_halves(v, TILE.dtype)
         else:
-            low, high = tl.split(tl.reshape(v, (4, 8, WARPS, BLOCK_B // 8, 4, 2)))
-        return (_input_operand(low, BLOCK_B, WARPS, FORM), _input_operand(high, BLOCK_B, WARPS, FORM))
+            low, high = tl.split(tl.reshape(v, (4, 8, TILE.warps, TILE.block_b // 8, 4, 2)))
+        return (_input_operand(low, TILE), _input_operand(high, TILE))
     else:
         if v.dtype == tl.int32:
-            v = v.to(DTYPE, bitcast=True)
-        return (_input_operand(v, BLOCK_B, WARPS, FORM),)
+            v = v.to(TILE.dtype, bitcast=True)
+        return (_input_operand(v, TILE),)
 
 
 @triton.jit
@@ -448,31 +430,29 @@ def written_out(tiles):
 
 
 @triton.jit
-def _input_operand(v, BLOCK_B: tl.constexpr, WARPS: tl.constexpr, FORM: tl.constexpr):
+def _input_operand(v, TILE: tl.constexpr):
     """[4 q, 8 l, WARPS, BLOCK_B / 8, 4] -> [WARPS, 16, BLOCK_B]"""
-    v = tl.reshape(v, (4, 8, WARPS, BLOCK_B // 8, 2, 2))  # q l w J, (g e) or (j g)
-    if FORM == "mma16":
+    v = tl.reshape(v, (4, 8, TILE.warps, TILE.block_b // 8, 2, 2))  # q l w J, (g e) or (j g)
+    if TILE.form == "mma16":
         v = tl.permute(v, (2, 4, 0, 5, 3, 1))
     else:
         v = tl.permute(v, (2, 4, 5, 0, 3, 1))
-    return tl.reshape(v, (WARPS, 16, BLOCK_B))
+    return tl.reshape(v, (TILE.warps, 16, TILE.block_b))
 
 
 @triton.jit
-def projection_tile(acc, H_PAD: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.constexpr, FORM: tl.constexpr):
+def projection_tile(acc, TILE: tl.constexpr):
     """accumulator of the projection [WARPS, 16 R, BLOCK_B] -> [H_PAD, BLOCK_B] in hidden order"""
-    if FORM == "fma":
+    if TILE.form == "fma":
         return acc
     else:
-        acc = tl.permute(tl.reshape(acc, (WARPS, H_PAD // (16 * WARPS), 16, BLOCK_B)), (1, 0, 2, 3))
-        return tl.reshape(acc, (H_PAD, BLOCK_B))
+        acc = tl.permute(tl.reshape(acc, (TILE.warps, TILE.r, 16, TILE.block_b)), (1, 0, 2, 3))
+        return tl.reshape(acc, (TILE.h_pad, TILE.block_b))
 
 
 @triton.jit
-def projection_zeros(
-    H_PAD: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.constexpr, FORM: tl.constexpr, ACC: tl.constexpr
-):  # fmt: skip
-    if FORM == "fma":
-        return tl.zeros((H_PAD, BLOCK_B), ACC)
+def projection_zeros(TILE: tl.constexpr):
+    if TILE.form == "fma":
+        return tl.zeros((TILE.h_pad, TILE.block_b), TILE.acc)
     else:
-        return tl.zeros((WARPS, H_PAD // WARPS, BLOCK_B), ACC)
+        return tl.zeros((TILE.warps, TILE.h_pad // TILE.warps, TILE.block_b), TILE.acc)

@@ -61,6 +61,7 @@ import triton.language as tl
 
 from .dropout import drop_input, drop_values, kept_scale
 from .exchange import LINE, SENTINEL, verdict, verify_input
+from .facts import kernel_name
 from .fragments import (
     halves_of_state,
     halves_of_weight,
@@ -84,115 +85,93 @@ from .prefetch import AHEAD, across, lines_ahead, period, prefetch, row_lines
 
 
 @triton.jit
-def _products(acc, a, b, PRECISION: tl.constexpr, ACC: tl.constexpr):
+def _products(acc, a, b, TILE: tl.constexpr):
     """acc + the products of two tuples of tiles"""
     for i in tl.static_range(len(a)):
         acc = tl.dot(
-            operand(a[i], PRECISION), operand(b[i], PRECISION), acc, input_precision=PRECISION, out_dtype=ACC
+            operand(a[i], TILE.precision), operand(b[i], TILE.precision), acc, input_precision=TILE.precision, out_dtype=TILE.acc
         )
     return acc
 
 
 @triton.jit
-def _load_inputs(
-    ptr, stride_b, rows, zero, I, BLOCK_B: tl.constexpr, WARPS: tl.constexpr, CHUNK: tl.constexpr,
-    N_CHUNKS: tl.constexpr, FORM: tl.constexpr, ALIGNED: tl.constexpr, PROBE: tl.constexpr,
-):  # fmt: skip
+def _load_inputs(ptr, source, N_CHUNKS: tl.constexpr, STORED: tl.constexpr, TILE: tl.constexpr):
     x = ()
     for c in tl.static_range(N_CHUNKS):
-        x = x + (load_input(ptr, stride_b, c * CHUNK, rows, zero, I, BLOCK_B, WARPS, CHUNK, FORM, ALIGNED, PROBE),)
+        x = x + (load_input(ptr, source, c * TILE.chunk, STORED, TILE),)
     return x
 
 
 @triton.jit
-def _load_stream(
-    ptr, stride_b, rows, H: tl.constexpr, H_PAD: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.constexpr,
-    FORM: tl.constexpr, ALIGNED: tl.constexpr, WIDE: tl.constexpr, THERE: tl.constexpr,
-):  # fmt: skip
+def _load_stream(ptr, stride_b, rows, THERE: tl.constexpr, STORED: tl.constexpr, TILE: tl.constexpr):
     """one step of a stream, raw; 0 in place of one that is not THERE"""
     raw = 0
     if THERE:
-        raw = load_stream(ptr, stride_b, rows, H, H_PAD, BLOCK_B, WARPS, FORM, ALIGNED, WIDE)
+        raw = load_stream(ptr, stride_b, rows, STORED, TILE)
     return raw
 
 
 @triton.jit
-def _received(
-    x_raw, ptr, stride_b, row0, t, step, zero, link, drop, BLOCK_B: tl.constexpr, WARPS: tl.constexpr, CHUNK: tl.constexpr,
-    FORM: tl.constexpr, DROPPED: tl.constexpr,
-):  # fmt: skip
+def _received(x_raw, ptr, source, row0, t, step, link, drop, DROPPED: tl.constexpr, TILE: tl.constexpr):
     """x_raw, words of time t as they were found in memory that another lane writes, once it has; DROPPED: with zeros for what
     is dropped.  step: t in launch order."""
     skip, error_ptr, source_ptr, limit = link
     words = verify_input(
-        input_addresses(ptr, stride_b, zero, BLOCK_B, WARPS), x_raw, skip, error_ptr.to(tl.int64),
-        source_ptr.to(tl.int64), step, limit, len(x_raw), BLOCK_B // 2, 64,
-    )  # fmt: skip
+        input_addresses(ptr, source, TILE), x_raw, skip, (error_ptr.to(tl.int64), step, limit), source_ptr.to(tl.int64), 64, TILE
+    )
     if DROPPED:
-        seed, boundary, dropped, _ = drop
-        E: tl.constexpr = 2 if FORM == "mma16" else 1
         kept = ()
         for c in tl.static_range(len(words)):
-            start = c * CHUNK // E
-            kept = kept + (drop_input(words[c], seed, start, row0, t, boundary, dropped, BLOCK_B, WARPS, E, 0),)
+            start = c * TILE.chunk // TILE.e
+            kept = kept + (drop_input(words[c], drop, start, row0, t, 0, TILE),)
         words = kept
     return words
 
 
 @triton.jit
-def _project(
-    x_raw, w_in, H_PAD: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.constexpr, FORM: tl.constexpr,
-    DTYPE: tl.constexpr, PRECISION: tl.constexpr, X_ALIGNED: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
+def _project(x_raw, w_in, STORED: tl.constexpr, TILE: tl.constexpr):
     """W_in x with W_in on chip"""
-    acc = projection_zeros(H_PAD, BLOCK_B, WARPS, FORM, ACC)
+    acc = projection_zeros(TILE)
     for c in tl.static_range(len(x_raw)):
-        acc = _products(acc, w_in[c], input_tiles(x_raw[c], DTYPE, BLOCK_B, WARPS, FORM, X_ALIGNED), PRECISION, ACC)
-    return projection_tile(acc, H_PAD, BLOCK_B, WARPS, FORM)
+        acc = _products(acc, w_in[c], input_tiles(x_raw[c], STORED, TILE), TILE)
+    return projection_tile(acc, TILE)
 
 
 @triton.jit
 def _project_received(
-    x, w_in, row0, t, drop, H_PAD: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.constexpr, FORM: tl.constexpr,
-    DTYPE: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr, FORWARD: tl.constexpr, DROPOUT: tl.constexpr,
-):  # fmt: skip
-    """W_in x of what another lane has published; DROPOUT: scaled, and in the backward pass dropped, which follows W_in there"""
-    p = _project(x, w_in, H_PAD, BLOCK_B, WARPS, FORM, DTYPE, PRECISION, True, ACC)
-    if DROPOUT:
-        seed, boundary, dropped, scale = drop
-        if FORWARD:
-            p *= scale
+    x, w_in, row0, t, drop, STORED: tl.constexpr, CELL: tl.constexpr, SHARE: tl.constexpr, TILE: tl.constexpr
+):
+    """W_in x of what another lane has published; with dropout scaled, and in the backward pass dropped, which follows W_in there"""
+    p = _project(x, w_in, STORED, TILE)
+    if SHARE.dropout:
+        if CELL.forward:
+            p *= drop[3]
         else:
-            E: tl.constexpr = 2 if FORM == "mma16" else 1
-            unit = hidden_units(H_PAD, WARPS, FORM)
-            row = row0 + tl.arange(0, BLOCK_B)[None, :]
-            p = drop_values(p, unit, row, seed, t, boundary, dropped, scale, E)
+            unit = hidden_units(TILE)
+            row = row0 + tl.arange(0, TILE.block_b)[None, :]
+            p = drop_values(p, drop, unit, row, t, TILE)
     return p
 
 
 @triton.jit
-def _project_first(
-    x_ptr, stride_x_b, rows, zero, w_in_ptr, I: tl.constexpr, H: tl.constexpr, H_PAD: tl.constexpr,
-    BLOCK_B: tl.constexpr, WARPS: tl.constexpr, CHUNK: tl.constexpr, FORM: tl.constexpr, DTYPE: tl.constexpr,
-    PRECISION: tl.constexpr, X_ALIGNED: tl.constexpr, W_ALIGNED: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
+def _project_first(ptr, source, w_in_ptr, STORED: tl.constexpr, SHAPE: tl.constexpr, TILE: tl.constexpr):
     """W_in x of the first step, with W_in read from global memory: its use outside of the loop would change where Triton keeps it"""
-    acc = projection_zeros(H_PAD, BLOCK_B, WARPS, FORM, ACC)
-    for k in range(0, I + zero, CHUNK):  # + zero: else ptxas unrolls it all and spills
-        w = load_input_weight(w_in_ptr, k, H, I, H_PAD, WARPS, CHUNK, FORM, W_ALIGNED, False)
-        x = load_input(x_ptr, stride_x_b, k, rows, zero, I, BLOCK_B, WARPS, CHUNK, FORM, X_ALIGNED, False)
-        acc = _products(acc, w, input_tiles(x, DTYPE, BLOCK_B, WARPS, FORM, X_ALIGNED), PRECISION, ACC)
-    return projection_tile(acc, H_PAD, BLOCK_B, WARPS, FORM)
+    acc = projection_zeros(TILE)
+    for k in range(0, SHAPE.k_in + source[2], TILE.chunk):  # + zero: else ptxas unrolls it all and spills
+        w = load_input_weight(w_in_ptr, k, False, SHAPE, TILE)
+        x = load_input(ptr, source, k, STORED, TILE)
+        acc = _products(acc, w, input_tiles(x, STORED, TILE), TILE)
+    return projection_tile(acc, TILE)
 
 
 _PER_CALL = ["T", "B", "reverse", "stride_x_t", "stride_x_b", "stride_u_t", "stride_u_b"]
 _PER_CALL += ["launch", "limit", "dropped", "bottom", "per_model", "stride_x_m", "stride_u_m"]
 
 
-@triton.jit(do_not_specialize=_PER_CALL)
+@triton.jit(do_not_specialize=_PER_CALL, repr=kernel_name("one_cta"))
 def one_cta(
     # where MODELS: of all shapes [M, ..], of w_in, w_rec, bias0, bias1 and first as per_model says; of LANES see "Lanes"
-    x_ptr,  # [T, B, I], strides (stride_x_t, stride_x_b, 1); where W_IN_HOME is "none": unused
+    x_ptr,  # [T, B, I], strides (stride_x_t, stride_x_b, 1); where TILE.w_in_home is "none": unused
     w_in_ptr,  # [H, I] contiguous
     w_rec_ptr,  # [W_ROWS, W_ROWS] contiguous W_hh, W_ROWS being H or, with zeros, H_PAD; transposed where TRANSPOSED
     bias0_ptr,  # [H] where HAS_BIAS0
@@ -219,64 +198,54 @@ def one_cta(
     per_model,  # bits 0-4: do w_in, w_rec, bias0, bias1, first have a part for each model?  Else the models share one
     stride_x_m,  # counted as the others; 0 where the models share x
     stride_u_m,
-    I: tl.constexpr,
-    H: tl.constexpr,  # with LANES the length of a row, whole 16-byte vectors of UNITS units and zeros
-    UNITS: tl.constexpr,
-    CELL: tl.constexpr,
-    ACCURACY: tl.constexpr,
-    FIRST_IS_STATE: tl.constexpr,
-    TRANSPOSED: tl.constexpr,
-    HAS_BIAS0: tl.constexpr,
-    HAS_BIAS1: tl.constexpr,
-    HAS_FIRST: tl.constexpr,
-    HAS_U: tl.constexpr,
-    HAS_SAVED: tl.constexpr,
-    HAS_LAST: tl.constexpr,
-    WIDE_U: tl.constexpr,  # u is fp32 whatever DTYPE is
-    MODELS: tl.constexpr,  # several: without them their addresses would only take registers
-    X_ALIGNED: tl.constexpr,  # rows of x are whole aligned 16-byte vectors; its strides are counted in them (not fma)
-    W_ALIGNED: tl.constexpr,  # rows of W_in are
-    W_REC_ALIGNED: tl.constexpr,  # rows of W_rec divide into aligned vectors of 2R elements
-    W_ROWS: tl.constexpr,
-    U_ALIGNED: tl.constexpr,  # rows of u divide into aligned vectors of 2R elements; its strides are counted in them
-    S_ALIGNED: tl.constexpr,  # the same for everything that is contiguous [.., H]
-    DTYPE: tl.constexpr,
-    FORM: tl.constexpr,  # fragments.py
-    PRECISION: tl.constexpr,  # of tl.dot: "tf32", "tf32x3", "ieee"
-    W_IN_HOME: tl.constexpr,  # "registers", "shared", "none"
-    H_PAD: tl.constexpr,
-    BLOCK_B: tl.constexpr,
-    WARPS: tl.constexpr,
-    CHUNK: tl.constexpr,  # inputs a tile of the projection
-    CHAINS: tl.constexpr,
-    X_DEPTH: tl.constexpr,  # of how many steps a thread holds x that is not projected yet, or u of this and the next; 0: of this one alone
-    LANES: tl.constexpr,
-    LINKED: tl.constexpr,  # lanes are layers, else directions
-    DROPOUT: tl.constexpr,
+    TILE: tl.constexpr,  # facts.OneCtaTile
+    SHAPE: tl.constexpr,  # facts.OneCtaShape
+    HAS: tl.constexpr,  # facts.Has
+    CELL: tl.constexpr,  # facts.Cell
+    SHARE: tl.constexpr,  # facts.Share
 ):
-    ACC: tl.constexpr = tl.float64 if DTYPE == tl.float64 else tl.float32
-    K_IN: tl.constexpr = H if LINKED else I  # columns of W_in
-    ROW: tl.constexpr = H if LINKED else LANES * H  # of a batch row of s
+    I: tl.constexpr = SHAPE.I
+    H: tl.constexpr = SHAPE.row
+    W_ROWS: tl.constexpr = SHAPE.w_rows
+    K_IN: tl.constexpr = SHAPE.k_in
+    X: tl.constexpr = SHAPE.x
+    U: tl.constexpr = SHAPE.u
+    S: tl.constexpr = SHAPE.s
+    ROW: tl.constexpr = S.apart
+    FIRST_IS_STATE: tl.constexpr = CELL.forward
+    DTYPE: tl.constexpr = TILE.dtype
+    ACC: tl.constexpr = TILE.acc
+    FORM: tl.constexpr = TILE.form
+    PRECISION: tl.constexpr = TILE.precision
+    H_PAD: tl.constexpr = TILE.h_pad
+    BLOCK_B: tl.constexpr = TILE.block_b
+    WARPS: tl.constexpr = TILE.warps
+    CHUNK: tl.constexpr = TILE.chunk
+    CHAINS: tl.constexpr = TILE.chains
+    X_DEPTH: tl.constexpr = TILE.x_depth
+    LANES: tl.constexpr = SHARE.lanes
+    LINKED: tl.constexpr = SHARE.linked
+    DROPOUT: tl.constexpr = SHARE.dropout
     DROPPED: tl.constexpr = DROPOUT and FIRST_IS_STATE
     # What is loaded before its registers' last values are used up comes into other registers, and ptxas moves it at the end of a
     # trip, where it waits for it.  So a trip is two steps, whose registers change places.  Where that takes too many (X_DEPTH 1,
     # fp64) or makes shuffles of unpacking (16-bit streams), each load stands behind the last use of its registers.  A step of the
     # fma form in fp32 takes longer than a read from L2: backward its moves wait for nothing.
-    TWICE: tl.constexpr = X_DEPTH == 2 if FIRST_IS_STATE else HAS_SAVED and FORM == "mma32"
+    TWICE: tl.constexpr = X_DEPTH == 2 if FIRST_IS_STATE else HAS.saved and FORM == "mma32"
     UNROLL: tl.constexpr = 2 if TWICE and not LINKED else 1
     EARLY: tl.constexpr = UNROLL == 2 or (FORM == "fma" and DTYPE == tl.float32 and not FIRST_IS_STATE)  # u and saved, at the head of a step
-    HAS_X: tl.constexpr = W_IN_HOME != "none" and I > 0 and not (LINKED and X_DEPTH == 1)  # no registers there
+    HAS_X: tl.constexpr = TILE.w_in_home != "none" and I > 0 and not (LINKED and X_DEPTH == 1)  # no registers there
     X_LINES: tl.constexpr = row_lines(I, DTYPE) if HAS_X else 0
-    U_LINES: tl.constexpr = row_lines(H, u_ptr.dtype.element_ty) if HAS_U else 0
-    SAVED_LINES: tl.constexpr = row_lines(H, DTYPE) if HAS_SAVED else 0
+    U_LINES: tl.constexpr = row_lines(H, u_ptr.dtype.element_ty) if HAS.u else 0
+    SAVED_LINES: tl.constexpr = row_lines(H, DTYPE) if HAS.saved else 0
     LINES: tl.constexpr = max(X_LINES, U_LINES, SAVED_LINES)
     PREFETCHED: tl.constexpr = LINES > 0
     ACROSS: tl.constexpr = across(X_LINES, U_LINES, SAVED_LINES, BLOCK_B, WARPS)
     PERIOD: tl.constexpr = period(X_LINES, U_LINES, SAVED_LINES, BLOCK_B, WARPS)
     tl.static_assert(X_DEPTH > 0 or FORM != "fma")
-    N_CHUNKS: tl.constexpr = (K_IN + CHUNK - 1) // CHUNK if W_IN_HOME != "none" else 0
+    N_CHUNKS: tl.constexpr = (K_IN + CHUNK - 1) // CHUNK if TILE.w_in_home != "none" else 0
     tile = tl.program_id(0)
-    if MODELS:  # one dimension of the grid, since the second ends at 65,535
+    if SHARE.models:  # one dimension of the grid, since the second ends at 65,535
         tiles = (B + BLOCK_B - 1) // BLOCK_B
         model = (tile // tiles).to(tl.int64)
         tile = tile % tiles
@@ -286,11 +255,9 @@ def one_cta(
     zero = (T < 0).to(tl.int32)
     step_out = tl.cast(B, tl.int64) * ROW
     start = row0.to(tl.int64) * ROW
-    R: tl.constexpr = H_PAD // (16 * WARPS)
-    X_UNIT: tl.constexpr = CHUNK // 4 if X_ALIGNED and FORM != "fma" else 1
-    U_UNIT: tl.constexpr = 2 * R if U_ALIGNED else 1
-    S_UNIT: tl.constexpr = 2 * R if S_ALIGNED else 1
-    H_U: tl.constexpr = (H + U_UNIT - 1) // U_UNIT * U_UNIT  # of a row of u
+    X_UNIT: tl.constexpr = CHUNK // 4 if X.aligned and FORM != "fma" else 1
+    U_UNIT: tl.constexpr = 2 * TILE.r if U.aligned else 1
+    S_UNIT: tl.constexpr = 2 * TILE.r if S.aligned else 1
     step_x = stride_x_t.to(tl.int64) * X_UNIT
     step_u = stride_u_t.to(tl.int64) * U_UNIT
 
@@ -348,7 +315,7 @@ def one_cta(
     saved_ptr += start
     out_ptr += start
     last_ptr += start
-    if MODELS:
+    if SHARE.models:
         x_ptr += model * stride_x_m * X_UNIT
         u_ptr += model * stride_u_m * U_UNIT
         w_in_ptr += model * (per_model & 1) * (H * I)
@@ -364,9 +331,9 @@ def one_cta(
     streams = ()
     if HAS_X:
         streams = streams + ((x_ptr, step_x, stride_x_b.to(tl.int64) * X_UNIT, rows_u, I),)
-    if HAS_U:
+    if HAS.u:
         streams = streams + ((u_ptr, step_u, stride_u_b.to(tl.int64) * U_UNIT, rows_u, H),)
-    if HAS_SAVED:
+    if HAS.saved:
         streams = streams + ((saved_ptr, step_out, ROW, rows, H),)
     if PREFETCHED:
         line, line_step, line_steps, line_left = lines_ahead(streams, t, dt, T, BLOCK_B, PERIOD, ACROSS)
@@ -375,50 +342,42 @@ def one_cta(
             line += line_step * PERIOD
 
     # ---- on chip for the whole launch
-    w = operand(load_recurrent(w_rec_ptr, W_ROWS, H_PAD, WARPS, FORM, TRANSPOSED, W_REC_ALIGNED), PRECISION)
+    w = operand(load_recurrent(w_rec_ptr, not FIRST_IS_STATE and LANES == 1, SHAPE, TILE), PRECISION)
     if CHAINS == 2:
-        w_a, w_b = halves_of_weight(w, H_PAD)
+        w_a, w_b = halves_of_weight(w, TILE)
     w_in = ()
     for c in tl.static_range(N_CHUNKS):
-        w_c = load_input_weight(w_in_ptr, c * CHUNK, H, K_IN, H_PAD, WARPS, CHUNK, FORM, W_ALIGNED, W_IN_HOME == "shared")
+        w_c = load_input_weight(w_in_ptr, c * CHUNK, TILE.w_in_home == "shared", SHAPE, TILE)
         w_in = w_in + (w_c,)
     # Where there is neither bias nor u, a zero the compiler cannot see: a known zero would merge the two chains.
-    bias = load_state(bias0_ptr, 0, BLOCK_B, HAS_BIAS0 or T < 0, H, H_PAD, BLOCK_B, WARPS, FORM, False).to(ACC)
-    if HAS_BIAS1:
-        bias += load_state(bias1_ptr, 0, BLOCK_B, True, H, H_PAD, BLOCK_B, WARPS, FORM, False).to(ACC)
+    bias = load_state(bias0_ptr, 0, BLOCK_B, HAS.bias0 or T < 0, S, TILE).to(ACC)
+    if HAS.bias1:
+        bias += load_state(bias1_ptr, 0, BLOCK_B, True, S, TILE).to(ACC)
 
     # ---- before the first step: s, p of the first step, what the first step has prefetched
     s = tl.zeros((H_PAD, BLOCK_B), DTYPE)
     p = tl.zeros((H_PAD, BLOCK_B), ACC)
-    if HAS_FIRST:
-        first = load_state(first_ptr, ROW, rows, True, H, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED)
+    if HAS.first:
+        first = load_state(first_ptr, ROW, rows, True, S, TILE)
         if FIRST_IS_STATE:
             s = first
         else:
             p += first.to(ACC)
     x_raw = ()
+    source = (stride_x_b, rows, zero, x_width)  # of x
     x_1 = x_ptr + (t + dt * tl.minimum(1, T - 1)) * step_x
     if LINKED:
         x_0 = x_ptr + t * step_x
-        x = _load_inputs(x_0, stride_x_b, rows, zero, x_width, BLOCK_B, WARPS, CHUNK, N_CHUNKS, FORM, X_ALIGNED, True)
-        x = _received(x, x_0, stride_x_b, row0, t, 0, zero, link, drop, BLOCK_B, WARPS, CHUNK, FORM, DROPPED)
+        x = _load_inputs(x_0, source, N_CHUNKS, X, TILE)
+        x = _received(x, x_0, source, row0, t, 0, link, drop, DROPPED, TILE)
         if X_DEPTH == 1:
-            p += _project_received(
-                x, w_in, row0, t, drop, H_PAD, BLOCK_B, WARPS, FORM, DTYPE, PRECISION, ACC, FIRST_IS_STATE, DROPOUT
-            )
-    elif W_IN_HOME != "none":
-        p += _project_first(
-            x_ptr + t * step_x, stride_x_b, rows, zero, w_in_ptr, I, H, H_PAD, BLOCK_B, WARPS, CHUNK,
-            FORM, DTYPE, PRECISION, X_ALIGNED, W_ALIGNED, ACC,
-        )  # fmt: skip
+            p += _project_received(x, w_in, row0, t, drop, X, CELL, SHARE, TILE)
+    elif TILE.w_in_home != "none":
+        p += _project_first(x_ptr + t * step_x, source, w_in_ptr, X, SHAPE, TILE)
     if N_CHUNKS > 0 and X_DEPTH > 0:
-        x_raw = _load_inputs(x_1, stride_x_b, rows, zero, x_width, BLOCK_B, WARPS, CHUNK, N_CHUNKS, FORM, X_ALIGNED, LINKED)
-    u_raw = _load_stream(
-        u_ptr + t * step_u, stride_u_b, rows_u, H_U, H_PAD, BLOCK_B, WARPS, FORM, U_ALIGNED, WIDE_U, HAS_U
-    )  # fmt: skip
-    saved_raw = _load_stream(
-        saved_ptr + t * step_out, ROW // S_UNIT, rows, H, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED, False, HAS_SAVED
-    )  # fmt: skip
+        x_raw = _load_inputs(x_1, source, N_CHUNKS, X, TILE)
+    u_raw = _load_stream(u_ptr + t * step_u, stride_u_b, rows_u, HAS.u, U, TILE)
+    saved_raw = _load_stream(saved_ptr + t * step_out, ROW // S_UNIT, rows, HAS.saved, S, TILE)
 
     for step in tl.range(0, T, loop_unroll_factor=UNROLL):
         if PREFETCHED:
@@ -426,13 +385,13 @@ def one_cta(
             line += line_step
         # ---- in the shadow of the exchange
         if CHAINS == 2:
-            s_a, s_b = halves_of_state(s, H_PAD, BLOCK_B)  # written out first: s and x can share their barriers
+            s_a, s_b = halves_of_state(s, TILE)  # written out first: s and x can share their barriers
         u = bias
         saved = 0.0
-        if HAS_U:
-            u = stream_tile(u_raw, DTYPE, H_PAD, BLOCK_B, WARPS, FORM, U_ALIGNED, WIDE_U).to(ACC) + bias
-        if HAS_SAVED:
-            saved = stream_tile(saved_raw, DTYPE, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED, False).to(ACC)
+        if HAS.u:
+            u = stream_tile(u_raw, U, TILE).to(ACC) + bias
+        if HAS.saved:
+            saved = stream_tile(saved_raw, S, TILE).to(ACC)
         t_1 = t + dt * tl.minimum(1, T - 1 - step)
         t_2 = t + dt * tl.minimum(2, T - 1 - step)
         p_next = tl.zeros((H_PAD, BLOCK_B), ACC)
@@ -440,27 +399,18 @@ def one_cta(
             if FORM == "fma":
                 x_late = written_out(x_raw)
             elif X_DEPTH > 0:
-                p_next = _project(x_raw, w_in, H_PAD, BLOCK_B, WARPS, FORM, DTYPE, PRECISION, X_ALIGNED, ACC)
-            x_next = _load_inputs(
-                x_ptr + (t_2 if X_DEPTH > 0 else t_1) * step_x, stride_x_b, rows, zero, I, BLOCK_B, WARPS, CHUNK, N_CHUNKS, FORM,
-                X_ALIGNED, False,
-            )  # fmt: skip
+                p_next = _project(x_raw, w_in, X, TILE)
+            x_next = _load_inputs(x_ptr + (t_2 if X_DEPTH > 0 else t_1) * step_x, source, N_CHUNKS, X, TILE)
             if X_DEPTH > 0:
                 x_raw = x_next
             else:
                 x_late = x_next
         elif LINKED and X_DEPTH == 2:
-            p_t = _project_received(
-                x, w_in, row0, t, drop, H_PAD, BLOCK_B, WARPS, FORM, DTYPE, PRECISION, ACC, FIRST_IS_STATE, DROPOUT
-            )
+            p_t = _project_received(x, w_in, row0, t, drop, X, CELL, SHARE, TILE)
             p_next += zero.to(ACC)  # a known zero would merge the chains
         if EARLY:
-            u_raw = _load_stream(
-                u_ptr + t_1 * step_u, stride_u_b, rows_u, H_U, H_PAD, BLOCK_B, WARPS, FORM, U_ALIGNED, WIDE_U, HAS_U
-            )  # fmt: skip
-            saved_raw = _load_stream(
-                saved_ptr + t_1 * step_out, ROW // S_UNIT, rows, H, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED, False, HAS_SAVED
-            )  # fmt: skip
+            u_raw = _load_stream(u_ptr + t_1 * step_u, stride_u_b, rows_u, HAS.u, U, TILE)
+            saved_raw = _load_stream(saved_ptr + t_1 * step_out, ROW // S_UNIT, rows, HAS.saved, S, TILE)
         # ---- critical path
         if CHAINS == 2:
             a = tl.dot(w_a, operand(s_a, PRECISION), p, input_precision=PRECISION, out_dtype=ACC)
@@ -468,47 +418,37 @@ def one_cta(
         else:
             a = tl.dot(w, operand(s, PRECISION), p + u, input_precision=PRECISION, out_dtype=ACC)
         if LINKED:
-            x = _received(
-                x_raw, x_1, stride_x_b, row0, t_1, step + 1, zero, link, drop, BLOCK_B, WARPS, CHUNK, FORM, DROPPED
-            )  # fmt: skip
+            x = _received(x_raw, x_1, source, row0, t_1, step + 1, link, drop, DROPPED, TILE)
             if X_DEPTH == 2:
                 a += p_t
                 p += p_t
             else:
-                p_next = _project_received(
-                    x, w_in, row0, t_1, drop, H_PAD, BLOCK_B, WARPS, FORM, DTYPE, PRECISION, ACC, FIRST_IS_STATE, DROPOUT
-                )
+                p_next = _project_received(x, w_in, row0, t_1, drop, X, CELL, SHARE, TILE)
             x_1 = x_ptr + t_2 * step_x
-            x_raw = _load_inputs(
-                x_1, stride_x_b, rows, zero, x_width, BLOCK_B, WARPS, CHUNK, N_CHUNKS, FORM, X_ALIGNED, True
-            )  # fmt: skip
+            x_raw = _load_inputs(x_1, source, N_CHUNKS, X, TILE)
         if not EARLY:
-            u_raw = _load_stream(
-                u_ptr + t_1 * step_u, stride_u_b, rows_u, H_U, H_PAD, BLOCK_B, WARPS, FORM, U_ALIGNED, WIDE_U, HAS_U
-            )  # fmt: skip
+            u_raw = _load_stream(u_ptr + t_1 * step_u, stride_u_b, rows_u, HAS.u, U, TILE)
         if not FIRST_IS_STATE:
             a = tl.where(step == 0, p + u, a)  # there is no state yet, and 0 * W_rec is NaN where W_rec is infinite
-        new = CELL(a, saved, ACCURACY)
+        new = CELL.step(a, saved, CELL.accuracy)
         s = new.to(DTYPE)
         if not EARLY:
-            saved_raw = _load_stream(
-                saved_ptr + t_1 * step_out, ROW // S_UNIT, rows, H, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED, False, HAS_SAVED
-            )  # fmt: skip
-        if UNITS != H_PAD:
+            saved_raw = _load_stream(saved_ptr + t_1 * step_out, ROW // S_UNIT, rows, HAS.saved, S, TILE)
+        if SHAPE.H != H_PAD:
             # an infinite input makes NaN of its products with padding, and NaN would spread in the next step
-            unit = is_unit(UNITS, H_PAD, WARPS, FORM)
+            unit = is_unit(SHAPE.H, TILE)
             s = tl.where(unit, s, 0.0)
             if LINKED:
                 new = tl.where(unit, new, 0.0)
         out_t = out_ptr + t * step_out
-        store_state(out_t, new if LINKED else s, rows, H, ROW, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED, LINKED)
+        store_state(out_t, new if LINKED else s, rows, LINKED, S, TILE)
         # ---- behind it, what has no registers to run ahead
         if N_CHUNKS > 0 and not LINKED and (FORM == "fma" or X_DEPTH == 0):
-            p_next = _project(x_late, w_in, H_PAD, BLOCK_B, WARPS, FORM, DTYPE, PRECISION, X_ALIGNED, ACC)
+            p_next = _project(x_late, w_in, X, TILE)
         p = p_next
         t = t_1
-    if HAS_LAST:
-        store_state(last_ptr, s, rows, H, ROW, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED, False)
+    if HAS.last:
+        store_state(last_ptr, s, rows, False, S, TILE)
     if LINKED:
         tl.debug_barrier()  # what is abandoned has been stored
         at, found = verdict(error_ptr, lane, lanes_apart, True)
@@ -516,8 +456,8 @@ def one_cta(
             nan = tl.full((H_PAD, BLOCK_B), float("nan"), ACC)
             for step in range(at, T):
                 out_t = out_ptr + (reverse * (T - 1) + dt * step) * step_out
-                store_state(out_t, nan, rows, H, ROW, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED, True)
-            if HAS_LAST:
-                store_state(last_ptr, nan.to(DTYPE), rows, H, ROW, H_PAD, BLOCK_B, WARPS, FORM, S_ALIGNED, False)
+                store_state(out_t, nan, rows, True, S, TILE)
+            if HAS.last:
+                store_state(last_ptr, nan.to(DTYPE), rows, False, S, TILE)
             number = lane * tl.num_programs(0) + tile
             tl.store(report_ptr, (launch.to(tl.int64) << 44) | (number.to(tl.int64) << 32) | at, mask=found)

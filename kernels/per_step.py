@@ -26,15 +26,16 @@ fp64), the state rounded to the storage dtype each step.
 import triton
 import triton.language as tl
 
+from .facts import kernel_name
 from .fragments import operand
 
 GROUP: tl.constexpr = tl.constexpr(8)  # batch tiles that follow each other over the same rows of W_rec
 
 
-@triton.jit(do_not_specialize=["t", "t_state", "K", "B", "stride_u_t", "stride_u_b"])
+@triton.jit(do_not_specialize=["t", "t_state", "K", "B", "stride_u_t", "stride_u_b"], repr=kernel_name("per_step"))
 def per_step(
     u_ptr,  # [T, B, ROW] where HAS_U, strides (stride_u_t, stride_u_b, 1) counted in vectors of U_UNIT elements
-    w_rec_ptr,  # W_hh[ROW, ROW] contiguous; W_rec is its transpose where TRANSPOSED
+    w_rec_ptr,  # W_hh[ROW, ROW] contiguous; W_rec is its transpose in the backward pass
     state_ptr,  # [.., B, ROW] contiguous: s_{t-1} is number t_state
     first_ptr,  # [B, ROW] contiguous where HAS_FIRST: added to u where K is 0
     saved_ptr,  # [T, B, ROW] contiguous where HAS_SAVED
@@ -45,24 +46,20 @@ def per_step(
     B,
     stride_u_t,
     stride_u_b,
-    H: tl.constexpr,
-    ROW: tl.constexpr,
-    CELL: tl.constexpr,
-    ACCURACY: tl.constexpr,
-    TRANSPOSED: tl.constexpr,
-    HAS_U: tl.constexpr,
-    HAS_FIRST: tl.constexpr,
-    HAS_SAVED: tl.constexpr,
-    U_UNIT: tl.constexpr,
-    DTYPE: tl.constexpr,
-    PRECISION: tl.constexpr,  # of tl.dot: "tf32", "tf32x3", "ieee"
-    BLOCK_B: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    TILE: tl.constexpr,  # facts.StepTile
+    SHAPE: tl.constexpr,  # facts.StepShape
+    HAS: tl.constexpr,  # facts.Has
+    CELL: tl.constexpr,  # facts.Cell
 ):
-    ACC: tl.constexpr = tl.float64 if DTYPE == tl.float64 else tl.float32
-    STRIDE_H: tl.constexpr = 1 if TRANSPOSED else ROW  # of W_rec[h, k]
-    STRIDE_K: tl.constexpr = ROW if TRANSPOSED else 1
+    ROW: tl.constexpr = SHAPE.row
+    U_UNIT: tl.constexpr = SHAPE.u_unit
+    PRECISION: tl.constexpr = TILE.precision
+    ACC: tl.constexpr = TILE.acc
+    BLOCK_B: tl.constexpr = TILE.block_b
+    BLOCK_H: tl.constexpr = TILE.block_h
+    BLOCK_K: tl.constexpr = TILE.block_k
+    STRIDE_H: tl.constexpr = ROW if CELL.forward else 1  # of W_rec[h, k]
+    STRIDE_K: tl.constexpr = 1 if CELL.forward else ROW
     TILES_H: tl.constexpr = (ROW + BLOCK_H - 1) // BLOCK_H
     group = tl.program_id(0) // (GROUP * TILES_H)
     member = tl.program_id(0) % (GROUP * TILES_H)
@@ -83,13 +80,13 @@ def per_step(
 
     # issued first, so that they land while the pipeline fills
     acc = tl.zeros((BLOCK_H, BLOCK_B), ACC)
-    if HAS_U:
+    if HAS.u:
         u_tile = u_ptr + (t.to(tl.int64) * stride_u_t + row0 * stride_u_b) * U_UNIT + unit0
         acc += tl.load(u_tile + (rows.to(tl.int64) * stride_u_b * U_UNIT + units), mask=mask, other=0).to(ACC)
-    if HAS_FIRST:
+    if HAS.first:
         acc += tl.load(first_ptr + tile + offsets, mask=mask & (K == 0), other=0).to(ACC)
     saved = 0.0
-    if HAS_SAVED:
+    if HAS.saved:
         saved = tl.load(saved_ptr + t * step_out + tile + offsets, mask=mask, other=0).to(ACC)
 
     w_tile = w_rec_ptr + unit0.to(tl.int64) * STRIDE_H + (units * STRIDE_H + ks[None, :] * STRIDE_K)
@@ -100,7 +97,7 @@ def per_step(
         acc = tl.dot(operand(w, PRECISION), operand(s, PRECISION), acc, input_precision=PRECISION, out_dtype=ACC)
         w_tile += BLOCK_K * STRIDE_K
         s_tile += BLOCK_K
-    new = CELL(acc, saved, ACCURACY).to(DTYPE)
-    if ROW != H:
-        new = tl.where(unit0 + units < H, new, 0.0)
+    new = CELL.step(acc, saved, CELL.accuracy).to(TILE.dtype)
+    if ROW != SHAPE.H:
+        new = tl.where(unit0 + units < SHAPE.H, new, 0.0)
     tl.store(out_ptr + t * step_out + tile + offsets, new, mask=mask)

@@ -19,50 +19,46 @@ from .fragments import round_pair, words_to_halves
 
 
 @triton.jit
-def load_weight(
-    ptr, row0, start, ROWS: tl.constexpr, COLUMNS: tl.constexpr, UNITS: tl.constexpr,
-    WARPS: tl.constexpr, FORM: tl.constexpr, SHARED: tl.constexpr,
-):  # fmt: skip
+def load_weight(ptr, row0, start, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SHARED: tl.constexpr, TILE: tl.constexpr):
     """operand A: rows row0.. and one K tile, columns start.., of contiguous [ROWS, COLUMNS]; a tuple of [WARPS, UNITS, 16].
 
     SHARED: plain tiles; used once inside the loop, Triton keeps them in shared memory."""
-    E: tl.constexpr = 2 if FORM == "mma16" else 1  # elements a word
     if SHARED:
-        w = tl.arange(0, WARPS)[:, None, None]
-        m = row0 + tl.arange(0, UNITS)[None, :, None]
+        w = tl.arange(0, TILE.warps)[:, None, None]
+        m = row0 + tl.arange(0, TILE.units)[None, :, None]
         n = tl.arange(0, 16)[None, None, :]
         tiles = ()
-        for h in tl.static_range(E):
-            column = start + 16 * E * w + 4 * E * (n // 4) + 4 * h + n % 4
+        for h in tl.static_range(TILE.e):
+            column = start + 16 * TILE.e * w + 4 * TILE.e * (n // 4) + 4 * h + n % 4
             # after n threads get w first, then m: each has several m, which then follow k in shared memory; the rows of a matrix
             # would lie in the same banks if w did
             p = tl.max_contiguous(ptr + (m.to(tl.int64) * COLUMNS + column), [2, 1, 4])
             v = tl.load(p, mask=(m < ROWS) & (column < COLUMNS), other=0)
-            v = tl.reshape(v, (WARPS, UNITS, 4, 2, 2))
-            if FORM == "mma16":
+            v = tl.reshape(v, (TILE.warps, TILE.units, 4, 2, 2))
+            if TILE.form == "mma16":
                 v = tl.permute(v, (0, 1, 3, 2, 4))  # w m q g e -> w m g q e
             else:
                 v = tl.permute(v, (0, 1, 3, 4, 2))  # w m q j g -> w m j g q
-            tiles = tiles + (tl.reshape(v, (WARPS, UNITS, 16)),)
+            tiles = tiles + (tl.reshape(v, (TILE.warps, TILE.units, 16)),)
         return tiles
     else:
         q = tl.arange(0, 4)[:, None, None, None, None]
         l = tl.arange(0, 8)[None, :, None, None, None]
-        w = tl.arange(0, WARPS)[None, None, :, None, None]
-        c = tl.arange(0, UNITS // 8)[None, None, None, :, None]
-        i = tl.arange(0, 4 * E)[None, None, None, None, :]
+        w = tl.arange(0, TILE.warps)[None, None, :, None, None]
+        c = tl.arange(0, TILE.units // 8)[None, None, None, :, None]
+        i = tl.arange(0, 4 * TILE.e)[None, None, None, None, :]
         m = row0 + 8 * c + l
-        vector = start // (4 * E) + 4 * w + q
-        p = ptr + (m.to(tl.int64) * COLUMNS + (vector * (4 * E) + i))
-        mask = (m < ROWS) & (vector < COLUMNS // (4 * E)) & (i >= 0)
+        vector = start // (4 * TILE.e) + 4 * w + q
+        p = ptr + (m.to(tl.int64) * COLUMNS + (vector * (4 * TILE.e) + i))
+        mask = (m < ROWS) & (vector < COLUMNS // (4 * TILE.e)) & (i >= 0)
         v = tl.load(tl.max_contiguous(p, [32, 16, 4, 1, 64]), mask=mask, other=0)
-        if FORM == "mma16":
-            v = tl.reshape(v, (4, 8, WARPS, UNITS // 8, 2, 2, 2))  # q l w c h g e
+        if TILE.form == "mma16":
+            v = tl.reshape(v, (4, 8, TILE.warps, TILE.units // 8, 2, 2, 2))  # q l w c h g e
             first, second = tl.split(tl.permute(v, (2, 3, 1, 5, 0, 6, 4)))
-            return (tl.reshape(first, (WARPS, UNITS, 16)), tl.reshape(second, (WARPS, UNITS, 16)))
+            return (tl.reshape(first, (TILE.warps, TILE.units, 16)), tl.reshape(second, (TILE.warps, TILE.units, 16)))
         else:
-            v = tl.reshape(v, (4, 8, WARPS, UNITS // 8, 2, 2))  # q l w c j g
-            return (tl.reshape(tl.permute(v, (2, 3, 1, 4, 5, 0)), (WARPS, UNITS, 16)),)
+            v = tl.reshape(v, (4, 8, TILE.warps, TILE.units // 8, 2, 2))  # q l w c j g
+            return (tl.reshape(tl.permute(v, (2, 3, 1, 4, 5, 0)), (TILE.warps, TILE.units, 16)),)
 
 
 @triton.constexpr_function
@@ -83,33 +79,33 @@ def chunk_halves(words, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def operand_tiles(words, DTYPE: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.constexpr, FORM: tl.constexpr):
+def operand_tiles(words, TILE: tl.constexpr):
     """words of a K tile [4, 8, WARPS, BLOCK_B / 8, 4] -> operand B, a tuple of [WARPS, 16, BLOCK_B]"""
-    J: tl.constexpr = BLOCK_B // 8
-    if FORM == "mma16":
-        first, second = chunk_halves(words, DTYPE)
-        first = tl.permute(tl.reshape(first, (4, 8, WARPS, J, 2, 2)), (2, 4, 0, 5, 3, 1))  # q l w j g e -> w g q e j l
-        second = tl.permute(tl.reshape(second, (4, 8, WARPS, J, 2, 2)), (2, 4, 0, 5, 3, 1))
-        return (tl.reshape(first, (WARPS, 16, BLOCK_B)), tl.reshape(second, (WARPS, 16, BLOCK_B)))
+    J: tl.constexpr = TILE.block_b // 8
+    if TILE.form == "mma16":
+        first, second = chunk_halves(words, TILE.dtype)
+        first = tl.permute(tl.reshape(first, (4, 8, TILE.warps, J, 2, 2)), (2, 4, 0, 5, 3, 1))  # q l w j g e -> w g q e j l
+        second = tl.permute(tl.reshape(second, (4, 8, TILE.warps, J, 2, 2)), (2, 4, 0, 5, 3, 1))
+        return (tl.reshape(first, (TILE.warps, 16, TILE.block_b)), tl.reshape(second, (TILE.warps, 16, TILE.block_b)))
     else:
-        v = tl.reshape(words.to(DTYPE, bitcast=True), (4, 8, WARPS, J, 2, 2))  # q l w j k g -> w k g q j l
-        return (tl.reshape(tl.permute(v, (2, 4, 5, 0, 3, 1)), (WARPS, 16, BLOCK_B)),)
+        v = tl.reshape(words.to(TILE.dtype, bitcast=True), (4, 8, TILE.warps, J, 2, 2))  # q l w j k g -> w k g q j l
+        return (tl.reshape(tl.permute(v, (2, 4, 5, 0, 3, 1)), (TILE.warps, 16, TILE.block_b)),)
 
 
 @triton.jit
-def sum_over_warps(acc, UNITS: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.constexpr, E: tl.constexpr):
+def sum_over_warps(acc, TILE: tl.constexpr):
     """[WARPS, UNITS, BLOCK_B] -> a state tile, by one pass through shared memory (tl.sum takes 3 to 5 barriers)"""
-    if E == 1:
-        acc = tl.permute(tl.reshape(acc, (WARPS, 2, UNITS // 2, BLOCK_B)), (0, 2, 1, 3))
-    if WARPS == 4:
-        a = tl.permute(tl.reshape(acc, (2, 2, UNITS // 2, 2, BLOCK_B)), (4, 2, 3, 0, 1))
-    elif WARPS == 8:
-        a = tl.permute(tl.reshape(acc, (2, 2, 2, UNITS // 2, 2, BLOCK_B)), (5, 3, 4, 0, 1, 2))
+    if TILE.e == 1:
+        acc = tl.permute(tl.reshape(acc, (TILE.warps, 2, TILE.units // 2, TILE.block_b)), (0, 2, 1, 3))
+    if TILE.warps == 4:
+        a = tl.permute(tl.reshape(acc, (2, 2, TILE.units // 2, 2, TILE.block_b)), (4, 2, 3, 0, 1))
+    elif TILE.warps == 8:
+        a = tl.permute(tl.reshape(acc, (2, 2, 2, TILE.units // 2, 2, TILE.block_b)), (5, 3, 4, 0, 1, 2))
     else:
-        a = tl.permute(tl.reshape(acc, (2, 2, 2, 2, UNITS // 2, 2, BLOCK_B)), (6, 4, 5, 0, 1, 2, 3))
+        a = tl.permute(tl.reshape(acc, (2, 2, 2, 2, TILE.units // 2, 2, TILE.block_b)), (6, 4, 5, 0, 1, 2, 3))
         x, y = tl.split(a)
         a = x + y
-    if WARPS >= 8:
+    if TILE.warps >= 8:
         x, y = tl.split(a)
         a = x + y
     x, y = tl.split(a)
@@ -122,70 +118,64 @@ def sum_over_warps(acc, UNITS: tl.constexpr, BLOCK_B: tl.constexpr, WARPS: tl.co
 
 
 @triton.jit
-def own_units(unit0, UNITS: tl.constexpr, E: tl.constexpr):
+def own_units(unit0, TILE: tl.constexpr):
     """[1, UNITS / 2, 2]: the hidden units of a state tile"""
-    pair = tl.arange(0, UNITS // 2)[None, :, None]
+    pair = tl.arange(0, TILE.units // 2)[None, :, None]
     two = tl.arange(0, 2)[None, None, :]
-    return unit0 + (2 * pair + two if E == 2 else pair + UNITS // 2 * two)
+    return unit0 + (2 * pair + two if TILE.e == 2 else pair + TILE.units // 2 * two)
 
 
 @triton.jit
-def load_own(
-    ptr, stride_b, rows, enable, unit0, UNITS_ALL: tl.constexpr, UNITS: tl.constexpr, BLOCK_B: tl.constexpr,
-    E: tl.constexpr, WIDE: tl.constexpr,
-):  # fmt: skip
-    """ptr[row * stride_b + unit] of the CTA's units, 0 beyond rows x UNITS_ALL or where not enable, as tiles [BLOCK_B,
+def load_own(ptr, stride_b, rows, enable, unit0, WIDE: tl.constexpr, SHAPE: tl.constexpr, TILE: tl.constexpr):
+    """ptr[row * stride_b + unit] of the CTA's units, 0 beyond rows x SHAPE.row or where not enable, as tiles [BLOCK_B,
     UNITS / 2]: one of int32 words of two 16-bit elements or, WIDE, of int64 words of two fp32 elements; E = 1: two of fp32.
 
     stride_b in elements (int64, even).  As words: 16-bit values must not cross the loop's back edge (fragments.py), and a
     tile of pairs, or of every other element, would be loaded in a layout of its own and converted."""
-    row = tl.arange(0, BLOCK_B)[:, None]
-    i = tl.arange(0, UNITS // 2)[None, :]
-    if E == 1:
+    row = tl.arange(0, TILE.block_b)[:, None]
+    i = tl.arange(0, TILE.units // 2)[None, :]
+    if TILE.e == 1:
         unit = unit0 + i
         p = ptr + (row * stride_b + unit)
-        low = tl.load(p, mask=(row < rows) & (unit < UNITS_ALL) & enable, other=0)
-        high = tl.load(p + UNITS // 2, mask=(row < rows) & (unit + UNITS // 2 < UNITS_ALL) & enable, other=0)
+        low = tl.load(p, mask=(row < rows) & (unit < SHAPE.row) & enable, other=0)
+        high = tl.load(p + TILE.units // 2, mask=(row < rows) & (unit + TILE.units // 2 < SHAPE.row) & enable, other=0)
         return (low, high)
     else:
         pair = unit0 // 2 + i
         words = ptr.to(tl.pointer_type(tl.int64 if WIDE else tl.int32), bitcast=True)
-        mask = (row < rows) & (pair < UNITS_ALL // 2) & enable
+        mask = (row < rows) & (pair < SHAPE.row // 2) & enable
         return (tl.load(words + (row * (stride_b // 2) + pair), mask=mask, other=0),)
 
 
 @triton.jit
-def own_tile(raw, DTYPE: tl.constexpr, E: tl.constexpr, WIDE: tl.constexpr):
+def own_tile(raw, WIDE: tl.constexpr, TILE: tl.constexpr):
     """raw of `load_own` -> state tile, fp32"""
-    if E == 1:
+    if TILE.e == 1:
         return tl.join(raw[0], raw[1])
     elif WIDE:
         low = (raw[0] & 0xFFFFFFFF).to(tl.int32)
         high = (raw[0] >> 32).to(tl.int32)
         return tl.join(low.to(tl.float32, bitcast=True), high.to(tl.float32, bitcast=True))
     else:
-        low, high = words_to_halves(raw[0], DTYPE)
+        low, high = words_to_halves(raw[0], TILE.dtype)
         return tl.join(low.to(tl.float32), high.to(tl.float32))
 
 
 @triton.jit
-def round_to_words(v, DTYPE: tl.constexpr):
+def round_to_words(v, TILE: tl.constexpr):
     """State tile, fp32 -> int32 words as they lie in memory, 2 / E tiles [BLOCK_B, UNITS / 2].
 
     The conversion makes 0x7FFF of every NaN, and words by construction: no store is narrower."""
     low, high = tl.split(v)
-    if DTYPE == tl.float32:
+    if TILE.dtype == tl.float32:
         return (low.to(tl.int32, bitcast=True), high.to(tl.int32, bitcast=True))
     else:
-        return (round_pair(low, high, DTYPE),)
+        return (round_pair(low, high, TILE.dtype),)
 
 
 @triton.jit
-def own_words(
-    unit0, rows, number: tl.constexpr, WORDS: tl.constexpr, ROW_WORDS: tl.constexpr, UNITS: tl.constexpr,
-    BLOCK_B: tl.constexpr, E: tl.constexpr,
-):  # fmt: skip
-    """(offsets, mask) in int32 [rows, WORDS], rows ROW_WORDS apart, of tile `number` of `round_to_words`"""
-    row = tl.arange(0, BLOCK_B)[:, None]
-    word = unit0 // E + UNITS // 2 * number + tl.arange(0, UNITS // 2)[None, :]
-    return row * ROW_WORDS + word, (row < rows) & (word < WORDS)
+def own_words(unit0, rows, number: tl.constexpr, SHAPE: tl.constexpr, TILE: tl.constexpr):
+    """(offsets, mask) in int32 [rows, SHAPE.words], rows SHAPE.row_words apart, of tile `number` of `round_to_words`"""
+    row = tl.arange(0, TILE.block_b)[:, None]
+    word = unit0 // TILE.e + TILE.units // 2 * number + tl.arange(0, TILE.units // 2)[None, :]
+    return row * SHAPE.row_words + word, (row < rows) & (word < SHAPE.words)

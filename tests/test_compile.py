@@ -311,7 +311,7 @@ def test_reloading_w_is_rejected(monkeypatch, tmp_path):
     """The same engine with W_hh read again every step does not pass `check`."""
     source = pathlib.Path(one_cta.one_cta.fn.__code__.co_filename).read_text()
     line = next(line for line in source.splitlines() if "load_recurrent(w_rec_ptr" in line)
-    halves = "    if CHAINS == 2:\n        w_a, w_b = halves_of_weight(w, H_PAD)\n"
+    halves = "    if CHAINS == 2:\n        w_a, w_b = halves_of_weight(w, TILE)\n"
     loop = "    for step in tl.range(0, T, loop_unroll_factor=UNROLL):\n"
     assert source.count(line) == source.count(halves) == source.count(loop) == 1
     again = "".join(f"    {text}\n" for text in (line + "\n" + halves).splitlines())

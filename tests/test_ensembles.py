@@ -19,6 +19,7 @@ from test_kernels import KINDS, assert_close, tolerance
 import rnn_triton
 from bench.compiled.planned import planned
 from rnn_triton.cells import reference
+from rnn_triton.kernels.facts import Share
 from rnn_triton.launch import dispatch, gemm, launcher, one_cta, recurrence
 from rnn_triton.launch.operands import Operands
 from rnn_triton.op import gradients as gradients_of
@@ -619,7 +620,7 @@ def test_the_kernel_of_an_ensemble(job):
     p = choose.plan(many, device)
     present = (True,) * len(Operands._fields)
     of_one = one_cta.constants(one, p, present)
-    assert one_cta.constants(many, p, present) == {**of_one, "MODELS": True} and not of_one["MODELS"]
+    assert of_one["SHARE"] == Share() and one_cta.constants(many, p, present) == {**of_one, "SHARE": Share(models=True)}
     check_compiled(dispatch.compile_ahead(many, p, device), many, p, device)
 
 

@@ -285,7 +285,7 @@ def test_a_group_that_has_failed_stops_waiting(look_every):
 
 @pytest.mark.interpret
 @pytest.mark.parametrize("old, new", [
-    ("look = turn % LOOK_EVERY == LOOK_EVERY - 1", "look = turn < 0"),
+    ("look = turn % TILE.look_every == TILE.look_every - 1", "look = turn < 0"),
     pytest.param("mask=look, other=error, volatile", "mask=look, other=SENTINEL, volatile", marks=pytest.mark.long),
 ])  # fmt: skip
 def test_a_group_that_goes_on_waiting_is_noticed(old, new):

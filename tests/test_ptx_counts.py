@@ -123,9 +123,7 @@ AT = "\n        # ---- critical path"
     pytest.param(
         WIDE,
         Change("cta_group.py", AT, """
-        w_rec = _weights(
-            w_rec_ptr, unit0, (WORDS + TILE - 1) // TILE, SHARED_TILES, ROW, ROW, UNITS, WARPS, FORM, PRECISION
-        )""" + AT),
+        w_rec = _weights(w_rec_ptr, unit0, TILE.shared_tiles, ROW, ROW, TILE)""" + AT),
         ["bytes from w_rec"], id="weights-from-memory",
     ),
     pytest.param(

@@ -188,26 +188,26 @@ def test_infinite_values_backward(where, depth, device):
 
 def changed_dropout():
     """Of a mask's place: another layer, step, row, unit, or seed; no scale; in one of the passes"""
-    forward = "drop_input(v, seed, k * TILE, tile * BLOCK_B, t, bottom + layer - 1, lane_dropped"
-    backward = "acc_a + acc_b, seed, unit0, tile * BLOCK_B, t, bottom + layer, lane_dropped, scale"
+    forward = "drop_input(v, (seed, bottom + layer - 1, lane_dropped, scale), k * K_TILE, tile * BLOCK_B, t,"
+    backward = "acc_a + acc_b, (seed, bottom + layer, lane_dropped, scale), unit0, tile * BLOCK_B, t,"
     for text, direction in ((forward, "forward"), (backward, "backward")):
         for old, new in (("layer", "1 + layer"), (" t,", " t + 1,"), ("BLOCK_B,", "BLOCK_B + 1,"), ("seed", "seed + 1")):
             yield Change("cta_group.py", text, text.replace(old, new)), direction
         yield Change("cta_group.py", text, text.replace("lane_dropped", "dropped - 5000")), direction
-    yield Change("cta_group.py", forward, forward.replace("k * TILE", "k * TILE + 4")), "forward"
+    yield Change("cta_group.py", forward, forward.replace("k * K_TILE", "k * K_TILE + 4")), "forward"
     yield Change("cta_group.py", backward, backward.replace("unit0", "unit0 + 8")), "backward"
     yield Change("cta_group.py", "            if DROPOUT and FIRST_IS_STATE:\n                acc_a *= scale\n",
                  "            if False:\n                acc_a *= scale\n"), "forward"  # fmt: skip
     yield Change("cta_group.py", backward, backward.replace("scale", "1.0")), "backward"
     # each layer on one CTA
     for old, new, direction in (
-        ("start = c * CHUNK // E", "start = c * CHUNK // E + 4", "forward"),
+        ("start = c * TILE.chunk // TILE.e", "start = c * TILE.chunk // TILE.e + 4", "forward"),
         ("bottom + (layer - 1 if FIRST_IS_STATE else layer)", "bottom + layer + 0 * lane", "forward"),
         ("bottom + (layer - 1 if FIRST_IS_STATE else layer)", "bottom + layer - 1", "backward"),
-        ("            p *= scale\n", "            p *= 1.0\n", "forward"),
-        ("unit = hidden_units(H_PAD, WARPS, FORM)", "unit = hidden_units(H_PAD, WARPS, FORM) + 8", "backward"),
-        ("row = row0 + tl.arange(0, BLOCK_B)[None, :]", "row = row0 + 1 + tl.arange(0, BLOCK_B)[None, :]", "backward"),
-        ("seed, boundary, dropped, scale = drop\n", "seed, boundary, dropped, scale = drop\n        t += 1\n", "backward"),
+        ("            p *= drop[3]\n", "            p *= 1.0\n", "forward"),
+        ("unit = hidden_units(TILE)", "unit = hidden_units(TILE) + 8", "backward"),
+        ("row = row0 + tl.arange(0, TILE.block_b)[None, :]", "row = row0 + 1 + tl.arange(0, TILE.block_b)[None, :]", "backward"),
+        ("drop_values(p, drop, unit, row, t,", "drop_values(p, drop, unit, row, t + 1,", "backward"),
         ("lane_dropped = tl.where(first_lane, 0, dropped)", "lane_dropped = dropped + 0 * lane", "forward"),
     ):
         yield Change("one_cta.py", old, new), direction

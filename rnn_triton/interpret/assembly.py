@@ -34,27 +34,23 @@ def register(exchange: Any, slices: Any) -> None:
         return
 
     @interpreter.interpreter_impl(exchange.verify)
-    def verify(
-        addresses: Any, words: tuple, skip: Any, error_address: Any, step: Any, limit: Any, TILES: Any, PACK: Any,
-        APART: Any,
-    ) -> tuple:  # fmt: skip
-        return polled(addresses, words, skip, error_address, step, limit, APART, lambda: False)
+    def verify(addresses: Any, words: tuple, skip: Any, group: tuple, APART: Any, TILE: Any) -> tuple:
+        return polled(addresses, words, skip, group, APART, lambda: False)
 
     @interpreter.interpreter_impl(exchange.verify_input)
     def verify_input(
-        addresses: Any, words: tuple, skip: Any, error_address: Any, source_address: Any, step: Any, limit: Any,
-        TILES: Any, PACK: Any, APART: Any,
-    ) -> tuple:  # fmt: skip
+        addresses: Any, words: tuple, skip: Any, group: tuple, source_address: Any, APART: Any, TILE: Any
+    ) -> tuple:
         def source_failed() -> bool:
             at = _scalar(tl.load(_pointer(source_address), volatile=True))
-            return at % 2**32 <= _scalar(step) + 1
+            return at % 2**32 <= _scalar(group[1]) + 1
 
-        return polled(addresses, words, skip, error_address, step, limit, APART, source_failed)
+        return polled(addresses, words, skip, group, APART, source_failed)
 
     def polled(
-        addresses: Any, words: tuple, skip: Any, error_address: Any, step: Any, limit: Any, APART: Any,
-        failed: Callable[[], bool],
-    ) -> tuple:  # fmt: skip
+        addresses: Any, words: tuple, skip: Any, group: tuple, APART: Any, failed: Callable[[], bool]
+    ) -> tuple:
+        error_address, step, limit = group
         a = addresses.handle.data.astype(np.int64)
         if (a[..., 0] % 16).any() or (np.diff(a, axis=-1) != 4).any():  # the assembly takes it for granted
             raise ValueError("exchange.verify: the last dimension is not an aligned 16-byte chunk")

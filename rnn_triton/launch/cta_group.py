@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from ..kernels import facts
 from ..kernels.cta_group import cta_group
-from ..plan.problem import ONE, CtaGroup, Lanes, Problem, row_units
-from .launcher import CELLS, TRITON_DTYPES, Launcher
+from ..plan.problem import ONE, SIZES, CtaGroup, Lanes, Problem, row_units
+from .launcher import TRITON_DTYPES, Launcher, cell
 from .operands import Engine, Operands, Scalars
 
 
@@ -31,38 +32,37 @@ def options(p: CtaGroup) -> dict[str, Any]:
 def constants(problem: Problem, p: CtaGroup, present: tuple[bool, ...], lanes: Lanes = ONE) -> dict[str, Any]:
     """The constexpr parameters of the kernel, in its order"""
     forward = problem.direction == "forward"
-    has = dict(zip(Operands._fields, present, strict=True))
-    projected = p.w_ih_home in ("gemm", "none")
+    has_x = present[Operands._fields.index("x")]
     nothing = 0 if lanes.linked else 1
+    row, word = row_units(problem.H, problem.dtype), 4 // SIZES[problem.dtype]  # elements
+    apart = row if lanes.linked else lanes.count * row
     return dict(
-        I=row_units(problem.I, problem.dtype) if has["x"] else nothing,
-        H=problem.H,
-        ROW=row_units(problem.H, problem.dtype),
-        CELL=CELLS[problem.nonlinearity, problem.direction],
-        ACCURACY=p.accuracy,
-        FIRST_IS_STATE=forward,
-        HAS_BIAS0=has["bias0"],
-        HAS_BIAS1=has["bias1"],
-        HAS_FIRST=has["first"],
-        HAS_U=has["u"],
-        HAS_SAVED=has["saved"],
-        HAS_LAST=has["last"],
-        WIDE_U=forward,
-        DTYPE=TRITON_DTYPES[problem.dtype],
-        FORM=p.formulation,
-        PRECISION=p.precision,
-        W_IN_HOME="none" if projected else p.w_ih_home,
-        CTAS=p.ctas,
-        UNITS=p.units,
-        BLOCK_B=p.block_b,
-        WARPS=p.warps,
-        SHARED_TILES=p.w_hh_shared,
-        CHAINS=p.chains,
-        PROTOCOL=p.protocol,
-        X_LOADS=p.x_loads,
-        LOOK_EVERY=p.look_every,
-        PROBE_DELAY=p.probe_delay,
-        LANES=lanes.count,
-        LINKED=lanes.linked,
-        DROPOUT=lanes.dropout,
+        TILE=facts.GroupTile(
+            dtype=TRITON_DTYPES[problem.dtype],
+            precision=p.precision,
+            block_b=p.block_b,
+            form=p.formulation,
+            warps=p.warps,
+            chains=p.chains,
+            w_in_home="none" if p.w_ih_home == "gemm" else p.w_ih_home,
+            ctas=p.ctas,
+            units=p.units,
+            shared_tiles=p.w_hh_shared,
+            protocol=p.protocol,
+            x_loads=p.x_loads,
+            look_every=p.look_every,
+            probe_delay=p.probe_delay,
+        ),
+        SHAPE=facts.GroupShape(
+            I=row_units(problem.I, problem.dtype) if has_x else nothing,
+            H=problem.H,
+            row=row,
+            words=row // word,
+            apart=apart,
+            row_words=apart // word,
+            wide_u=forward,
+        ),
+        HAS=facts.Has.of(Operands._fields, present),
+        CELL=cell(problem, p.accuracy),
+        SHARE=facts.Share(lanes=lanes.count, linked=lanes.linked, dropout=lanes.dropout),
     )

@@ -14,7 +14,8 @@ from triton.runtime.errors import OutOfResources, PTXASError
 
 from ..interpret import assembly as _  # noqa: F401  (registers what it implements)
 from ..interpret import interpreter
-from ..kernels import cells
+from ..kernels import cells, facts
+from ..plan.problem import Problem
 
 TRITON_DTYPES = {"bf16": tl.bfloat16, "fp16": tl.float16, "fp32": tl.float32, "fp64": tl.float64}
 POINTERS = {"bf16": "*bf16", "fp16": "*fp16", "fp32": "*fp32", "fp64": "*fp64"}
@@ -24,6 +25,13 @@ CELLS = {
     ("relu", "forward"): cells.elman_relu_forward,
     ("relu", "backward"): cells.elman_relu_backward,
 }
+
+
+def cell(problem: Problem, accuracy: str) -> facts.Cell:
+    """The cell of a problem, in its pass, to the accuracy of a plan"""
+    step = CELLS[problem.nonlinearity, problem.direction]
+    forward = problem.direction == "forward"
+    return facts.Cell(name=f"elman_{problem.nonlinearity}", step=step, accuracy=accuracy, forward=forward)
 
 
 _TOO_MANY = "too many blocks in cooperative launch"  # the driver's text for CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE
@@ -130,12 +138,12 @@ def compiled_ahead(
 
     names = kernel.arg_names
     given = {n: "constexpr" if n in constants else signature(n) for n in names}
-    # As Triton's launch path describes its arguments, so that a launch finds the kernel in the cache: by alignment, also
-    # of constants (3.6: of strings), a D in which stands for an aligned address.
+    # As Triton's launch path describes its arguments, so that a launch finds the kernel in the cache: by alignment, D for an
+    # aligned address; constants have none (3.6: only strings are described, and by their own text).
     strings_only = triton.__version__.startswith("3.6.")
     special = {p.name for p in kernel.params if not p.do_not_specialize}
     described = {n: "D" for n in names if given[n].startswith("*") and n in special}  # in order: the key is text
-    described |= {n: str(v) for n, v in constants.items() if isinstance(v, str) or not strings_only}
+    described |= {n: v if strings_only else "" for n, v in constants.items() if isinstance(v, str) or not strings_only}
     source = triton.compiler.ASTSource(
         fn=kernel,
         signature=given,

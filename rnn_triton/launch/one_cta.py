@@ -6,9 +6,10 @@ import functools
 import math
 from typing import Any
 
+from ..kernels import facts
 from ..kernels.one_cta import one_cta
 from ..plan.problem import ONE, SIZES, Lanes, OneCta, Problem, row_units
-from .launcher import CELLS, TRITON_DTYPES, Launcher
+from .launcher import TRITON_DTYPES, Launcher, cell
 from .operands import Engine, Operands, Scalars
 
 
@@ -42,50 +43,46 @@ def options(p: OneCta, lanes: Lanes) -> dict[str, Any]:
 def constants(problem: Problem, p: OneCta, present: tuple[bool, ...], lanes: Lanes = ONE) -> dict[str, Any]:
     """The constexpr parameters of the kernel, in its order"""
     forward = problem.direction == "forward"
-    has = dict(zip(Operands._fields, present, strict=True))
+    has_x = present[Operands._fields.index("x")]
     several = lanes.count > 1
-    I, row = problem.I if has["x"] else 1, problem.H  # not read without a projection: one kernel for every I
+    I, row = problem.I if has_x else 1, problem.H  # not read without a projection: one kernel for every I
     if several:
         I, row = row_units(I, problem.dtype), row_units(row, problem.dtype)
-    if lanes.linked and not has["x"]:
+    if lanes.linked and not has_x:
         I = 0
-    inputs = (row if lanes.linked else I) % _input_unit(problem, p) == 0
-    units = row % _state_unit(p) == 0
+    k_in = row if lanes.linked else I
+    inputs = k_in % _input_unit(problem, p) == 0
+    unit = _state_unit(p)
+    whole_vectors = row % unit == 0
+    u_aligned = whole_vectors or (forward and _pads_u(p))
     return dict(
-        I=I,
-        H=row,
-        UNITS=problem.H,
-        CELL=CELLS[problem.nonlinearity, problem.direction],
-        ACCURACY=p.accuracy,
-        FIRST_IS_STATE=forward,
-        TRANSPOSED=not forward and not several,
-        HAS_BIAS0=has["bias0"],
-        HAS_BIAS1=has["bias1"],
-        HAS_FIRST=has["first"],
-        HAS_U=has["u"],
-        HAS_SAVED=has["saved"],
-        HAS_LAST=has["last"],
-        WIDE_U=forward,
-        MODELS=problem.models > 1,
-        X_ALIGNED=inputs,
-        W_ALIGNED=inputs,
-        W_REC_ALIGNED=p.pad_w_hh or units,
-        W_ROWS=p.h_pad if p.pad_w_hh else row,
-        U_ALIGNED=units or (forward and _pads_u(p)),
-        S_ALIGNED=units,
-        DTYPE=TRITON_DTYPES[problem.dtype],
-        FORM=p.formulation,
-        PRECISION=p.precision,
-        W_IN_HOME="none" if p.w_ih_home == "gemm" else p.w_ih_home,
-        H_PAD=p.h_pad,
-        BLOCK_B=p.block_b,
-        WARPS=p.warps,
-        CHUNK=p.chunk,
-        CHAINS=p.chains,
-        X_DEPTH=p.x_depth,
-        LANES=lanes.count,
-        LINKED=lanes.linked,
-        DROPOUT=lanes.dropout,
+        TILE=facts.OneCtaTile(
+            dtype=TRITON_DTYPES[problem.dtype],
+            precision=p.precision,
+            block_b=p.block_b,
+            form=p.formulation,
+            warps=p.warps,
+            chains=p.chains,
+            w_in_home="none" if p.w_ih_home == "gemm" else p.w_ih_home,
+            h_pad=p.h_pad,
+            chunk=p.chunk,
+            x_depth=p.x_depth,
+        ),
+        SHAPE=facts.OneCtaShape(
+            I=I,
+            H=problem.H,
+            row=row,
+            k_in=k_in,
+            w_rows=p.h_pad if p.pad_w_hh else row,
+            w_aligned=inputs,
+            w_rec_aligned=p.pad_w_hh or whole_vectors,
+            x=facts.Stored(length=k_in, aligned=inputs, written=lanes.linked),
+            u=facts.Stored(length=-(-row // unit) * unit if u_aligned else row, aligned=u_aligned, wide=forward),
+            s=facts.Stored(length=row, aligned=whole_vectors, apart=row if lanes.linked else lanes.count * row),
+        ),
+        HAS=facts.Has.of(Operands._fields, present),
+        CELL=cell(problem, p.accuracy),
+        SHARE=facts.Share(models=problem.models > 1, lanes=lanes.count, linked=lanes.linked, dropout=lanes.dropout),
     )
 
 

@@ -14,11 +14,12 @@ from torch import Tensor
 from triton.runtime import driver
 
 from ..interpret import interpreter
+from ..kernels import facts
 from ..kernels.per_step import per_step
 from ..plan.hardware import Device
 from ..plan.problem import SIZES, PerStep, Problem, row_units
 from . import gemm
-from .launcher import CELLS, POINTERS, TRITON_DTYPES, Launcher, compiled_ahead, current
+from .launcher import POINTERS, TRITON_DTYPES, Launcher, cell, compiled_ahead, current
 from .operands import empty, missing, padded, strided, unpadded, whole
 
 
@@ -134,22 +135,17 @@ def options(problem: Problem, p: PerStep) -> dict[str, int]:
 
 def constants(problem: Problem, p: PerStep, present: tuple[bool, ...]) -> dict[str, Any]:
     """The constexpr parameters of the kernel, in its order"""
-    has = dict(zip(Operands._fields, present, strict=True))
     return dict(
-        H=problem.H,
-        ROW=row_units(problem.H, problem.dtype),
-        CELL=CELLS[problem.nonlinearity, problem.direction],
-        ACCURACY=p.accuracy,
-        TRANSPOSED=problem.direction == "backward",
-        HAS_U=has["u"],
-        HAS_FIRST=has["first"],
-        HAS_SAVED=has["saved"],
-        U_UNIT=_unit(problem),
-        DTYPE=TRITON_DTYPES[problem.dtype],
-        PRECISION=p.precision,
-        BLOCK_B=p.block_b,
-        BLOCK_H=p.block_h,
-        BLOCK_K=p.block_k,
+        TILE=facts.StepTile(
+            dtype=TRITON_DTYPES[problem.dtype],
+            precision=p.precision,
+            block_b=p.block_b,
+            block_h=p.block_h,
+            block_k=p.block_k,
+        ),
+        SHAPE=facts.StepShape(H=problem.H, row=row_units(problem.H, problem.dtype), u_unit=_unit(problem)),
+        HAS=facts.Has.of(Operands._fields, present),
+        CELL=cell(problem, p.accuracy),
     )
 
 

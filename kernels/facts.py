@@ -1,0 +1,218 @@
+"""Compile-time facts, bundled: a kernel takes a few objects of these as constexpr parameters, and its helpers take them from it.
+
+Attributes are numbers, strings, dtypes, jit functions and facts.  An object is made of plain values.  Where kernels are compiled
+its attributes are tl.constexpr, which Triton up to 3.8 asks for; its interpreter has plain values for constants.  Facts in facts want
+a name before they are asked:
+
+    U: tl.constexpr = SHAPE.u
+    ... U.aligned
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import triton
+import triton.language as tl
+
+_INTERPRETED = bool(triton.knobs.runtime.interpret)  # decorators read it when a kernel is defined, and not again
+
+
+def _known(value: Any) -> Any:
+    return value if _INTERPRETED or isinstance(value, Facts) else tl.constexpr(value)
+
+
+class Facts:
+    """What all of them have in common.  Frozen; equal where all attributes are."""
+
+    def __post_init__(self) -> None:
+        names = [f.name for f in fields(self)]  # type: ignore[arg-type]  # it is a dataclass
+        object.__setattr__(self, "values", tuple([(name, getattr(self, name)) for name in names]))
+        for name, value in self.values:
+            object.__setattr__(self, name, _known(value))
+
+    values: tuple[tuple[str, Any], ...]  # names and plain values
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Facts) and type(self) is type(other) and self.values == other.values
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.values))
+
+    @property
+    def cache_key(self) -> str:
+        """What Triton knows a compiled kernel by; that of a jit function changes with its source."""
+        return f"{type(self).__name__}({', '.join(f'{name}={_key(value)}' for name, value in self.values)})"
+
+    def __repr__(self) -> str:
+        """Short: it goes into the names of device functions, by which Triton tells them apart, and into the keys of kernels in memory."""
+        return f"{type(self).__name__}_{hashlib.sha256(self.cache_key.encode()).hexdigest()[:16]}"
+
+
+def _key(value: Any) -> str:
+    return str(value.cache_key if hasattr(value, "cache_key") else value)
+
+
+def kernel_name(regime: str) -> Callable[[Any], str]:
+    """What a profiler calls a kernel of a regime, from Triton's description of it: "one_cta_forward_elman_tanh_H128_bf16".
+    """
+
+    def name(specialized: Any) -> str:
+        tile, shape, cell = (dict(specialized.constants[fact].values) for fact in ("TILE", "SHAPE", "CELL"))
+        pass_ = "forward" if cell["forward"] else "backward"
+        return f"{regime}_{pass_}_{cell['name']}_H{shape['H']}_{tile['dtype']}"
+
+    return name
+
+
+# ---- of every kernel ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Cell(Facts):
+    """A cell, in one of the passes"""
+
+    name: str
+    step: Any  # kernels/cells.py
+    accuracy: str  # kernels/activations.py
+    forward: bool  # else backward
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Has(Facts):
+    """Which optional tensors are there"""
+
+    bias0: bool = False
+    bias1: bool = False
+    first: bool = False
+    u: bool = False
+    saved: bool = False
+    last: bool = False
+
+    @classmethod
+    def of(cls, names: tuple[str, ...], present: tuple[bool, ...]) -> "Has":
+        """Of the tensors called so"""
+        known = [f.name for f in fields(cls)]  # type: ignore[arg-type]  # it is a dataclass
+        return cls(**{name: there for name, there in zip(names, present, strict=True) if name in known})
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Share(Facts):
+    """What shares a launch"""
+
+    models: bool = False  # several: without them their addresses would only take registers
+    lanes: int = 1
+    linked: bool = False  # lanes are layers, else directions
+    dropout: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Stored(Facts):
+    """How the rows of a tensor [.., B, length] lie in memory"""
+
+    length: int
+    aligned: bool  # they divide into aligned vectors, of 2R elements or, x, of 16 bytes; a stride is counted in them
+    apart: int = 0  # elements from a row to the next; 0 where the call says it
+    wide: bool = False  # fp32 whatever the dtype is
+    written: bool = False  # other CTAs may still be writing it (exchange.py)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Tile(Facts):
+    """What is on chip, and how"""
+
+    dtype: Any
+    precision: str  # of tl.dot: "tf32", "tf32x3", "ieee"
+    block_b: int  # batch rows
+
+    @property
+    def acc(self) -> Any:
+        """dtype of accumulators"""
+        return _known(tl.float64 if dict(self.values)["dtype"] == tl.float64 else tl.float32)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class WarpTile(Tile):
+    """Of the kernels that keep W_hh on chip"""
+
+    form: str  # fragments.py
+    warps: int
+    chains: int  # accumulators that a product takes turns in
+    w_in_home: str  # "registers", "shared", "none"
+
+    @property
+    def e(self) -> Any:
+        """Elements of a 32-bit word, in the mma forms"""
+        return _known(2 if dict(self.values)["form"] == "mma16" else 1)
+
+
+# ---- of kernels/one_cta.py ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class OneCtaTile(WarpTile):
+    h_pad: int
+    chunk: int  # inputs a tile of the projection
+    x_depth: int  # of how many steps a thread holds x that is not projected yet, or u of this and the next; 0: of this one alone
+
+    @property
+    def r(self) -> Any:
+        """Row blocks a warp"""
+        known = dict(self.values)
+        return _known(known["h_pad"] // (16 * known["warps"]))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class OneCtaShape(Facts):
+    I: int
+    H: int
+    row: int  # with lanes whole 16-byte vectors of H units and zeros, else H
+    k_in: int  # columns of W_in
+    w_rows: int  # of W_rec in memory: row or, with zeros, h_pad
+    w_aligned: bool  # rows of W_in are whole aligned 16-byte vectors
+    w_rec_aligned: bool  # rows of W_rec divide into aligned vectors of 2R elements
+    x: Stored
+    u: Stored
+    s: Stored  # everything that is contiguous [.., row]
+
+
+# ---- of kernels/cta_group.py --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class GroupTile(WarpTile):
+    ctas: int
+    units: int  # hidden units of a CTA
+    shared_tiles: int  # K tiles of W_rec in shared memory
+    protocol: str  # "sentinel", "counter"
+    x_loads: str  # of the next x: "before" the gather, "behind" it
+    look_every: int  # tiles and steps from one look at the error word to the next, a power of 2
+    probe_delay: int  # cycles from publishing a tile to the next gather of it, at least
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class GroupShape(Facts):
+    I: int  # 0: the first of linked lanes has no x
+    H: int
+    row: int  # whole 16-byte vectors of H units and zeros
+    words: int  # of a row
+    apart: int  # elements from a batch row of s to the next
+    row_words: int  # the same in words
+    wide_u: bool  # u is fp32 whatever the dtype is
+
+
+# ---- of kernels/per_step.py ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class StepTile(Tile):
+    block_h: int
+    block_k: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class StepShape(Facts):
+    H: int
+    row: int  # whole 16-byte vectors of H units and zeros
+    u_unit: int  # elements in which the strides of u are counted
