@@ -1,6 +1,6 @@
 """Cell functions: what a recurrent layer does elementwise, once per step.  The engine calls
 
-    published = CELL(a, saved, ACCURACY)
+    published = CELL.step(a, saved, CELL.accuracy)
 
 with the complete pre-activation tile a = W_rec s + W_in x_t + u_t (fp32; fp64 for fp64), `saved` the tile of the
 saved stream at this step (0.0 where the cell has none), and publishes the result as the state of the next step.

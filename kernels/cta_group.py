@@ -145,13 +145,13 @@ def cta_group(
     x_ptr,  # [T, B, I], strides (stride_x_t, stride_x_b, 1), both in 16-byte vectors; where TILE.w_in_home is "none": unused
     w_in_ptr,  # [N, ROW, K], K = I, of linked lanes ROW
     w_rec_ptr,  # [N, ROW, ROW]: W_hh, backward its transpose
-    bias0_ptr,  # [N, ROW] where HAS_BIAS0
-    bias1_ptr,  # [N, ROW] where HAS_BIAS1
-    first_ptr,  # [B, R], linked [N, B, ROW], where HAS_FIRST: forward s before the first step, h0, backward p of it, dhn
-    u_ptr,  # [T, B, R] stream where HAS_U, strides (stride_u_t, stride_u_b, 1), in 16-byte vectors of DTYPE; fp32 where WIDE_U
-    saved_ptr,  # [T, B, R], linked [N, T, B, ROW], stream where HAS_SAVED
+    bias0_ptr,  # [N, ROW] where HAS.bias0
+    bias1_ptr,  # [N, ROW] where HAS.bias1
+    first_ptr,  # [B, R], linked [N, B, ROW], where HAS.first: forward s before the first step, h0, backward p of it, dhn
+    u_ptr,  # [T, B, R] stream where HAS.u, strides (stride_u_t, stride_u_b, 1), in 16-byte vectors of the dtype; fp32 where SHAPE.wide_u
+    saved_ptr,  # [T, B, R], linked [N, T, B, ROW], stream where HAS.saved
     out_ptr,  # int32 words of [T, B, R], linked [N, T, B, ROW]: s_t; filled with 0xFF bytes before step 0
-    last_ptr,  # int32 words, as first, where HAS_LAST: s of the last step
+    last_ptr,  # int32 words, as first, where HAS.last: s of the last step
     sync_ptr,  # int32 [N (P + batch tiles), 32], filled with 0xFF bytes before step 0: error words of groups, counters of tiles
     report_ptr,  # int64 [1] in memory of the host: what failed (rnn_triton/launch/faults.py), not written otherwise
     seed_ptr,  # int64 [1] where DROPOUT

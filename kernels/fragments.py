@@ -157,7 +157,7 @@ def round_pair(low, high, DTYPE: tl.constexpr):
 def store_state(ptr, v, rows, PUBLISH: tl.constexpr, STORED: tl.constexpr, TILE: tl.constexpr):
     """[H_PAD, BLOCK_B] in hidden order to ptr[row * ROW + unit]
 
-    PUBLISH: other CTAs wait for it (exchange.py): by 32-bit words, ALIGNED, never the sentinel, in the mma forms.  v is fp32, and
+    PUBLISH: other CTAs wait for it (exchange.py): by 32-bit words, aligned, never the sentinel, in the mma forms.  v is fp32, and
     rounded here: values rounded before would be converted one by one, in 15 cycles each, to be put together in words."""
     row, unit = state_index(TILE)
     mask = (row < rows) & (unit < STORED.length)
@@ -199,7 +199,7 @@ def words_to_halves(v, DTYPE: tl.constexpr):
 def load_stream(ptr, stride_b, rows, STORED: tl.constexpr, TILE: tl.constexpr):
     """raw tile of one step of a stream: int32 words [4, 8, WARPS, 2, BLOCK_B / 8, R] for aligned 16-bit, else elements
 
-    WIDE: fp32 whatever FORM is.  stride_b in units of 2R elements where ALIGNED: the factor in the code is what shows
+    stride_b in units of 2R elements where STORED.aligned: the factor in the code is what shows
     Triton the alignment."""
     row, unit = state_index(TILE)
     R: tl.constexpr = TILE.r
@@ -216,7 +216,7 @@ def load_stream(ptr, stride_b, rows, STORED: tl.constexpr, TILE: tl.constexpr):
 
 @triton.jit
 def stream_tile(v, STORED: tl.constexpr, TILE: tl.constexpr):
-    """raw stream tile -> [H_PAD, BLOCK_B] in DTYPE, or WIDE"""
+    """raw stream tile -> [H_PAD, BLOCK_B] in the tile's dtype, or fp32 where STORED.wide"""
     if TILE.form == "mma16" and STORED.aligned and not STORED.wide:
         low, high = words_to_halves(v, TILE.dtype)
         v = tl.reshape(tl.join(low, high), (4, 8, TILE.warps, 2, TILE.block_b // 8, TILE.h_pad // (8 * TILE.warps)))
@@ -351,10 +351,10 @@ def load_input_weight(ptr, k0, SHARED: tl.constexpr, SHAPE: tl.constexpr, TILE: 
 
 @triton.jit
 def load_input(ptr, source, k0, STORED: tl.constexpr, TILE: tl.constexpr):
-    """raw tile of inputs k0.. of one step: int32 words [4, 8, WARPS, BLOCK_B / 8, 4] for aligned 16-bit or PROBE, else
+    """raw tile of inputs k0.. of one step: int32 words [4, 8, WARPS, BLOCK_B / 8, 4] for aligned 16-bit or STORED.written, else
     elements.  Zero from input I, constant or not, on.
 
-    PROBE: may still be being written (ALIGNED, not fma).  stride_b in units of CHUNK / 4 elements where ALIGNED (not
+    source: (stride_b, rows, zero, I).  STORED.written: aligned, not fma.  stride_b in units of CHUNK / 4 elements where aligned (not
     fma).  zero is a 0 the compiler cannot see: a tile that visibly does not depend on its warp would be loaded once and
     broadcast, and its rows spread over the warps."""
     stride_b, rows, zero, width = source
@@ -389,7 +389,7 @@ def load_input(ptr, source, k0, STORED: tl.constexpr, TILE: tl.constexpr):
 
 @triton.jit
 def input_addresses(ptr, source, TILE: tl.constexpr):
-    """int64: where the words of the first tile of `load_input` lie, PROBE; those of the next ones 64 bytes further on each"""
+    """int64: where the words of the first tile of `load_input` lie, STORED.written; those of the next ones 64 bytes further on each"""
     stride_b, _, zero, _ = source
     row = _axis(8, 1, 5) + 8 * _axis(TILE.block_b // 8, 3, 5)
     words = ptr.to(tl.pointer_type(tl.int32), bitcast=True)

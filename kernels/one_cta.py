@@ -170,17 +170,17 @@ _PER_CALL += ["launch", "limit", "dropped", "bottom", "per_model", "stride_x_m",
 
 @triton.jit(do_not_specialize=_PER_CALL, repr=kernel_name("one_cta"))
 def one_cta(
-    # where MODELS: of all shapes [M, ..], of w_in, w_rec, bias0, bias1 and first as per_model says; of LANES see "Lanes"
+    # where SHARE.models: of all shapes [M, ..], of w_in, w_rec, bias0, bias1 and first as per_model says; of LANES see "Lanes"
     x_ptr,  # [T, B, I], strides (stride_x_t, stride_x_b, 1); where TILE.w_in_home is "none": unused
     w_in_ptr,  # [H, I] contiguous
-    w_rec_ptr,  # [W_ROWS, W_ROWS] contiguous W_hh, W_ROWS being H or, with zeros, H_PAD; transposed where TRANSPOSED
-    bias0_ptr,  # [H] where HAS_BIAS0
-    bias1_ptr,  # [H] where HAS_BIAS1
-    first_ptr,  # [B, H] contiguous where HAS_FIRST: forward s before the first step (h0), backward p of it (dhn)
-    u_ptr,  # [T, B, H] stream where HAS_U, rows padded to whole vectors where U_ALIGNED, strides (stride_u_t, stride_u_b, 1)
-    saved_ptr,  # [T, B, H] contiguous stream where HAS_SAVED
+    w_rec_ptr,  # [W_ROWS, W_ROWS] contiguous W_hh, W_ROWS being H or, with zeros, H_PAD; transposed in the backward pass of one lane
+    bias0_ptr,  # [H] where HAS.bias0
+    bias1_ptr,  # [H] where HAS.bias1
+    first_ptr,  # [B, H] contiguous where HAS.first: forward s before the first step (h0), backward p of it (dhn)
+    u_ptr,  # [T, B, H] stream where HAS.u, rows padded to whole vectors where U.aligned, strides (stride_u_t, stride_u_b, 1)
+    saved_ptr,  # [T, B, H] contiguous stream where HAS.saved
     out_ptr,  # [T, B, H] contiguous: s_t
-    last_ptr,  # [B, H] contiguous where HAS_LAST: s of the last step
+    last_ptr,  # [B, H] contiguous where HAS.last: s of the last step
     sync_ptr,  # int32 [LANES programs, 32], filled with 0xFF bytes, where LINKED: error words
     report_ptr,  # int64 [1] in memory of the host, where LINKED: what failed (rnn_triton/launch/faults.py), not written otherwise
     seed_ptr,  # int64 [1] where DROPOUT

@@ -34,11 +34,11 @@ GROUP: tl.constexpr = tl.constexpr(8)  # batch tiles that follow each other over
 
 @triton.jit(do_not_specialize=["t", "t_state", "K", "B", "stride_u_t", "stride_u_b"], repr=kernel_name("per_step"))
 def per_step(
-    u_ptr,  # [T, B, ROW] where HAS_U, strides (stride_u_t, stride_u_b, 1) counted in vectors of U_UNIT elements
+    u_ptr,  # [T, B, ROW] where HAS.u, strides (stride_u_t, stride_u_b, 1) counted in vectors of U_UNIT elements
     w_rec_ptr,  # W_hh[ROW, ROW] contiguous; W_rec is its transpose in the backward pass
     state_ptr,  # [.., B, ROW] contiguous: s_{t-1} is number t_state
-    first_ptr,  # [B, ROW] contiguous where HAS_FIRST: added to u where K is 0
-    saved_ptr,  # [T, B, ROW] contiguous where HAS_SAVED
+    first_ptr,  # [B, ROW] contiguous where HAS.first: added to u where K is 0
+    saved_ptr,  # [T, B, ROW] contiguous where HAS.saved
     out_ptr,  # [T, B, ROW] contiguous: s_t is number t
     t,
     t_state,
