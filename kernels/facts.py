@@ -23,27 +23,32 @@ def _known(value: Any) -> Any:
     return value if _INTERPRETED or isinstance(value, Facts) else tl.constexpr(value)
 
 
-class Facts:
-    """What all of them have in common.  Frozen; equal where all attributes are."""
+class Facts(dict[str, str]):
+    """What all of them have in common.  Frozen; equal where all attributes are.  A dict of their texts, for Triton's hooks, which
+    get the constants of a kernel as JSON."""
 
     def __post_init__(self) -> None:
         names = [f.name for f in fields(self)]  # type: ignore[arg-type]  # it is a dataclass
-        object.__setattr__(self, "values", tuple([(name, getattr(self, name)) for name in names]))
-        for name, value in self.values:
+        object.__setattr__(self, "plain", {name: getattr(self, name) for name in names})
+        self.update({name: str(value) for name, value in self.plain.items()})
+        for name, value in self.plain.items():
             object.__setattr__(self, name, _known(value))
 
-    values: tuple[tuple[str, Any], ...]  # names and plain values
+    plain: dict[str, Any]  # the attributes as they were given
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Facts) and type(self) is type(other) and self.values == other.values
+        return isinstance(other, Facts) and type(self) is type(other) and self.plain == other.plain
 
     def __hash__(self) -> int:
-        return hash((type(self), self.values))
+        return hash((type(self), tuple(self.plain.items())))
 
     @property
     def cache_key(self) -> str:
         """What Triton knows a compiled kernel by; that of a jit function changes with its source."""
-        return f"{type(self).__name__}({', '.join(f'{name}={_key(value)}' for name, value in self.values)})"
+        return f"{type(self).__name__}({', '.join(f'{name}={_key(value)}' for name, value in self.plain.items())})"
+
+    def __str__(self) -> str:
+        return repr(self)
 
     def __repr__(self) -> str:
         """Short: it goes into the names of device functions, by which Triton tells them apart, and into the keys of kernels in memory."""
@@ -59,7 +64,7 @@ def kernel_name(regime: str) -> Callable[[Any], str]:
     """
 
     def name(specialized: Any) -> str:
-        tile, shape, cell = (dict(specialized.constants[fact].values) for fact in ("TILE", "SHAPE", "CELL"))
+        tile, shape, cell = (specialized.constants[fact].plain for fact in ("TILE", "SHAPE", "CELL"))
         pass_ = "forward" if cell["forward"] else "backward"
         return f"{regime}_{pass_}_{cell['name']}_H{shape['H']}_{tile['dtype']}"
 
@@ -129,7 +134,7 @@ class Tile(Facts):
     @property
     def acc(self) -> Any:
         """dtype of accumulators"""
-        return _known(tl.float64 if dict(self.values)["dtype"] == tl.float64 else tl.float32)
+        return _known(tl.float64 if self.plain["dtype"] == tl.float64 else tl.float32)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -144,7 +149,7 @@ class WarpTile(Tile):
     @property
     def e(self) -> Any:
         """Elements of a 32-bit word, in the mma forms"""
-        return _known(2 if dict(self.values)["form"] == "mma16" else 1)
+        return _known(2 if self.plain["form"] == "mma16" else 1)
 
 
 # ---- of kernels/one_cta.py ----------------------------------------------------------------------------------------------
@@ -159,8 +164,7 @@ class OneCtaTile(WarpTile):
     @property
     def r(self) -> Any:
         """Row blocks a warp"""
-        known = dict(self.values)
-        return _known(known["h_pad"] // (16 * known["warps"]))
+        return _known(self.plain["h_pad"] // (16 * self.plain["warps"]))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import json
 
 import pytest
 import triton
@@ -93,8 +94,24 @@ def test_facts_are_equal_where_all_are_and_frozen():
         one.accuracy = "fast"
 
 
+def test_a_hook_of_triton_gets_the_facts():
+    """as JSON: a launch with a hook does not fail on constants that it cannot write"""
+    device = hardware.RECORDS["sm_90"]
+    for problem, choices in (
+        (Problem("forward", 8, 8, 16, "bf16", None, "tanh"), ()),
+        (Problem("backward", 8, 1, 320, "bf16", None, "tanh"), ()),
+        (Problem("forward", 8, 250, 250, "bf16", None, "tanh"), (("regime", "per_step"),)),
+    ):
+        p = choose.plan(problem, device, choices)
+        regime = dispatch._REGIMES[p.regime]
+        constants = regime.constants(problem, p, (True,) * len(regime.TENSORS))
+        text = json.loads(json.dumps(constants))
+        assert text["TILE"]["dtype"] == "bf16" and text["SHAPE"]["H"] == str(problem.H) and text["HAS"]["u"] == "True"
+        assert "elman_tanh" in text["CELL"]["step"]
+
+
 def test_has_is_a_flag_a_name():
-    has = dict(facts.Has.of(("x", "first", "u", "out"), (True, True, False, True)).values)
+    has = facts.Has.of(("x", "first", "u", "out"), (True, True, False, True)).plain
     assert has == {"bias0": False, "bias1": False, "first": True, "u": False, "saved": False, "last": False}
 
 

@@ -447,6 +447,6 @@ def test_rows_are_whole_vectors(kind):
     for H in (1, 7, 8, 1000, 1001):
         p = problem("forward", kind, 3, 4, H)
         constants = per_step.constants(p, plan(kind), per_step.FORWARD)
-        shape = dict(constants["SHAPE"].values)
+        shape = constants["SHAPE"].plain
         assert shape["H"] == H and shape["row"] == row_units(H, p.dtype)
         assert shape["row"] % shape["u_unit"] == 0
