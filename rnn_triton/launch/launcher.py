@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -89,7 +90,7 @@ class Launcher:
         in the kernel's order."""
         self.kernel = kernel
         self.grid = grid
-        self.constants = constants
+        self.constants = functools.cache(constants)
         self.options = options
         self.kept: dict[tuple[bool, ...], tuple[Any, tuple[Any, ...]]] = {}
 
