@@ -9,9 +9,12 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 from rnn_triton.kernels import cells, facts
-from rnn_triton.launch import dispatch
+from rnn_triton.launch import cta_group, dispatch, one_cta, per_step
+from rnn_triton.launch.operands import Operands
 from rnn_triton.plan import choose, hardware
 from rnn_triton.plan.problem import Problem
+
+REGIMES = {"one_cta": (one_cta, Operands), "cta_group": (cta_group, Operands), "per_step": (per_step, per_step.Operands)}
 
 KERNEL = '''
 import triton
@@ -103,8 +106,8 @@ def test_a_hook_of_triton_gets_the_facts():
         (Problem("forward", 8, 250, 250, "bf16", None, "tanh"), (("regime", "per_step"),)),
     ):
         p = choose.plan(problem, device, choices)
-        regime = dispatch._REGIMES[p.regime]
-        constants = regime.constants(problem, p, (True,) * len(regime.TENSORS))
+        regime, operands = REGIMES[p.regime]
+        constants = regime.constants(problem, p, (True,) * len(operands._fields))
         text = json.loads(json.dumps(constants))
         assert text["TILE"]["dtype"] == "bf16" and text["SHAPE"]["H"] == str(problem.H) and text["HAS"]["u"] == "True"
         assert "elman_tanh" in text["CELL"]["step"]
