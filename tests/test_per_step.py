@@ -439,7 +439,7 @@ def test_compiles(kind, capability, direction, H, sizes):
     copies = [opcode for opcode in opcodes if opcode.startswith("LDGSTS")]
     assert copies and all(".128" in opcode for opcode in copies)
     # a thread of the smallest tile has two elements
-    assert all(machine_code._width(opcode) >= 4 for opcode in opcodes if opcode.startswith(("LDG.", "STG.")))
+    assert all(machine_code.width_of(opcode) >= 4 for opcode in opcodes if opcode.startswith(("LDG.", "STG.")))
 
 
 @pytest.mark.parametrize("kind", ["bf16", "tf32", "fp64"])
