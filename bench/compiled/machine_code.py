@@ -131,58 +131,36 @@ I_ = TypeVar("I_", bound=Instruction)
 
 
 class Graph(Generic[I_]):
-    """Control flow of one kernel and its natural loops (header -> indices of the instructions of the loop)."""
+    """The instructions of one kernel, and the natural loops of their control flow as sets of indices."""
 
     def __init__(self, code: list[I_], flow: Callable[[Sequence[I_]], list[list[int]]]):
+        import networkx  # torch depends on it
+
         self.code = code
         successors = flow(code)
         leaders = {0} | {s for i, out in enumerate(successors) for s in out if out != [i + 1]}
         leaders |= {i + 1 for i, out in enumerate(successors) if out != [i + 1] and i + 1 < len(code)}
         starts = sorted(leaders)
-        block_of = {}
-        self.blocks = [range(a, b) for a, b in zip(starts, [*starts[1:], len(code)])]
-        for number, block in enumerate(self.blocks):
-            block_of.update(dict.fromkeys(block, number))
-        edges = [[block_of[s] for s in successors[block[-1]]] for block in self.blocks]
-        self.loops = self._natural_loops(edges)
-
-    def _natural_loops(self, edges: list[list[int]]) -> list[set[int]]:
-        reachable, work = {0}, [0]
-        while work:
-            for successor in edges[work.pop()]:
-                if successor not in reachable:
-                    reachable.add(successor)
-                    work.append(successor)
-        predecessors: dict[int, list[int]] = {node: [] for node in reachable}
-        for node in reachable:
-            for successor in edges[node]:
-                predecessors[successor].append(node)
-        dominators = {node: set(reachable) for node in reachable}
-        dominators[0] = {0}
-        changed = True
-        while changed:
-            changed = False
-            for node in sorted(reachable - {0}):
-                new = {node} | set.intersection(*(dominators[p] for p in predecessors[node]))
-                if new != dominators[node]:
-                    dominators[node], changed = new, True
+        blocks = {a: range(a, b) for a, b in zip(starts, [*starts[1:], len(code)])}  # by their first instruction
+        edges = networkx.DiGraph([(a, following) for a, block in blocks.items() for following in successors[block[-1]]])
+        edges.add_node(0)
+        edges = edges.subgraph({0} | networkx.descendants(edges, 0)).copy()
+        above = networkx.immediate_dominators(edges, 0)
         bodies: dict[int, set[int]] = {}
-        for node in reachable:
-            for header in set(edges[node]) & dominators[node]:
-                body = bodies.setdefault(header, {header})
-                work = [node]
-                while work:
-                    inside = work.pop()
-                    if inside not in body:
-                        body.add(inside)
-                        work.extend(predecessors[inside])
-        return [{i for block in body for i in self.blocks[block]} for body in bodies.values()]
+        for block in edges:
+            header = block  # and then every other dominator of the block
+            while header is not None:
+                if edges.has_edge(block, header):  # backwards: all that reaches the block without passing the header is in its loop
+                    body = bodies.setdefault(header, {header})
+                    if block != header:
+                        body |= {block} | networkx.ancestors(edges.subgraph(edges.nodes - {header}).copy(), block)
+                header = above[header] if header else None
+        self.loops = [{i for block in body for i in blocks[block]} for body in bodies.values()]
 
 
 def time_loop(graph: Graph[I_], stores: Callable[[I_], bool], where: str) -> tuple[list[I_], list[list[I_]]]:
     """The instructions of the time loop in address order, and those of each loop inside it."""
     outermost = [loop for loop in graph.loops if not any(loop < other for other in graph.loops)]
-
 
     def rank(loop: set[int]) -> tuple[bool, int, int]:
         stored = sum(stores(graph.code[i]) for i in loop)

@@ -7,10 +7,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..cases import estimate
-from ..records.rows import Row, rows
+from ..records.rows import rows
 from ..records.schema import OURS
-
-# ---- bottlenecks ----------------------------------------------------------------------------------------------------
 
 BOTTLENECK_HEADINGS = ("case", "pass", "device", "us/step", "model", "floor", "of floor", "largest parts of the model")
 
@@ -20,8 +18,6 @@ def bottlenecks(records: Iterable[dict[str, Any]], parts: int = 3) -> list[tuple
 
     `parts`: how many of the practical estimate's parts, the largest first, in microseconds per step; each is one limit, and
     they add up to nothing in particular. Model, floor and parts are estimates, of when it was measured."""
-    records = list(records)
-    of = {_key(r): r["parts_us_per_step"] for r in records if r["kind"] == "timing"}
     found = [row for row in rows(records) if row.provider == OURS and row.us_per_step is not None]
     found.sort(key=lambda row: (math.inf if row.fraction_of_floor is None else row.fraction_of_floor, row.case, row.pass_))
     out: list[tuple[str, ...]] = []
@@ -31,16 +27,10 @@ def bottlenecks(records: Iterable[dict[str, Any]], parts: int = 3) -> list[tuple
                 row.case, row.pass_, row.environment["device"], _number(row.us_per_step), _number(row.practical_us_per_step),
                 _number(row.floor_us_per_step),
                 "-" if row.fraction_of_floor is None else f"{row.fraction_of_floor:.0%}",
-                estimate.largest(of[_key(row)], parts),
+                estimate.largest(row.parts_us_per_step, parts),
             )
         )  # fmt: skip
     return out
-
-
-def _key(of: Row | dict[str, Any]) -> tuple[Any, ...]:
-    if isinstance(of, Row):
-        return of.environment["device"], of.case, of.pass_, of.provider, of.run, of.date
-    return of["environment"]["device"], of["case"], of["pass"], of["provider"], of["run"], of["date"]
 
 
 def _number(value: float | None) -> str:
