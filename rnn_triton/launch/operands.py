@@ -149,8 +149,11 @@ def unpadded(t: Tensor, missing: tuple[int, ...]) -> Tensor:
 
 def units(words: Tensor, dtype: torch.dtype, missing: tuple[int, ...]) -> Tensor:
     """Words of states -> [.., H], contiguous"""
+    t = words.view(dtype)
+    if missing:
+        t = unpadded(t, missing)
     # detach: torch marks t as a view of the words, and autograd would then refuse in-place changes to it
-    return unpadded(words.view(dtype), missing).detach()
+    return t.detach()
 
 
 def whole(t: Tensor, missing: tuple[int, ...] = ()) -> Tensor:

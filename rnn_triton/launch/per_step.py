@@ -70,8 +70,7 @@ class Steps:
         # Without h0 zeros are multiplied, as in torch: 0 * W_hh is NaN where W_hh is infinite.
         before = x.new_zeros(B, self.row) if h0 is None else whole(h0, self.state)
         y = empty(x, T, B, self.row)
-        tensors = new_operands(u=u, w_rec=whole(w_hh, self.recurrent), state=before, out=y)
-        self._run(tensors, y, self.row, reverse, strides)
+        self._run(y, before, self.row, reverse, strides, u=u, w_rec=whole(w_hh, self.recurrent))
         y = unpadded(y, self.state)
         return y, y[0 if reverse else T - 1].clone()
 
@@ -85,18 +84,18 @@ class Steps:
         dhn = None if dhn is None else whole(dhn, self.state)
         da = empty(y, T, B, self.row)
         saved = whole(y, self.state)
-        tensors = new_operands(u=dy, w_rec=whole(w_hh, self.recurrent), state=da, first=dhn, saved=saved, out=da)
-        self._run(tensors, da, 0, not reverse, strides)
+        w_rec = whole(w_hh, self.recurrent)
+        self._run(da, da, 0, not reverse, strides, u=dy, w_rec=w_rec, first=dhn, saved=saved)
         return unpadded(da, self.state)
 
     def _run(
-        self, tensors: Operands, out: Tensor, first_k: int, descending: bool, strides: list[int]
+        self, out: Tensor, state: Tensor, first_k: int, descending: bool, strides: list[int], **others: Tensor | None
     ) -> None:
-        """All steps into `out`; `tensors` and first_k, the columns of W_rec to multiply, are the first step's."""
+        """Launches all steps, into `out`.  `state` and `first_k`, the columns of W_rec to multiply, are the first step's."""
         T, B, row = out.shape
         times = range(T - 1, -1, -1) if descending else range(T)
-        self.launch(tensors, out, (times[0], 0, first_k, B, *strides))
-        tensors = tensors._replace(state=out)
+        self.launch(new_operands(state=state, out=out, **others), out, (times[0], 0, first_k, B, *strides))
+        tensors = new_operands(state=out, out=out, **others)
         known = self.launch.kept.get(tuple([t is not None for t in tensors]))
         if known is None or max(strides) >= 2**31:  # such strides are arguments of another type, and of another kernel
             with interpreter.accurate():

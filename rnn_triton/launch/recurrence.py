@@ -111,7 +111,7 @@ class Recurrence:
             w_ih = w_ih if linked else torch.stack(w_ih)
         outer = [self.lanes.count] if linked else models
         out, sync, report, limit = self._out(w_hh, *outer, T, B)
-        last = self._last(w_hh, *outer, B)
+        last = self._last(out, *outer, B)
         dtype = w_hh.dtype
         x_in: Tensor | None = None
         u: Tensor | None = None
@@ -151,7 +151,7 @@ class Recurrence:
         self._launch(tensors, out, scalars)
         if not engine.words:
             return out, last
-        y, hn = (operands.units(t, dtype, self.state) for t in (out, last))
+        y, hn = operands.units(out, dtype, self.state), operands.units(last, dtype, self.state)
         if self.directions:  # no views, whose in-place changes autograd would refuse
             return y.flatten(2).detach(), hn.transpose(0, 1).contiguous().detach()
         return y, hn
@@ -231,12 +231,10 @@ class Recurrence:
         out, sync = operands.words(like, engine.row, shape, self.sync_words, engine.waits)
         return out, sync, faults.word(out.device), operands.poll_limit()
 
-    def _last(self, like: Tensor, *shape: int) -> Tensor:
-        engine = self.engine
-        if not engine.words:
-            return empty(like, *shape, engine.row)
+    def _last(self, out: Tensor, *shape: int) -> Tensor:
+        """What the kernel writes the last states [*shape, H] to, as it writes all to `out`"""
         shape = (*shape, 2) if self.directions else shape
-        return torch.empty((*shape, engine.row * like.element_size() // 4), dtype=torch.int32, device=like.device)
+        return empty(out, *shape, out.shape[-1] if self.engine.words else self.engine.row)
 
     def _padded_rows(self, states: Tensor) -> Tensor:
         """y or dy, of both directions each one's part of a row padded"""
