@@ -238,6 +238,13 @@ def test_overriding_reaches_one_cta():
         assert plan(problem(32, 20, dtype="fp64"), H200).regime == "per_step"
 
 
+def test_one_cta_has_the_gemm_for_any_input_size():
+    assert plan(problem(64, 8, I=8), H200).w_ih_home == "registers"
+    with overriding(w_ih_home="gemm"):
+        p = plan(problem(64, 8, I=8), H200)
+    assert (p.regime, p.w_ih_home) == ("one_cta", "gemm")
+
+
 def test_overriding_nests_and_ends_with_an_exception():
     with overriding(regime="cta_group", units=16):
         outer = plan(problem(), H200)
