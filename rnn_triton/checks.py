@@ -11,9 +11,10 @@ import torch.backends.cudnn.rnn
 from torch import Tensor
 
 from . import autocast
+from .cells import Cell
+from .cells.elman import ELMAN
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_NONLINEARITIES = ("tanh", "relu")
 _PRECISIONS = (None, "tf32", "tf32x3", "ieee")
 _cudnn_rnn: Any = torch.backends.cudnn.rnn  # held: `torch.backends.cudnn` resolves its attributes slowly
 
@@ -27,10 +28,11 @@ def quiet_tracer() -> None:
 quiet_tracer()
 
 
-def check_nonlinearity(nonlinearity: str) -> None:
-    """Raises torch.nn.RNN's ValueError unless a layer can have this nonlinearity."""
-    if nonlinearity not in _NONLINEARITIES:
+def elman(nonlinearity: str) -> Cell:
+    """Returns the Elman cell with this nonlinearity.  Raises torch.nn.RNN's ValueError where there is none."""
+    if nonlinearity not in ELMAN:
         raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
+    return ELMAN[nonlinearity]
 
 
 def check_precision(precision: str | None) -> None:
@@ -69,7 +71,7 @@ def settled(
 ) -> tuple[Any, ...]:
     """Returns (x, w_ih, w_hh, b_ih, b_hh, h0, precision) of one layer as the operator takes them: checked, cast where autocast is
     on, and precision replaced by what None stands for.  Shapes and errors are those of functional.rnn."""
-    check_nonlinearity(nonlinearity)
+    elman(nonlinearity)
     check_precision(precision)
 
     device = "cuda" if x.is_cuda else "cpu"

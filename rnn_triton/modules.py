@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import checks, functional, packed
+from .cells.elman import ELMAN
 from .errors import UnsupportedError
 
 
@@ -39,7 +40,7 @@ class RNN(nn.RNNBase):
     ) -> None:
         if "proj_size" in kwargs:
             raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
-        checks.check_nonlinearity(nonlinearity)
+        checks.elman(nonlinearity)
         super().__init__(
             f"RNN_{nonlinearity.upper()}",
             input_size,
@@ -198,7 +199,7 @@ class RNNCell(nn.RNNCellBase):
             raise ValueError(f"RNNCell: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
         x = input if dim == 2 else input.unsqueeze(0)
         h0 = hx if hx is None or dim == 2 else hx.unsqueeze(0)
-        if self.nonlinearity not in ("tanh", "relu"):
+        if self.nonlinearity not in ELMAN:
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
         w_ih, w_hh = self.weight_ih, self.weight_hh  # once: parametrizations may compute them
         self._check(x, h0, w_ih, w_hh)

@@ -137,7 +137,7 @@ def test_a_kept_launcher_gets_what_triton_was_given(monkeypatch):
         for T, present in ((3, 6), (5, 6), (5, 5)):  # other T: the same kernel; no h0: another
             given = tensors(T, 9)
             arguments = given[:present] + [None] * (6 - present)
-            y, hn = dispatch.forward(*arguments, "tanh", False, None)
+            y, hn = dispatch.forward(*arguments, "elman_tanh", False, None)
             kind, grid, got = calls[-1]
             assert grid == (2, 1, 1)
             assert kind == ("jit" if (T, present) != (5, 6) else "kept")
@@ -252,7 +252,7 @@ def test_plan_that_is_asked_for(job):
 def test_settings_of_a_group_in_machine_code(choices, capability):
     """x is loaded behind the gather or ahead of it, the error word in a turn in 64 or in each, the counter of cycles read or not"""
     device = hardware.RECORDS[f"sm_{capability}"]
-    problem = Problem("forward", 8, 512, 512, "bf16", None, "tanh")
+    problem = Problem("forward", 8, 512, 512, "bf16", None, "elman_tanh")
     with overriding(regime="cta_group", w_ih_home="registers", **choices):
         p = choose.plan(problem, device)
     code = machine_code.parse_sass(resources._cuobjdump(dispatch.compile_ahead(problem, p, device).asm["cubin"])[1])
@@ -274,7 +274,7 @@ INSTRUCTIONS = {"forward": 102, "backward": 117}
 @pytest.mark.parametrize("direction", list(INSTRUCTIONS))
 def test_instructions_of_a_step(direction):
     device = hardware.RECORDS["sm_90"]
-    problem = Problem(direction, 8, 128, 128, "bf16", None, "tanh")
+    problem = Problem(direction, 8, 128, 128, "bf16", None, "elman_tanh")
     r = resources.analyze(dispatch.compile_ahead(problem, choose.plan(problem, device), device))
     assert r.instructions <= INSTRUCTIONS[direction] and r.l2_prefetches > 0
 
@@ -283,7 +283,7 @@ def test_instructions_of_a_step(direction):
 def test_x_arrives_in_16_byte_loads(I):
     """and no layout conversion stands between global memory and the tensor core: no shuffles, no extra shared memory"""
     device = hardware.RECORDS["sm_90"]
-    problem = Problem("forward", 8, I, 128, "bf16", None, "tanh")
+    problem = Problem("forward", 8, I, 128, "bf16", None, "elman_tanh")
     r = resources.analyze(dispatch.compile_ahead(problem, choose.plan(problem, device), device))
     assert r.global_loads == {16: I // 32}
     assert r.shuffles == 0
@@ -293,7 +293,7 @@ def test_x_arrives_in_16_byte_loads(I):
 
 def test_large_batches_take_large_tiles():
     """where the model finds that they cost less; small ones for a batch that large ones would leave on few CTAs"""
-    tiles = {B: choose.plan(Problem("backward", B, 1, 1024, "bf16", None, "tanh"), hardware.RECORDS["sm_90"]).block_b
+    tiles = {B: choose.plan(Problem("backward", B, 1, 1024, "bf16", None, "elman_tanh"), hardware.RECORDS["sm_90"]).block_b
              for B in (8, 64, 256)}  # fmt: skip
     assert tiles == {8: 8, 64: 8, 256: 32}
 
@@ -323,7 +323,7 @@ def test_reloading_w_is_rejected(monkeypatch, tmp_path):
     spec.loader.exec_module(module)
     monkeypatch.setattr(one_cta, "one_cta", module.one_cta)
     device = hardware.RECORDS["sm_90"]
-    problem = Problem("forward", 8, 64, 64, "bf16", None, "tanh")
+    problem = Problem("forward", 8, 64, 64, "bf16", None, "elman_tanh")
     p = choose.plan(problem, device)
     with pytest.raises(AssertionError, match="W_hh is read from global memory every step"):
         check(dispatch.compile_ahead(problem, p, device), problem, p, device)
@@ -334,7 +334,7 @@ def test_the_limits_can_fail(monkeypatch):
     device = hardware.RECORDS["sm_90"]
     form = FORMS["16-bit"]
     monkeypatch.setitem(FORMS, "16-bit", Form(**{**vars(form), "registers": (8, 8)}))
-    problem = Problem("forward", 8, 256, 256, "bf16", None, "tanh")
+    problem = Problem("forward", 8, 256, 256, "bf16", None, "elman_tanh")
     p = choose._decide.__wrapped__(problem, device, (), ())
     assert p.w_ih_home == "registers"
     with pytest.raises(AssertionError, match="spill"):

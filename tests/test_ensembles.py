@@ -115,9 +115,9 @@ def test_each_model_is_what_it_is_alone(kind, I, H, reverse, device):
     for got, expected in zip(outputs, zip(*[function(*model) for model in models]), strict=True):
         assert all(torch.equal(g, e) for g, e in zip(got, expected, strict=True))
     y, hn = outputs
-    da = dispatch.backward(tensors[2], y, y, hn, "tanh", reverse, KINDS[kind][1])
+    da = dispatch.backward(tensors[2], y, y, hn, "elman_tanh", reverse, KINDS[kind][1])
     for m, model in enumerate(models):
-        alone = dispatch.backward(model[2], y[m], y[m], hn[m], "tanh", reverse, KINDS[kind][1])
+        alone = dispatch.backward(model[2], y[m], y[m], hn[m], "elman_tanh", reverse, KINDS[kind][1])
         assert torch.equal(da[m], alone)
 
 
@@ -188,7 +188,7 @@ def test_nothing_is_copied(device, launches):
     with Recorder() as recorder:
         for given in (x, x[:1].expand(M, -1, -1, -1)):
             y, hn = layer.run_forward(given, *rest, "tanh", False, None)
-            dispatch.backward(rest[1], y, y, hn, "tanh", False, None)
+            dispatch.backward(rest[1], y, y, hn, "elman_tanh", False, None)
     assert set(recorder.names) == {"aten::new_empty", "aten::select.int", "aten::slice.Tensor", "aten::expand"}
 
 
@@ -240,7 +240,7 @@ def test_frozen_weights_cost_no_gemm(device, launches, monkeypatch):
 def test_homes_of_the_weights(kind, I, H, home, device):
     """W_ih in shared memory, x projected by a GEMM, W_hh padded in global memory"""
     forward = choose.plan(
-        Problem("forward", 2, I, H, kind, None, "tanh", M),
+        Problem("forward", 2, I, H, kind, None, "elman_tanh", M),
         hardware.RECORDS["sm_90"],
     )
     assert (forward.w_ih_home, forward.pad_w_hh) == (home, H == 250)
@@ -300,7 +300,7 @@ def test_model_stride_beyond_32_bits(which, device):
         expected, ours = (layer.run_forward(t, *weights, "tanh", False, "ieee")[0] for t in (x, far))
     else:
         y = torch.rand(2, T, B, N, generator=torch.Generator().manual_seed(0)).to(device)
-        expected, ours = (dispatch.backward(weights[1], y, t, None, "tanh", False, "ieee") for t in (x, far))
+        expected, ours = (dispatch.backward(weights[1], y, t, None, "elman_tanh", False, "ieee") for t in (x, far))
     assert torch.equal(ours, expected)
 
 
@@ -585,7 +585,7 @@ def test_explain_names_the_launch_and_the_waves():
 def test_the_plan_of_an_ensemble():
     """As many CTAs side by side as there are SMs cost what one costs; waves cost their number times one."""
     device = hardware.RECORDS["sm_90"]
-    one = Problem("forward", 8, 128, 128, "bf16", None, "tanh")
+    one = Problem("forward", 8, 128, 128, "bf16", None, "elman_tanh")
     many = dataclasses.replace(one, models=64)
     p = choose.plan(one, device)
     assert p == choose.plan(many, device)

@@ -101,9 +101,9 @@ def test_a_hook_of_triton_gets_the_facts():
     """as JSON: a launch with a hook does not fail on constants that it cannot write"""
     device = hardware.RECORDS["sm_90"]
     for problem, choices in (
-        (Problem("forward", 8, 8, 16, "bf16", None, "tanh"), ()),
-        (Problem("backward", 8, 1, 320, "bf16", None, "tanh"), ()),
-        (Problem("forward", 8, 250, 250, "bf16", None, "tanh"), (("regime", "per_step"),)),
+        (Problem("forward", 8, 8, 16, "bf16", None, "elman_tanh"), ()),
+        (Problem("backward", 8, 1, 320, "bf16", None, "elman_tanh"), ()),
+        (Problem("forward", 8, 250, 250, "bf16", None, "elman_tanh"), (("regime", "per_step"),)),
     ):
         p = choose.plan(problem, device, choices)
         regime, operands = REGIMES[p.regime]
@@ -120,10 +120,10 @@ def test_has_is_a_flag_a_name():
 
 @pytest.mark.compiled
 @pytest.mark.parametrize("problem, choices, name", [
-    (Problem("forward", 8, 8, 16, "bf16", None, "tanh"), (), "one_cta_forward_elman_tanh_H16_bf16"),
-    (Problem("backward", 8, 1, 16, "fp32", "tf32", "relu"), (), "one_cta_backward_elman_relu_H16_fp32"),
-    (Problem("backward", 8, 1, 320, "bf16", None, "tanh"), (), "cta_group_backward_elman_tanh_H320_bf16"),
-    (Problem("forward", 8, 250, 250, "bf16", None, "tanh"), (("regime", "per_step"),), "per_step_forward_elman_tanh_H250_bf16"),
+    (Problem("forward", 8, 8, 16, "bf16", None, "elman_tanh"), (), "one_cta_forward_elman_tanh_H16_bf16"),
+    (Problem("backward", 8, 1, 16, "fp32", "tf32", "elman_relu"), (), "one_cta_backward_elman_relu_H16_fp32"),
+    (Problem("backward", 8, 1, 320, "bf16", None, "elman_tanh"), (), "cta_group_backward_elman_tanh_H320_bf16"),
+    (Problem("forward", 8, 250, 250, "bf16", None, "elman_tanh"), (("regime", "per_step"),), "per_step_forward_elman_tanh_H250_bf16"),
 ], ids=lambda value: value if isinstance(value, str) else "")  # fmt: skip
 def test_a_profiler_is_told_what_a_kernel_is(problem, choices, name):
     device = hardware.RECORDS["sm_90"]

@@ -125,7 +125,7 @@ def test_largest_sizes(kind, H, device):
 
 def test_x_of_one_step_alone(device):
     """H above 128 with W_ih in shared memory leaves no registers to load x ahead"""
-    problem = Problem("forward", 2, 70, 136, "bf16", None, "tanh")
+    problem = Problem("forward", 2, 70, 136, "bf16", None, "elman_tanh")
     p = choose.plan(problem, hardware.of(torch.device(device)))
     assert (p.w_ih_home, p.x_depth) == ("shared", 0)
     check(inputs("bf16", 3, 2, 70, 136), "bf16", device)
@@ -141,7 +141,7 @@ def test_homes_of_w_ih(kind, I, device):
 def test_every_home_is_reached():
     device = hardware.RECORDS["sm_90"]
     homes = {
-        choose.plan(Problem("forward", 2, I, 16, "bf16", None, "tanh"), device).w_ih_home for I in (9, 304, 1001)
+        choose.plan(Problem("forward", 2, I, 16, "bf16", None, "elman_tanh"), device).w_ih_home for I in (9, 304, 1001)
     }
     assert homes == {"registers", "shared", "gemm"}
 
@@ -296,7 +296,7 @@ def test_batch_stride_beyond_32_bits(which, device):
         expected, ours = (rnn_triton.rnn(t, *weights, precision="ieee")[0] for t in (x, far))
     else:
         y = torch.rand(T, B, N, generator=torch.Generator().manual_seed(0)).to(device)
-        expected, ours = (dispatch.backward(weights[1], y, t, None, "tanh", False, "ieee") for t in (x, far))
+        expected, ours = (dispatch.backward(weights[1], y, t, None, "elman_tanh", False, "ieee") for t in (x, far))
     assert torch.equal(ours, expected)
 
 

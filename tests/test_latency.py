@@ -31,7 +31,7 @@ def practical(problem, **choices):
 def test_floor_is_below_practical(direction, dtype, precision, record):
     """of every candidate of every regime"""
     for H, I, B in itertools.product((48, 256, 1000, 4096), (8, 1024), (1, 300)):
-        problem = Problem(direction, B, I, H, dtype, precision, "tanh")
+        problem = Problem(direction, B, I, H, dtype, precision, "elman_tanh")
         floor = latency.floor_us(problem, record)
         for p in candidates(problem, record):
             found = latency.step(problem, p, record)
@@ -45,7 +45,7 @@ def test_floor_is_below_practical(direction, dtype, precision, record):
 @pytest.mark.parametrize("size", ["B", "H", "I"])
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_the_floor_never_falls_with_size(size, direction):
-    start = Problem(direction, 16, 64, 64, "bf16", None, "tanh")
+    start = Problem(direction, 16, 64, 64, "bf16", None, "elman_tanh")
     sizes = (8, 16, 64, 200, 256, 300, 512, 2048, 4096, 8192, 65536)
     floors = [latency.floor_us(dataclasses.replace(start, **{size: n}), H200) for n in sizes]
     assert all(a <= b for a, b in itertools.pairwise(floors))
@@ -58,7 +58,7 @@ def test_more_rows_never_take_less_time(direction, H):
     """the best plan for them, whichever regime"""
     times = []
     for B in (1, 8, 16, 64, 128, 512, 4096):
-        problem = Problem(direction, B, H, H, "bf16", None, "tanh")
+        problem = Problem(direction, B, H, H, "bf16", None, "elman_tanh")
         times.append(min(latency.practical_us(problem, p, H200) for p in candidates(problem, H200)))
     assert all(a <= b for a, b in itertools.pairwise(times)) and times[-1] > times[0]
 
@@ -66,7 +66,7 @@ def test_more_rows_never_take_less_time(direction, H):
 def test_precision_costs_what_its_products_cost():
     floors, times = [], []
     for precision in ("tf32", "tf32x3", "ieee"):
-        problem = Problem("forward", 4096, 512, 512, "fp32", precision, "tanh")
+        problem = Problem("forward", 4096, 512, 512, "fp32", precision, "elman_tanh")
         floors.append(latency.floor_us(problem, H200))
         times.append(practical(problem, regime="per_step"))
     assert floors == sorted(floors) and times == sorted(times)
@@ -74,20 +74,20 @@ def test_precision_costs_what_its_products_cost():
     parts = [
         latency.step(p, chosen(p, regime="per_step"), H200).parts["MMA"]
         for p in (
-            Problem("backward", 4096, 1, 512, "fp32", precision, "tanh") for precision in ("tf32", "tf32x3", "ieee")
+            Problem("backward", 4096, 1, 512, "fp32", precision, "elman_tanh") for precision in ("tf32", "tf32x3", "ieee")
         )
     ]
     assert parts[1] / parts[0] == pytest.approx(3) and parts[2] / parts[1] == pytest.approx(2471 / 6 / 256)
 
 
 def test_a_large_batch_is_bound_by_memory_traffic():
-    problem = Problem("forward", 1 << 20, 8, 8, "bf16", None, "relu")
+    problem = Problem("forward", 1 << 20, 8, 8, "bf16", None, "elman_relu")
     assert latency.floor_us(problem, H200) == pytest.approx((1 << 20) * 16 * 2 / 4.8e6)
 
 
 def test_a_single_cta_hands_over_on_chip():
     """The model of one CTA: the chain, and no more than one wave of it at a small batch"""
-    problem = Problem("forward", 8, 64, 64, "bf16", None, "tanh")
+    problem = Problem("forward", 8, 64, 64, "bf16", None, "elman_tanh")
     found = latency.step(problem, plan(problem, H200), H200)
     assert found.parts["chain"] == latency.CONSTANTS.local_us
     assert found.practical_us < practical(problem, regime="cta_group") < practical(problem, regime="per_step")
@@ -98,7 +98,7 @@ def grid(problem, **changes):
 
 
 def test_what_makes_a_grid_slower():
-    problem = Problem("forward", 64, 512, 512, "bf16", None, "tanh")
+    problem = Problem("forward", 64, 512, 512, "bf16", None, "elman_tanh")
     base = grid(problem)
     time = latency.practical_us(problem, base, H200)
     slower = {
@@ -116,10 +116,10 @@ def test_what_makes_a_grid_slower():
 
 def test_the_exchange_hides_the_projection_and_the_other_tiles():
     constants = latency.CONSTANTS
-    problem = Problem("forward", 8, 64, 512, "bf16", None, "tanh")
+    problem = Problem("forward", 8, 64, 512, "bf16", None, "elman_tanh")
     one = latency.step(problem, grid(problem), H200)
     assert one.parts["projection"] < constants.sentinel_us[1] - constants.sentinel_busy_us
-    none = dataclasses.replace(problem, direction="backward", nonlinearity="relu")
+    none = dataclasses.replace(problem, direction="backward", cell="elman_relu")
     p = dataclasses.replace(grid(problem), w_ih_home="none")
     # less than that in the shadow costs nothing: the difference is tanh, which the backward pass does not evaluate
     assert one.practical_us - latency.practical_us(none, p, H200) == pytest.approx(one.parts["MUFU"])
@@ -133,7 +133,7 @@ def test_the_exchange_hides_the_projection_and_the_other_tiles():
 
 def test_the_constants_can_be_replaced():
     """as a fit to measurements would"""
-    problem = Problem("forward", 8, 512, 512, "bf16", None, "tanh")
+    problem = Problem("forward", 8, 512, 512, "bf16", None, "elman_tanh")
     base = grid(problem)
     fitted = dataclasses.replace(latency.CONSTANTS, sentinel_us=(0.1, 0.6))
     before, after = (latency.practical_us(problem, base, H200, c) for c in (latency.CONSTANTS, fitted))
@@ -142,7 +142,7 @@ def test_the_constants_can_be_replaced():
 
 
 def test_a_launch_a_step_costs_the_launch_and_waves_of_tiles():
-    problem = Problem("backward", 8, 1, 512, "bf16", None, "tanh")
+    problem = Problem("backward", 8, 1, 512, "bf16", None, "elman_tanh")
     assert practical(problem, regime="per_step") == latency.CONSTANTS.host_us
     big = dataclasses.replace(problem, B=8192, H=4096)
     p = chosen(big, regime="per_step")
@@ -153,7 +153,7 @@ def test_a_launch_a_step_costs_the_launch_and_waves_of_tiles():
 
 
 def test_what_a_launch_costs_besides_its_steps():
-    problem = Problem("forward", 64, 1024, 1024, "bf16", None, "tanh")
+    problem = Problem("forward", 64, 1024, 1024, "bf16", None, "elman_tanh")
     grids = [chosen(problem, regime="cta_group", w_ih_home="shared"), chosen(problem, regime="cta_group", w_ih_home="gemm")]
     costs = [[latency.launch_us(problem, p, H200, T) for T in (1, 1001)] for p in grids]
     y = 1000 * 64 * 1024 * 2  # bytes filled
@@ -162,7 +162,7 @@ def test_what_a_launch_costs_besides_its_steps():
     assert min(min(c) for c in costs) > latency.CONSTANTS.cooperative_us
     step = chosen(problem, regime="per_step")
     assert latency.launch_us(problem, step, H200, 1) == latency.launch_us(problem, step, H200, 1000)
-    small = Problem("forward", 8, 64, 64, "bf16", None, "tanh")
+    small = Problem("forward", 8, 64, 64, "bf16", None, "elman_tanh")
     assert latency.launch_us(small, plan(small, H200), H200, 10) < min(min(c) for c in costs)
 
 

@@ -5,6 +5,7 @@ here. What is no matter of arguments (UnsupportedError, ExchangeError) is tested
 """
 
 import ast
+import dataclasses
 import json
 import traceback
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 import rnn_triton
-from rnn_triton import functional
+from rnn_triton import cells, functional
 from rnn_triton.plan import measured, problem
 
 PACKAGE = Path(rnn_triton.__file__).parent
@@ -146,6 +147,11 @@ OURS = {
     "measured sizes": (lambda: measured_rows({"B": [0, 8]}), ValueError, "B", "[0, 8]", "from 1"),
     "measured choices": (lambda: measured_rows({"choices": {"colour": 1}}), ValueError, "choices", "colour", "block_b"),
     "measured twice": (lambda: measured_rows({}, {}), ValueError, "row 1", "'H200'", "what another row covers"),
+    "cell": (lambda: cells.named("gru_relu"), ValueError, "cell", "'gru_relu'", "elman_tanh, elman_relu"),
+    "a cell's name": (
+        lambda: cells.register(dataclasses.replace(cells.named("elman_relu"), gates=())), ValueError, "name", "'elman_relu'",
+        "not be that of a registered cell",
+    ),
     "regime of a record": (lambda: problem.plan_from_fields({"regime": "cube"}), ValueError, "regime", "'cube'", "per_step"),
     "fields of a record": (
         lambda: problem.plan_from_fields({"regime": "one_cta", "colour": 1}), ValueError, "fields", "colour", "one_cta plan",

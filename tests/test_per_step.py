@@ -31,7 +31,7 @@ def plan(kind, block_b=8, block_h=16, block_k=16, warps=4, stages=3):
 
 def problem(direction, kind, B, I, H, nonlinearity="tanh"):
     dtype, precision = KINDS[kind]
-    return Problem(direction, B, I, H, DTYPES[dtype], precision, nonlinearity)
+    return Problem(direction, B, I, H, DTYPES[dtype], precision, f"elman_{nonlinearity}")
 
 
 def forward(kind, tensors, nonlinearity="tanh", reverse=False, **blocks):

@@ -27,7 +27,7 @@ SIZES_BEYOND = (320, 384, 512, 768, 1000, 1024, 1536, 1760, 2048, 2560, 3072, 40
 
 
 def problem(H=1024, B=64, I=None, dtype="bf16", precision=None, direction="forward", nonlinearity="tanh"):
-    return Problem(direction, B, I or H, H, dtype, precision, nonlinearity)
+    return Problem(direction, B, I or H, H, dtype, precision, f"elman_{nonlinearity}")
 
 
 @pytest.fixture(autouse=True)
@@ -564,7 +564,7 @@ def test_an_override_is_a_string_or_a_number():
 def test_a_rejected_kernel_is_rejected_for_every_batch():
     planner._rejected.clear()
     try:
-        of = Problem("backward", 8, 1, 1024, "bf16", None, "tanh")
+        of = Problem("backward", 8, 1, 1024, "bf16", None, "elman_tanh")
         first = plan(of, H200)
         planner.reject(of, H200, first, "no")
         other = dataclasses.replace(of, B=16, I=5)

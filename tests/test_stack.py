@@ -277,7 +277,7 @@ H200 = hardware.RECORDS["sm_90"]
 
 
 def bf16(B, H, direction="forward", I=None):
-    return Problem(direction, B, I or H, H, "bf16", None, "tanh")
+    return Problem(direction, B, I or H, H, "bf16", None, "elman_tanh")
 
 
 @pytest.mark.parametrize("L", [2, 4, 8])
@@ -301,7 +301,7 @@ def test_one_launch_where_it_fits_and_several_where_not():
     assert sharing.layers_per_launch(bf16(8, 2048), 4, False, H200, ()) == (2, 2)
     assert sharing.layers_per_launch(bf16(8, 512), 70, False, H200, ()) != (70,)  # 70 lanes of 4 CTAs or more
     assert set(sharing.layers_per_launch(bf16(128, 2048), 4, False, H200, ())) == {1}
-    fp64 = Problem("forward", 8, 64, 64, "fp64", None, "tanh")
+    fp64 = Problem("forward", 8, 64, 64, "fp64", None, "elman_tanh")
     assert sharing.layers_per_launch(fp64, 3, False, H200, ()) == (1, 1, 1) and sharing.share_directions(fp64, H200, ())
 
 

@@ -34,7 +34,7 @@ def jobs():
     shapes += [("fp64", None, "sm_90", Lanes(2), 64), ("fp32", "ieee", "sm_90", Lanes(2), 128)]
     for (dtype, precision, arch, of, H), direction in itertools.product(shapes, ("forward", "backward")):
         I = H if direction == "forward" else 1
-        yield Problem(direction, 8, I, H, dtype, precision, "tanh"), of, hardware.RECORDS[arch]
+        yield Problem(direction, 8, I, H, dtype, precision, "elman_tanh"), of, hardware.RECORDS[arch]
 
 
 def in_subset(problem, lanes, device):
@@ -71,7 +71,7 @@ def test_plan(problem, lanes, gpu):
 ])  # fmt: skip
 def test_batch_tiles_of_32_rows(direction, lanes, dtype, precision):
     """which no launch of eight rows takes by itself"""
-    problem = Problem(direction, 64, 384 if direction == "forward" else 1, 384, dtype, precision, "tanh")
+    problem = Problem(direction, 64, 384 if direction == "forward" else 1, 384, dtype, precision, "elman_tanh")
     gpu = hardware.RECORDS["sm_90"]
     p = choose.lane_plan(problem, lanes, gpu, (("block_b", 32), ("regime", "cta_group")))
     check(problem, lanes, gpu, p)

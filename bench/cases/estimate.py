@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import ceil
 
+from rnn_triton.cells.elman import ELMAN
 from rnn_triton.errors import UnsupportedError
 from rnn_triton.plan import sharing
 from rnn_triton.plan.choose import plan
@@ -45,7 +46,7 @@ def layers(case: Case) -> tuple[Layer, ...]:
         raise UnsupportedError(f"rnn_triton has no plan for {case.cell}: its cell is the Elman one, tanh or relu")
     found = []
     for I in (case.I, *[case.H * case.directions] * (case.layers - 1)):
-        forward = Problem("forward", case.B, I, case.H, case.dtype, case.precision, case.nonlinearity)
+        forward = Problem("forward", case.B, I, case.H, case.dtype, case.precision, ELMAN[case.nonlinearity].name)
         found.append(Layer(forward, replace(forward, direction="backward", I=1)))
     return tuple(found)
 

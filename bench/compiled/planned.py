@@ -31,12 +31,12 @@ def _one_cta() -> Iterator[tuple[Problem, Device]]:
     """Yields the largest I of each home of W_ih, the smallest, and ragged shapes."""
     small = hardware.RECORDS["sm_86"]  # 99 KB of shared memory, the least of all
     for problem in (
-        Problem("forward", 8, 128, 128, "fp32", "ieee", "tanh"),
-        Problem("backward", 8, 128, 128, "fp32", "ieee", "tanh"),
-        Problem("forward", 8, 512, 128, "bf16", None, "tanh"),
-        Problem("forward", 8, 256, 256, "bf16", None, "tanh"),
-        Problem("forward", 8, 64, 128, "fp32", "tf32x3", "tanh"),
-        Problem("forward", 8, 1000, 64, "fp64", None, "tanh"),
+        Problem("forward", 8, 128, 128, "fp32", "ieee", "elman_tanh"),
+        Problem("backward", 8, 128, 128, "fp32", "ieee", "elman_tanh"),
+        Problem("forward", 8, 512, 128, "bf16", None, "elman_tanh"),
+        Problem("forward", 8, 256, 256, "bf16", None, "elman_tanh"),
+        Problem("forward", 8, 64, 128, "fp32", "tf32x3", "elman_tanh"),
+        Problem("forward", 8, 1000, 64, "fp64", None, "elman_tanh"),
     ):
         yield problem, small
     for capability in (90, 80, 100):
@@ -45,7 +45,7 @@ def _one_cta() -> Iterator[tuple[Problem, Device]]:
         if capability == 90:
             kinds.append(("fp16", None))  # bf16's plans with another tanh
         for dtype, precision in kinds:
-            form = FORMS[kind(Problem("forward", 8, 1, 16, dtype, precision, "tanh"))]
+            form = FORMS[kind(Problem("forward", 8, 1, 16, dtype, precision, "elman_tanh"))]
             for h_pad in (16, 64, 128, 256):
                 if h_pad > form.h_max:
                     continue
@@ -53,17 +53,17 @@ def _one_cta() -> Iterator[tuple[Problem, Device]]:
                 for B in (8, 4096) if dtype == "bf16" and not wide else (8,):
                     homes = set()
                     for I in (form.registers[wide] * form.chunk, form.shared[wide] * form.chunk, 1000, 8):
-                        problem = Problem("forward", B, I, h_pad, dtype, precision, "tanh")
+                        problem = Problem("forward", B, I, h_pad, dtype, precision, "elman_tanh")
                         if I and (I == 8 or plan(problem, device).w_ih_home not in homes):
                             homes.add(plan(problem, device).w_ih_home)
                             yield problem, device
-                    yield Problem("backward", B, h_pad, h_pad, dtype, precision, "tanh"), device
+                    yield Problem("backward", B, h_pad, h_pad, dtype, precision, "elman_tanh"), device
                     if wide:  # padded, but in whole vectors
-                        yield Problem("forward", B, 64, h_pad - 4, dtype, precision, "tanh"), device
-                        yield Problem("backward", B, 64, h_pad - 4, dtype, precision, "tanh"), device
+                        yield Problem("forward", B, 64, h_pad - 4, dtype, precision, "elman_tanh"), device
+                        yield Problem("backward", B, 64, h_pad - 4, dtype, precision, "elman_tanh"), device
                     if h_pad >= 64:
-                        yield Problem("forward", B, h_pad - 1, h_pad - 3, dtype, precision, "relu"), device
-                        yield Problem("backward", B, h_pad - 1, h_pad - 3, dtype, precision, "relu"), device
+                        yield Problem("forward", B, h_pad - 1, h_pad - 3, dtype, precision, "elman_relu"), device
+                        yield Problem("backward", B, h_pad - 1, h_pad - 3, dtype, precision, "elman_relu"), device
 
 
 _GROUP_SIZES = (320, 384, 512, 768, 1000, 1024, 1536, 1760, 2048, 2560, 3072, 4096)
@@ -81,7 +81,7 @@ def _cta_group() -> Iterator[tuple[Problem, Device]]:
         for dtype, precision, sizes, batches in kinds:
             for H, B in itertools.product(sizes, batches):
                 for direction, I in (("forward", H), ("forward", 64), ("backward", H)):
-                    problem = Problem(direction, B, I, H, dtype, precision, "tanh")
+                    problem = Problem(direction, B, I, H, dtype, precision, "elman_tanh")
                     p = plan(problem, device)
                     if not isinstance(p, CtaGroup):
                         continue
@@ -106,4 +106,4 @@ def _otherwise() -> Iterator[tuple[Problem, Device, dict[str, Any]]]:
             ("forward", 1024, "bf16", None, {"x_loads": "before", "look_every": 1, "probe_delay": 0}),
             ("backward", 1024, "bf16", None, {"look_every": 1, "probe_delay": 0}),
         ):
-            yield Problem(direction, 8, H, H, dtype, precision, "tanh"), device, choices
+            yield Problem(direction, 8, H, H, dtype, precision, "elman_tanh"), device, choices

@@ -155,10 +155,13 @@ def operands_of(inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
 
 def recurrence(case: Case, inputs: dict[str, torch.Tensor], direction: str, y: torch.Tensor | None) -> Any:
     """A call of the recurrence alone: {y, hn[1,B,H]} forward, {da} backward from the given y."""
+    from rnn_triton.cells.elman import ELMAN
     from rnn_triton.launch import dispatch as launch
 
+    cell = ELMAN[case.nonlinearity].name
+
     if direction == "forward":
-        operands = (*operands_of(inputs), case.nonlinearity, False, case.precision)
+        operands = (*operands_of(inputs), cell, False, case.precision)
         forward: Any = launch.forward
 
         def call() -> dict[str, torch.Tensor]:
@@ -169,7 +172,7 @@ def recurrence(case: Case, inputs: dict[str, torch.Tensor], direction: str, y: t
         of_y = (inputs["weight_hh_l0"], y, inputs["dy"], inputs["dhn"][0])
 
         def call() -> dict[str, torch.Tensor]:
-            return {"da": launch.backward(*of_y, case.nonlinearity, False, case.precision)}
+            return {"da": launch.backward(*of_y, cell, False, case.precision)}
 
     return call
 

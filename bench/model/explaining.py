@@ -100,7 +100,7 @@ def _cudnn(case: Case) -> list[str]:
     lines = []
     for direction, problem in zip(("forward", "backward"), estimate.problems(case)):
         # PyTorch decides by the input size in both passes
-        asked = Problem(direction, case.B, case.I, case.H, problem.dtype, problem.precision, problem.nonlinearity)
+        asked = Problem(direction, case.B, case.I, case.H, problem.dtype, problem.precision, problem.cell)
         found = cudnn_algorithm(
             asked, layers=case.layers, bidirectional=case.bidirectional, packed=case.lengths != "full"
         )

@@ -148,6 +148,7 @@ def roofline(rows: Sequence[Row]) -> Iterator[Page]:
 
 def _ceilings(kind: str, rows: Sequence[Row]) -> dict[str, float]:
     """TFLOP/s of the products and, of DRAM and L2, TFLOP/s for each FLOP per byte; empty where no record has the hardware"""
+    from rnn_triton.cells.elman import ELMAN
     from rnn_triton.plan.hardware import Device
     from rnn_triton.plan.latency import CONSTANTS, gemm_us, rates
     from rnn_triton.plan.problem import Problem
@@ -156,7 +157,7 @@ def _ceilings(kind: str, rows: Sequence[Row]) -> dict[str, float]:
         hardware = row.environment["hardware"]
         if hardware and arithmetic(row) == kind:
             device, shape = Device(**{f.name: hardware[f.name] for f in fields(Hardware) if f.name in hardware}), row.shape
-            problem = Problem("forward", 1, 1, 1, shape["dtype"], shape["precision"], shape["nonlinearity"])
+            problem = Problem("forward", 1, 1, 1, shape["dtype"], shape["precision"], ELMAN[shape["nonlinearity"]].name)
             peak = 1e6 / gemm_us(problem, device, 1e12, 0.0)
             return {"peak": peak, "DRAM": rates(device).dram * 1e-6, "L2": CONSTANTS.l2 * device.clock_ghz * 1e-3}
     return {}

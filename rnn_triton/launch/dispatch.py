@@ -31,7 +31,7 @@ def forward(
     b_ih: Tensor | None,
     b_hh: Tensor | None,
     h0: Tensor | None,
-    nonlinearity: str,
+    cell: str,
     reverse: bool,
     precision: str | None,
 ) -> tuple[Tensor, Tensor]:
@@ -39,7 +39,7 @@ def forward(
 
     An ensemble of M models has M in front of every shape; stride 0 where the models share a tensor."""
     *M, _, B, I = x.shape
-    call = ("forward", *M, B, I, w_hh.shape[-1], x.dtype, precision, nonlinearity, x.device)
+    call = ("forward", *M, B, I, w_hh.shape[-1], x.dtype, precision, cell, x.device)
     return run(_site, call, "forward", x, w_ih, w_hh, b_ih, b_hh, h0, reverse)
 
 
@@ -48,7 +48,7 @@ def backward(
     y: Tensor,
     dy: Tensor | None,
     dhn: Tensor | None,
-    nonlinearity: str,
+    cell: str,
     reverse: bool,
     precision: str | None,
 ) -> Tensor:
@@ -56,7 +56,7 @@ def backward(
 
     dy or dhn may be None, not both; any strides.  An ensemble as in `forward`."""
     *M, _, B, H = y.shape
-    call = ("backward", *M, B, 1, H, y.dtype, precision, nonlinearity, y.device)
+    call = ("backward", *M, B, 1, H, y.dtype, precision, cell, y.device)
     return run(_site, call, "backward", w_hh, y, dy, dhn, reverse)
 
 
@@ -98,9 +98,9 @@ def run(prepare: Any, call: tuple[Any, ...], pass_: str, *arguments: Any) -> Any
 
 @functools.lru_cache(maxsize=1024)
 def _site(call: tuple[Any, ...], chosen: Choices) -> Any:
-    """The prepared launch of a call (direction, [M,] B, I, H, dtype, precision, nonlinearity, device) under the overrides `chosen`."""
-    direction, *M, B, I, H, dtype, precision, nonlinearity, device = call
-    problem = Problem(direction, B, I, H, DTYPES[dtype], precision, nonlinearity, *M)
+    """The prepared launch of a call (direction, [M,] B, I, H, dtype, precision, cell, device) under the overrides `chosen`."""
+    direction, *M, B, I, H, dtype, precision, cell, device = call
+    problem = Problem(direction, B, I, H, DTYPES[dtype], precision, cell, *M)
     p = plan(problem, hardware.of(device), chosen)
     launch = prepared(problem, p)
     return _Models(launch) if M and not p.ensembles else launch

@@ -13,26 +13,21 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime.errors import OutOfResources, PTXASError
 
+from .. import cells
 from ..interpret import assembly as _  # noqa: F401  (registers what it implements)
 from ..interpret import interpreter
-from ..kernels import cells, facts
+from ..kernels import facts
 from ..plan.problem import Problem
 
 TRITON_DTYPES = {"bf16": tl.bfloat16, "fp16": tl.float16, "fp32": tl.float32, "fp64": tl.float64}
 POINTERS = {"bf16": "*bf16", "fp16": "*fp16", "fp32": "*fp32", "fp64": "*fp64"}
-CELLS = {
-    ("tanh", "forward"): cells.elman_tanh_forward,
-    ("tanh", "backward"): cells.elman_tanh_backward,
-    ("relu", "forward"): cells.elman_relu_forward,
-    ("relu", "backward"): cells.elman_relu_backward,
-}
 
 
 def cell(problem: Problem, accuracy: str) -> facts.Cell:
-    """The cell of a problem, in its pass, to the accuracy of a plan"""
-    step = CELLS[problem.nonlinearity, problem.direction]
+    """Returns the facts of a problem's cell in its pass, to the accuracy of a plan."""
     forward = problem.direction == "forward"
-    return facts.Cell(name=f"elman_{problem.nonlinearity}", step=step, accuracy=accuracy, forward=forward)
+    known = cells.named(problem.cell)
+    return facts.Cell(name=known.name, step=known.forward if forward else known.backward, accuracy=accuracy, forward=forward)
 
 
 _TOO_MANY = "too many blocks in cooperative launch"  # the driver's text for CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE

@@ -21,6 +21,7 @@ from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from ..cells import reference
+from ..cells.elman import ELMAN
 from ..errors import UnsupportedError
 from ..launch import dispatch
 from ..launch.launcher import has_kernels
@@ -52,7 +53,7 @@ def run_forward(
     if x.numel() == 0:  # no batch, or no models
         return _fake_forward(x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, reverse, precision)
     if has_kernels(x):
-        return dispatch.forward(x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, reverse, precision)
+        return dispatch.forward(x, w_ih, w_hh, b_ih, b_hh, h0, ELMAN[nonlinearity].name, reverse, precision)
     return _cpu_forward(x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, reverse)
 
 
@@ -93,7 +94,7 @@ def _run_backward(
 def run_backward(layer: Layer, dy: Tensor | None, dhn: Tensor | None, nonlinearity: str) -> Tensor:
     """da[..,T,B,H]"""
     if has_kernels(layer.y):
-        return dispatch.backward(layer.w_hh, layer.y, dy, dhn, nonlinearity, layer.reverse, layer.precision)
+        return dispatch.backward(layer.w_hh, layer.y, dy, dhn, ELMAN[nonlinearity].name, layer.reverse, layer.precision)
     return _cpu_backward(layer.w_hh, layer.y, dy, dhn, nonlinearity, layer.reverse)
 
 
@@ -129,7 +130,7 @@ def _cpu_forward(
         weights += [w_hh.new_zeros(w_hh.shape[0]) if b is None else b for b in (b_ih, b_hh)]
     if h0 is None:
         h0 = x.new_zeros(x.shape[1], w_hh.shape[0])
-    run = _VF.rnn_tanh if nonlinearity == "tanh" else _VF.rnn_relu
+    run = getattr(_VF, ELMAN[nonlinearity].aten)
     y, hn = run(
         x.flip(0) if reverse else x, h0.unsqueeze(0), weights, len(weights) == 4, 1, 0.0, False, False, False
     )

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from ..cells.elman import ELMAN
 from ..errors import UnsupportedError
 from ..launch import dispatch, gemm
 from ..launch.launcher import batched, has_kernels
@@ -124,7 +125,7 @@ def _launches(x: Tensor, weights: Sequence[Tensor], net: Settings) -> tuple[Lane
     if not has_kernels(x):  # a program that was exported where there are
         return (ONE,) * number
     H, dtype = weights[1].shape[0], DTYPES[x.dtype]
-    problem = Problem("forward", x.shape[1], x.shape[2], H, dtype, net.precision, net.nonlinearity)
+    problem = Problem("forward", x.shape[1], x.shape[2], H, dtype, net.precision, ELMAN[net.nonlinearity].name)
     return launches(problem, number // net.directions, net.bidirectional, net.dropped > 0, hardware.of(x.device))
 
 
@@ -296,7 +297,7 @@ def _site(call: tuple[Any, ...], chosen: Choices) -> Any:
     """The site of a call (direction, B, I, H, dtype, precision, nonlinearity, lanes, number of the bottom layer, device) under
     the overrides `chosen`."""
     direction, B, I, H, dtype, precision, nonlinearity, lanes, first, device = call
-    problem = Problem(direction, B, I, H, DTYPES[dtype], precision, nonlinearity)
+    problem = Problem(direction, B, I, H, DTYPES[dtype], precision, ELMAN[nonlinearity].name)
     p = lane_plan(problem, lanes, hardware.of(device), chosen)
     if p is None:
         raise UnsupportedError(f"no plan for {lanes.count} lanes of {problem} compiles on {hardware.of(device).name}")

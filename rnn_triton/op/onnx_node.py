@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..cells.elman import ELMAN
+
 LEGACY = (
     "torch.onnx.export(dynamo=False) cannot take rnn_triton's operators: export with torch.onnx.export(..., dynamo=True), "
     "which writes ONNX's own RNN"
@@ -39,11 +41,12 @@ def rnn(
     inputs = [x, w_ih.unsqueeze(0), w_hh.unsqueeze(0), bias, None, None if h0 is None else h0.unsqueeze(0)]
     while inputs[-1] is None:
         inputs.pop()
+    operator, activations = ELMAN[nonlinearity].onnx
     y, hn = torch.onnx.ops.symbolic_multi_out(
-        "RNN",
+        operator,
         inputs,
         {
-            "activations": [{"tanh": "Tanh", "relu": "Relu"}[nonlinearity]],
+            "activations": list(activations),
             "direction": "reverse" if reverse else "forward",
             "hidden_size": H,
         },

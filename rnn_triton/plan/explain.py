@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from ..checks import check_nonlinearity, check_precision, precision_of
+from ..checks import check_precision, elman, precision_of
 from ..errors import UnsupportedError
 from ..interpret import interpreter
 from . import hardware, latency
@@ -54,7 +54,7 @@ def explain(
     for name, size, least in sizes:
         if size < least:
             raise ValueError(f"{name} must be at least {least}, got {size}")
-    check_nonlinearity(nonlinearity)
+    cell = elman(nonlinearity)
     check_precision(precision)
     precision = precision_of(dtype, precision)
     if direction not in ("forward", "backward"):
@@ -71,7 +71,7 @@ def explain(
                 "(set TRITON_INTERPRET=1 before importing rnn_triton to run the kernels by interpreter)."
             )
         device = hardware.of(device)
-    problem = Problem(direction, B, I, H, DTYPES[dtype], precision, nonlinearity, models)
+    problem = Problem(direction, B, I, H, DTYPES[dtype], precision, cell.name, models)
     if B == 0:
         return f"{direction} of {problem.dtype} T={T} B=0 I={I} H={H}: empty results, nothing is launched."
     what = f"{direction} of {problem.dtype}{f' ({precision})' if precision else ''} T={T} B={B} I={I} H={H}"

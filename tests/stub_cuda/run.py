@@ -133,17 +133,17 @@ def problem(case, log, observed):
         given = {name: tensor(*shape, shared=name in ("w_ih", "h0")) for name, shape in shapes.items()}
 
         def function():
-            y, hn = dispatch.forward(*given.values(), "tanh", False, precision)
+            y, hn = dispatch.forward(*given.values(), "elman_tanh", False, precision)
             return {"y": y, "hn": hn}
     else:
         given = {"w_hh": tensor(H, H), "y": tensor(T, B, H), "dy": tensor(T, B, H), "dhn": tensor(B, H)}
 
         def function():
-            return {"da": dispatch.backward(*given.values(), "tanh", False, precision)}
+            return {"da": dispatch.backward(*given.values(), "elman_tanh", False, precision)}
 
     with overriding(**case["override"]) if case.get("override") else contextlib.nullcontext():
         inputs = I if case["direction"] == "forward" else 1
-        of = Problem(case["direction"], B, inputs, H, case["dtype"], precision, "tanh", *M)
+        of = Problem(case["direction"], B, inputs, H, case["dtype"], precision, "elman_tanh", *M)
         p = choose.plan(of, record)
         ahead = dispatch.compile_ahead(of, p, record).hash
         made = calls(function, given, log, observed, case.get("together"))
@@ -177,7 +177,7 @@ def layers(case, log, observed):
         tensors = (w_hh, given["y"], given["dy"], given["dhn"])
         return {"da": dispatch.run(network._site, call, "backward", *tensors, False, w_ih, given["seed"], 100)}
 
-    of = Problem(case["direction"], B, I if forward else 1, H, "bf16", None, "tanh")
+    of = Problem(case["direction"], B, I if forward else 1, H, "bf16", None, "elman_tanh")
     p = choose.lane_plan(of, lanes, record)
     ahead = dispatch.compile_ahead(of, p, record, lanes).hash
     return {"plan": plan_fields(p), "ahead": ahead, "calls": calls(function, given, log, observed, case.get("together"))}

@@ -88,13 +88,13 @@ def jobs(arch: str = ARCH, distinct: bool = True) -> Iterator[Job]:
             yield Job(problem, tuple(choices.items()), arch=arch)
     for direction in ("forward", "backward"):
         for dtype, precision in (("bf16", None), ("fp32", "tf32")):
-            problem = Problem(direction, 8, 256 if direction == "forward" else 1, 256, dtype, precision, "tanh")
+            problem = Problem(direction, 8, 256 if direction == "forward" else 1, 256, dtype, precision, "elman_tanh")
             yield Job(problem, (("regime", "per_step"),), arch=arch)
         for H, lanes in (
             (128, Lanes(2)), (128, Lanes(2, True)), (128, Lanes(2, True, True)), (512, Lanes(2)), (512, Lanes(4, True)),
             (512, Lanes(4, True, True)),
         ):  # fmt: skip
-            yield Job(Problem(direction, 8, H if direction == "forward" else 1, H, "bf16", None, "tanh"), (), lanes, arch)
+            yield Job(Problem(direction, 8, H if direction == "forward" else 1, H, "bf16", None, "elman_tanh"), (), lanes, arch)
 
 
 # ---- counting -------------------------------------------------------------------------------------------------------

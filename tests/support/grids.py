@@ -98,7 +98,7 @@ class Case:
         name = DTYPES[self.dtype]
         forward = direction == "forward"
         of = Problem(
-            direction, self.B, self.I if forward else 1, self.H, name, precision, self.nonlinearity
+            direction, self.B, self.I if forward else 1, self.H, name, precision, f"elman_{self.nonlinearity}"
         )
         plan = CtaGroup(
             block_b=self.block_b, warps=self.warps, formulation="mma32" if name == "fp32" else "mma16",

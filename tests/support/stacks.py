@@ -45,7 +45,7 @@ class Stack(Case):
         name = DTYPES[self.dtype]
         forward = direction == "forward"
         home = self.home if forward or not self.both else "none"
-        of = Problem(direction, self.B, self.I if forward else 1, self.H, name, precision, self.nonlinearity)
+        of = Problem(direction, self.B, self.I if forward else 1, self.H, name, precision, f"elman_{self.nonlinearity}")
         formulation = "fma" if precision == "ieee" or name == "fp64" else "mma32" if name == "fp32" else "mma16"
         common = dict(
             block_b=self.block_b, formulation=formulation, precision=precision or "ieee", accuracy=accuracy, w_ih_home=home,
