@@ -5,25 +5,18 @@ import itertools
 import math
 
 import pytest
-from support.bench_records import DATE, ENVIRONMENT, SPEEDUP, timing, us_of
+from support.bench_records import ENVIRONMENT, SPEEDUP, timing, us_of
 
 from bench.cases import estimate, suites
 from bench.cases.case import case
 from bench.cases.inputs import lengths_of
 from bench.cases.suites import SUITES
-from bench.records import rows as records_rows
+from bench.records.rows import rows as rows_of
 from bench.show import figures, over_sizes, roofline, style, sweeps
 from rnn_triton.plan.hardware import RECORDS
 
 pytest.importorskip("matplotlib")
 
-TRAINING = [
-    {
-        "kind": "training", "example": "digits", "implementation": name, "seed": seed, "accuracy": 0.97 + 0.002 * seed,
-        "loss": [2.0 / (1 + e) + 0.1 for e in range(20)], "seconds": 1.0, "environment": ENVIRONMENT, "date": DATE,
-    }
-    for name in ("rnn_triton", "torch") for seed in range(3)
-]  # fmt: skip
 SHAPES = [(H, B, 256, 1) for H in (128, 512, 1024) for B in (1, 64)]
 SHAPES += [(128, 64, T, 1) for T in (64, 1024)] + [(128, 64, 256, L) for L in (2, 4)]
 CASES = [case(H, B, T, dtype, layers=L) for H, B, T, L in SHAPES for dtype in ("bf16", "fp32")]
@@ -52,7 +45,7 @@ def record(c, pass_, provider, **fields):
 
 @pytest.fixture(scope="module")
 def rows():
-    return records_rows.rows(
+    return rows_of(
         record(c, pass_, provider) for c in CASES if c.name != ABSENT for pass_ in ("fwd", "train") for provider in PROVIDERS
         if not (c.name == ALONE and provider == "cudnn")
     )  # fmt: skip
@@ -61,16 +54,16 @@ def rows():
 @pytest.fixture(scope="module")
 def pages(rows):
     with style.context():
-        yield {page.name: page for page in figures.pages(rows, TRAINING)}
+        yield {page.name: page for page in figures.pages(rows)}
 
 
 @pytest.fixture(scope="module")
 def drawn(rows, tmp_path_factory):
     out = tmp_path_factory.mktemp("figures")
-    return out, figures.draw(few(rows), TRAINING, out, DRAWN)
+    return out, figures.draw(few(rows), out, DRAWN)
 
 
-DRAWN = ["speedup-over", "heat-map", "distribution", "digits"]
+DRAWN = ["speedup", "speedup-over", "accuracy"]
 
 
 def few(rows):
@@ -81,8 +74,7 @@ def few(rows):
 
 NAMES = [
     "speedup", "speedup-over-H", "speedup-over-B", "speedup-over-T", "speedup-over-L", "step-over-H", "step-over-B",
-    "step-over-T", "step-over-L", "heat-map", "roofline", "memory-over-T", "memory-over-H", "scaling", "accuracy",
-    "distribution-fwd", "distribution-train", "digits",
+    "step-over-T", "step-over-L", "roofline", "memory-over-T", "memory-over-H", "scaling", "accuracy",
 ]  # fmt: skip
 
 
@@ -107,7 +99,7 @@ def test_every_figure_the_records_allow_is_there(pages):
 
 def test_each_is_written_three_times_and_not_empty(drawn):
     _, files = drawn
-    stems = ("speedup-over-H", "speedup-over-B", "heat-map", "distribution-fwd", "digits")
+    stems = ("speedup", "speedup-over-H", "speedup-over-B", "accuracy")
     assert [f.name for f in files] == [f"{stem}.{suffix}" for stem in stems for suffix in ("png", "svg", "pdf")]
     assert all(f.stat().st_size > 8_000 for f in files)
 
@@ -119,11 +111,11 @@ def test_equal_records_give_equal_files(drawn, rows, tmp_path):
     out, _ = drawn
     matplotlib.rcParams["font.size"] = 14  # a user's own settings change nothing, and stay
     try:
-        again = figures.draw(few(rows), TRAINING, tmp_path, DRAWN)
+        again = figures.draw(few(rows), tmp_path, DRAWN)
         assert matplotlib.rcParams["font.size"] == 14
     finally:
         matplotlib.rcdefaults()
-    assert len(again) == 15
+    assert len(again) == 12
     for file in again:
         assert file.read_bytes() == (out / file.name).read_bytes(), file.name
         assert b"CreationDate" not in file.read_bytes() and b"dc:date" not in file.read_bytes()
@@ -169,32 +161,30 @@ def test_no_number_is_none_or_nan(pages):
 def test_each_says_what_it_was_measured_on_and_how(pages):
     for name, page in pages.items():
         text = " ".join(page.figure.texts[1].get_text().split())
-        for part in ("Test GPU", "torch 2.11", "triton 3.6.0", "2026-01-02", page.note):
+        for part in ("Test GPU", "torch 2.11", "triton 3.6.0", "2026-01-02", page.note, "cuDNN 91000", "commit 0123456789"):
             assert part in text, name
-        if name != "digits":
-            assert "cuDNN 91000" in text and "commit 0123456789" in text and "Median device time" in text
+        assert "Median device time" in text
 
 
-def test_names_choose_and_unknown_ones_are_refused(rows, tmp_path):
-    assert figures.draw(rows, [], tmp_path, ["digits"]) == []
+def test_unknown_names_are_refused(rows, tmp_path):
     with pytest.raises(ValueError, match="unknown figure 'rofline'; nearest: roofline"):
-        figures.draw(rows, [], tmp_path, ["rofline"])
+        figures.draw(rows, tmp_path, ["rofline"])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_measured_draws_nothing(tmp_path):
-    refused = records_rows.rows([timing(CASES[0], "fwd", "rnn_triton", 1.0, status="error")])
+    refused = rows_of([timing(CASES[0], "fwd", "rnn_triton", 1.0, status="error")])
     refused[0].errors.clear()
     for nothing in ([], refused):
-        assert figures.draw(nothing, [], tmp_path) == []
+        assert figures.draw(nothing, tmp_path) == []
     assert list(tmp_path.iterdir()) == []
 
 
 def test_devices_have_figures_of_their_own(rows):
     other = ENVIRONMENT | {"device": "Other GPU", "hardware": None}
-    mixed = rows + records_rows.rows([record(CASES[0], "fwd", p, environment=other) for p in PROVIDERS])
+    mixed = rows + rows_of([record(CASES[0], "fwd", p, environment=other) for p in PROVIDERS])
     with style.context():
-        found = {page.name: page for page in figures.pages(mixed, [], ["speedup", "roofline"])}
+        found = {page.name: page for page in figures.pages(mixed, ["speedup", "roofline"])}
     assert list(found) == ["other-gpu-speedup", "test-gpu-speedup", "other-gpu-roofline", "test-gpu-roofline"]
     assert "Test GPU" not in found["other-gpu-speedup"].source
     axis = found["other-gpu-roofline"].figure.axes[0]
@@ -205,14 +195,14 @@ def test_two_runs_that_cannot_be_compared_are_marked():
     made = [record(CASES[0], "fwd", "rnn_triton"), record(CASES[0], "fwd", "cudnn", run="run-2")]
     more = [record(c, "fwd", name) for c in CASES[2:6] for name in ("rnn_triton", "cudnn")]
     with style.context():
-        found = {page.name: page for page in figures.pages(records_rows.rows(made + more), [], ["speedup", "speedup-over"])}
+        found = {page.name: page for page in figures.pages(rows_of(made + more), ["speedup", "speedup-over"])}
     assert "not in one run" in [t.get_text() for t in found["speedup"].figure.axes[0].texts]
 
 
 def test_one_row_draws_what_it_can():
     with style.context():
-        found = {page.name: page for page in figures.pages(records_rows.rows([record(CASES[0], "fwd", "rnn_triton")]), [])}
-    assert list(found) == ["speedup", "roofline", "accuracy", "distribution-fwd"]
+        found = {page.name: page for page in figures.pages(rows_of([record(CASES[0], "fwd", "rnn_triton")]))}
+    assert list(found) == ["speedup", "roofline", "accuracy"]
     assert [t.get_text() for t in found["speedup"].figure.axes[0].texts] == ["no cuDNN time"]
 
 
@@ -231,7 +221,7 @@ def test_sweeps_are_found_in_the_rows(rows):
 
 def test_sweep_over_heads_holds_their_product():
     heads = [case(H, 16, 64, "bf16", models=768 // H) for H in (64, 128, 384, 768)]
-    found = records_rows.rows([timing(c, "fwd", "rnn_triton", 1.0) for c in heads])
+    found = rows_of([timing(c, "fwd", "rnn_triton", 1.0) for c in heads])
     (sweep,) = sweeps.sweeps(found, "head")
     assert (sweep.values, sweep.title) == ((64, 128, 384, 768), "B 16, T 64, heads x dimension 768")
     assert sweeps.sweeps(found, "H") == [] == sweeps.sweeps(found, "models")
@@ -239,7 +229,7 @@ def test_sweep_over_heads_holds_their_product():
 
 def test_many_equal_sweeps_are_thinned_and_small_ones_left_out():
     many = [case(H, B, 64, "bf16") for H in (32, 64, 128) for B in (1, 2, 4, 8, 16)] + [case(8, 3, 64, "bf16")]
-    found = sweeps.sweeps(records_rows.rows([timing(c, "fwd", "rnn_triton", 1.0) for c in many]), "H")
+    found = sweeps.sweeps(rows_of([timing(c, "fwd", "rnn_triton", 1.0) for c in many]), "H")
     assert [sweep.held["B"] for sweep in found] == [1, 4, 16]
 
 
@@ -255,7 +245,7 @@ def test_many_cases_take_several_pages():
     many = [case(H, 1, 64, "bf16") for H in range(1, 40)]
     with style.context():
         found = list(
-            figures.pages(records_rows.rows([timing(c, "fwd", "rnn_triton", 1.0) for c in many]), [], ["speedup"])
+            figures.pages(rows_of([timing(c, "fwd", "rnn_triton", 1.0) for c in many]), ["speedup"])
         )
     assert [page.name for page in found] == ["speedup", "speedup-2"]
     assert [len(page.figure.axes[0].texts) for page in found] == [figures.BARS, 39 - figures.BARS]
@@ -269,9 +259,9 @@ def test_more_cases_than_pages_hold_are_thinned_to_the_extremes(monkeypatch):
     of[in_suite[4].name], of[others[3].name], of[others[5].name] = 0.2, 0.1, 0.3
     made = [timing(c, "fwd", "rnn_triton", 1.0, launch_us=1e-6) for c in [*in_suite, *others]]
     made += [timing(c, "fwd", "cudnn", of[c.name], launch_us=1e-6) for c in [*in_suite, *others]]
-    found = records_rows.rows(made)
+    found = rows_of(made)
     with style.context():
-        (page,) = figures.pages(found, [], ["speedup"])
+        (page,) = figures.pages(found, ["speedup"])
     shown = [label.get_text() for label in page.figure.axes[0].get_yticklabels()]
     assert {in_suite[4].name, in_suite[11].name, others[3].name, others[7].name, others[5].name} == set(shown)
     assert page.title == "Speedup of 5 of 20 cases" and "the other 15 are in the tables alone" in page.note
@@ -284,7 +274,7 @@ def test_a_figure_is_drawn_once_for_each_of_its_files(rows, tmp_path, monkeypatc
     drawn = []
     draw = Figure.draw
     monkeypatch.setattr(Figure, "draw", lambda self, renderer: drawn.append(draw(self, renderer)))
-    assert len(figures.draw(rows, TRAINING, tmp_path, ["digits"])) == len(drawn) == 3
+    assert len(figures.draw(few(rows), tmp_path, ["accuracy"])) == len(drawn) == 3
 
 
 def test_speedup_over_H_has_a_line_an_arithmetic_broken_at_its_gaps(pages):
@@ -310,17 +300,6 @@ def test_step_over_T_shows_times_whiskers_floor_and_its_fraction(pages):
     assert lines(fraction, ours, "o")[0][1] == pytest.approx([us / 4 / e for e in expected])
     assert len(lines(times, style._OTHERS[0]["color"], "^")) == 1  # flashrnn
     assert {"floor (estimate)", "45% of the floor", "flashrnn"} < set(pages["step-over-T"].legend)
-
-
-def test_heat_map_cells_have_number_and_regime_and_say_what_is_missing(pages):
-    panels = pages["heat-map"].figure.axes
-    cells = [[text.get_text() for text in axis.texts] for axis in panels]
-    assert cells[0] == ["3.00\nC", "3.00\nC", "wrong", "3.00\nG", "3.00\nS", "no\ncuDNN"]
-    assert cells[1] == ["0.80\nC", "0.80\nC", "0.80\nG", "–", "n/a", "0.80\nS"]
-    hatched = [bool(patch.get_hatch()) for patch in panels[1].patches]
-    assert hatched == [True, True, True, False, True, True]  # below 1x, and what is wrong or unsupported
-    assert [t.get_text() for t in panels[2].get_xticklabels()] == ["1", "64"]
-    assert "G: group of CTAs, C: one CTA, S: a launch a step" in pages["heat-map"].note
 
 
 def test_roofline_places_a_step_by_its_flop_and_bytes(pages):
@@ -361,7 +340,7 @@ def test_no_floor_of_packed_cases_lies_above_the_peak():
     found = 0
     for c in SUITES["varlen"]:
         hardware = {"environment": ENVIRONMENT | {"hardware": H200.__dict__}}
-        (row,) = records_rows.rows([timing(c, "fwd", "rnn_triton", 1.0, **hardware)])
+        (row,) = rows_of([timing(c, "fwd", "rnn_triton", 1.0, **hardware)])
         peak = roofline._ceilings(figures.arithmetic(row), [row])["peak"]
         for pass_ in ("fwd", "train"):
             assert roofline.flop(c.__dict__, pass_) * 1e-6 / estimate.of_case(c, pass_, H200).floor_us <= 1.001 * peak, c.name
@@ -394,7 +373,7 @@ def scaled(measured):
             status = "ok" if T in measured[provider] else "error"
             made.append(timing(case(128, 16, T, "bf16"), "fwd", provider, 1.0, launch_us=0.0, status=status))
     with style.context():
-        (page,) = figures.pages(records_rows.rows(made), [], ["scaling"])
+        (page,) = figures.pages(rows_of(made), ["scaling"])
     drawn = lines(page.figure.axes[0], style.ARITHMETIC["bf16"]["color"])
     return [line for line in drawn if len(line[0]) > 1], page.note
 
@@ -413,9 +392,9 @@ def test_accuracy_marks_the_quantity_that_is_wrong_alone():
     color = style.PROVIDERS["rnn_triton"]["color"]
     good, bad = {"rel": 1e-3, "rel_tol": 0.01, "max": 0.01, "max_tol": 0.1}, {"rel": 1e-3, "rel_tol": 0.01, "max": 1.0, "max_tol": 0.1}
     for errors, marked in (({"y": good, "dx": bad}, (False, True)), ({"y": bad, "dx": good}, (True, False))):
-        found = records_rows.rows([timing(CASES[0], "train", "rnn_triton", 1.0, status="wrong", errors=errors)])
+        found = rows_of([timing(CASES[0], "train", "rnn_triton", 1.0, status="wrong", errors=errors)])
         with style.context():
-            (page,) = figures.pages(found, [], ["accuracy"])
+            (page,) = figures.pages(found, ["accuracy"])
         assert tuple(bool(lines(axis, color, "x")) for axis in page.figure.axes[:2]) == marked
 
 
@@ -435,9 +414,9 @@ def test_a_wrong_result_keeps_its_error():
     color = style.PROVIDERS["rnn_triton"]["color"]
     for rel in (0.5, math.nan):
         errors = {"y": {"rel": rel, "rel_tol": 0.01, "max": 1.0, "max_tol": 0.1}}
-        found = records_rows.rows([timing(CASES[0], "fwd", "rnn_triton", 1.0, status="wrong", errors=errors)])
+        found = rows_of([timing(CASES[0], "fwd", "rnn_triton", 1.0, status="wrong", errors=errors)])
         with style.context():
-            (page,) = figures.pages(found, [], ["accuracy"])
+            (page,) = figures.pages(found, ["accuracy"])
         axis = page.figure.axes[0]
         if rel == 0.5:
             assert lines(axis, color) == [[[256], [0.5]]] * 2 and lines(axis, color, "x") == [[[256], [0.5]]]
@@ -450,29 +429,9 @@ def test_a_wrong_result_keeps_its_error():
 def test_an_exact_result_is_drawn_at_the_least_error_and_is_not_wrong():
     errors = {"y": {"rel": 0.0, "rel_tol": 0.01, "max": 0.0, "max_tol": 0.1}}
     with style.context():
-        (page,) = figures.pages(records_rows.rows([timing(CASES[0], "fwd", "rnn_triton", 1.0, errors=errors)]), [], ["accuracy"])
+        (page,) = figures.pages(rows_of([timing(CASES[0], "fwd", "rnn_triton", 1.0, errors=errors)]), ["accuracy"])
     ours = style.PROVIDERS["rnn_triton"]["color"]
     assert lines(page.figure.axes[0], ours) == [[[256], [over_sizes.LEAST_ERROR]]]
-
-
-def test_distribution_is_that_of_the_raw_samples(pages, rows):
-    axis = pages["distribution-fwd"].figure.axes[0]
-    row = next(r for r in rows if r.provider == "rnn_triton" and r.pass_ == "fwd")
-    x, y = lines(axis, style.PROVIDERS["rnn_triton"]["color"])[0]
-    assert x == pytest.approx([min(row.samples), *sorted(row.samples)]) and y == pytest.approx(
-        [i / 11 for i in range(12)]
-    )
-    assert axis.get_title() == row.case and len(lines(axis)) == 3
-    titles = {a.get_title(): [t.get_text() for t in a.texts] for a in pages["distribution-fwd"].figure.axes}
-    assert len(titles) == figures.PANELS and titles[WRONG] == ["rnn_triton: wrong"]
-
-
-def test_digits_show_every_loss_and_accuracy(pages):
-    left, right = pages["digits"].figure.axes
-    assert [line[1] for line in lines(left)] == [record["loss"] for record in TRAINING]
-    assert sorted(line[1][0] for line in lines(right) if len(line[1]) == 1) == pytest.approx(
-        [97, 97, 97.2, 97.2, 97.4, 97.4]
-    )
 
 
 # ---- how it looks ---------------------------------------------------------------------------------------------------

@@ -9,8 +9,8 @@ from html.parser import HTMLParser
 import pytest
 from support.bench_records import DATE, ENVIRONMENT, suite, timing
 
-from bench.cases import case as cases
-from bench.records import rows as records_rows
+from bench.cases.case import case
+from bench.records.rows import rows as rows_of
 from bench.show import report, tables
 
 pytest.importorskip("matplotlib")
@@ -79,9 +79,9 @@ def published():
 
 @pytest.fixture(scope="module")
 def rows():
-    found = records_rows.rows(suite("quick", wrong=(WRONG,), left_out=(ABSENT,)))
-    c = cases.case(96, 1, 64, "bf16")
-    return found + records_rows.rows([timing(c, "fwd", "rnn_triton", 1.0, status="error", message=NASTY)])
+    found = rows_of(suite("quick", wrong=(WRONG,), left_out=(ABSENT,)))
+    c = case(96, 1, 64, "bf16")
+    return found + rows_of([timing(c, "fwd", "rnn_triton", 1.0, status="error", message=NASTY)])
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def written(rows, tmp_path_factory):
         RESOURCES,
         out,
         [f"model, {NASTY}:\nESTIMATES <1>\nline 2", "one line alone"],
-        ["heat-map", "digits", "speedup"],
+        ["accuracy", "speedup"],
     )
     text = path.read_text(encoding="utf-8")
     return path, text, Page(text)
@@ -133,7 +133,7 @@ def test_page_loads_nothing_and_runs_nothing(written):
 def test_figures_are_within_and_beside_the_page(written):
     path, _, page = written
     sources = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
-    assert len(sources) == 2  # the heat map allows none: quick has no filled plane
+    assert len(sources) == 2
     for source in sources:
         kind, data = re.fullmatch(r"data:image/(svg\+xml|png);base64,(.*)", source).groups()
         assert base64.b64decode(data).startswith(b"<?xml" if kind == "svg+xml" else b"\x89PNG")
@@ -142,9 +142,9 @@ def test_figures_are_within_and_beside_the_page(written):
     assert "figures/speedup.pdf" in links
 
 
-def test_large_figures_are_embedded_as_png(tmp_path, monkeypatch):
+def test_large_figures_are_embedded_as_png(rows, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "LARGEST_SVG", 10)
-    text = report.html([], TRAINING, [], tmp_path, names=["digits"]).read_text()
+    text = report.html(rows, [], [], tmp_path, names=["accuracy"]).read_text()
     assert "data:image/png;base64," in text and "svg+xml" not in text
 
 
@@ -157,7 +157,7 @@ def test_sections_come_in_order_with_losses_beside_wins(written):
 
 _SECTIONS = [
     "rnn_triton benchmark", "What was measured, and where", "Summary", "Where ours wins", "Where ours loses",
-    "Far from the floor", "Not measured", "Wrong, failed, unsupported", "Figures", "All results", "Compiled kernels",
+    "Far from the floor", "Not measured", "Wrong, failed, unsupported", "Figures", "All results", "Training", "Compiled kernels",
 ]  # fmt: skip
 
 
@@ -166,7 +166,8 @@ def test_every_number_of_the_tables_is_in_the_page(written, rows):
     cells = [[tuple(line) for line in table] for table in page.tables]
     expected = [
         tables.summary(rows), tables.wins(rows), tables.losses(rows), tables.far_from_floor(rows), tables.missing(rows),
-        tables.wrong(rows), tables.failed(rows), *tables.per_suite(rows), tables.providers(rows), tables.resources(RESOURCES),
+        tables.wrong(rows), tables.failed(rows), *tables.per_suite(rows), tables.providers(rows), tables.training(TRAINING),
+        tables.resources(RESOURCES),
     ]  # fmt: skip
     assert len(cells) == len(expected)
     for got, table in zip(cells, expected):
@@ -203,14 +204,14 @@ def test_no_records_is_said_and_the_rest_is_shown(tmp_path):
 
 def test_no_loss_and_no_comparison_are_said(rows, tmp_path):
     alone = [dataclasses.replace(row, speedup=None) for row in rows if row.provider == "rnn_triton"]
-    text = report.html(alone, [], [], tmp_path, names=["digits"]).read_text()
+    text = report.html(alone, [], [], tmp_path, names=[]).read_text()
     assert "No case of ours could be compared with cuDNN" in text
     assert "<h3>Where ours loses: below 1x</h3>\n<p>None.</p>" in text
 
 
 def test_devices_have_sections_of_their_own(rows, tmp_path):
     other = [dataclasses.replace(r, record=r.record | {"environment": ENVIRONMENT | {"device": "Other <GPU>"}}) for r in rows]
-    text = report.html(rows + other, [], [], tmp_path, names=["digits"]).read_text()
+    text = report.html(rows + other, [], [], tmp_path, names=[]).read_text()
     page = Page(text)
     assert len(page.ids) == len(set(page.ids))
     assert "Where ours loses on Other <GPU>" in page.headings and "Where ours loses on Test GPU" in page.headings

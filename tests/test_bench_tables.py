@@ -9,9 +9,9 @@ import types
 import pytest
 from support.bench_records import ENVIRONMENT, suite, timing
 
-from bench.cases import case as cases
 from bench.cases import suites
-from bench.records import rows as records_rows
+from bench.cases.case import case
+from bench.records.rows import rows as rows_of
 from bench.show import formats, rows_in_words, tables
 
 WRONG, ABSENT, SLOW = "h1024-b16-t512-bf16", "h512-b16-t512-fp16", "h384-b16-t512-bf16"
@@ -19,7 +19,7 @@ WRONG, ABSENT, SLOW = "h1024-b16-t512-bf16", "h512-b16-t512-fp16", "h384-b16-t51
 
 @pytest.fixture(scope="module")
 def rows():
-    return records_rows.rows(
+    return rows_of(
         suite("quick", ("rnn_triton", "cudnn", "flashrnn"), wrong=(WRONG,), left_out=(ABSENT,), slow=(SLOW,))
     )
 
@@ -29,7 +29,7 @@ def published(monkeypatch):
     """One published figure, whatever bench/cases/published.py lists"""
     figure = types.SimpleNamespace(us_per_step=4.76, what="FlashRNN fused", device="H100", source="arXiv 2412.07752")
     listed = {("h128-b16-t1024-bf16", "fwd"): [figure]}
-    monkeypatch.setattr("bench.cases.published.of", lambda case, pass_: listed.get((case, pass_), []))
+    monkeypatch.setattr("bench.cases.published.of", lambda name, pass_: listed.get((name, pass_), []))
 
 
 def by_case(table):
@@ -70,10 +70,10 @@ def test_published_figures_stand_beside_ours_with_device_and_source(rows):
 
 
 def test_faster_of_the_cudnn_paths_is_the_one_compared_with():
-    c = cases.case(128, 16, 256, "bf16")
+    c = case(128, 16, 256, "bf16")
     times = {"rnn_triton": 1.0, "cudnn": 3.0, "cudnn-layers": 2.0}
     found = by_case(
-        tables.results(records_rows.rows([timing(c, "fwd", name, us, launch_us=1e-9) for name, us in times.items()]))
+        tables.results(rows_of([timing(c, "fwd", name, us, launch_us=1e-9) for name, us in times.items()]))
     )
     assert (found[c.name, "fwd"]["by"], found[c.name, "fwd"]["speedup"]) == ("cudnn-layers", "2.00x")
 
@@ -140,35 +140,35 @@ def test_a_case_counts_for_every_suite_that_lists_it():
     every = suites.suites("all")
     found = rows_in_words.suites_of(c.name for c in every)
     assert found == {suite: {c.name for c in suites.SUITES[suite]} for suite in suites.SUITES if suite != "check"}
-    quick = rows_in_words.by_suite(records_rows.rows(suite("quick") + suite("medium") + suite("small-h")))["quick"]
+    quick = rows_in_words.by_suite(rows_of(suite("quick") + suite("medium") + suite("small-h")))["quick"]
     assert len({(row.case, row.pass_) for row in quick}) == 24
 
 
 def test_a_suite_that_others_explain_is_shown_where_it_is_whole(monkeypatch):
-    x, y, z = (cases.case(H, 1, 2, "bf16") for H in (1, 2, 3))
+    x, y, z = (case(H, 1, 2, "bf16") for H in (1, 2, 3))
     monkeypatch.setattr(rows_in_words, "SUITES", {"some": (x, y), "all": (x, y, z), "others": (z, x.at(7))})
     assert rows_in_words.suites_of([x.name, y.name, z.name]) == {"some": {x.name, y.name}, "all": {x.name, y.name, z.name}}
     assert rows_in_words.suites_of([x.name, z.name]) == {"all": {x.name, z.name}}
 
 
 def test_late_samples_are_said():
-    c = cases.case(128, 16, 256, "bf16")
-    found = records_rows.rows([timing(c, "fwd", "rnn_triton", 1.0, late=0), timing(c, "fwd", "loop", 1.0, late=7)])
+    c = case(128, 16, 256, "bf16")
+    found = rows_of([timing(c, "fwd", "rnn_triton", 1.0, late=0), timing(c, "fwd", "loop", 1.0, late=7)])
     assert "In 1 records (loop) the clock of some samples started before" in rows_in_words.caption(found)
     assert "started before" not in rows_in_words.caption(found[:1])
 
 
 def test_suites_come_in_their_own_order():
     mixed = suite("cliff") + suite("quick")
-    found = rows_in_words.by_suite(records_rows.rows(reversed(mixed)))
+    found = rows_in_words.by_suite(rows_of(reversed(mixed)))
     assert list(found) == ["quick", "cliff"]
     assert list(dict.fromkeys(r.case for r in found["cliff"])) == [c.name for c in suites.SUITES["cliff"]]
 
 
 def test_reasons_stand_beside_what_was_not_timed():
-    c = cases.case(128, 16, 256, "bf16")
+    c = case(128, 16, 256, "bf16")
     statuses = ("wrong", "error", "timeout", "unsupported", "missing")
-    found = records_rows.rows([timing(c, "fwd", f"p-{s}", 1.0, status=s) for s in statuses])
+    found = rows_of([timing(c, "fwd", f"p-{s}", 1.0, status=s) for s in statuses])
     listed = {
         t.name: [line[3:] for line in t.body]
         for t in (tables.wrong(found), tables.failed(found), tables.unsupported(found))
@@ -190,9 +190,9 @@ def test_caption_names_every_version_and_says_that_they_differ(rows):
     ):
         assert part in text
     assert "DIFFER" not in text and "fp32 is TF32" in text
-    c = cases.case(128, 16, 256, "bf16")
+    c = case(128, 16, 256, "bf16")
     newer = ENVIRONMENT | {"torch": "2.13", "dirty": True}
-    mixed = records_rows.rows(
+    mixed = rows_of(
         [
             timing(c, "fwd", "rnn_triton", 1.0),
             timing(c, "fwd", "cudnn", 1.0),
@@ -207,8 +207,8 @@ def test_caption_names_every_version_and_says_that_they_differ(rows):
 
 
 def test_a_speedup_that_no_run_gives_says_so():
-    c = cases.case(128, 16, 256, "bf16")
-    found = records_rows.rows([timing(c, "fwd", "rnn_triton", 1.0), timing(c, "fwd", "cudnn", 2.0, run="run-2")])
+    c = case(128, 16, 256, "bf16")
+    found = rows_of([timing(c, "fwd", "rnn_triton", 1.0), timing(c, "fwd", "cudnn", 2.0, run="run-2")])
     line = by_case(tables.results(found))[c.name, "fwd"]
     assert (line["speedup"], line["graph speedup"]) == ("not in one run", "-") and line["by"] == "cudnn"
     assert "not in one run" in tables.results(found).note
@@ -216,13 +216,13 @@ def test_a_speedup_that_no_run_gives_says_so():
 
 
 def test_kernels_that_ran_are_named_the_longest_first():
-    c = cases.case(128, 16, 256, "bf16")
+    c = case(128, 16, 256, "bf16")
     ran = [
         {"name": "void at::native::copy<float, std::array<int, 2> >(int, void (*)(int))", "count": 1, "us": 1.0},
         {"name": "void cudnn::(anonymous namespace)::RNN_blockPersist_fp<float, (bool)1>(Parameters)", "count": 1, "us": 90.0},
         {"name": "_recurrence", "count": 2, "us": 6.0}, {"name": "x" * 200, "count": 4, "us": 3.0},
     ]  # fmt: skip
-    found = records_rows.rows([timing(c, "fwd", "cudnn", 2.0, kernels=ran), timing(c, "train", "cudnn", 2.0)])
+    found = rows_of([timing(c, "fwd", "cudnn", 2.0, kernels=ran), timing(c, "train", "cudnn", 2.0)])
     table = tables.kernels(found)
     assert table.body == [(c.name, "fwd", "cudnn", "8", f"90% 1 x RNN_blockPersist_fp; 6% 2 x _recurrence; 3% 4 x {'x' * 80}")]
     assert "### Kernels that ran\n" in tables.markdown_document(found) and "Kernels that ran" in tables.latex_document(found)
@@ -237,17 +237,22 @@ def test_clocks_and_power_while_measuring_are_in_the_caption(rows):
 
 
 def test_loops_that_miss_the_gate_in_training_are_explained(rows):
-    c = cases.case(128, 16, 256, "bf16")
+    c = case(128, 16, 256, "bf16")
     loop = timing(c, "train", "loop", 2.0, status="wrong")
     ours = timing(c, "train", "rnn_triton", 1.0)
-    found = records_rows.rows([ours, loop])
+    found = rows_of([ours, loop])
     for text in (rows_in_words.caption(found), tables.wrong(found).note):
         assert "Wrong in training (loop): autograd sums the weight gradients" in text and "T = 240" in text
-    f32 = cases.case(128, 16, 256, "fp32")
+    f32 = case(128, 16, 256, "fp32")
     others = [loop | {"pass": "fwd"}, loop | {"status": "ok"}, timing(f32, "train", "loop", 2.0, status="wrong"),
               loop | {"provider": "flashrnn"}]  # fmt: skip
     for other in others:
-        assert "autograd" not in rows_in_words.caption(records_rows.rows([ours, other]))
+        assert "autograd" not in rows_in_words.caption(rows_of([ours, other]))
+
+
+def test_training_runs_have_a_line_each():
+    run = {"example": "digits", "implementation": "torch", "seed": 1, "accuracy": 0.9712, "seconds": 2.0, "environment": ENVIRONMENT}
+    assert tables.training([run]).body == [("digits", "torch", "1", "97.12%", "2.0 s", "Test GPU")]
 
 
 # ---- formats --------------------------------------------------------------------------------------------------------
@@ -293,12 +298,10 @@ def test_latex_breaks_the_lines_of_long_columns():
     assert r"\begin{tabular}{lp{0.25\linewidth}}" in text
 
 
-def test_long_latex_tables_continue_in_floats_of_their_own():
-    table = formats.Table("long", "Long", ("n",), [(str(n),) for n in range(2 * formats.LINES + 1)])
-    text = formats.latex(table)
-    _latex_is_sound(text, 3)
-    assert re.findall(r"\\label\{(.*?)\}", text) == ["tab:long", "tab:long-2", "tab:long-3"]
-    assert "Long, continued (3 of 3)" in text
+def test_a_long_latex_table_has_one_caption():
+    text = formats.latex(formats.Table("long", "Long", ("n",), [(str(n),) for n in range(99)], "Note."), "Test GPU")
+    _latex_is_sound(text, 1)
+    assert r"\caption{Long. Note. Test GPU.}" in text and text.count(r" \\") == 100
 
 
 def _latex_is_sound(text, floats):

@@ -26,9 +26,6 @@ class Table:
     note: str = ""
 
 
-# ---- ways to write them ---------------------------------------------------------------------------------------------
-
-
 def text(headings: Sequence[str], body: Iterable[Sequence[str]]) -> str:
     """Columns aligned for a terminal."""
     table = [tuple(headings), *map(tuple, body)]
@@ -53,7 +50,6 @@ _LATEX = {
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "|": r"\textbar{}", '"': "''", "[": "{[}", "]": "{]}",  # after \\ a bracket would be an argument
 }  # fmt: skip
-LINES = 40  # of a LaTeX table: a float is no longer than a page
 WIDEST, PARAGRAPH = 40, "0.25\\linewidth"  # characters; a column with more breaks its lines at this width
 
 
@@ -63,23 +59,17 @@ def latex_escape(value: str) -> str:
 
 
 def latex(table: Table, source: str = "") -> str:
-    """One or more table floats for \\usepackage{booktabs}, of LINES lines each; `source`: what it was measured on."""
+    """A float for \\usepackage{booktabs}; `source`: what it was measured on."""
     widest = [max(map(len, column)) for column in zip(table.headings, *table.body)]
     columns = "".join("l" if width <= WIDEST else f"p{{{PARAGRAPH}}}" for width in widest)
-    parts = []
-    chunks = [table.body[i : i + LINES] for i in range(0, len(table.body), LINES)] or [[]]
-    for number, chunk in enumerate(chunks):
-        title = table.title + (f", continued ({number + 1} of {len(chunks)})" if number else "")
-        words = ". ".join(part.rstrip(".") for part in (title, *((table.note, source) if not number else ())) if part)
-        lines = chunk or [("none", *[""] * (len(table.headings) - 1))]
-        body = "\n".join(" & ".join(map(latex_escape, line)) + r" \\" for line in lines)
-        parts.append(
-            "\\begin{table}\n\\centering\n\\scriptsize\n\\setlength{\\tabcolsep}{3pt}\n"
-            f"\\caption{{{latex_escape(words)}.}}\n\\label{{tab:{label(table.name)}{f'-{number + 1}' if number else ''}}}\n"
-            f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{' & '.join(map(latex_escape, table.headings))} \\\\\n\\midrule\n"
-            f"{body}\n\\bottomrule\n\\end{{tabular}}\n\\end{{table}}\n"
-        )
-    return "\n".join(parts)
+    words = ". ".join(part.rstrip(".") for part in (table.title, table.note, source) if part)
+    lines = table.body or [("none", *[""] * (len(table.headings) - 1))]
+    body = "\n".join(" & ".join(map(latex_escape, line)) + r" \\" for line in lines)
+    return (
+        "\\begin{table}\n\\centering\n\\scriptsize\n\\setlength{\\tabcolsep}{3pt}\n"
+        f"\\caption{{{latex_escape(words)}.}}\n\\label{{tab:{label(table.name)}}}\n\\begin{{tabular}}{{{columns}}}\n\\toprule\n"
+        f"{' & '.join(map(latex_escape, table.headings))} \\\\\n\\midrule\n{body}\n\\bottomrule\n\\end{{tabular}}\n\\end{{table}}\n"
+    )
 
 
 def csv_text(rows: Iterable[Row]) -> str:

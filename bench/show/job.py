@@ -15,9 +15,8 @@ from . import figures, report, style, tables
 
 def make_figures(records: Sequence[dict[str, Any]], out: Path, names: Sequence[str] | None = None) -> str:
     """Draw what there is; a line on what was written."""
-    training = [r for r in records if r["kind"] == "training"]
     try:
-        files = figures.draw(rows(records), training, out / report.FOLDER, names)
+        files = figures.draw(rows(records), out / report.FOLDER, names)
     except style.MissingMatplotlib as error:
         return f"no figures: {error}"
     stems = ", ".join(sorted({f.stem for f in files}))

@@ -16,6 +16,7 @@ from ..records.rows import Row
 from ..records.schema import OURS
 from . import figures, rows_in_words, style, tables
 from .formats import Table, label
+from .panels import Page
 
 LARGEST_SVG = 200_000  # bytes; a larger one is embedded as PNG
 FOLDER = "figures"  # beside the page
@@ -32,7 +33,7 @@ class Section:
     words: Sequence[tuple[str, Sequence[str]]] = ()
     tables: Sequence[Table] = ()
     prefix: str = ""  # of the tables' anchors
-    figures: Sequence[tuple[figures.Page, str, str]] = ()  # with their kind of image, and that in base64
+    figures: Sequence[tuple[Page, str, str]] = ()  # with their kind of image, and that in base64
     lines: str = ""
 
 
@@ -58,7 +59,9 @@ def html(
         judged += [Section(prefix + anchor, title + on, words, shown, prefix) for anchor, title, words, shown in _judging(here)]
         shown = [*tables.per_suite(here), tables.published(here), tables.providers(here), tables.kernels(here)]
         every.append(Section(f"{prefix}tables", f"All results{on}", (), shown, prefix))
-    parts += [*judged, _drawn(rows, training, out, names), *every]
+    parts += [*judged, _drawn(rows, out, names), *every]
+    if training:
+        parts.append(Section("training", "Training", (), [tables.training(training)]))
     if resources:
         parts.append(Section("kernels", "Compiled kernels", (), [tables.resources(resources)]))
     for number, section in enumerate(sections):
@@ -102,12 +105,12 @@ def _judging(rows: Sequence[Row]) -> list[tuple[str, str, list[tuple[str, list[s
     ]
 
 
-def _drawn(rows: Sequence[Row], training: Sequence[dict[str, Any]], out: Path, names: Sequence[str] | None) -> Section:
+def _drawn(rows: Sequence[Row], out: Path, names: Sequence[str] | None) -> Section:
     """The figures, each written to out/FOLDER too; a sentence where there are none"""
     found, why = [], "there is nothing to draw"
     try:
         with style.context():
-            for page in figures.pages(rows, training, names):
+            for page in figures.pages(rows, names):
                 files = {file.suffix: file for file in style.save(page.figure, out / FOLDER / page.name)}
                 small = files[".svg"].stat().st_size <= LARGEST_SVG
                 file, kind = (files[".svg"], "svg+xml") if small else (files[".png"], "png")

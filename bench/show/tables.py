@@ -329,6 +329,15 @@ def resources(records: Iterable[dict[str, Any]]) -> Table:
     )  # fmt: skip
 
 
+def training(records: Iterable[dict[str, Any]]) -> Table:
+    """A line per training run of an example"""
+    body = [
+        (r["example"], r["implementation"], str(r["seed"]), f"{r['accuracy']:.2%}", f"{r['seconds']:.1f} s", r["environment"]["device"])
+        for r in records
+    ]
+    return Table("training", "Training runs", ("example", "implementation", "seed", "test accuracy", "training", "device"), body)
+
+
 def markdown_document(rows: Sequence[Row], level: int = 2) -> str:
     """Every table, a section a device with what it was measured on."""
     parts = []
