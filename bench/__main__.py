@@ -12,7 +12,7 @@ from pathlib import Path
 from . import listing, quick
 from .command import OUT, budget_argument, out_argument
 from .compiled import job as of_compiled
-from .first_run import job as of_first_run
+from .first_run import run as of_first_run
 from .measure import job as of_measure
 from .model import job as of_model
 from .records.environment import needs

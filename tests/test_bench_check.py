@@ -8,7 +8,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -17,29 +16,26 @@ import triton
 import triton.language as tl
 from stub_cuda import stub
 from support import bench_stubs
-from support.bench_records import DATE, ENVIRONMENT
 from triton.compiler import CompiledKernel
 from triton.runtime.jit import JITFunction
 
 from bench.__main__ import main
-from bench.cases import case as cases
 from bench.cases import estimate, suites
-from bench.cases import inputs as cases_inputs
-from bench.first_run import behaviours, constants, dry, items, listed, probes, tables
+from bench.cases.case import DTYPES, case
+from bench.cases.inputs import tensors
+from bench.first_run import dry, items, listed, probes, tables
 from bench.first_run import run as first_run
-from bench.instruments import timing
 from bench.measure import check, compiling
-from bench.providers import interface
 from bench.records import schema, store
 from rnn_triton import overriding
 from rnn_triton.launch import launcher, recurrence
-from rnn_triton.plan import hardware, latency
+from rnn_triton.plan import hardware
 from rnn_triton.plan.choose import plan
-from rnn_triton.plan.problem import Problem, plan_fields
+from rnn_triton.plan.problem import Problem
 
 H200 = hardware.RECORDS["sm_90"]
-TINY = cases.case(24, 3, 3, "bf16", 8)
-SENTINEL = items.grid(protocol="sentinel", warps=4)
+TINY = case(24, 3, 3, "bf16", 8)
+SENTINEL = (*listed.SENTINEL, ("warps", 4))
 
 
 # ---- the command ----------------------------------------------------------------------------------------------------
@@ -57,20 +53,20 @@ def test_the_dry_run_does_every_sort_of_item_and_passes(tmp_path, capsys):
     assert main(["check", "--dry", "--out", str(tmp_path)]) == 0
     assert cpu_seconds() - began < 60  # 20 s on a slow core; wall time is the other tests' too
     found, problems = store.read([tmp_path / store.DRY_FILE])
-    assert problems == [] and {r["kind"] for r in found} == {"exchange", "check", "timing", "constant", "behaviour"}
+    assert problems == [] and {r["kind"] for r in found} == {"exchange", "check", "timing", "behaviour"}
     assert {r["environment"]["device"] for r in found} == {"none (dry run)"}
     status = {(r["kind"], r.get("name", r["case"]), r["status"]) for r in found if r["status"] != "ok"}
     assert {s for _, _, s in status} == {"unsupported"}
-    assert {name for _, name, _ in status} == {"node_us", "over_subscription_raises", "graph_replays_bitwise"}
+    assert {name for _, name, _ in status} == {"over_subscription_raises"}
     ran = {r["plan"]["forward"]["regime"] for r in found if r["kind"] == "check"}
     assert ran == {"one_cta", "cta_group", "per_step"}
     text = capsys.readouterr().out
-    assert all(f"\n{title}:\n" in text for title in tables.SECTIONS.values())
+    assert text.count(":\n") == 5  # tables
     assert "dry run" in text and "needs a GPU" in text and "not run" not in text
 
 
 def test_the_sorts_of_items_are_the_same_dry_or_not():
-    sorts = [{(type(i), getattr(i, "of", None), getattr(i, "by", None)) for i in f()} for f in (listed.items, listed.dry_items)]
+    sorts = [{(type(i), getattr(i, "of", None)) for i in f()} for f in (listed.items, listed.dry_items)]
     assert sorts[0] == sorts[1]
 
 
@@ -106,23 +102,23 @@ def test_an_item_that_fails_costs_itself_alone(tmp_path):
     table, failures, found = done(
         tmp_path,
         Item("a", "faults"), Item("b", "faults", "hang", timeout=0.5), Item("c", "faults"), Item("d", "faults", "crash"),
-        Item("e", "faults", "wrong"), Item("f", "faults", "raise", judges=False), Item("g", "graphs"),
+        Item("e", "faults", "wrong"), Item("f", "faults", "raise"), Item("g", "faults"),
     )  # fmt: skip
     assert [r["status"] for r in found] == ["ok", "timeout", "ok", "error", "wrong", "error", "ok"]
     assert len({r["message"] for r in found if r["status"] == "ok"}) == 3  # processes: after the hang, after the raise
-    assert [f.split(": ")[1] for f in failures] == ["b", "d", "e"]  # what does not judge is no failure
+    assert [f.split(": ")[1] for f in failures] == ["b", "d", "e", "f"]
     assert "exit code 17" in failures[1] and "planted" in failures[2]
 
 
 def test_the_budget_leaves_items_out_and_says_which(tmp_path):
     now = iter(range(0, 10000, 10))  # every look at the clock is ten seconds later
-    items = [bench_stubs.Item(f"{section} {i}", section) for section in ("equivalence", "graphs") for i in range(6)]
+    items = [bench_stubs.Item(f"{section} {i}", section) for section in ("equivalence", "faults") for i in range(6)]
     table, failures, found = done(tmp_path, *items, budget=90.0, clock=lambda: next(now))
     told = table.partition("not run, for the time was up: ")[2].splitlines()[0]
     ran = [r["name"] for r in found]
     assert failures == [] and [i.name for i in items if i.name not in ran] == [t.split(": ")[1] for t in told.split(", ")]
     # a section ends at its share, and the next one has its own time
-    assert 0 < sum("equivalence" in name for name in ran) < 6 and 0 < sum("graphs" in name for name in ran) < 6
+    assert 0 < sum("equivalence" in name for name in ran) < 6 and 0 < sum("faults" in name for name in ran) < 6
 
 
 def test_a_kernel_that_does_not_compile_is_a_failure(tmp_path):
@@ -134,7 +130,7 @@ def test_a_kernel_that_does_not_compile_is_a_failure(tmp_path):
 
 @pytest.mark.long
 def test_compiling_ends_in_time_and_says_what_it_left():
-    calls = [compiling.Call(cases.case(H, 1, 2, "bf16")) for H in (1, 2, 3, 4, 5, 6)]
+    calls = [compiling.Call(case(H, 1, 2, "bf16")) for H in (1, 2, 3, 4, 5, 6)]
     failures, cut = compiling.compile_calls(calls, 4.0, bench_stubs.slow)
     # nothing was begun after the 4 s, and what was begun by then is done
     assert cut >= 2
@@ -147,20 +143,19 @@ def test_compiling_ends_in_time_and_says_what_it_left():
 def test_items_cover_what_they_should():
     found = listed.items()
     sections = [item.section for item in found]
-    assert list(dict.fromkeys(sections)) == list(tables.SECTIONS) and sections == sorted(
-        sections, key=list(tables.SECTIONS).index
-    )
+    order = list(first_run.ENDS)[1:]
+    assert list(dict.fromkeys(sections)) == order and sections == sorted(sections, key=order.index)
     names = [(item.section, item.name) for item in found]
     assert len(set(names)) == len(names)
     grids = [i for i in found if i.section == "equivalence" and dict(i.choices).get("regime") == "cta_group"]
     assert {i.case.H for i in grids} >= {320, 384, 512, 1000, 1024, 1760, 2048, 4096}
     assert {(i.case.dtype, dict(i.choices)["protocol"]) for i in grids} == {
-        (dtype, protocol) for dtype in cases.DTYPES for protocol in ("sentinel", "counter")
+        (dtype, protocol) for dtype in DTYPES for protocol in ("sentinel", "counter")
     }
     assert any(i.case.B % 2 for i in grids) and any(i.case.nonlinearity == "relu" for i in grids)
     assert {i.case for i in found if i.section == "equivalence"} >= set(suites.suite("check"))
     networks = [i.case for i in found if i.section == "equivalence" and i.case.layers * i.case.directions > 1]
-    shared = [[part.lanes.count for part in estimate.launches(case, H200)] for case in networks]
+    shared = [[part.lanes.count for part in estimate.launches(c, H200)] for c in networks]
     assert [4] in shared and [8] in shared and [2, 2] in shared and {c.bidirectional for c in networks} == {True, False}
     assert all(max(counts) > 1 for counts in shared)
     timed = {i.case for i in found if i.section == "speed"}
@@ -194,8 +189,7 @@ def test_several_tiles_share_a_group_where_they_should():
 # ---- what a status and a number are made of -------------------------------------------------------------------------
 
 
-class Fails(behaviours.Behaviour):
-
+class Fails(probes.Fault):
     def measure(self, place, found):
         from rnn_triton import ExchangeError
 
@@ -231,69 +225,6 @@ def test_a_broken_context_ends_the_worker():
         items.perform((Fails(TINY, (("x", 1),)), True))
 
 
-class Clock:
-    """Says how long the cases that stand in for calls take."""
-
-    def __init__(self, us):
-        self.us = us
-
-    def Flush(self, device):
-        return None
-
-    def device_us(self, calls, flush, budget_s):
-        return {name: timing.Timed([self.us(case)] * 3, 0.0, 0) for name, case in calls.items()}
-
-    def wall_us(self, calls):
-        return {name: timed.us for name, timed in self.device_us(calls, None, 0).items()}
-
-    def capture(self, call):
-        return SimpleNamespace(replay=call), None
-
-
-def measured(item, us):
-    place = items.Place(torch.device("cpu"), Clock(us), False)
-    (fields,) = item.blank()
-    with mock.patch.object(items, "recurrence", lambda case, *_: case):
-        item.measure(place, [fields])
-    schema.validate({"schema": schema.SCHEMA, "date": DATE, "kind": item.kind, "run": "r", "environment": ENVIRONMENT, **fields})
-    return fields
-
-
-@pytest.mark.parametrize("by", ["device", "wall", "graph"])
-def test_a_constant_is_the_slope_less_the_rest_of_the_models_step(by):
-    case, choices = cases.case(512, 8, 1, "bf16", 8), items.grid(protocol="sentinel", groups=1)
-    item = constants.Slope(case, choices, constant="sentinel_us", steps=(100, 500), by=by)
-    found = measured(item, lambda case: 40 + 0.9 * case.T)
-    with overriding(**dict(choices)):
-        problem = estimate.problems(case)[0]
-        p = plan(problem, hardware.of(torch.device("cpu")))
-    practical = latency.practical_us(problem, p, H200)
-    assert found["value"] == pytest.approx(0.9 - practical + latency.CONSTANTS.sentinel_us[1])
-    assert found["model"] == latency.CONSTANTS.sentinel_us[1] and found["us"] == pytest.approx([130, 490])
-    assert found["plan"] == plan_fields(p)
-    # what the model predicts gives the model's constant back
-    again = measured(item, lambda case: 7 + practical * case.T)
-    assert again["value"] == pytest.approx(latency.CONSTANTS.sentinel_us[1])
-
-
-def test_gathered_bytes_are_the_slope_over_tiles():
-    case = cases.case(2048, 8, 64, "bf16", 8)
-    item = constants.Gather(case, items.grid(protocol="sentinel", groups=1, block_b=8), constant="L2 gather")
-    found = measured(item, lambda case: 30 + case.T * (0.5 + 0.4 * case.B / 8))
-    assert found["value"] == pytest.approx(8 * 2048 * 2 / 0.4 / (H200.clock_ghz * 1e3))
-    assert found["us"] == pytest.approx([0.5 + 0.4 * n for n in item.tiles])
-
-
-def test_launches_and_rates():
-    item = constants.Launch(TINY, SENTINEL, constant="launch of a grid")
-    found = measured(item, lambda case: 20.0 if case.T == 1 else math.nan)
-    assert found["value"] == 20 and found["model"] > latency.CONSTANTS.cooperative_us
-    found = measured(constants.Rate(TINY, constant="fill", size=1000), lambda call: 2.0)
-    assert found["value"] == pytest.approx(4000 / 2.0 * 1e-6)
-    found = measured(constants.Rate(TINY, constant="GEMM", size=16), lambda call: 2.0)
-    assert found["value"] == pytest.approx(2 * 16**3 / 2.0 * 1e-6)
-
-
 def test_rows_of_the_table():
     exchange = probes.Exchange(TINY, SENTINEL).blank()[0] | {
         "plan": {"protocol": "sentinel", "groups": 2, "ctas": 16}, "practical_us_per_step": 0.5,
@@ -303,19 +234,19 @@ def test_rows_of_the_table():
     assert row[1:] == ("forward", "sentinel", "2 x 16", "700", "500", "ok")
     (row,) = tables.exchange_rows([probes.Exchange(TINY, SENTINEL).blank()[0] | {"status": "timeout", "message": "a\nb"}])
     assert row[3:] == ("-", "-", "-", "TIMEOUT: a")
-    constant = constants.Slope(TINY, constant="local_us").blank()[0] | {"value": 0.123456, "model": 0.2, "message": "note"}
-    assert tables.constant_rows([constant]) == [("local_us", TINY.name, "0.123", "0.2", "us", "note")]
+    fault = probes.Fault(TINY, of="stuck_launch_ends").blank()[0] | {"message": "ended", "seconds": 1.0}
+    assert tables.fault_rows([fault]) == [("stuck launch ends", TINY.name, "1.0", "ok: ended")]
 
 
 # ---- the recurrence alone, and what must hold of launches; by interpreter -------------------------------------------
 
 
 def test_gradients_of_pre_activations_alone():
-    case = cases.case(12, 3, 4, "fp32", 5, ieee=True)
-    inputs = {name: t.double() for name, t in cases_inputs.tensors(case, torch.device("cpu")).items()}
-    y = check.reference(case, inputs)["y"]
-    da = items.pre_activation_gradients(case, inputs, y)
-    assert torch.allclose(da.flatten(0, 1).sum(0), check.reference(case, inputs)["dbias_ih_l0"], rtol=1e-12)
+    c = case(12, 3, 4, "fp32", 5, ieee=True)
+    inputs = {name: t.double() for name, t in tensors(c, torch.device("cpu")).items()}
+    y = check.reference(c, inputs)["y"]
+    da = probes.pre_activation_gradients(c, inputs, y)
+    assert torch.allclose(da.flatten(0, 1).sum(0), check.reference(c, inputs)["dbias_ih_l0"], rtol=1e-12)
 
 
 @pytest.mark.interpret
@@ -324,86 +255,26 @@ def test_a_wrong_exchange_is_seen(direction):
     item = probes.Exchange(TINY, SENTINEL, direction)
     (found,) = items.perform((item, True))
     assert found["status"] == "ok" and found["device_us"]["samples"] and set(found["errors"]) <= {"y", "hn", "da"}
-    exact = items.recurrence
+    exact = probes.alone
 
     def wrong(*arguments):
         call = exact(*arguments)
         return lambda: {name: 1.05 * value for name, value in call().items()}
 
-    with mock.patch.object(items, "recurrence", wrong):
+    with mock.patch.object(probes, "alone", wrong):
         (found,) = items.perform((item, True))
     assert found["status"] == "wrong" and "relative error" in found["message"]
 
 
 @pytest.mark.interpret
 def test_a_stuck_launch_that_is_not_stuck_is_seen():
-    item = behaviours.Behaviour(TINY, SENTINEL, of="stuck_launch_ends")
+    item = probes.Fault(TINY, SENTINEL, of="stuck_launch_ends")
     (found,) = items.perform((item, True))
     assert found["status"] == "ok" and "next launch is right" in found["message"]
     whole = recurrence.Recurrence
     with mock.patch.object(recurrence, "Recurrence", lambda problem, p: whole(problem, replace(p, ctas=2))):
         (found,) = items.perform((item, True))
     assert found["status"] == "wrong" and "reported nothing" in found["message"]
-
-
-@pytest.mark.interpret
-def test_calls_that_do_not_repeat_are_seen():
-    item = behaviours.Replay(TINY, (), of="repeats_bitwise")
-    assert items.perform((item, True))[0]["status"] == "ok"
-    train, calls = interface.ModuleSession.train, []
-
-    def drifts(session):
-        calls.append(0)
-        results = train(session)
-        results["dweight_hh_l0"].view(-1)[-1] *= 1 + len(calls) / 64
-        return results
-
-    with mock.patch.object(interface.ModuleSession, "train", drifts):
-        (found,) = items.perform((item, True))
-    assert found["status"] == "wrong" and "dweight_hh_l0 differs" in found["message"]
-
-
-def test_a_planner_that_goes_beyond_the_device_is_seen():
-    item = behaviours.Behaviour(cases.case(1024, 8, 4, "bf16", 8), SENTINEL[1:], of="planner_refuses")
-    place = items.Place(torch.device("cpu"), dry, False)
-    records_ = item.blank()
-    item.measure(place, records_)
-    assert "no plan of" in records_[0]["message"]
-    larger = replace(H200, sms=264, cooperative=False)
-    with mock.patch("rnn_triton.plan.choose.plan", lambda problem, device: plan(problem, larger)):
-        with pytest.raises(items.Wrong, match="for 132 SMs"):
-            item.measure(place, item.blank())
-
-
-class Graphs:
-    """Says that it captures; replays by calling again, or does nothing."""
-
-    def __init__(self, replays):
-        self.replays = replays
-
-    def capture(self, call):
-        static = call()
-
-        def replay():
-            for name, value in call().items() if self.replays else ():
-                static[name].copy_(value)
-
-        return SimpleNamespace(replay=replay), static
-
-    def synchronize(self):
-        pass
-
-
-@pytest.mark.parametrize("replays", [True, False])
-def test_a_graph_that_replays_nothing_is_seen(replays):
-    item = behaviours.Replay(TINY, (), of="graph_replays_bitwise")
-    place, found = items.Place(torch.device("cpu"), Graphs(replays), False), item.blank()
-    if replays:
-        item.measure(place, found)
-        assert found[0]["message"] == "3 replays each, on other inputs"
-    else:
-        with pytest.raises(items.Wrong, match="forward, replay 1: y differs"):
-            item.measure(place, found)
 
 
 @pytest.mark.parametrize(
@@ -415,7 +286,7 @@ def test_a_graph_that_replays_nothing_is_seen(replays):
     ],
 )
 def test_over_subscription_must_raise_what_it_should(error, outcome):
-    item = behaviours.Behaviour(TINY, SENTINEL, of="over_subscription_raises")
+    item = probes.Fault(TINY, SENTINEL, of="over_subscription_raises")
     place, found = items.Place(torch.device("cpu"), dry, False), item.blank()
     with mock.patch.object(recurrence.Recurrence, "forward", mock.Mock(side_effect=error)):
         if isinstance(outcome, str):

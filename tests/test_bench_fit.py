@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from support.bench_records import ENVIRONMENT, timing
 
-from bench.cases import case as cases
 from bench.cases import estimate
-from bench.model import bottlenecks, fit, observations
+from bench.cases.case import case
+from bench.model import bottlenecks, fit, job, observations
 from bench.records import schema
 from rnn_triton.plan import latency
 from rnn_triton.plan.candidates import candidates
@@ -24,19 +24,19 @@ TRUE = replace(
     counter_us=(0.55, 5.0), counter_busy_us=4.0,
 )  # fmt: skip  (no plan of these records has a counter)
 SHAPES = [
-    cases.case(H, B, 256, dtype) for dtype in ("bf16", "fp16")
+    case(H, B, 256, dtype) for dtype in ("bf16", "fp16")
     for H, B in ((32, 16), (64, 16), (128, 16), (256, 4), (128, 4096), (256, 2048), (64, 8192), (384, 16), (512, 16), (768, 16),
                  (1024, 16), (1024, 64), (1024, 256), (2048, 16), (2048, 128), (8192, 16), (10000, 32), (16384, 16), (8192, 512))
-] + [cases.case(H, B, 256, "fp32", ieee=True) for H in (256, 320, 384, 512, 640, 768) for B in (4, 16)]  # fmt: skip
+] + [case(H, B, 256, "fp32", ieee=True) for H in (256, 320, 384, 512, 640, 768) for B in (4, 16)]  # fmt: skip
 
 
-def measurement(case, constants=TRUE, direction="forward", noise=0.0, generator=None, **fields):
+def measurement(c, constants=TRUE, direction="forward", noise=0.0, generator=None, **fields):
     """A record of ours (an exchange, for a backward pass) that takes what the model says, +-noise"""
-    problem = estimate.problems(case)[direction == "backward"]
+    problem = estimate.problems(c)[direction == "backward"]
     ran = plan(problem, DEVICE)
     us = latency.practical_us(problem, ran, DEVICE, constants)
     us *= math.exp(noise * generator.standard_normal()) if generator else 1.0
-    of = timing(case, "fwd", "rnn_triton", us, plan={"forward": plan_fields(ran), "backward": None}, **fields)
+    of = timing(c, "fwd", "rnn_triton", us, plan={"forward": plan_fields(ran), "backward": None}, **fields)
     if direction == "backward":
         of = of | {
             "kind": "exchange", "direction": direction, "choices": {}, "plan": plan_fields(ran), "practical_us_per_step": us,
@@ -48,7 +48,7 @@ def measurement(case, constants=TRUE, direction="forward", noise=0.0, generator=
 def measurements(noise=0.0, shapes=SHAPES, constants=TRUE, seed=0):
     generator = np.random.default_rng(seed)
     return [
-        measurement(case, constants, direction, noise, generator) for case in shapes for direction in ("forward", "backward")
+        measurement(c, constants, direction, noise, generator) for c in shapes for direction in ("forward", "backward")
     ]
 
 
@@ -64,16 +64,16 @@ def found():
 def test_known_constants_are_recovered(found):
     values = by_name(found)
     assert found.refused == "" and found.device == "Test GPU" and found.skipped == {}
-    fitted = {name for name, value in values.items() if value.low is not None}
+    fitted = {name for name, value in values.items() if value.factor}
     assert {"local_us", "sentinel_us", "efficiency", "node_us"} <= fitted
     # a launch from the host hides behind the kernels: that it is short is all that shows
     host = values["host_us"]
-    assert host.low is None and host.new < 0.7 * host.old and host.why == "moved to where it no longer shows"
+    assert not host.factor and host.new < 0.7 * host.old and host.why == "moved to where it no longer shows"
     for name in fitted:
         value, true = values[name], fit._get(TRUE, name)
         assert value.old == fit._get(latency.CONSTANTS, name) and value.new == fit._get(found.constants, name)
         # 95 % intervals, of which one or another may miss: twice as wide, none does by chance (4 deviations)
-        half = math.log(value.high / value.new)
+        half = math.log(value.factor)
         assert abs(math.log(value.new / true)) <= 2 * half + 1e-9, name
     # the floor of a pair, and all that is no candidate, stay
     assert found.constants.sentinel_us[0] == 0.161
@@ -82,35 +82,33 @@ def test_known_constants_are_recovered(found):
     before, after = (g["all"] for g in (found.before, found.after))
     assert before.records == after.records == 2 * len(SHAPES)
     assert after.median < 0.03 < before.median
-    assert before.r2 < after.r2 and after.r2 > 0.995
     assert set(found.before) == {"one_cta", "cta_group", "per_step", "all"}
-    assert found.condition > 1
 
 
 def test_what_the_records_do_not_exercise_stays(found):
     counter = by_name(found)["counter_us"]
-    assert (counter.new, counter.low, counter.records) == (1.18, None, 0)
+    assert (counter.new, counter.factor, counter.records) == (1.18, None, 0)
     assert counter.why == "0 records depend on it, 5 are needed"
     assert found.constants.counter_us == latency.CONSTANTS.counter_us
     # of one CTA alone nothing about exchanges and launches is known
     alone = fit.fit(measurements(shapes=[c for c in SHAPES if c.H <= 256 and c.dtype != "fp32"]))
-    fitted = {name for name, value in by_name(alone).items() if value.low is not None}
+    fitted = {name for name, value in by_name(alone).items() if value.factor}
     assert fitted and fitted <= {"local_us", "efficiency"}
 
 
 def test_what_moves_together_is_not_told_apart():
     """Waiting for an exchange and the chain inside a CTA add up: records of small batches over a grid know their sum alone"""
-    shapes = [cases.case(H, B, 256, dtype) for H in (384, 512, 768) for B in (1, 4, 8) for dtype in ("bf16", "fp16")]
+    shapes = [case(H, B, 256, dtype) for H in (384, 512, 768) for B in (1, 4, 8) for dtype in ("bf16", "fp16")]
     found = fit.fit(measurements(noise=0.02, shapes=shapes))
     values = by_name(found)
-    left = [n for n in ("local_us", "sentinel_us") if values[n].low is None]
+    left = [n for n in ("local_us", "sentinel_us") if not values[n].factor]
     assert left and all("not told apart from the others" in values[n].why for n in left)
     assert found.refused == "" and found.after["all"].median < found.before["all"].median
 
 
 def test_no_interval_is_wider_than_a_factor_of_uncertain():
     found = fit.fit(measurements(noise=0.6))
-    factors = [value.high / value.new for value in found.values if value.low is not None]
+    factors = [value.factor for value in found.values if value.factor]
     assert factors and max(factors) <= 1.5
     assert any("not told apart" in value.why for value in found.values)
 
@@ -123,7 +121,7 @@ def test_only_the_readers_of_a_constant_change_with_it():
                 seen.predicted(fit._with(TRUE, {name: math.log(fit._get(TRUE, name) * f)})) for f in (1, factor)
             )
             assert set(np.flatnonzero(before != after)) <= set(seen.readers[name]), name
-    assert 0 < len(seen.readers["sentinel_us"]) < len(seen) and len(seen.readers["counter_us"]) == 0
+    assert 0 < len(seen.readers["sentinel_us"]) < len(seen.truth) and len(seen.readers["counter_us"]) == 0
 
 
 def test_outliers_do_not_pull():
@@ -153,14 +151,14 @@ def test_too_few_records_change_nothing(n):
     found = fit.fit(measurements(shapes=SHAPES[:n]))
     assert found.constants is latency.CONSTANTS and not found.after
     assert found.refused.startswith(f"{2 * n} records of single recurrences, at least 12 are needed")
-    assert all(value.new == value.old and value.low is None for value in found.values)
-    assert len(fit.constants_body(found)) == len(fit.FITTED) and found.refused in fit.summary(found)[0]
+    assert all(value.new == value.old and not value.factor for value in found.values)
+    assert len(job.constants_body(found)) == len(fit.FITTED)
 
 
 def test_what_is_no_single_recurrence_is_left_out_and_said():
     good = measurement(SHAPES[0])
     ran, shape, hardware = good["plan"]["forward"], good["shape"], ENVIRONMENT["hardware"]
-    stack = cases.case(128, 16, 256, "bf16", layers=2)
+    stack = case(128, 16, 256, "bf16", layers=2)
     left_out = [
         (good | {"status": "wrong"}, "no time: wrong"),
         (good | {"pass": "train"}, "not a forward pass alone"),
@@ -218,14 +216,12 @@ def test_devices_are_not_mixed():
     given = [measurement(SHAPES[0]), measurement(SHAPES[0], environment=other)]
     with pytest.raises(ValueError, match="fitted to one device, got records of B, Test GPU"):
         fit.fit(given)
-    assert fit.fit(given, "B").before["all"].records == 1
-    with pytest.raises(ValueError, match="no records of 'Test GPX' .*nearest: Test GPU"):
-        fit.fit(given, "Test GPX")
+    assert fit.fit(given[1:]).before["all"].records == 1
 
 
 def test_every_plan_survives_a_record():
-    for case in SHAPES:
-        for problem in estimate.problems(case):
+    for c in SHAPES:
+        for problem in estimate.problems(c):
             for p in candidates(problem, DEVICE):
                 assert plan_from_fields(plan_fields(p)) == p
     fields = plan_fields(p)
@@ -238,17 +234,17 @@ def test_every_plan_survives_a_record():
 
 
 def test_text(found):
-    lines = fit.constants_body(found)
-    assert {len(line) for line in lines} == {len(fit.HEADINGS)}
-    local = next(line for line in lines if line[0] == "local_us (us)")
-    assert local[1] == "0.2" and float(local[2]) == pytest.approx(0.3, rel=0.1) and local[-1] == "estimate"
-    errors = fit.errors_body(found)
+    lines = job.constants_body(found)
+    assert {len(line) for line in lines} == {len(job.HEADINGS)}
+    local = next(line for line in lines if line[0] == "local_us")
+    assert local[1] == "0.2" and float(local[2]) == pytest.approx(0.3, rel=0.1) and local[-1] == "fitted"
+    errors = job.errors_body(found)
     assert [line[0] for line in errors] == ["one_cta", "cta_group", "per_step", "all"]
-    assert {len(line) for line in errors} == {len(fit.ERROR_HEADINGS)}
+    assert {len(line) for line in errors} == {len(job.ERROR_HEADINGS)}
 
 
 def test_bottlenecks():
-    slow, fast = (cases.case(128, B, 256, "bf16") for B in (16, 32))
+    slow, fast = (case(128, B, 256, "bf16") for B in (16, 32))
     given = [
         timing(slow, "fwd", "rnn_triton", 0.3, floor_us_per_step=0.03),
         timing(fast, "fwd", "rnn_triton", 0.3, parts_us_per_step={"MMA": 0.1, "DRAM": 0.4, "host": 0.2, "L2": 0.0}),

@@ -16,8 +16,7 @@ from support.bench_records import ENVIRONMENT, timing
 from bench.cases import estimate as model
 from bench.cases import suites
 from bench.cases.case import case
-from bench.first_run import dry, items
-from bench.first_run import listed as first_run_listed
+from bench.first_run import dry, items, listed
 from bench.measure.run import blank, model_estimate
 from bench.providers import ours as providers_ours
 from bench.providers import registry
@@ -98,7 +97,7 @@ def test_every_item_of_the_first_run_can_be_recorded(tmp_path):
     place = items.Place(CPU, dry, False)
     with store.Writer(tmp_path / "t.jsonl", "run-1", ENVIRONMENT) as writer:
         written = []
-        for item in first_run_listed.items():
+        for item in listed.items():
             for fields in item.blank():
                 if fields.get("plan", 0) is None and fields.get("provider", "rnn_triton") == "rnn_triton":
                     with place.choosing(item.choices):

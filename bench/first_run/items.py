@@ -14,18 +14,20 @@ from typing import Any, ClassVar
 
 import torch
 
+import rnn_triton
+from rnn_triton.plan import hardware
+from rnn_triton.plan.choose import plan
+
 from ..cases.case import Case
 from ..instruments import timing
 from ..instruments.worker import in_words
 from ..measure import run
-from ..measure.compiling import Call, choices_of, named
+from ..measure.compiling import Call, Choices, named
 from ..records import schema
 from . import dry
 
 Fields = dict[str, Any]
-Choices = tuple[tuple[str, Any], ...]
 SECONDS = 0.2  # of measuring a call
-WEIGHTS = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
 
 
 class Wrong(Exception):
@@ -45,9 +47,7 @@ class Place:
     is_dry: bool
 
     @property
-    def record(self) -> Any:
-        from rnn_triton.plan import hardware
-
+    def record(self) -> hardware.Device:
         return hardware.of(self.device)
 
     @property
@@ -56,20 +56,16 @@ class Place:
 
     @contextlib.contextmanager
     def choosing(self, choices: Choices, **interpreter: Any) -> Iterator[None]:
-        """Plans have these values; in the interpreter, a grid's programs run side by side."""
-        import rnn_triton
-
-        grid = dict(choices).get("regime") == "cta_group"
-        if self.is_dry and grid and not dry.has_cooperative_interpreter():
+        """Plans have these values; in the interpreter, the programs of a group run side by side."""
+        group = dict(choices).get("regime") == "cta_group"
+        if self.is_dry and group and not dry.has_cooperative_interpreter():
             raise NotHere("planned and compiled only: running it needs tests/cooperative, of a checkout")
-        beside = dry.all_programs_alive(**interpreter) if self.is_dry and grid else contextlib.nullcontext()
+        beside = dry.all_programs_alive(**interpreter) if self.is_dry and group else contextlib.nullcontext()
         with rnn_triton.overriding(**dict(choices)), beside:
             yield
 
     def plan(self, problem: Any) -> Any:
         """Of a problem, under the open choices; NotHere where there is none."""
-        from rnn_triton.plan.choose import plan
-
         try:
             return plan(problem, self.record)
         except (ValueError, NotImplementedError) as error:
@@ -87,7 +83,6 @@ class Item:
 
     kind: ClassVar[str]
     section: ClassVar[str]
-    judges: ClassVar[bool] = True  # whether a failure of it is a failure of the check
     timeout: ClassVar[float] = 30.0  # seconds; the first item of a process has the start of CUDA on top
 
     case: Case
@@ -103,7 +98,7 @@ class Item:
 
     def fields(self) -> Fields:
         """What a record of its kind needs besides"""
-        return {}
+        return {"shape": vars(self.case)}
 
     def calls(self) -> list[Call]:
         """What it compiles"""
@@ -123,8 +118,6 @@ def _place(is_dry: bool) -> Place:
 
 def perform(order: tuple[Item, bool]) -> list[Fields]:
     """The records of an item, in a worker; `order`: the item, and whether it is to run dry."""
-    import rnn_triton
-
     item, is_dry = order
     place, records = _place(is_dry), item.blank()
     try:
@@ -143,56 +136,3 @@ def perform(order: tuple[Item, bool]) -> list[Fields]:
     except RuntimeError as error:  # the CUDA context is broken: the worker is to be replaced
         raise RuntimeError(f"{said or 'afterwards'}: {error}") from error
     return records
-
-
-# ---- a: the protocols alone -----------------------------------------------------------------------------------------
-
-
-def operands_of(inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    """Of a forward recurrence: x, w_ih, w_hh, b_ih, b_hh, h0[B,H]"""
-    return (inputs["x"], *(inputs[name] for name in WEIGHTS), inputs["h0"][0])
-
-
-def recurrence(case: Case, inputs: dict[str, torch.Tensor], direction: str, y: torch.Tensor | None) -> Any:
-    """A call of the recurrence alone: {y, hn[1,B,H]} forward, {da} backward from the given y."""
-    from rnn_triton.cells.elman import ELMAN
-    from rnn_triton.launch import dispatch as launch
-
-    cell = ELMAN[case.nonlinearity].name
-
-    if direction == "forward":
-        operands = (*operands_of(inputs), cell, False, case.precision)
-        forward: Any = launch.forward
-
-        def call() -> dict[str, torch.Tensor]:
-            y, hn = forward(*operands)
-            return {"y": y, "hn": hn[None]}
-    else:
-        assert y is not None
-        of_y = (inputs["weight_hh_l0"], y, inputs["dy"], inputs["dhn"][0])
-
-        def call() -> dict[str, torch.Tensor]:
-            return {"da": launch.backward(*of_y, cell, False, case.precision)}
-
-    return call
-
-
-def pre_activation_gradients(case: Case, inputs: dict[str, torch.Tensor], y: torch.Tensor) -> torch.Tensor:
-    """da[T,B,H] in fp64"""
-    from rnn_triton.cells import reference
-
-    wide = {name: value.double() for name, value in inputs.items()}
-    one = torch.eye(case.H, dtype=torch.float64, device=y.device)  # dx = da W_ih
-    wide_y = y.double()
-    return reference.backward(
-        wide_y, one, wide["weight_hh_l0"], wide["h0"][0], wide_y, wide["dy"], wide["dhn"][0], case.nonlinearity
-    )[0]
-
-
-def grid(**choices: Any) -> Choices:
-    """Choices of a grid plan"""
-    return choices_of(regime="cta_group", **choices)
-
-
-def per_step(**choices: Any) -> Choices:
-    return choices_of(regime="per_step", **choices)

@@ -1,21 +1,63 @@
-"""Items that judge or time a case: the exchange protocols alone, equivalence, speed."""
+"""The sorts of items: a recurrence alone, results against fp64, an ordinary timing, a fault that must be seen."""
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
-from typing import ClassVar
+import time
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+from unittest import mock
 
-from ..cases import estimate as model
-from ..cases.case import Job
+import torch
+
+import rnn_triton
+from rnn_triton.cells import reference
+from rnn_triton.cells.elman import ELMAN
+from rnn_triton.launch import dispatch, operands, recurrence
+from rnn_triton.plan import latency
+from rnn_triton.plan.problem import plan_fields
+
+from ..cases import estimate
+from ..cases.case import Case, Job
 from ..cases.inputs import tensors
 from ..measure import check, run
 from ..measure.compiling import Call
 from ..providers.ours import plans_on
 from ..providers.registry import PROVIDERS
 from ..records.schema import BASELINES, OURS, sampled
-from . import items
-from .items import Fields, Item, NotHere, Place, Wrong, pre_activation_gradients
+from .items import Fields, Item, NotHere, Place, Wrong
+
+WEIGHTS = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+
+# ---- a recurrence alone ---------------------------------------------------------------------------------------------
+
+
+def operands_of(inputs: dict[str, torch.Tensor]) -> Any:
+    """Of a forward recurrence: x, w_ih, w_hh, b_ih, b_hh, h0[B,H]"""
+    return (inputs["x"], *(inputs[name] for name in WEIGHTS), inputs["h0"][0])
+
+
+def alone(case: Case, inputs: dict[str, torch.Tensor], direction: str, y: torch.Tensor) -> Any:
+    """A call of the recurrence alone: {y, hn[1,B,H]} forward, {da} backward from the given y."""
+    how: Any = (ELMAN[case.nonlinearity].name, False, case.precision)
+
+    def forward() -> dict[str, torch.Tensor]:
+        y, hn = dispatch.forward(*operands_of(inputs), *how)
+        return {"y": y, "hn": hn[None]}
+
+    def backward() -> dict[str, torch.Tensor]:
+        return {"da": dispatch.backward(inputs["weight_hh_l0"], y, inputs["dy"], inputs["dhn"][0], *how)}
+
+    return forward if direction == "forward" else backward
+
+
+def pre_activation_gradients(case: Case, inputs: dict[str, torch.Tensor], y: torch.Tensor) -> torch.Tensor:
+    """da[T,B,H] in fp64"""
+    wide = {name: value.double() for name, value in inputs.items()}
+    one = torch.eye(case.H, dtype=torch.float64, device=y.device)  # dx = da W_ih
+    wide_y = y.double()
+    return reference.backward(
+        wide_y, one, wide["weight_hh_l0"], wide["h0"][0], wide_y, wide["dy"], wide["dhn"][0], case.nonlinearity
+    )[0]
 
 
 @dataclass(frozen=True)
@@ -32,19 +74,15 @@ class Exchange(Item):
         return f"{super().name} {self.direction}"
 
     def fields(self) -> Fields:
-        return {"shape": dataclasses.asdict(self.case), "direction": self.direction}
+        return super().fields() | {"direction": self.direction}
 
     def calls(self) -> list[Call]:
         return [Call(self.case, "fwd" if self.direction == "forward" else "train", self.choices)]
 
     def measure(self, place: Place, records: list[Fields]) -> None:
-        from rnn_triton.plan import latency
-        from rnn_triton.plan.problem import plan_fields
-
         (record,) = records
-        case, short = self.case, self.case.at(max(1, self.case.T // 4))
-        forward, backward = model.problems(case)
-        problem = forward if self.direction == "forward" else backward
+        case, short = self.case, run.short_of(self.case)
+        problem = estimate.problems(case)[self.direction == "backward"]
         with place.choosing(self.choices):
             plan = place.plan(problem)
             record["plan"] = plan_fields(plan)
@@ -56,12 +94,12 @@ class Exchange(Item):
                 expected = {name: truth[name] for name in ("y", "hn")}
             else:
                 expected = {"da": pre_activation_gradients(case, inputs, y)}
-            call = items.recurrence(case, inputs, self.direction, y)
+            call = alone(case, inputs, self.direction, y)
             verdict = check.compare(case, call(), expected)
             record["errors"] = verdict.errors
             if not verdict.ok:
                 raise Wrong(verdict.message)
-            samples = place.samples(full=call, short=items.recurrence(short, few, self.direction, y[: short.T]))
+            samples = place.samples(full=call, short=alone(short, few, self.direction, y[: short.T]))
         record |= {"device_us": sampled(samples["full"]), "short_T": short.T, "short_us": sampled(samples["short"])}
 
 
@@ -72,7 +110,7 @@ class Switch(Exchange):
     section = "switches"
 
 
-# ---- b: equivalence -------------------------------------------------------------------------------------------------
+# ---- results and speed ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -81,9 +119,6 @@ class Equivalence(Item):
 
     kind = "check"
     section = "equivalence"
-
-    def fields(self) -> Fields:
-        return {"shape": dataclasses.asdict(self.case)}
 
     def measure(self, place: Place, records: list[Fields]) -> None:
         (record,) = records
@@ -96,9 +131,6 @@ class Equivalence(Item):
         record |= {"errors": verdict.errors, "implementation": f"Triton kernels on {place.name}"}
         if not verdict.ok:
             raise Wrong(verdict.message)
-
-
-# ---- c: speed -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -116,9 +148,93 @@ class Speed(Item):
         return [run.blank(self.case, pass_, name) for name in self.providers for pass_ in self.passes]
 
     def measure(self, place: Place, records: list[Fields]) -> None:
-        found = run.measure(Job(self.case, self.passes, self.providers), place.device, place.clock)
-        estimate = run.model_estimate(place.record)
-        for fields in found:
+        records[:] = run.measure(Job(self.case, self.passes, self.providers), place.device, place.clock)
+        for fields in records:
             if fields["provider"] == OURS:
-                fields |= estimate(self.case, fields["pass"])
-        records[:] = found
+                fields |= run.model_estimate(place.record)(self.case, fields["pass"])
+
+
+# ---- what must fail, and does ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fault(Item):
+    """A fault that must be seen: `of` names the method that makes it."""
+
+    kind = "behaviour"
+    section = "faults"
+
+    of: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.of.replace('_', ' ')}, {super().name}"
+
+    def fields(self) -> Fields:
+        return {"name": self.of}
+
+    def measure(self, place: Place, records: list[Fields]) -> None:
+        began = time.monotonic()
+        try:
+            records[0]["message"] = getattr(self, self.of)(place)
+        finally:
+            records[0]["seconds"] = time.monotonic() - began
+
+    def over_subscription_raises(self, place: Place) -> str:
+        """More CTAs than can be on the device at once: the launch raises and the one after it works."""
+        if place.is_dry:
+            raise NotHere("needs a GPU")
+        with place.choosing(self.choices):
+            plan = place.plan(estimate.problems(self.case)[0])
+        groups = 32 * place.record.sms // plan.ctas + 1  # an SM holds 32 CTAs at most, be they as small as they are
+        many = replace(self.case, B=plan.block_b * groups)
+        launch: Any = recurrence.Recurrence(estimate.problems(many)[0], replace(plan, groups=groups))
+        try:
+            launch.forward(*operands_of(tensors(many, place.device)), False)
+        except RuntimeError as error:
+            message = str(error)
+            if "cooperative" not in message:
+                raise
+        else:
+            raise Wrong(f"{groups} groups of {plan.ctas} CTAs were launched on {place.record.sms} SMs")
+        self.still_right(place)
+        return f"{groups * plan.ctas} CTAs: {message}; the next launch is right"
+
+    def stuck_launch_ends(self, place: Place) -> str:
+        """A group that lacks a CTA gives up: ExchangeError soon, NaN from the failing step on, the next launch right."""
+        case, problem = self.case, estimate.problems(self.case)[0]
+        limit = 64 if place.is_dry else operands.SPIN_LIMIT
+        interpreter = dict(max_idle=20 * limit) if place.is_dry else {}
+        with place.choosing(self.choices, **interpreter), mock.patch.object(operands, "SPIN_LIMIT", limit):
+            plan = place.plan(problem)
+            if plan.ctas < 2 or plan.protocol != "sentinel":
+                raise NotHere("needs a plan of several CTAs that exchange by sentinel")
+            launch: Any = recurrence.Recurrence(problem, replace(plan, ctas=plan.ctas - 1))
+            y, hn = launch.forward(*operands_of(tensors(case, place.device)), False)
+            began = time.monotonic()  # it is compiled, and under way
+            try:
+                rnn_triton.synchronize(place.device)
+            except rnn_triton.ExchangeError as error:
+                message = str(error)
+            else:
+                raise Wrong("rnn_triton.synchronize() reported nothing")
+            seconds = time.monotonic() - began
+        if "step 1 " not in message:
+            raise Wrong(f"the report does not name step 1: {message}")
+        there = plan.units * (plan.ctas - 1)  # hidden units that were computed
+        truth = check.reference(case, tensors(case, place.device))["y"]
+        first = check.compare(case, {"y": y[:1, :, :there]}, {"y": truth[:1, :, :there]})
+        if not first.ok:
+            raise Wrong(f"the step before: {first.message}")
+        if not (y[1:].isnan().all() and hn[:, :there].isnan().all()):
+            raise Wrong("outputs after the failing step are not all NaN")
+        if seconds > 20 and not place.is_dry:
+            raise Wrong(f"it took {seconds:.0f} s")
+        self.still_right(place)
+        return f"ended after {seconds:.1f} s; the next launch is right"
+
+    def still_right(self, place: Place) -> None:
+        with place.choosing(self.choices):
+            verdict = check.gate(self.case, PROVIDERS[OURS], place.device)
+        if not verdict.ok:
+            raise Wrong(f"the next launch: {verdict.message}")

@@ -12,22 +12,12 @@ from ..records.schema import is_switched
 from ..records.store import read
 from ..show import formats, tables
 from . import dry
-from .behaviours import Behaviour
 from .items import Item
-from .listed import SETTINGS, fault_items
+from .listed import SETTINGS
 
-SECTIONS = {
-    "protocols": "exchange protocols alone",
-    "equivalence": "y, hn and all gradients against fp64",
-    "speed": "rnn_triton against torch.nn.RNN on cuDNN",
-    "switches": "settings of the group kernel, side by side",
-    "constants": "constants of the latency model",
-    "faults": "what must fail, and does",
-    "graphs": "repeated calls and CUDA graphs",
-}
-
-
-# ---- what it says ---------------------------------------------------------------------------------------------------
+EXCHANGE_HEADINGS = ("case", "direction", "plan", "CTAs", "ns/step", "model*", "verdict")
+SWITCH_HEADINGS = ("case", "direction", "loads of x", "turns a look", "cycles of delay", "ns/step", "verdict")
+FAULT_HEADINGS = ("what", "case", "seconds", "verdict")
 
 
 def table_of(path: Path, left: Sequence[Item], is_dry: bool) -> str:
@@ -35,19 +25,16 @@ def table_of(path: Path, left: Sequence[Item], is_dry: bool) -> str:
     by_kind: dict[str, list[dict[str, Any]]] = {}
     for record in found:
         by_kind.setdefault(record["kind"], []).append(record)
-    timing = list(rows(found))
-    behaviours = by_kind.get("behaviour", [])
     exchanges = by_kind.get("exchange", [])
-    switched = [r for r in exchanges if is_switched(r)]
-    faults = [r for r in behaviours if r["name"] in {i.of for i in fault_items() if isinstance(i, Behaviour)}]
+    timed = formats.text(tables.HEADINGS, tables.timing_rows(rows(found)))
     parts = {
-        "protocols": formats.text(EXCHANGE_HEADINGS, exchange_rows(r for r in exchanges if r not in switched)),
-        "equivalence": _equivalence_table(by_kind.get("check", [])),
-        "speed": "a stub's times are not shown" if is_dry else formats.text(tables.HEADINGS, tables.timing_rows(timing)),
-        "switches": formats.text(SWITCH_HEADINGS, switch_rows(switched)),
-        "constants": formats.text(CONSTANT_HEADINGS, constant_rows(by_kind.get("constant", []))),
-        "faults": formats.text(BEHAVIOUR_HEADINGS, behaviour_rows(faults)),
-        "graphs": formats.text(BEHAVIOUR_HEADINGS, behaviour_rows(r for r in behaviours if r not in faults)),
+        "exchange protocols and regimes, a recurrence alone": formats.text(
+            EXCHANGE_HEADINGS, exchange_rows(r for r in exchanges if not is_switched(r))
+        ),
+        "y, hn and all gradients against fp64": _equivalence_table(by_kind.get("check", [])),
+        "rnn_triton against torch.nn.RNN on cuDNN": "a stub's times are not shown" if is_dry else timed,
+        "settings of the group kernel, side by side": formats.text(SWITCH_HEADINGS, switch_rows(filter(is_switched, exchanges))),
+        "what must fail, and does": formats.text(FAULT_HEADINGS, fault_rows(by_kind.get("behaviour", []))),
     }
     if is_dry:
         where = "Triton's interpreter, all programs of a launch alive"
@@ -56,15 +43,10 @@ def table_of(path: Path, left: Sequence[Item], is_dry: bool) -> str:
         intro = f"dry run by {where}. Times are a stub's: they mean nothing."
     else:
         intro = f"on {found[0]['environment']['device']}" if found else "nothing was run"
-    lines = [intro]
-    lines += [f"\n{SECTIONS[section]}:\n{table}" for section, table in parts.items()]
+    lines = [intro, *(f"\n{title}:\n{table}" for title, table in parts.items())]
     if left:
         lines.append(f"\nnot run, for the time was up: {', '.join(f'{item.section}: {item.name}' for item in left)}")
-    lines.append(f"\nrecords in {path}")
-    return "\n".join(lines)
-
-
-EXCHANGE_HEADINGS = ("case", "direction", "protocol", "CTAs", "ns/step", "model*", "verdict")
+    return "\n".join([*lines, f"\nrecords in {path}"])
 
 
 def exchange_rows(records: Iterable[dict[str, Any]]) -> list[tuple[str, ...]]:
@@ -74,20 +56,26 @@ def exchange_rows(records: Iterable[dict[str, Any]]) -> list[tuple[str, ...]]:
         plan, practical = r["plan"] or {}, r["practical_us_per_step"]
         ctas = f"{plan['groups']} x {plan['ctas']}" if "ctas" in plan else "-"
         model = "-" if practical is None else f"{1e3 * practical:.0f}"
-        protocol = str(plan.get("protocol", r["choices"].get("protocol", "-")))
-        out.append((r["case"], r["direction"], protocol, ctas, _ns(r), model, _verdict(r)))
+        chosen = r["choices"] | plan
+        kind = str(chosen.get("protocol") or chosen.get("regime", "-"))
+        out.append((r["case"], r["direction"], kind, ctas, _ns(r), model, _verdict(r)))
     return out
-
-
-SWITCH_HEADINGS = ("case", "direction", "loads of x", "turns a look", "cycles of delay", "ns/step", "verdict")
 
 
 def switch_rows(records: Iterable[dict[str, Any]]) -> list[tuple[str, ...]]:
     """A line per setting, those of one case and direction below each other"""
-    out = []
+    out: list[tuple[str, ...]] = []
     for r in sorted(records, key=lambda r: (r["shape"]["H"], r["direction"])):
         settings = (str(r["choices"][name]) for name in SETTINGS[0])
         out.append((r["case"], r["direction"], *settings, _ns(r), _verdict(r)))
+    return out
+
+
+def fault_rows(records: Iterable[dict[str, Any]]) -> list[tuple[str, ...]]:
+    out: list[tuple[str, ...]] = []
+    for r in records:
+        verdict = f"ok: {r['message']}" if r["status"] == "ok" else _verdict(r)
+        out.append((r["name"].replace("_", " "), r["case"], f"{r['seconds']:.1f}", verdict))
     return out
 
 
@@ -97,34 +85,6 @@ def _ns(r: dict[str, Any]) -> str:
     if not full or not short or r["short_T"] >= r["shape"]["T"]:
         return "-"
     return f"{1e3 * (full - short) / (r['shape']['T'] - r['short_T']):.0f}"
-
-
-CONSTANT_HEADINGS = ("constant", "case", "measured", "model", "unit", "note")
-
-
-def constant_rows(records: Iterable[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """A line per constant record: measured beside the model's."""
-    out: list[tuple[str, ...]] = []
-    for r in records:
-        value, model = ("-" if r[key] is None else f"{r[key]:.3g}" for key in ("value", "model"))
-        note = r["message"] if r["status"] == "ok" else _verdict(r)
-        plan = r["plan"] or {}
-        ctas = f" of {plan['ctas']} CTAs" if "ctas" in plan else ""
-        case = f"{r['case']} {plan.get('regime', '')}{ctas}".rstrip()
-        out.append((r["name"], case, value, model, r["unit"], note))
-    return out
-
-
-BEHAVIOUR_HEADINGS = ("what", "case", "regime", "seconds", "verdict")
-
-
-def behaviour_rows(records: Iterable[dict[str, Any]]) -> list[tuple[str, ...]]:
-    out: list[tuple[str, ...]] = []
-    for r in records:
-        regime = " ".join(str(v) for k, v in r["choices"].items() if k in ("regime", "protocol")) or "one_cta"
-        verdict = f"ok: {r['message']}" if r["status"] == "ok" else _verdict(r)
-        out.append((r["name"].replace("_", " "), r["case"], regime, f"{r['seconds']:.1f}", verdict))
-    return out
 
 
 def _equivalence_table(records: Sequence[dict[str, Any]]) -> str:

@@ -18,8 +18,8 @@ import torch
 
 from rnn_triton.plan import hardware
 
-from ..records.environment import smi_name
-from ..records.schema import quantiles
+from ..records.environment import CLOCKS, smi_name
+from ..records.schema import TELEMETRY, quantiles
 
 Calls = Mapping[str, Callable[[], object]]
 Announce = Callable[[str], None]
@@ -134,43 +134,33 @@ def wall_us(calls: Calls, budget_s: float = 0.1, announce: Announce = _silently)
     return samples
 
 
-class Telemetry:
-    """Clocks, power and temperature while it is open, asked of nvidia-smi every 100 ms.
-
-    `medians` afterwards: sm_mhz, memory_mhz, power_w, temperature_c, as far as they could be read."""
-
-    FIELDS = {"sm_mhz": "clocks.sm", "memory_mhz": "clocks.mem", "power_w": "power.draw", "temperature_c": "temperature.gpu"}
-
-    def __init__(self, device: torch.device):
-        self.medians: dict[str, float] = {}
-        self._process: subprocess.Popen[str] | None = None
-        self._name = smi_name(device)
-
-    def __enter__(self) -> Telemetry:
-        command = [
-            "nvidia-smi", f"--query-gpu={','.join(self.FIELDS.values())}", "--format=csv,noheader,nounits", "-lms", "100",
-            "-i", self._name,
-        ]  # fmt: skip
-        with contextlib.suppress(OSError):  # no nvidia-smi: nothing is known
-            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._process is not None:
-            self._process.terminate()
-            self.medians = telemetry_medians(self._process.communicate()[0])
+@contextlib.contextmanager
+def telemetry(device: torch.device) -> Iterator[dict[str, float]]:
+    """Medians by the names in TELEMETRY, as far as nvidia-smi tells them every 100 ms while this is open; filled in at its end."""
+    fields = ",".join(CLOCKS[name] for name in TELEMETRY)
+    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits", "-lms", "100", "-i", smi_name(device)]
+    medians: dict[str, float] = {}
+    process = None
+    with contextlib.suppress(OSError):  # no nvidia-smi: nothing is known
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        yield medians
+    finally:
+        if process is not None:
+            process.terminate()
+            medians |= telemetry_medians(process.communicate()[0])
 
 
 def telemetry_medians(lines: str) -> dict[str, float]:
     """Of nvidia-smi's lines, one a sample; what it calls [N/A], and a line cut short, count for nothing."""
-    columns: list[list[float]] = [[] for _ in Telemetry.FIELDS]
+    columns: list[list[float]] = [[] for _ in TELEMETRY]
     for line in lines.splitlines():
         parts = line.split(",")
         if len(parts) == len(columns):
             for column, part in zip(columns, parts):
                 with contextlib.suppress(ValueError):
                     column.append(float(part))
-    return {name: statistics.median(column) for name, column in zip(Telemetry.FIELDS, columns) if column}
+    return {name: statistics.median(column) for name, column in zip(TELEMETRY, columns) if column}
 
 
 def capture(call: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:

@@ -8,7 +8,7 @@ falls back on are compiled too. Others' are made over few steps (Provider.prepar
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
@@ -22,6 +22,8 @@ from ..providers.registry import PROVIDERS
 from ..records.schema import OURS
 from .run import short_of
 
+Choices = tuple[tuple[str, Any], ...]  # of a plan, as rnn_triton.overriding takes them
+
 
 @dataclass(frozen=True)
 class Call:
@@ -29,7 +31,7 @@ class Call:
 
     case: Case
     pass_: str = "train"
-    choices: tuple[tuple[str, Any], ...] = ()
+    choices: Choices = ()
     provider: str = OURS
 
 
@@ -115,12 +117,12 @@ def compile_calls(
     return failures, len(distinct) - done
 
 
-def choices_of(**choices: Any) -> tuple[tuple[str, Any], ...]:
+def choices_of(**choices: Any) -> Choices:
     """As the `choices` of a Call: hashable"""
     return tuple(sorted(choices.items()))
 
 
-def named(name: str, choices: Mapping[str, Any] | tuple[tuple[str, Any], ...]) -> str:
+def named(name: str, choices: Choices) -> str:
     """A case's name with its choices; the regime of one that chooses more goes without saying"""
     told = {k: v for k, v in dict(choices).items() if k != "regime" or len(dict(choices)) == 1}
     return " ".join([name, *(f"{k}={v}" for k, v in told.items())])

@@ -64,7 +64,7 @@ def measure(job: Job, device: torch.device = torch.device("cuda"), clock: Any = 
             of = {p: records[name, p] for p in job.passes}
             calls |= {(name, p): both for p, both in _judged(name, case, short, inputs, few, truth, of, clock).items()}
         flush = clock.Flush(device)
-        with clock.Telemetry(device) as telemetry:
+        with clock.telemetry(device) as telemetry:
             for pass_ in job.passes:
                 _time({n: both for (n, p), both in calls.items() if p == pass_}, pass_, records, short.T, clock, flush)
         for (name, pass_), (full, _) in calls.items():
@@ -76,7 +76,7 @@ def measure(job: Job, device: torch.device = torch.device("cuda"), clock: Any = 
         at(None)
         clock.synchronize()
         for key in calls:
-            records[key]["telemetry"] = telemetry.medians
+            records[key]["telemetry"] = telemetry
     for record in records.values():
         record["seconds"] = time.monotonic() - began
     return list(records.values())

@@ -47,13 +47,38 @@ def fit_table(records: Sequence[dict[str, Any]]) -> str:
     for name in names:
         found = fit.fit([r for r in records if r["environment"]["device"] == name])
         parts += [
-            *fit.summary(found), formats.text(fit.HEADINGS, fit.constants_body(found)), "",
-            formats.text(fit.ERROR_HEADINGS, fit.errors_body(found)), "",
+            f"latency model fitted to {found.device}: {found.refused or 'the constants below'}",
+            *(f"left out: {n} records, {why}" for why, n in found.skipped.items()),
+            formats.text(HEADINGS, constants_body(found)), "", formats.text(ERROR_HEADINGS, errors_body(found)), "",
         ]  # fmt: skip
     bottlenecks = model_bottlenecks.bottlenecks(records)
     if bottlenecks:
         parts += ["what was measured, the farthest from its floor first:", formats.text(model_bottlenecks.BOTTLENECK_HEADINGS, bottlenecks)]
     return "\n".join(parts) or "no timing records: the latency model was fitted to nothing"
+
+
+HEADINGS = ("constant", "old", "new", "95 % interval", "records", "why it stays")
+ERROR_HEADINGS = ("regime", "records", "error before", "after", "90 % before", "after")
+
+
+def constants_body(found: Any) -> list[tuple[str, ...]]:
+    """A line per constant under HEADINGS."""
+    out: list[tuple[str, ...]] = []
+    for name, old, new, factor, records, why in found.values:
+        changed = "-" if new == old else f"{new:.4g}"
+        ends = f"{new / factor:.4g} to {new * factor:.4g}" if factor else "-"
+        out.append((name, f"{old:.4g}", changed, ends, str(records), why or "fitted"))
+    return out
+
+
+def errors_body(found: Any) -> list[tuple[str, ...]]:
+    """A line per regime under ERROR_HEADINGS: median and 90 % of |model / measured - 1|."""
+    out: list[tuple[str, ...]] = []
+    for regime, before in found.before.items():
+        both = [before, found.after.get(regime)]
+        parts = [f"{getattr(g, part):.1%}" if g else "-" for part in ("median", "p90") for g in both]
+        out.append((regime, str(before.records), *parts))
+    return out
 
 
 def architecture(name: str) -> Any:

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from rnn_triton.plan import latency
 from rnn_triton.plan.hardware import Device
@@ -32,8 +32,17 @@ class Observation:
     def model_us(self, constants: Constants) -> float:
         return latency.practical_us(self.problem, self.plan, self.device, constants)
 
+    def reads(self) -> set[str]:
+        """The constants that the model reads for it"""
+        names = set()
 
-# ---- what was measured ----------------------------------------------------------------------------------------------
+        class Noting:
+            def __getattr__(self, name: str) -> Any:
+                names.add(name)
+                return getattr(CONSTANTS, name)
+
+        self.model_us(cast(Constants, Noting()))
+        return names
 
 
 def observations(records: Iterable[dict[str, Any]]) -> tuple[list[Observation], dict[str, int]]:

@@ -22,7 +22,7 @@ _MEASURING = (  # the files of bench that a time depends on
 )  # fmt: skip
 
 _QUERY = {"driver": "driver_version"}
-_CLOCKS = {
+CLOCKS = {  # name in a record -> name that nvidia-smi takes
     "sm_mhz": "clocks.sm", "sm_max_mhz": "clocks.max.sm", "memory_mhz": "clocks.mem", "power_w": "power.draw",
     "power_limit_w": "power.limit", "temperature_c": "temperature.gpu",
 }  # fmt: skip
@@ -80,7 +80,7 @@ def describe(device: torch.device) -> dict[str, Any]:
     }
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
-        fields = _QUERY | _CLOCKS
+        fields = _QUERY | CLOCKS
         line = _output("nvidia-smi", f"--query-gpu={','.join(fields.values())}", "--format=csv,noheader,nounits", "-i", smi_name(device))
         values = dict(zip(fields, (part.strip() for part in line.splitlines()[0].split(",")))) if line else {}
         from rnn_triton.plan import hardware
@@ -90,7 +90,7 @@ def describe(device: torch.device) -> dict[str, Any]:
             "capability": 10 * major + minor,
             "hardware": dataclasses.asdict(hardware.of(device)),
             "driver": values.get("driver"),
-            "clocks": {name: _number(values[name]) for name in _CLOCKS if name in values},
+            "clocks": {name: _number(values[name]) for name in CLOCKS if name in values},
             "cudnn": torch.backends.cudnn.version(),
         }
     return out

@@ -21,7 +21,7 @@ from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origi
 from ..cases import suites
 from ..cases.case import Case
 
-SCHEMA = 4
+SCHEMA = 5
 TELEMETRY = ("sm_mhz", "memory_mhz", "power_w", "temperature_c")
 
 OURS = "rnn_triton"
@@ -272,25 +272,8 @@ class Exchange:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Constant:
-    """One constant of the latency model, measured"""
-
-    name: str
-    unit: str
-    case: str
-    choices: Scalars = empty(dict)
-    plan: Scalars | None = None
-    status: Status = "ok"
-    message: str = ""
-    value: AnyNumber | None = None
-    model: float | None = None
-    x: list[AnyNumber] = empty(list)  # where it was measured
-    us: list[AnyNumber] = empty(list)  # the median microseconds there
-
-
-@dataclass(frozen=True, kw_only=True)
 class Behaviour:
-    """One property of launches that is there or not"""
+    """One fault of a launch that must be seen"""
 
     name: str
     case: str
@@ -326,7 +309,7 @@ class Training:
 
 
 KINDS: dict[str, type] = {
-    kind.__name__.lower(): kind for kind in (Timing, Check, Exchange, Constant, Behaviour, Resources, Training)
+    kind.__name__.lower(): kind for kind in (Timing, Check, Exchange, Behaviour, Resources, Training)
 }
 COMMON = tuple(f.name for f in fields(Common))
 

@@ -54,7 +54,6 @@ class Item:
     section: str
     does: str = "ok"
     timeout: float = 30.0
-    judges: bool = True
     kind: str = "behaviour"
 
     def blank(self):
