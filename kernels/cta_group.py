@@ -69,7 +69,9 @@ from .exchange import (
 from .facts import kernel_name
 from .fragments import operand
 from .slices import (
+    add_halves,
     load_own,
+    load_vector,
     load_weight,
     operand_tiles,
     own_tile,
@@ -258,12 +260,12 @@ def cta_group(
     w_in = ()
     if ON_CHIP:
         w_in = _weights(w_in_ptr, unit0, X_TILES if TILE.w_in_home == "shared" else 0, ROW, K_IN, TILE)
-    unit = own_units(unit0, TILE)
-    bias = tl.zeros((1, UNITS // 2, 2), tl.float32)
+    units = own_units(unit0, TILE)
+    bias = (tl.zeros((1, UNITS // 2), tl.float32), tl.zeros((1, UNITS // 2), tl.float32))
     if HAS.bias0:
-        bias += tl.load(bias0_ptr + unit, mask=unit < ROW, other=0).to(tl.float32)
+        bias = add_halves(bias, load_vector(bias0_ptr, units, SHAPE))
     if HAS.bias1:
-        bias += tl.load(bias1_ptr + unit, mask=unit < ROW, other=0).to(tl.float32)
+        bias = add_halves(bias, load_vector(bias1_ptr, units, SHAPE))
 
     # ---- what the first step has prefetched
     rows = B - group * BLOCK_B
@@ -327,9 +329,9 @@ def cta_group(
             if TILE.x_loads == "before":
                 x_raw = _load_inputs(x_t, x_width, X_TILES, X_WORDS, X_MODE, TILE)
         u = bias
-        saved = 0.0
+        saved = (0.0, 0.0)
         if HAS.u:
-            u = own_tile(u_raw, SHAPE.wide_u, TILE) + bias
+            u = add_halves(own_tile(u_raw, SHAPE.wide_u, TILE), bias)
             u_t = u_ptr + t_1 * step_u + row0_1 * row_u
             u_raw = load_own(u_t, row_u, rows_1, first_lane, unit0, SHAPE.wide_u, SHAPE, TILE)
         if HAS.saved:
@@ -338,7 +340,7 @@ def cta_group(
             saved_raw = load_own(saved_t, ROW_S, rows_1, True, unit0, False, SHAPE, TILE)
         if HAS.first and not FIRST_IS_STATE:
             dhn = load_own(first_ptr + row0 * ROW_S, ROW_S, rows, step == 0, unit0, False, SHAPE, TILE)
-            u += own_tile(dhn, False, TILE)
+            u = add_halves(u, own_tile(dhn, False, TILE))
         if LINKED and not FIRST_IS_STATE:
             projected = acc_a + acc_b  # all there is in the first step: no state yet, and 0 * W_rec may be NaN
         failed = error != SENTINEL
@@ -366,14 +368,18 @@ def cta_group(
             acc_a += acc_b
         if LINKED and not FIRST_IS_STATE:
             acc_a = tl.where(step == 0, projected, acc_a)
-        a = sum_over_warps(acc_a, TILE)
-        if not LINKED and not FIRST_IS_STATE:
-            a = tl.where(step == 0, 0.0, a)  # there is no state yet, and 0 * W_rec is NaN where W_rec is infinite
-        s_t = CELL.step(a + u, saved, CELL.accuracy)
-        if H != CTAS * UNITS:
-            # an infinite state makes NaN of its products with padding, and NaN would spread in the next step
-            s_t = tl.where(unit < H, s_t, 0.0)
-        out_words = round_to_words(s_t, TILE)
+        sums = sum_over_warps(acc_a, TILE)
+        s_t = ()
+        for half in tl.static_range(2):
+            a = sums[half]
+            if not LINKED and not FIRST_IS_STATE:
+                a = tl.where(step == 0, 0.0, a)  # there is no state yet, and 0 * W_rec is NaN where W_rec is infinite
+            new = CELL.step(a + u[half], saved[half], CELL.accuracy)
+            if H != CTAS * UNITS:
+                # an infinite state makes NaN of its products with padding, and NaN would spread in the next step
+                new = tl.where(units[half] < H, new, 0.0)
+            s_t = s_t + (new,)
+        out_words = round_to_words(s_t[0], s_t[1], TILE)
         out_t = out_ptr + (t * step_words + row0 * ROW_WORDS)
         for i in tl.static_range(len(out_words)):
             offsets, mask = own_words(unit0, rows, i, SHAPE, TILE)

@@ -8,8 +8,10 @@ load.  16-bit: i = 2 h + g is the word's place, e the element in it, and the til
 with logical k = 8 g + 2 q + e: a word is one register of the fragment as it is.  fp32: one product, i = 2 j + g, logical
 k = 8 j + 4 g + q.  Weights and state agree on the order; nothing else knows of it.
 
-State tiles are [BLOCK_B, UNITS / 2, 2], the two of the last dimension in one thread: neighbouring hidden units where they
-share a word (16-bit, E = 2 elements a word), else (fp32, E = 1) units UNITS / 2 apart, each half contiguous in memory.
+State tiles come in two halves (low, high), [BLOCK_B, UNITS / 2] each, a unit of either in the same thread: neighbouring
+hidden units where they share a word (16-bit, E = 2 elements a word), else (fp32, E = 1) units UNITS / 2 apart, each half
+contiguous in memory.  Nothing of [.., UNITS / 2, 2] is carried: of several such tiles Triton puts the 2 across threads, and
+converts them in a dozen barriers a step.
 """
 
 import triton
@@ -94,7 +96,7 @@ def operand_tiles(words, TILE: tl.constexpr):
 
 @triton.jit
 def sum_over_warps(acc, TILE: tl.constexpr):
-    """[WARPS, UNITS, BLOCK_B] -> a state tile, by one pass through shared memory (tl.sum takes 3 to 5 barriers)"""
+    """[WARPS, UNITS, BLOCK_B] -> the halves of a state tile, by one pass through shared memory (tl.sum takes 3 to 5 barriers)"""
     if TILE.e == 1:
         acc = tl.permute(tl.reshape(acc, (TILE.warps, 2, TILE.units // 2, TILE.block_b)), (0, 2, 1, 3))
     if TILE.warps == 4:
@@ -111,7 +113,7 @@ def sum_over_warps(acc, TILE: tl.constexpr):
     x, y = tl.split(a)
     a = x + y
     x, y = tl.split(a)
-    return x + y
+    return tl.split(x + y)
 
 
 # ---------------------------------------------------------------------------------------------- the CTA's own units
@@ -119,10 +121,28 @@ def sum_over_warps(acc, TILE: tl.constexpr):
 
 @triton.jit
 def own_units(unit0, TILE: tl.constexpr):
-    """[1, UNITS / 2, 2]: the hidden units of a state tile"""
-    pair = tl.arange(0, TILE.units // 2)[None, :, None]
-    two = tl.arange(0, 2)[None, None, :]
-    return unit0 + (2 * pair + two if TILE.e == 2 else pair + TILE.units // 2 * two)
+    """The hidden units of a state tile, [1, UNITS / 2] for each half.  As unit0 + (..): LLVM then knows an even unit from the odd one
+    beside it, and that an even H parts no two of them."""
+    i = tl.arange(0, TILE.units // 2)[None, :]
+    if TILE.e == 2:
+        return unit0 + 2 * i, unit0 + (2 * i + 1)
+    else:
+        return unit0 + i, unit0 + (i + TILE.units // 2)
+
+
+@triton.jit
+def load_vector(ptr, units, SHAPE: tl.constexpr):
+    """[1, UNITS / 2] for each half, fp32: a vector [SHAPE.row] at the `own_units`"""
+    low, high = units
+    return (
+        tl.load(ptr + low, mask=low < SHAPE.row, other=0).to(tl.float32),
+        tl.load(ptr + high, mask=high < SHAPE.row, other=0).to(tl.float32),
+    )
+
+
+@triton.jit
+def add_halves(a, b):
+    return a[0] + b[0], a[1] + b[1]
 
 
 @triton.jit
@@ -149,24 +169,23 @@ def load_own(ptr, stride_b, rows, enable, unit0, WIDE: tl.constexpr, SHAPE: tl.c
 
 @triton.jit
 def own_tile(raw, WIDE: tl.constexpr, TILE: tl.constexpr):
-    """raw of `load_own` -> state tile, fp32"""
+    """raw of `load_own` -> the halves of a state tile, fp32"""
     if TILE.e == 1:
-        return tl.join(raw[0], raw[1])
+        return raw[0], raw[1]
     elif WIDE:
         low = (raw[0] & 0xFFFFFFFF).to(tl.int32)
         high = (raw[0] >> 32).to(tl.int32)
-        return tl.join(low.to(tl.float32, bitcast=True), high.to(tl.float32, bitcast=True))
+        return low.to(tl.float32, bitcast=True), high.to(tl.float32, bitcast=True)
     else:
         low, high = words_to_halves(raw[0], TILE.dtype)
-        return tl.join(low.to(tl.float32), high.to(tl.float32))
+        return low.to(tl.float32), high.to(tl.float32)
 
 
 @triton.jit
-def round_to_words(v, TILE: tl.constexpr):
-    """State tile, fp32 -> int32 words as they lie in memory, 2 / E tiles [BLOCK_B, UNITS / 2].
+def round_to_words(low, high, TILE: tl.constexpr):
+    """The halves of a state tile, fp32 -> int32 words as they lie in memory, 2 / E tiles [BLOCK_B, UNITS / 2].
 
     The conversion makes 0x7FFF of every NaN, and words by construction: no store is narrower."""
-    low, high = tl.split(v)
     if TILE.dtype == tl.float32:
         return (low.to(tl.int32, bitcast=True), high.to(tl.int32, bitcast=True))
     else:

@@ -176,7 +176,7 @@ MUTANTS = (
     _mutant("h0 is looked at", "cta_group.py", "given = step == 0", "given = step < 0",
             "forward", _WIDE, "deadlock", data="sentinels"),
     _mutant("padding is not published", "cta_group.py", "out_words[i], mask)",
-            "out_words[i], mask & (tl.min(unit, 2) < H))", "forward", Case(3, 3, 8, 21), "deadlock"),
+            "out_words[i], mask & (units[0] < H))", "forward", Case(3, 3, 8, 21), "deadlock"),
     # ---- what is exchanged
     _mutant("gathers the next tile", "cta_group.py", "before = out_ptr + ((t - dt) * step_words + row0 * ROW_WORDS)",
             "before = out_ptr + ((t - dt) * step_words + row0_1 * WORDS)",
