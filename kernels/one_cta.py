@@ -385,7 +385,8 @@ def one_cta(
             line += line_step
         # ---- in the shadow of the exchange
         if CHAINS == 2:
-            s_a, s_b = halves_of_state(s, TILE)  # written out first: s and x can share their barriers
+            # written out first: s and x can share their barriers; rounded before the halves are cut: behind, each takes its own
+            s_a, s_b = halves_of_state(operand(s, PRECISION), TILE)
         u = bias
         saved = 0.0
         if HAS.u:
@@ -413,8 +414,8 @@ def one_cta(
             saved_raw = _load_stream(saved_ptr + t_1 * step_out, ROW // S_UNIT, rows, HAS.saved, S, TILE)
         # ---- critical path
         if CHAINS == 2:
-            a = tl.dot(w_a, operand(s_a, PRECISION), p, input_precision=PRECISION, out_dtype=ACC)
-            a += tl.dot(w_b, operand(s_b, PRECISION), u, input_precision=PRECISION, out_dtype=ACC)
+            a = tl.dot(w_a, s_a, p, input_precision=PRECISION, out_dtype=ACC)
+            a += tl.dot(w_b, s_b, u, input_precision=PRECISION, out_dtype=ACC)
         else:
             a = tl.dot(w, operand(s, PRECISION), p + u, input_precision=PRECISION, out_dtype=ACC)
         if LINKED:

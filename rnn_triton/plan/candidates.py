@@ -37,7 +37,7 @@ class Form:
 # at 128, where one chain spills (and the halves do take barriers of their own).
 FORMS = {
     "16-bit": Form("mma16", "ieee", 256, 32, 32, (8, 2), (16, 12), 4, (128, 128)),
-    "tf32": Form("mma32", "tf32", 128, 16, 256, (8, 0), (12, 0), 4, (64, 128)),
+    "tf32": Form("mma32", "tf32", 128, 16, 32, (8, 0), (12, 0), 4, (64, 128)),
     "tf32x3": Form("mma32", "tf32x3", 128, 16, 256, (2, 0), (4, 0), 2, (0, 64)),
     "ieee": Form("fma", "ieee", 128, 64, 128, (0, 0), (2, 0), 0, (0, 0)),
     "fp64": Form("fma", "ieee", 64, 16, 128, (0, 0), (2, 0), 0, (0, 0)),
