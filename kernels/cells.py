@@ -1,10 +1,22 @@
-"""Cell functions: what a recurrent layer does elementwise, once per step.  The engine calls
+"""Cells: what a recurrent layer does elementwise, once per step.  The engine calls
 
-    published = CELL.step(a, saved, CELL.accuracy)
+    published, carried, kept = CELL.step(a, carried, saved, vectors, CELL.accuracy)
 
-with the complete pre-activation tile a = W_rec s + W_in x_t + u_t (fp32; fp64 for fp64), `saved` the tile of the
-saved stream at this step (0.0 where the cell has none), and publishes the result as the state of the next step.
-A backward cell publishes da_t, the gradient of the pre-activation; its a is dh_t = W_hh^T da_{t+1} + dy_t.
+Everything but the accuracy (activations.py) is a tuple of fp32 tiles (fp64 in fp64) of one shape, that of the hidden units and
+batch rows at hand; an empty tuple where there is nothing.  What a cell does may not depend on the shape, nor on which units and
+rows these are: an engine may call it for parts of a tile, one after the other.
+
+    a          the complete pre-activations, W_rec s + W_in x_t + u_t.  Of a backward cell: dh_t = W_hh^T da_{t+1} + dy_t
+    carried    what the step before left to this one: elementwise state, never rounded, never exchanged
+    saved      what the forward pass saved of this step, for a backward cell; y_t is the first
+    vectors    parameters of the cell itself, a value a hidden unit
+    published  what the launch writes to out and rounds to the storage dtype: the state of the next step.  Of a backward cell:
+               da_t, the gradient of the pre-activations
+    carried    the same for the next step
+    kept       what a forward cell saves for its backward cell
+
+The engine has one pre-activation and one published state today, y_t alone is saved, and there is nothing else: carried, vectors
+and kept are ().
 """
 
 import triton
@@ -14,21 +26,22 @@ from .activations import relu, tanh
 
 
 @triton.jit
-def elman_tanh_forward(a, saved, ACCURACY: tl.constexpr):
-    return tanh(a, ACCURACY)
+def elman_tanh_forward(a, carried, saved, vectors, ACCURACY: tl.constexpr):
+    return (tanh(a[0], ACCURACY),), (), ()
 
 
 @triton.jit
-def elman_tanh_backward(a, saved, ACCURACY: tl.constexpr):
-    return a * (1.0 - saved * saved)  # saved = y_t, tanh' = 1 - tanh^2
+def elman_tanh_backward(a, carried, saved, vectors, ACCURACY: tl.constexpr):
+    y = saved[0]
+    return (a[0] * (1.0 - y * y),), (), ()  # tanh' = 1 - tanh^2
 
 
 @triton.jit
-def elman_relu_forward(a, saved, ACCURACY: tl.constexpr):
-    return relu(a)
+def elman_relu_forward(a, carried, saved, vectors, ACCURACY: tl.constexpr):
+    return (relu(a[0]),), (), ()
 
 
 @triton.jit
-def elman_relu_backward(a, saved, ACCURACY: tl.constexpr):
+def elman_relu_backward(a, carried, saved, vectors, ACCURACY: tl.constexpr):
     # torch's threshold_backward: no gradient where y <= 0; a NaN output passes it on
-    return tl.where(saved <= 0.0, 0.0, a)
+    return (tl.where(saved[0] <= 0.0, 0.0, a[0]),), (), ()

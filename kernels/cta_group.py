@@ -329,13 +329,14 @@ def cta_group(
             if TILE.x_loads == "before":
                 x_raw = _load_inputs(x_t, x_width, X_TILES, X_WORDS, X_MODE, TILE)
         u = bias
-        saved = (0.0, 0.0)
+        saved = ((), ())  # of each half of a tile, as the cell takes it
         if HAS.u:
             u = add_halves(own_tile(u_raw, SHAPE.wide_u, TILE), bias)
             u_t = u_ptr + t_1 * step_u + row0_1 * row_u
             u_raw = load_own(u_t, row_u, rows_1, first_lane, unit0, SHAPE.wide_u, SHAPE, TILE)
         if HAS.saved:
-            saved = own_tile(saved_raw, False, TILE)
+            low, high = own_tile(saved_raw, False, TILE)
+            saved = ((low,), (high,))
             saved_t = saved_ptr + t_1 * step_s + row0_1 * ROW_S
             saved_raw = load_own(saved_t, ROW_S, rows_1, True, unit0, False, SHAPE, TILE)
         if HAS.first and not FIRST_IS_STATE:
@@ -374,7 +375,8 @@ def cta_group(
             a = sums[half]
             if not LINKED and not FIRST_IS_STATE:
                 a = tl.where(step == 0, 0.0, a)  # there is no state yet, and 0 * W_rec is NaN where W_rec is infinite
-            new = CELL.step(a + u[half], saved[half], CELL.accuracy)
+            published, _, _ = CELL.step((a + u[half],), (), saved[half], (), CELL.accuracy)
+            new = published[0]
             if H != CTAS * UNITS:
                 # an infinite state makes NaN of its products with padding, and NaN would spread in the next step
                 new = tl.where(units[half] < H, new, 0.0)

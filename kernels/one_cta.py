@@ -388,11 +388,11 @@ def one_cta(
             # written out first: s and x can share their barriers; rounded before the halves are cut: behind, each takes its own
             s_a, s_b = halves_of_state(operand(s, PRECISION), TILE)
         u = bias
-        saved = 0.0
+        saved = ()
         if HAS.u:
             u = stream_tile(u_raw, U, TILE).to(ACC) + bias
         if HAS.saved:
-            saved = stream_tile(saved_raw, S, TILE).to(ACC)
+            saved = (stream_tile(saved_raw, S, TILE).to(ACC),)
         t_1 = t + dt * tl.minimum(1, T - 1 - step)
         t_2 = t + dt * tl.minimum(2, T - 1 - step)
         p_next = tl.zeros((H_PAD, BLOCK_B), ACC)
@@ -431,7 +431,8 @@ def one_cta(
             u_raw = _load_stream(u_ptr + t_1 * step_u, stride_u_b, rows_u, HAS.u, U, TILE)
         if not FIRST_IS_STATE:
             a = tl.where(step == 0, p + u, a)  # there is no state yet, and 0 * W_rec is NaN where W_rec is infinite
-        new = CELL.step(a, saved, CELL.accuracy)
+        published, _, _ = CELL.step((a,), (), saved, (), CELL.accuracy)
+        new = published[0]
         s = new.to(DTYPE)
         if not EARLY:
             saved_raw = _load_stream(saved_ptr + t_1 * step_out, ROW // S_UNIT, rows, HAS.saved, S, TILE)

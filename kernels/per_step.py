@@ -85,9 +85,9 @@ def per_step(
         acc += tl.load(u_tile + (rows.to(tl.int64) * stride_u_b * U_UNIT + units), mask=mask, other=0).to(ACC)
     if HAS.first:
         acc += tl.load(first_ptr + tile + offsets, mask=mask & (K == 0), other=0).to(ACC)
-    saved = 0.0
+    saved = ()
     if HAS.saved:
-        saved = tl.load(saved_ptr + t * step_out + tile + offsets, mask=mask, other=0).to(ACC)
+        saved = (tl.load(saved_ptr + t * step_out + tile + offsets, mask=mask, other=0).to(ACC),)
 
     w_tile = w_rec_ptr + unit0.to(tl.int64) * STRIDE_H + (units * STRIDE_H + ks[None, :] * STRIDE_K)
     s_tile = state_ptr + t_state * step_out + row0 * ROW + (rows * ROW + ks[:, None])
@@ -97,7 +97,8 @@ def per_step(
         acc = tl.dot(operand(w, PRECISION), operand(s, PRECISION), acc, input_precision=PRECISION, out_dtype=ACC)
         w_tile += BLOCK_K * STRIDE_K
         s_tile += BLOCK_K
-    new = CELL.step(acc, saved, CELL.accuracy).to(TILE.dtype)
+    published, _, _ = CELL.step((acc,), (), saved, (), CELL.accuracy)
+    new = published[0].to(TILE.dtype)
     if ROW != SHAPE.H:
         new = tl.where(unit0 + units < SHAPE.H, new, 0.0)
     tl.store(out_ptr + t * step_out + tile + offsets, new, mask=mask)

@@ -22,13 +22,14 @@ import triton.language as tl
 
 
 @triton.jit
-def double(a, saved, ACCURACY: tl.constexpr):
-    return a * 2.0
+def double(a, carried, saved, vectors, ACCURACY: tl.constexpr):
+    return (a[0] * 2.0,), (), ()
 
 
 @triton.jit
 def step(a, CELL: tl.constexpr):
-    return CELL.step(a, 0.0, CELL.accuracy)
+    published, _, _ = CELL.step((a,), (), (), (), CELL.accuracy)
+    return published[0]
 
 
 @triton.jit
@@ -68,7 +69,7 @@ def compiled(kernel, *cells):
 def test_an_edited_cell_is_compiled_again(tmp_path):
     """The kernel's own source is the same, and so is its cell's name: what is in the cache is another cell's"""
     first = module(tmp_path, "first", KERNEL)
-    edited = module(tmp_path, "edited", KERNEL.replace("a * 2.0", "a * 3.0"))
+    edited = module(tmp_path, "edited", KERNEL.replace("a[0] * 2.0", "a[0] * 3.0"))
     before, after = cell(first.double), cell(edited.double)
     assert before.cache_key != after.cache_key and repr(before) != repr(after)
     texts = [compiled(first.kernel, of).asm["ptx"] for of in (before, after)]
@@ -81,7 +82,7 @@ def test_an_edited_cell_is_compiled_again(tmp_path):
 def test_two_facts_in_a_kernel_are_two(tmp_path):
     """A helper that is called with either is compiled for both"""
     first = module(tmp_path, "both", KERNEL)
-    other = module(tmp_path, "another", KERNEL.replace("a * 2.0", "a - 3.0"))
+    other = module(tmp_path, "another", KERNEL.replace("a[0] * 2.0", "a[0] - 3.0"))
     text = compiled(first.kernel, cell(first.double), cell(other.double)).asm["ttir"]
     assert "arith.subf" in text and text.count("arith.mulf") == 1
 
