@@ -63,7 +63,7 @@ from .exchange import (
     load_words,
     publish,
     verdict,
-    verify_input,
+    verify,
     word_pointers,
 )
 from .facts import kernel_name
@@ -118,11 +118,11 @@ def _load_inputs(pointers, words, TILES: tl.constexpr, WHOLE: tl.constexpr, MODE
 
 
 @triton.jit
-def _abandon(
-    out_ptr, last_ptr, at, T, B, t_first, dt, group, groups, own_tiles, unit0, HAS: tl.constexpr, SHAPE: tl.constexpr,
-    TILE: tl.constexpr,
-):  # fmt: skip
-    """NaN in all of the CTA's outputs from step `at` on"""
+def _abandon(outputs, at, time, part, SHAPE: tl.constexpr, TILE: tl.constexpr):
+    """NaN in all of the CTA's outputs from step `at` on.  outputs: out and, where it is there, last.  time: (T, t of step 0, from
+    a step's t to the next one's).  part: what is the CTA's, (B, group, groups, tiles of the group, unit0)."""
+    T, t_first, dt = time
+    B, group, groups, own_tiles, unit0 = part
     nan = tl.full((TILE.block_b, TILE.units // 2), NAN, tl.int32)
     step_words = B.to(tl.int64) * SHAPE.row_words
     for k in range(at * own_tiles, T * own_tiles):
@@ -131,9 +131,9 @@ def _abandon(
         t = t_first + dt * (k // own_tiles)
         for i in tl.static_range(2 // TILE.e):
             offsets, mask = own_words(unit0, B - tile * TILE.block_b, i, SHAPE, TILE)
-            tl.store(out_ptr + (t * step_words + row0 * SHAPE.row_words) + offsets, nan, mask=mask)
-            if HAS.last:
-                tl.store(last_ptr + row0 * SHAPE.row_words + offsets, nan, mask=mask)
+            tl.store(outputs[0] + (t * step_words + row0 * SHAPE.row_words) + offsets, nan, mask=mask)
+            if len(outputs) == 2:
+                tl.store(outputs[1] + row0 * SHAPE.row_words + offsets, nan, mask=mask)
 
 
 @triton.jit(
@@ -278,10 +278,10 @@ def cta_group(
     saved_raw = ()
     if HAS.u:
         u_t = u_ptr + t_first * step_u + row0 * row_u
-        u_raw = load_own(u_t, row_u, rows, first_lane, unit0, SHAPE.wide_u, SHAPE, TILE)
+        u_raw = load_own(u_t, row_u, (rows, first_lane, unit0), SHAPE.wide_u, SHAPE, TILE)
     if HAS.saved:
         saved_t = saved_ptr + t_first * step_s + row0 * ROW_S
-        saved_raw = load_own(saved_t, ROW_S, rows, True, unit0, False, SHAPE, TILE)
+        saved_raw = load_own(saved_t, ROW_S, (rows, True, unit0), False, SHAPE, TILE)
 
     error = tl.load(error_ptr, volatile=True)
     published_at = cycle()
@@ -307,9 +307,10 @@ def cta_group(
         if ON_CHIP:
             if LINKED:
                 x_t = word_pointers(x_words + t * step_x + row0 * row_x, row_x, rows, TILE)
-                x_raw = verify_input(
-                    x_t.to(tl.int64), x_raw, (first_lane | (error != SENTINEL)).to(tl.int32), (error_ptr.to(tl.int64), step, 2 * limit),
-                    (error_ptr - groups * LINE).to(tl.int64), 4 * K_TILE, TILE,
+                below = (error_ptr - groups * LINE).to(tl.int64)
+                x_raw = verify(
+                    x_t.to(tl.int64), x_raw, (first_lane | (error != SENTINEL)).to(tl.int32),
+                    (error_ptr.to(tl.int64), step, 2 * limit, below), 4 * K_TILE, TILE,
                 )  # fmt: skip
             for k in tl.static_range(X_TILES):
                 v = x_raw[k]
@@ -333,14 +334,14 @@ def cta_group(
         if HAS.u:
             u = add_halves(own_tile(u_raw, SHAPE.wide_u, TILE), bias)
             u_t = u_ptr + t_1 * step_u + row0_1 * row_u
-            u_raw = load_own(u_t, row_u, rows_1, first_lane, unit0, SHAPE.wide_u, SHAPE, TILE)
+            u_raw = load_own(u_t, row_u, (rows_1, first_lane, unit0), SHAPE.wide_u, SHAPE, TILE)
         if HAS.saved:
             low, high = own_tile(saved_raw, False, TILE)
             saved = ((low,), (high,))
             saved_t = saved_ptr + t_1 * step_s + row0_1 * ROW_S
-            saved_raw = load_own(saved_t, ROW_S, rows_1, True, unit0, False, SHAPE, TILE)
+            saved_raw = load_own(saved_t, ROW_S, (rows_1, True, unit0), False, SHAPE, TILE)
         if HAS.first and not FIRST_IS_STATE:
-            dhn = load_own(first_ptr + row0 * ROW_S, ROW_S, rows, step == 0, unit0, False, SHAPE, TILE)
+            dhn = load_own(first_ptr + row0 * ROW_S, ROW_S, (rows, step == 0, unit0), False, SHAPE, TILE)
             u = add_halves(u, own_tile(dhn, False, TILE))
         if LINKED and not FIRST_IS_STATE:
             projected = acc_a + acc_b  # all there is in the first step: no state yet, and 0 * W_rec may be NaN
@@ -357,7 +358,7 @@ def cta_group(
             before = tl.where(step > 0, before, first_words + row0 * ROW_WORDS)
             given = step == 0
         words = gather(
-            before, rows, (step > 0, given), (failed, error_ptr, counters + tile * LINE, CTAS * step - 1, step, limit),
+            (before, rows, step > 0, given), (failed, error_ptr, counters + tile * LINE, CTAS * step - 1, step, limit),
             (published_at, delay), HAS.first and FIRST_IS_STATE, SHAPE, TILE,
         )  # fmt: skip
         if ON_CHIP and TILE.x_loads == "behind":
@@ -405,7 +406,8 @@ def cta_group(
     tl.debug_barrier()  # what is abandoned has been stored
     at, found = verdict(error_ptr, lane if LINKED else 0, groups * LINE, LINKED)
     if at != SENTINEL:
-        _abandon(
-            out_ptr, last_ptr, at, T, B, t_first, dt, group, groups, own_tiles, unit0, HAS, SHAPE, TILE
-        )
+        outputs = (out_ptr,)
+        if HAS.last:
+            outputs = (out_ptr, last_ptr)
+        _abandon(outputs, at, (T, t_first, dt), (B, group, groups, own_tiles, unit0), SHAPE, TILE)
         tl.store(report_ptr, (launch.to(tl.int64) << 44) | (number.to(tl.int64) << 32) | at, mask=found)

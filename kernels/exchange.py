@@ -34,7 +34,7 @@ these invariants hold:
         the group waits in vain for words of it.
 
 Groups of linked lanes (cta_group.py, one_cta.py) wait in one direction more: for what the same group of the lane before
-publishes, always by the sentinel (`verify_input`).  A lane is lost with any lane before it, which `verdict` looks up, too.
+publishes, always by the sentinel.  A lane is lost with any lane before it, which `verdict` looks up, too.
 
 Memory model.  Of the two protocols PTX's memory model covers the counter alone: in the other, stores (weak, `.cg`) race
 with relaxed loads.  Stores compile to STG.STRONG.GPU, repeated loads to LDG.STRONG.GPU, and probes, which Triton has as
@@ -73,16 +73,16 @@ def _maximum(words, name):
 
 
 @triton.constexpr_function
-def _verify_text(tiles, pack, apart, of_input=False):
-    """PTX of `verify`, or of `verify_input`.  Operands, `pack` of each tile: results | addresses | skip | error address |
-    step | limit | address of the source's error word, of_input | words.
+def _verify_text(tiles, pack, apart, others=False):
+    """PTX of `verify`; others: of words that another group publishes.  Operands, `pack` of each tile: results | addresses |
+    skip | error address | step | limit | address of the other group's error word, if others | words.
 
     The fast path is 4 maxima a chunk and a branch.  The slow path reads every chunk with a sentinel again, all in flight."""
     chunks = tiles * pack // 4
     n = 4 * chunks  # words of a thread; so many results and words
     skip, error, step, limit, source = (f"${n + k * pack}" for k in range(1, 6))
     result = [f"${i}" for i in range(n)]
-    word = [f"${n + (5 + of_input) * pack + i}" for i in range(n)]
+    word = [f"${n + (5 + others) * pack + i}" for i in range(n)]
     address = [f"${n + 4 * j}+{apart * tile}" for tile in range(tiles) for j in range(pack // 4)]
 
     def check(label):
@@ -103,7 +103,7 @@ def _verify_text(tiles, pack, apart, of_input=False):
         four = ", ".join(result[4 * c : 4 * c + 4])
         text += f"@p{c} ld.relaxed.gpu.global.v4.b32 {{{four}}}, [{address[c]}];\n"
     text += check("DONE")
-    return text + _give_up(error, step, limit, source if of_input else None)
+    return text + _give_up(error, step, limit, source if others else None)
 
 
 @triton.constexpr_function
@@ -133,9 +133,9 @@ DONE:
 
 
 @triton.constexpr_function
-def _verify_constraints(tiles, pack, of_input=False):
+def _verify_constraints(tiles, pack, others=False):
     n = tiles * pack
-    inputs = ["l"] * pack + ["r"] * pack + ["l"] * pack + ["r"] * (2 * pack) + ["l"] * (of_input * pack) + ["r"] * n
+    inputs = ["l"] * pack + ["r"] * pack + ["l"] * pack + ["r"] * (2 * pack) + ["l"] * (others * pack) + ["r"] * n
     return ",".join(["=&r"] * n + inputs + ["~{memory}"])
 
 
@@ -148,31 +148,21 @@ def _int32s(n):
 def verify(addresses, words, skip, group, APART: tl.constexpr, TILE: tl.constexpr):
     """A tuple of tiles [4, 8, warps, rows / 8, 4] of int32 words, as they were found: the words once none is the
     sentinel, or as they are where `skip` is not 0.  addresses: int64, of the first tile's words; the others' lie APART
-    bytes further on each.  group: (address of its error word, step, limit).
+    bytes further on each.
+
+    group: (address of its error word, step, limit).  Where another group publishes the words, a fourth is the address of that
+    one's error word: this group's is lowered when that one has failed, or at the limit, which is larger than the other group's:
+    its failure comes first.
 
     BLOCK_B / 2 words of a tile are one thread's; each four are one 16-byte chunk, read again by one instruction from the first
     one's address.  The probe load's layout is the operands' layout and gives a thread these very chunks
     (tests/test_compile.py looks)."""
-    error_address, step, limit = group
+    OTHERS: tl.constexpr = len(group) == 4
     TILES: tl.constexpr = len(words)
     PACK: tl.constexpr = TILE.block_b // 2
     return tl.inline_asm_elementwise(
-        _verify_text(TILES, PACK, APART), _verify_constraints(TILES, PACK),
-        (addresses, skip, error_address, step, limit) + words, dtype=_int32s(TILES), is_pure=False, pack=PACK,
-    )  # fmt: skip
-
-
-@triton.jit
-def verify_input(addresses, words, skip, group, source_address, APART: tl.constexpr, TILE: tl.constexpr):
-    """`verify` of words that another group publishes, whose error word lies at source_address: this group's is lowered when
-    that one has failed, or at the limit, which is larger than the other group's: its failure comes first."""
-    error_address, step, limit = group
-    TILES: tl.constexpr = len(words)
-    PACK: tl.constexpr = TILE.block_b // 2
-    return tl.inline_asm_elementwise(
-        _verify_text(TILES, PACK, APART, True), _verify_constraints(TILES, PACK, True),
-        (addresses, skip, error_address, step, limit, source_address) + words, dtype=_int32s(TILES), is_pure=False,
-        pack=PACK,
+        _verify_text(TILES, PACK, APART, OTHERS), _verify_constraints(TILES, PACK, OTHERS), (addresses, skip) + group + words,
+        dtype=_int32s(TILES), is_pure=False, pack=PACK,
     )  # fmt: skip
 
 
@@ -273,15 +263,15 @@ def load_words(pointers, start, enable, WORDS, MASKED: tl.constexpr, MODE: tl.co
 
 
 @triton.jit
-def gather(ptr, rows, there, group, hold, ALWAYS: tl.constexpr, SHAPE: tl.constexpr, TILE: tl.constexpr):
+def gather(source, group, hold, ALWAYS: tl.constexpr, SHAPE: tl.constexpr, TILE: tl.constexpr):
     """All of s_{t-1} of a batch tile, as a tuple of word tiles (`load_words`), once every CTA of the group has published
-    its part.  ptr: int32 [rows, SHAPE.words], rows SHAPE.row_words apart.
+    its part.
 
-    there: (enable, given).  Zeros where not enable (ALWAYS: it is); given: ptr is not exchanged but given (h0), valid from the
-        start.
+    source: (ptr, rows, enable, given).  ptr: int32 [rows, SHAPE.words], rows SHAPE.row_words apart.  Zeros where not enable
+        (ALWAYS: it is); given: ptr is not exchanged but given (h0), valid from the start.
     group: (failed, error_ptr, counter_ptr, target, step, limit).  failed: the group has given up, wait for nothing.
     hold: (since, delay).  The first probe comes `delay` cycles after `since` (`cycle`), at the earliest."""
-    enable, given = there
+    ptr, rows, enable, given = source
     failed, error_ptr, counter_ptr, target, step, limit = group
     since, delay = hold
     K_TILE: tl.constexpr = 16 * TILE.warps

@@ -60,7 +60,7 @@ import triton
 import triton.language as tl
 
 from .dropout import drop_input, drop_values, kept_scale
-from .exchange import LINE, SENTINEL, verdict, verify_input
+from .exchange import LINE, SENTINEL, verdict, verify
 from .facts import kernel_name
 from .fragments import (
     halves_of_state,
@@ -112,20 +112,25 @@ def _load_stream(ptr, stride_b, rows, THERE: tl.constexpr, STORED: tl.constexpr,
 
 
 @triton.jit
-def _received(x_raw, ptr, source, row0, t, step, link, drop, DROPPED: tl.constexpr, TILE: tl.constexpr):
-    """x_raw, words of time t as they were found in memory that another lane writes, once it has; DROPPED: with zeros for what
-    is dropped.  step: t in launch order."""
+def _received(x_raw, addresses, step, link, TILE: tl.constexpr):
+    """x_raw, words as they were found at these addresses (`input_addresses`) in memory that another lane writes, once it has.
+    step: of the words, in launch order"""
     skip, error_ptr, source_ptr, limit = link
-    words = verify_input(
-        input_addresses(ptr, source, TILE), x_raw, skip, (error_ptr.to(tl.int64), step, limit), source_ptr.to(tl.int64), 64, TILE
-    )
-    if DROPPED:
+    return verify(addresses, x_raw, skip, (error_ptr.to(tl.int64), step, limit, source_ptr.to(tl.int64)), 64, TILE)
+
+
+@triton.jit
+def _dropped_input(x_raw, drop, row0, t, CELL: tl.constexpr, TILE: tl.constexpr):
+    """What another lane has published at time t, with zeros for what is dropped; x_raw where nothing is (drop is ()), and in the
+    backward pass, which drops behind the product"""
+    if len(drop) == 0 or not CELL.forward:
+        return x_raw
+    else:
         kept = ()
-        for c in tl.static_range(len(words)):
+        for c in tl.static_range(len(x_raw)):
             start = c * TILE.chunk // TILE.e
-            kept = kept + (drop_input(words[c], drop, start, row0, t, 0, TILE),)
-        words = kept
-    return words
+            kept = kept + (drop_input(x_raw[c], drop, start, row0, t, 0, TILE),)
+        return kept
 
 
 @triton.jit
@@ -138,19 +143,17 @@ def _project(x_raw, w_in, STORED: tl.constexpr, TILE: tl.constexpr):
 
 
 @triton.jit
-def _project_received(
-    x, w_in, row0, t, drop, STORED: tl.constexpr, CELL: tl.constexpr, SHARE: tl.constexpr, TILE: tl.constexpr
-):
-    """W_in x of what another lane has published; with dropout scaled, and in the backward pass dropped, which follows W_in there"""
-    p = _project(x, w_in, STORED, TILE)
-    if SHARE.dropout:
-        if CELL.forward:
-            p *= drop[3]
-        else:
-            unit = hidden_units(TILE)
-            row = row0 + tl.arange(0, TILE.block_b)[None, :]
-            p = drop_values(p, drop, unit, row, t, TILE)
-    return p
+def _dropped_products(p, drop, row0, t, CELL: tl.constexpr, TILE: tl.constexpr):
+    """W_in x of what another lane has published at time t; with dropout scaled, and in the backward pass dropped, which follows
+    W_in there"""
+    if len(drop) == 0:
+        return p
+    elif CELL.forward:
+        return p * drop[3]
+    else:
+        unit = hidden_units(TILE)
+        row = row0 + tl.arange(0, TILE.block_b)[None, :]
+        return drop_values(p, drop, unit, row, t, TILE)
 
 
 @triton.jit
@@ -226,7 +229,6 @@ def one_cta(
     LANES: tl.constexpr = SHARE.lanes
     LINKED: tl.constexpr = SHARE.linked
     DROPOUT: tl.constexpr = SHARE.dropout
-    DROPPED: tl.constexpr = DROPOUT and FIRST_IS_STATE
     # What is loaded before its registers' last values are used up comes into other registers, and ptxas moves it at the end of a
     # trip, where it waits for it.  So a trip is two steps, whose registers change places.  Where that takes too many (X_DEPTH 1,
     # fp64) or makes shuffles of unpacking (16-bit streams), each load stands behind the last use of its registers.  A step of the
@@ -369,9 +371,10 @@ def one_cta(
     if LINKED:
         x_0 = x_ptr + t * step_x
         x = _load_inputs(x_0, source, N_CHUNKS, X, TILE)
-        x = _received(x, x_0, source, row0, t, 0, link, drop, DROPPED, TILE)
+        x = _received(x, input_addresses(x_0, source, TILE), 0, link, TILE)
+        x = _dropped_input(x, drop, row0, t, CELL, TILE)
         if X_DEPTH == 1:
-            p += _project_received(x, w_in, row0, t, drop, X, CELL, SHARE, TILE)
+            p += _dropped_products(_project(x, w_in, X, TILE), drop, row0, t, CELL, TILE)
     elif TILE.w_in_home != "none":
         p += _project_first(x_ptr + t * step_x, source, w_in_ptr, X, SHAPE, TILE)
     if N_CHUNKS > 0 and X_DEPTH > 0:
@@ -407,7 +410,7 @@ def one_cta(
             else:
                 x_late = x_next
         elif LINKED and X_DEPTH == 2:
-            p_t = _project_received(x, w_in, row0, t, drop, X, CELL, SHARE, TILE)
+            p_t = _dropped_products(_project(x, w_in, X, TILE), drop, row0, t, CELL, TILE)
             p_next += zero.to(ACC)  # a known zero would merge the chains
         if EARLY:
             u_raw = _load_stream(u_ptr + t_1 * step_u, stride_u_b, rows_u, HAS.u, U, TILE)
@@ -419,12 +422,13 @@ def one_cta(
         else:
             a = tl.dot(w, operand(s, PRECISION), p + u, input_precision=PRECISION, out_dtype=ACC)
         if LINKED:
-            x = _received(x_raw, x_1, source, row0, t_1, step + 1, link, drop, DROPPED, TILE)
+            x = _received(x_raw, input_addresses(x_1, source, TILE), step + 1, link, TILE)
+            x = _dropped_input(x, drop, row0, t_1, CELL, TILE)
             if X_DEPTH == 2:
                 a += p_t
                 p += p_t
             else:
-                p_next = _project_received(x, w_in, row0, t_1, drop, X, CELL, SHARE, TILE)
+                p_next = _dropped_products(_project(x, w_in, X, TILE), drop, row0, t_1, CELL, TILE)
             x_1 = x_ptr + t_2 * step_x
             x_raw = _load_inputs(x_1, source, N_CHUNKS, X, TILE)
         if not EARLY:

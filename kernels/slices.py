@@ -146,12 +146,13 @@ def add_halves(a, b):
 
 
 @triton.jit
-def load_own(ptr, stride_b, rows, enable, unit0, WIDE: tl.constexpr, SHAPE: tl.constexpr, TILE: tl.constexpr):
+def load_own(ptr, stride_b, place, WIDE: tl.constexpr, SHAPE: tl.constexpr, TILE: tl.constexpr):
     """ptr[row * stride_b + unit] of the CTA's units, 0 beyond rows x SHAPE.row or where not enable, as tiles [BLOCK_B,
     UNITS / 2]: one of int32 words of two 16-bit elements or, WIDE, of int64 words of two fp32 elements; E = 1: two of fp32.
 
-    stride_b in elements (int64, even).  As words: 16-bit values must not cross the loop's back edge (fragments.py), and a
+    place: (rows, enable, unit0).  stride_b in elements (int64, even).  As words: 16-bit values must not cross the loop's back edge (fragments.py), and a
     tile of pairs, or of every other element, would be loaded in a layout of its own and converted."""
+    rows, enable, unit0 = place
     row = tl.arange(0, TILE.block_b)[:, None]
     i = tl.arange(0, TILE.units // 2)[None, :]
     if TILE.e == 1:

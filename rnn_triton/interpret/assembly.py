@@ -4,7 +4,6 @@ The one-element texts are registered in interpreter.py.  Imported where kernels 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from ..kernels import exchange, slices
@@ -35,22 +34,13 @@ def register(exchange: Any, slices: Any) -> None:
 
     @interpreter.interpreter_impl(exchange.verify)
     def verify(addresses: Any, words: tuple, skip: Any, group: tuple, APART: Any, TILE: Any) -> tuple:
-        return polled(addresses, words, skip, group, APART, lambda: False)
+        error_address, step, limit = group[:3]
 
-    @interpreter.interpreter_impl(exchange.verify_input)
-    def verify_input(
-        addresses: Any, words: tuple, skip: Any, group: tuple, source_address: Any, APART: Any, TILE: Any
-    ) -> tuple:
-        def source_failed() -> bool:
-            at = _scalar(tl.load(_pointer(source_address), volatile=True))
-            return at % 2**32 <= _scalar(group[1]) + 1
+        def others_failed() -> bool:
+            if len(group) == 3:
+                return False
+            return _scalar(tl.load(_pointer(group[3]), volatile=True)) % 2**32 <= _scalar(step) + 1
 
-        return polled(addresses, words, skip, group, APART, source_failed)
-
-    def polled(
-        addresses: Any, words: tuple, skip: Any, group: tuple, APART: Any, failed: Callable[[], bool]
-    ) -> tuple:
-        error_address, step, limit = group
         a = addresses.handle.data.astype(np.int64)
         if (a[..., 0] % 16).any() or (np.diff(a, axis=-1) != 4).any():  # the assembly takes it for granted
             raise ValueError("exchange.verify: the last dimension is not an aligned 16-byte chunk")
@@ -68,7 +58,7 @@ def register(exchange: Any, slices: Any) -> None:
             if polls % exchange.POLLS_PER_LOOK.value == 0:
                 if _scalar(tl.load(_pointer(error_address), volatile=True)) != -1:
                     break
-                if failed() or polls >= _scalar(limit):
+                if others_failed() or polls >= _scalar(limit):
                     words_of = _pointer(error_address).to(tl.pointer_type(tl.uint32), bitcast=True)
                     tl.atomic_min(words_of, interpreter_semantic.to_tensor(step).to(tl.uint32, bitcast=True), sem="relaxed", scope="gpu")
                     break

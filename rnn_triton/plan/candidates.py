@@ -33,8 +33,8 @@ class Form:
     linked: tuple[int, int]
 
 
-# Two accumulators: mma16 from halves of K = 16 on, for latency; mma32 none, each half would take barriers of its own; fma
-# at 128, where one chain spills (and the halves do take barriers of their own).
+# Two accumulators: from halves of K = 16 on, for latency; not in tf32x3, where each half would take barriers of its own; in the
+# fma form at 128, where one chain spills (and the halves do take barriers of their own).
 FORMS = {
     "16-bit": Form("mma16", "ieee", 256, 32, 32, (8, 2), (16, 12), 4, (128, 128)),
     "tf32": Form("mma32", "tf32", 128, 16, 32, (8, 0), (12, 0), 4, (64, 128)),
