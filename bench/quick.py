@@ -23,9 +23,6 @@ AFTER_TIMING = 60.0  # seconds of a budget kept for training, host cost, figures
 QUICK_PROVIDERS = ("rnn_triton", "cudnn", "cudnn-layers")  # of `make bench`
 
 
-# ---- make bench -----------------------------------------------------------------------------------------------------
-
-
 def quick(out: Path, budget: float) -> list[str]:
     """The job of `make bench`, within about `budget` seconds; prints as it goes and returns the failures."""
     deadline = time.monotonic() + budget

@@ -78,10 +78,8 @@ def test_a_kernel_that_reloads_w_is_seen():
 def test_unrolling_is_normalised_away(keeps):
     """ptxas unrolls the keeping kernel on sm_90 and not the reloading one; a step has the same work in both."""
     reloads = analyzed(True)
-    assert (keeps.barriers, keeps.mma, keeps.mufu) == (reloads.barriers, reloads.mma, reloads.mufu)
+    assert (keeps.barriers, keeps.mma) == (reloads.barriers, reloads.mma)
     assert 0.5 < keeps.instructions / reloads.instructions < 1.1
-    assert 0.5 < keeps.estimated_cycles / reloads.estimated_cycles < 1.1
-    assert keeps.estimated_cycles > 100
 
 
 def test_a_kernel_without_a_time_loop_is_refused():
@@ -97,8 +95,7 @@ def test_as_dict_is_json_with_string_keys(keeps):
 
 
 def sass(*lines):
-    control = "                 /* 0x000fe20000000000 */"  # stall 1, no scoreboard
-    return "\n".join(f"        /*{16 * i:04x}*/  {line} ;  /* 0x0 */\n{control}" for i, line in enumerate(lines))
+    return "\n".join(f"        /*{16 * i:04x}*/  {line} ;  /* 0x0 */" for i, line in enumerate(lines))
 
 
 def test_cold_code_behind_the_loop_is_not_a_loop():
@@ -152,16 +149,3 @@ def test_steps_that_triton_unrolls():
     rest = ["  scf.for %i = %b to %T step %c1_i32  : i32 {", "    tt.store %p, %v", "  }"]
     assert resources._steps_a_trip("\n".join(loop + time + rest)) == 2
     assert resources._steps_a_trip("\n".join(loop)) == 1
-
-
-def test_the_estimate_follows_stalls_and_scoreboards():
-    def instruction(opcode, stall, sets=7, waits=0):
-        control = stall << 41 | sets << 46 | 7 << 49 | waits << 52
-        return machine_code.SassInstruction(opcode, opcode, False, 0, control)
-
-    assert resources.estimate_cycles([instruction("FFMA", 4), instruction("FFMA", 5)]) == 9
-    waiting = [instruction("LDS", 1, sets=0), instruction("FFMA", 4, waits=1)]
-    assert resources.estimate_cycles(waiting) == resources.LATENCY["LDS"] + 4
-    # a load used one trip later costs only what the trip does not hide
-    ahead = [instruction("FFMA", 4, waits=1), instruction("LDG", 1, sets=0), instruction("BAR.SYNC", 200)]
-    assert resources.estimate_cycles(ahead) < resources.LATENCY["LDG"] + 20

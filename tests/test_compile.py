@@ -14,9 +14,10 @@ import re
 import pytest
 import torch
 from support.layouts import check_verify_layout
+from support.planned import planned_otherwise
 
 from bench.compiled import machine_code, resources
-from bench.compiled.planned import planned, planned_otherwise
+from bench.compiled.planned import planned
 from rnn_triton import overriding
 from rnn_triton.kernels.dropout import drop
 from rnn_triton.kernels.matmul import matmul_kernel

@@ -8,8 +8,9 @@ import threading
 
 import pytest
 import torch
+from support.planned import planned_otherwise
 
-from bench.compiled.planned import planned, planned_otherwise
+from bench.compiled.planned import planned
 from rnn_triton.errors import UnsupportedError
 from rnn_triton.plan import candidates, latency
 from rnn_triton.plan import choose as planner

@@ -127,9 +127,6 @@ def _models(
     return times * found.practical_us, {name: times * value for name, value in found.parts.items()}
 
 
-# ---- floor ----------------------------------------------------------------------------------------------------------
-
-
 def _floor(case: Case, network: tuple[Layer, ...], train: bool, device: Device, constants: Constants) -> float:
     """Per step of T: the chain is that of the longest sequence, which has T steps; products and traffic are of real steps."""
     forward, backward = ([getattr(layer, name) for layer in network] for name in ("forward", "backward"))

@@ -20,9 +20,6 @@ from . import resources
 FEW_H, FEW_ONE_CTA = 1024, 128  # what `make bench` compiles of the plans over a group of CTAs, and of one
 
 
-# ---- compiled resources and the model -------------------------------------------------------------------------------
-
-
 def compiled(item: tuple[Any, Any]) -> dict[str, Any]:
     """The fields of one resources record of a planned (Problem, Device)."""
     from rnn_triton.launch.dispatch import compile_ahead

@@ -21,7 +21,6 @@ class Instruction:
 @dataclass(frozen=True)
 class SassInstruction(Instruction):
     address: int
-    control: int  # the upper 64 bits: stall count and scoreboards
 
 
 @dataclass(frozen=True)
@@ -29,26 +28,16 @@ class PtxInstruction(Instruction):
     labels: tuple[str, ...]  # labels in front of it
 
 
-_SASS = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;\s*/\* 0x([0-9a-f]+) \*/")
-_UPPER = re.compile(r"^\s+/\* 0x([0-9a-f]+) \*/")
+_SASS = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;\s*/\* 0x[0-9a-f]+ \*/", re.M)
 
 
 def parse_sass(listing: str) -> list[SassInstruction]:
     """The instructions of `cuobjdump -sass` of a cubin with one kernel."""
-    lines = listing.splitlines()
     code = []
-    for line, following in zip(lines, [*lines[1:], ""]):
-        if found := _SASS.match(line):
-            upper = _UPPER.match(following)
-            text = found.group(2)
-            predicated = text.startswith("@")
-            if predicated:
-                text = text.split(None, 1)[1]
-            code.append(
-                SassInstruction(
-                    text.split()[0], text, predicated, int(found.group(1), 16), int(upper.group(1), 16) if upper else 0
-                )
-            )
+    for address, text in _SASS.findall(listing):
+        predicated = text.startswith("@")
+        text = text.split(None, 1)[1] if predicated else text
+        code.append(SassInstruction(text.split()[0], text, predicated, int(address, 16)))
     return code
 
 

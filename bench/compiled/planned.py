@@ -6,7 +6,6 @@ import functools
 import itertools
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 from rnn_triton.plan import hardware
 from rnn_triton.plan.candidates import FORMS, kind
@@ -19,12 +18,6 @@ from rnn_triton.plan.problem import CtaGroup, Problem
 def planned() -> tuple[tuple[Problem, Device], ...]:
     """Returns problems that reach every kind of plan, each with the device it is planned for.  The first call takes about a second."""
     return (*_one_cta(), *_cta_group())
-
-
-@functools.cache
-def planned_otherwise() -> tuple[tuple[Problem, Device, dict[str, Any]], ...]:
-    """Returns (problem, device, choices) of further plans, which the planner takes only under `overriding(**choices)`."""
-    return tuple(_otherwise())
 
 
 def _one_cta() -> Iterator[tuple[Problem, Device]]:
@@ -90,20 +83,3 @@ def _cta_group() -> Iterator[tuple[Problem, Device]]:
                     if kernel not in seen:
                         seen.add(kernel)
                         yield problem, device
-
-
-def _otherwise() -> Iterator[tuple[Problem, Device, dict[str, Any]]]:
-    for device in hardware.RECORDS.values():
-        for direction, H, dtype, precision, choices in (
-            ("forward", 1024, "bf16", None, {"protocol": "counter"}),
-            ("backward", 1024, "bf16", None, {"protocol": "counter"}),
-            ("forward", 384, "fp32", "tf32", {"protocol": "counter"}),
-            ("forward", 1024, "bf16", None, {"regime": "cta_group", "w_ih_home": "shared"}),
-            ("forward", 384, "fp32", "tf32", {"regime": "cta_group", "w_ih_home": "shared"}),
-            ("forward", 512, "bf16", None, {"regime": "cta_group", "block_b": 32}),
-            ("backward", 384, "fp32", "tf32", {"block_b": 32}),
-            ("forward", 384, "fp32", "tf32x3", {"block_b": 32}),
-            ("forward", 1024, "bf16", None, {"x_loads": "before", "look_every": 1, "probe_delay": 0}),
-            ("backward", 1024, "bf16", None, {"look_every": 1, "probe_delay": 0}),
-        ):
-            yield Problem(direction, 8, H, H, dtype, precision, "elman_tanh"), device, choices

@@ -39,9 +39,6 @@ class NeedsGPU(RuntimeError):
     """The job measures a GPU and there is none."""
 
 
-# ---- correctness gate -----------------------------------------------------------------------------------------------
-
-
 def check_case(case: cases.Case) -> dict[str, Any]:
     """The fields of one check record of rnn_triton; runs in a worker."""
     from rnn_triton.interpret import interpreter
@@ -84,9 +81,6 @@ def _check_table(out: Path) -> tuple[str, list[str]]:
     table = formats.text(("case", "worst", "error", "tolerance", "verdict"), check.summary(verdicts))
     ran = ", ".join(sorted({r["implementation"] for r in found}))
     return f"y, hn and all gradients against fp64, {ran}:\n{table}", failures
-
-
-# ---- timing on a GPU ------------------------------------------------------------------------------------------------
 
 
 def needs_gpu() -> None:
@@ -212,9 +206,6 @@ def run_host() -> str:
         for name, target in host.TARGETS_US.items()
     ]
     return f"host cost per call on this CPU, launches and GEMMs replaced by torch.empty, medians: {'; '.join(parts)}"
-
-
-# ---- commands -------------------------------------------------------------------------------------------------------
 
 
 def _run(given: argparse.Namespace, out: Path, deadline: float) -> Answer:

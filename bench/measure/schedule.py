@@ -60,8 +60,6 @@ def jobs(cases: Iterable[Case], passes: Sequence[str], providers: Sequence[str],
     return out
 
 
-# ---- order ----------------------------------------------------------------------------------------------------------
-
 # How far apart two cases are that differ in a property alone, in doublings of a size.
 _APART = {
     "dtype": 1.0, "precision": 0.5, "nonlinearity": 0.25, "cell": 3.0, "bidirectional": 2.0, "lengths": 2.0, "regime": 2.0,
@@ -101,8 +99,6 @@ def ordered(
         nearest = [min(d, distance(job.case, chosen.case, regime)) for d, job in zip(nearest, left)]
     return out
 
-
-# ---- time -----------------------------------------------------------------------------------------------------------
 
 OVERHEAD = 1.0  # seconds of a case beside what follows: tensors, its worker, records
 PER_PROVIDER = 0.15  # seconds to set one up and to profile a pass

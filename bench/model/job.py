@@ -90,9 +90,6 @@ def architecture(name: str) -> Any:
     return hardware.RECORDS[name]
 
 
-# ---- commands -------------------------------------------------------------------------------------------------------
-
-
 def _model(given: argparse.Namespace, out: Path, deadline: float) -> Answer:
     device, records = architecture(given.arch), records_of(given, out)
     return f"{model_table(device, suites(given.suite))}\n\n{fit_table(records)}", []

@@ -88,9 +88,6 @@ def over_layers(case: Case, recurrence: Recurrence, x: Any, state: State) -> tup
 CHUNK = FEW_STEPS  # steps that torch.compile sees at once
 
 
-# ---- loops ----------------------------------------------------------------------------------------------------------
-
-
 class Loop(Provider):
     """A Python loop over the steps of torch.nn.RNNCell, GRUCell or LSTMCell; of several models, whose cells do not
     batch, over the same formulas with batched products."""

@@ -99,9 +99,6 @@ class Layerwise(Differentiated):
         return out
 
 
-# ---- FlashRNN -------------------------------------------------------------------------------------------------------
-
-
 class FlashRNN(Provider):
     """FlashRNN (arXiv 2412.07752), its fused CUDA kernels, built by nvcc for each shape when they are first used.
 
@@ -183,9 +180,6 @@ def _by_gate(weight: Tensor) -> Tensor:
     return weight.unflatten(1, (3, -1))
 
 
-# ---- XMA ------------------------------------------------------------------------------------------------------------
-
-
 class XMA(Provider):
     """XMA (accelerated-model-architectures), its Triton kernel for a tanh RNN: a program for each head and batch
     tile.
@@ -245,9 +239,6 @@ class _XMA(Layerwise):
         return y.permute(2, 1, 0, 3), (last.transpose(0, 1),)
 
 
-# ---- FlagGems -------------------------------------------------------------------------------------------------------
-
-
 class FlagGems(Provider):
     """FlagGems' rnn_relu, and rnn_tanh where a release has it: a program for each sequence of the batch; backward is
     torch's autograd over a loop that runs the forward pass again. Its lstm has no backward pass."""
@@ -295,9 +286,6 @@ class _FlagGems(Differentiated):
             parameter.grad = None
         found = super().gradients(y, states)
         return found | {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
-
-
-# ---- TorchRL --------------------------------------------------------------------------------------------------------
 
 
 class TorchRL(Provider):

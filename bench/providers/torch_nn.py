@@ -23,8 +23,6 @@ from .interface import (
     state_leaves,
 )
 
-# ---- cuDNN ----------------------------------------------------------------------------------------------------------
-
 
 class TorchRNN(Provider):
     """torch.nn.RNN, GRU or LSTM: cuDNN on a GPU, in the algorithm PyTorch picks; the kernels it ran are in the

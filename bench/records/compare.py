@@ -1,47 +1,14 @@
 """Compares two sides of records: per case, pass and provider the ratio of times B / A, an interval, and a verdict.
 
-A side is a record file, a folder of them, or a commit that has records; only equal devices are compared.
-
-The ratio is that of the medians of the device time; above 1, B is slower. Its interval (LEVEL) is a bootstrap's, by
-percentiles of the logarithm, from a fixed seed:
-
-    one run on a side    Samples of a run are taken within seconds of each other and follow the clock, so neighbours resemble
-                         each other: whole blocks are drawn (moving blocks on a circle), as long as the autocorrelation of
-                         the samples asks for (`block_length`), one sample where there is none.
-    several runs         Runs differ by more than their samples do (temperature, clock, memory addresses): runs are drawn
-                         first, blocks within them second.
-
-Where samples resemble their neighbours, the interval covers less than LEVEL says: of an autocorrelation of 0.8 or 0.9 at lag 1
-and 100 samples it covers 0.91 or 0.88, of 0.9 and 30 samples 0.77 (500 simulations each, deviation 0.02 at most): a quarter of
-the samples is as long as a block gets.
-
-Blocks and runs are few, and a bootstrap of u units is too narrow: its deviations grow by sqrt(u / (u - 1)), and by Student's t
-of Welch's degrees of freedom over the normal quantile.
-
-An interval from one run a side knows nothing of how runs differ. That is what `band` is for: changes within it are nothing,
-however sure of them the samples are. It must be wider than runs of equal code differ; a shift beyond it looks like a change. A
-note says where a side has one run alone.
-
-A side that ran at lower clocks is slower by that much at most, or not at all: between both lies the ratio at equal clocks. So
-the interval that verdicts are made of reaches from low / max(1, c) to high / min(1, c), c being the ratio of A's clock to B's,
-of the SMs and of the memory, medians while the case was measured. The table has both clocks of the SMs, and the interval of the
-times as they are.
-
-Verdicts, in this order, by where that interval lies with the band 1 - band to 1 + band:
+A side is a record file, a folder of them, or a commit that has records; only equal devices are compared.  docs/benchmarks.md
+says how intervals, verdicts and the rate of false alarms are made, and why.  Verdicts, the first that holds:
 
     broken   timed in A, but wrong, failed or no longer supported in B         fixed    the other way round
     noise    fewer than FEWEST samples on a side
-    same     within it, ends included
-    slower, faster   wholly above it, wholly below it
-    clocks   across an end of it, which it would not be at equal clocks: the clocks may explain what changed, or hide it
-    noise    across an end of it: the samples do not tell whether the change is larger than the band
-
-Of n pairs whose ratio is at the upper end of the band, (1 - LEVEL) / 2 n look slower by chance, where the interval covers LEVEL;
-of ratios within the band fewer, the fewer the farther from its end: this is a bound (`expected_false_alarms`). As many look
-faster at the lower end.
-Regressions are controlled over all pairs together: a slower one counts only where Benjamini and Hochberg's procedure at a false
-discovery rate of RATE rejects that its ratio is within the band, with p from the distance to the band in the bootstrap's
-standard deviations. Everything broken counts.
+    same     the interval at equal clocks lies within the band 1 - band to 1 + band, ends included
+    slower, faster   it lies wholly above the band, wholly below it
+    clocks   across an end of the band, where the interval of the times as they are is not: the clocks may explain the change
+    noise    across an end of the band
 """
 
 from __future__ import annotations
@@ -133,56 +100,42 @@ class Comparison:
         return self.tested * (1 - LEVEL) / 2
 
 
-# ---- sides ----------------------------------------------------------------------------------------------------------
-
-
 def load(name: str, paths: Iterable[Path]) -> Side:
     """The side that `name` means: a record file, a folder of them, or a commit, of which the records of `paths` are taken.
 
     ValueError: it is none of these, it has no timing records, or the beginning of a hash fits several commits."""
-    given = Path(name)
-    if given.is_dir():
-        files = sorted(given.rglob("*.jsonl"))
-        if not files:
-            raise ValueError(f"no record files (*.jsonl) in the folder {name}")
-        found, problems = read(files)
-    elif given.is_file():
-        found, problems = read([given])
-    else:
-        found, problems = read(dict.fromkeys(paths))
-        commit = _commit(name, {r["environment"]["commit"] for r in found if r["kind"] == "timing"} - {None})
+    given, commit = Path(name), None
+    files = sorted(given.rglob("*.jsonl")) if given.is_dir() else [given] if given.is_file() else list(dict.fromkeys(paths))
+    if given.is_dir() and not files:
+        raise ValueError(f"no record files (*.jsonl) in the folder {name}")
+    found, problems = read(files)
+    found = [r for r in found if r["kind"] == "timing"]
+    if not given.exists():
+        commit = _commit(name, {r["environment"]["commit"] for r in found} - {None})
         found = [r for r in found if r["environment"]["commit"] == commit]
-    timed = tuple(r for r in found if r["kind"] == "timing")
-    if not timed:
+    if not found:
         lines = f"; {len(problems)} lines are no records, the first: {problems[0]}" if problems else ""
         raise ValueError(f"no timing records in {name}{lines}")
-    return Side(name, timed, tuple(map(str, problems)))
+    return Side(name, tuple(found), tuple(map(str, problems)))
 
 
 def _commit(name: str, commits: set[str]) -> str:
-    wanted = name.lower()
+    wanted, known = name.lower(), [c[:12] for c in commits]
     if not re.fullmatch(r"[0-9a-f]{7,40}", wanted) or not any(c.startswith(wanted) for c in commits):
         root = str(environment.root())
         resolved = environment._output("git", "-C", root, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
         if resolved is None:
             raise ValueError(
                 f"{name!r} is no record file, no folder of them and no commit (7 hex digits or more, or what git knows); "
-                f"commits with records: {_nearest(name, commits)}"
+                f"commits with records: {nearest(wanted[:12], known)}"
             )
         wanted = resolved
     fitting = sorted(c for c in commits if c.startswith(wanted))
     if not fitting:
-        raise ValueError(f"commit {wanted[:12]} has no timing records; commits that have: {_nearest(wanted, commits)}")
+        raise ValueError(f"commit {wanted[:12]} has no timing records; commits that have: {nearest(wanted[:12], known)}")
     if len(fitting) > 1:
         raise ValueError(f"{name!r} begins several commits: {', '.join(c[:12] for c in fitting)}")
     return fitting[0]
-
-
-def _nearest(name: str, commits: set[str]) -> str:
-    return nearest(name[:12].lower(), [c[:12] for c in commits]) if commits else "none"
-
-
-# ---- comparison -----------------------------------------------------------------------------------------------------
 
 
 def compare(
@@ -198,30 +151,23 @@ def compare(
             f"different devices are not compared: {a.name} is of {', '.join(a.devices)}, {b.name} of {', '.join(b.devices)}"
         )
     of_a, of_b = (_grouped(side, providers) for side in (a, b))
-    pairs, only_a, only_b = [], [], []
+    pairs = []
+    alone: tuple[list[str], list[str]] = [], []
     for key in dict.fromkeys([*of_a, *of_b]):
-        if key not in of_b:
-            only_a.append(_name(key, of_a[key][-1]))
-        elif key not in of_a:
-            only_b.append(_name(key, of_b[key][-1]))
-        else:
-            pair = _pair(key, of_a[key], of_b[key], band, seed)
-            if pair is None:  # no times on either side
-                only_a.append(_name(key, of_a[key][-1]))
-                only_b.append(_name(key, of_b[key][-1]))
-            else:
-                pairs.append(pair)
+        pair = _pair(key, of_a[key], of_b[key], band, seed) if key in of_a and key in of_b else None
+        if pair is not None:
+            pairs.append(pair)
+            continue
+        for group, names in zip((of_a, of_b), alone):  # on one side alone, or without a time on either
+            if key in group:
+                names.append(f"{' '.join(key[1:])} on {key[0]}: {group[key][-1]['status']}")
     if not pairs:
+        has = [f"{len(names)} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})" if names else "none" for names in alone]
         raise ValueError(
             f"nothing to compare: {a.name} and {b.name} share no timed case of {', '.join(providers or ['any provider'])}; "
-            f"{a.name} has {_summary(only_a)}, {b.name} has {_summary(only_b)}"
+            f"{a.name} has {has[0]}, {b.name} has {has[1]}"
         )
-    notes = (*_notes(a, b), *_unknown(pairs))
-    return Comparison(a, b, _judged(pairs), tuple(only_a), tuple(only_b), notes, band)
-
-
-def _summary(names: Sequence[str]) -> str:
-    return f"{len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else "none"
+    return Comparison(a, b, _judged(pairs), tuple(alone[0]), tuple(alone[1]), (*_notes(a, b), *_unknown(pairs)), band)
 
 
 def _grouped(side: Side, providers: Sequence[str] | None) -> dict[Key, list[dict[str, Any]]]:
@@ -232,10 +178,6 @@ def _grouped(side: Side, providers: Sequence[str] | None) -> dict[Key, list[dict
             key = (record["environment"]["device"], record["case"], record["pass"], record["provider"])
             found.setdefault(key, []).append(record)
     return found
-
-
-def _name(key: Key, newest: dict[str, Any]) -> str:
-    return f"{' '.join(key[1:])} on {key[0]}: {newest['status']}"
 
 
 def _timed(records: Sequence[dict[str, Any]]) -> list[np.ndarray]:
@@ -299,14 +241,12 @@ def _unknown(pairs: Sequence[Pair]) -> list[str]:
 
 def _judged(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
     """With `regression` set"""
-    rejected = discoveries([pair.p for pair in pairs if pair.p is not None])
-    out, i = [], 0
-    for pair in pairs:
-        if pair.p is not None:
-            slower = pair.verdict == "slower" and rejected[i]
-            pair, i = dataclasses.replace(pair, regression=bool(slower)), i + 1
-        out.append(pair)
-    return tuple(out)
+    tested = [pair for pair in pairs if pair.p is not None]
+    rejected = dict(zip(map(id, tested), discoveries([pair.p or 0.0 for pair in tested])))
+    return tuple(
+        dataclasses.replace(pair, regression=pair.regression or (pair.verdict == "slower" and rejected.get(id(pair), False)))
+        for pair in pairs
+    )
 
 
 def _notes(a: Side, b: Side) -> list[str]:
@@ -326,16 +266,10 @@ def _notes(a: Side, b: Side) -> list[str]:
             notes.append(f"{side.name} was measured with uncommitted changes")
         if side.problems:
             notes.append(f"{side.name}: {len(side.problems)} lines are no records, the first: {side.problems[0]}")
-    if {_identity(r) for r in a.records} == {_identity(r) for r in b.records}:
+    if {json.dumps(r, sort_keys=True) for r in a.records} == {json.dumps(r, sort_keys=True) for r in b.records}:
         notes.append("A and B are the same records")
     return notes
 
-
-def _identity(record: dict[str, Any]) -> str:
-    return json.dumps(record, sort_keys=True)
-
-
-# ---- as text --------------------------------------------------------------------------------------------------------
 
 HEADINGS = ("case", "pass", "provider", "A us", "B us", "B / A", f"{LEVEL:.0%} interval", "A MHz", "B MHz", "verdict")
 _ORDER = ("broken", "slower", "faster", "fixed", "clocks", "noise", "same")
@@ -351,16 +285,11 @@ def body(comparison: Comparison) -> list[tuple[str, ...]]:
     out: list[tuple[str, ...]] = []
     for pair in sorted(comparison.pairs, key=rank):
         provider = f"{pair.provider} on {pair.device}" if several else pair.provider
+        ratio = "-" if pair.ratio is None else f"{pair.ratio:.3f}"
+        ends = "-" if pair.low is None else f"{pair.low:.3f} to {pair.high:.3f}"
+        numbers = [f"{value:.{digits}f}" if value else "-" for digits, both in ((1, (pair.us_a, pair.us_b)), (0, pair.mhz)) for value in both]
         verdict = pair.verdict + "*" * pair.regression + (f": {pair.message}" if pair.message else "")
-        out.append(
-            (
-                pair.case, pair.pass_, provider, _us(pair.us_a), _us(pair.us_b),
-                "-" if pair.ratio is None else f"{pair.ratio:.3f}",
-                "-" if pair.low is None else f"{pair.low:.3f} to {pair.high:.3f}",
-                *("-" if mhz is None else f"{mhz:.0f}" for mhz in pair.mhz),
-                verdict,
-            )
-        )  # fmt: skip
+        out.append((pair.case, pair.pass_, provider, *numbers[:2], ratio, ends, *numbers[2:], verdict))
     return out
 
 
@@ -381,7 +310,3 @@ def summary(comparison: Comparison) -> list[str]:
         if only:
             lines.append(f"not compared, in {name}: {'; '.join(only)}")
     return lines
-
-
-def _us(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"

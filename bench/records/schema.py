@@ -203,7 +203,6 @@ class Compiled:
     global_load_arguments: Scalars
     mma: float
     instructions: float
-    estimated_cycles: float
 
 
 # ---- kinds ----------------------------------------------------------------------------------------------------------

@@ -15,9 +15,6 @@ DRAWS = 2000
 SEED = 20240229
 
 
-# ---- statistics -----------------------------------------------------------------------------------------------------
-
-
 def interval(
     a: Sequence[np.ndarray],
     b: Sequence[np.ndarray],

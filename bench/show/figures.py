@@ -52,8 +52,6 @@ def pages(rows: Sequence[Row], names: Sequence[str] | None = None) -> Iterator[P
                 yield replace(page, name=prefix + page.name)
 
 
-# ---- figures: all cases ---------------------------------------------------------------------------------------------
-
 BARS, BAR_PAGES = 36, 2  # cases of a page; of more pages than that one remains
 
 

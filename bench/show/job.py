@@ -35,9 +35,6 @@ def make_report(records: Sequence[dict[str, Any]], out: Path, sections: Sequence
     return f"report: {page}" + (f"; beside it: {', '.join(beside)}" if beside else "")
 
 
-# ---- commands -------------------------------------------------------------------------------------------------------
-
-
 def _figures(given: argparse.Namespace, out: Path, deadline: float) -> Answer:
     names = choose(given.only, tuple(figures.FIGURES), "figure") if given.only else None
     return make_figures(records_of(given, out), out, names), []

@@ -14,9 +14,6 @@ from .rows_in_words import PASS_TITLES, arithmetic, caption
 from .sweeps import AXES, Index, Sweep, indexed, kinds, middle_sweep, passes_of, sweeps
 from .tables import FLOOR_MARK
 
-# ---- figures: one size at a time ------------------------------------------------------------------------------------
-
-
 COMPARED = (
     "over the faster of torch.nn on cuDNN and a module for each layer, in the newest run that timed both with the code and "
     "versions of ours"

@@ -24,9 +24,6 @@ class Page:
     legend: dict[str, Any]  # label -> what the legend shows before it
 
 
-# ---- panels of lines ------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Point:
     """`y` None: there is none, and the line is broken."""

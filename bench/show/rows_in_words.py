@@ -17,9 +17,6 @@ OTHER = "other cases"  # of no suite
 REGIMES = {"one_cta": "one CTA", "cta_group": "group of CTAs", "per_step": "a launch a step"}
 
 
-# ---- what the rows are ----------------------------------------------------------------------------------------------
-
-
 def arithmetic(row: Row) -> str:
     """bf16, fp16, fp32 (TF32) or fp32 (IEEE)"""
     dtype, precision = row.shape["dtype"], row.shape["precision"]

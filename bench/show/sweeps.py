@@ -10,8 +10,6 @@ from ..cases.case import DTYPES, PASSES
 from ..records.rows import Row
 from .rows_in_words import arithmetic
 
-# ---- sweeps ---------------------------------------------------------------------------------------------------------
-
 # axis -> (the field that varies, the label of the axis)
 AXES = {
     "H": ("H", "hidden size H"), "B": ("B", "batch B"), "T": ("T", "time steps T"), "L": ("layers", "layers L"),

@@ -31,8 +31,6 @@ from .rows_in_words import (
 FLOOR_MARK = 0.45  # of the floor: a case that reaches less is listed with what remains to be done
 
 
-# ---- the tables -----------------------------------------------------------------------------------------------------
-
 HEADINGS = (
     "case", "pass", "us/step", "slope", "best cuDNN us/step", "by", "speedup", "graph speedup", "floor*", "of floor*",
     "bound*", "regime",
@@ -291,11 +289,9 @@ def _percent(value: float | None) -> str:
     return NONE if value is None else f"{value:.0%}"
 
 
-# ---- compiled plans -------------------------------------------------------------------------------------------------
-
 RESOURCE_HEADINGS = (
     "direction", "H", "I", "B", "dtype", "plan", "regs", "spills", "shared KB", "barriers/step", "loads/step from",
-    "MMA/step", "instr/step", "cycles/step*", "floor us*", "practical us*",
+    "MMA/step", "instr/step", "floor us*", "practical us*",
 )  # fmt: skip
 
 
@@ -308,14 +304,14 @@ def resource_rows(records: Iterable[dict[str, Any]]) -> Body:
         head = (problem["direction"], str(problem["H"]), str(problem["I"]), str(problem["B"]), dtype)
         shape = f"{plan.get('regime', '')} {plan.get('warps', '?')} warps, {plan.get('block_b', '?')} rows"
         if record["status"] != "ok":
-            out.append((*head, shape, f"{record['status']}: {record['message']}", *["-"] * 9))
+            out.append((*head, shape, f"{record['status']}: {record['message']}", *["-"] * 8))
             continue
         loads = ", ".join(f"{name} {count}" for name, count in found["global_load_arguments"].items()) or "none"
         out.append(
             (
                 *head, shape, str(found["registers"]), f"{found['spill_stores']}/{found['spill_loads']}",
                 f"{found['shared_bytes'] / 1024:.1f}", f"{found['barriers']:g}", loads, f"{found['mma']:g}",
-                f"{found['instructions']:.0f}", f"{found['estimated_cycles']:.0f}",
+                f"{found['instructions']:.0f}",
                 _number(record["floor_us_per_step"]), _number(record["practical_us_per_step"]),
             )
         )  # fmt: skip

@@ -22,13 +22,14 @@ from typing import Any
 import torch
 
 from bench.compiled.job import distinct_plans
-from bench.compiled.planned import planned, planned_otherwise
+from bench.compiled.planned import planned
 from bench.instruments.worker import in_parallel
 from bench.show import formats
 from rnn_triton.kernels.exchange import LINE
 from rnn_triton.launch import dispatch
 from rnn_triton.plan import choose, hardware
 from rnn_triton.plan.problem import DTYPES, ONE, CtaGroup, Lanes, Plan, Problem
+from support.planned import planned_otherwise
 
 ARCH = "sm_90"
 STEPS = (4, 6)  # of the two runs; loops take one or two steps a trip
