@@ -75,6 +75,23 @@ def kernel_name(regime: str) -> Callable[[Any], str]:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Routes(Facts):
+    """Which tiles a cell has in one pass, and which products make which of them, as rnn_triton/cells/cell.py says"""
+
+    parts: int
+    rec_gates: tuple[int, ...]
+    rec_states: tuple[int, ...]
+    rec_parts: tuple[int, ...]
+    in_parts: tuple[int, ...]
+    carried: int
+    published: int
+    exchanged: int
+    kept: int
+    reads_y: bool
+    vectors: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Cell(Facts):
     """A cell, in one of the passes"""
 
@@ -82,6 +99,7 @@ class Cell(Facts):
     step: Any  # kernels/cells.py
     accuracy: str  # kernels/activations.py
     forward: bool  # else backward
+    routes: "Routes"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)

@@ -32,3 +32,34 @@ def test_a_cell_can_be_registered_again_but_not_replaced():
     with pytest.raises(ValueError, match="elman_tanh"):
         cells.register(cells.Cell(**{**vars(tanh), "transcendentals": 2}))
     assert cells.named("elman_tanh") is tanh
+
+
+def cell(gates, states, **others):
+    nothing = dict(name="", step=None, forward=None, backward=None, transcendentals=0, aten="", onnx=("", ()))
+    return cells.Cell(gates=gates, states=states, **(nothing | others))
+
+
+# By hand: parts, blocks of W_hh, the exchanged tiles they multiply, the parts they add to, parts of W_ih's blocks, tiles carried,
+# published, exchanged, kept; is y read; vectors
+ROUTES = {
+    "elman": (
+        cell(("a",), ("h",), reads_y=True),
+        (1, (0,), (0,), (0,), (0,), 0, 1, 1, 0, False, 0), (1, (0,), (0,), (0,), (), 0, 1, 1, 0, True, 0),
+    ),
+    "gru": (
+        cell(("r", "z", "n"), ("h",), split=("n",), carried=("h",), kept=5),
+        (4, (0, 1, 2), (0, 0, 0), (0, 1, 2), (0, 1, 3), 1, 1, 1, 5, False, 0),
+        (1, (2, 0, 1), (0, 1, 2), (0, 0, 0), (), 1, 4, 3, 5, False, 0),
+    ),
+    "lstm": (
+        cell(("i", "f", "g", "o"), ("h", "c"), carried=("c",), kept=6, vectors=("p_i", "p_f", "p_o")),
+        (4, (0, 1, 2, 3), (0, 0, 0, 0), (0, 1, 2, 3), (0, 1, 2, 3), 1, 1, 1, 6, False, 3),
+        (1, (0, 1, 2, 3), (0, 1, 2, 3), (0, 0, 0, 0), (), 1, 4, 4, 6, False, 3),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ROUTES)
+def test_routes(name):
+    cell, forward, backward = ROUTES[name]
+    assert cell.routes(True) == forward and cell.routes(False) == backward

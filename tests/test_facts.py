@@ -8,6 +8,7 @@ import pytest
 import triton
 from triton.backends.compiler import GPUTarget
 
+from rnn_triton.cells import elman
 from rnn_triton.kernels import cells, facts
 from rnn_triton.launch import cta_group, dispatch, one_cta, per_step
 from rnn_triton.launch.operands import Operands
@@ -56,7 +57,8 @@ def module(folder, name, source):
 
 
 def cell(step, **facts_of):
-    return facts.Cell(**{"name": "a", "step": step, "accuracy": "full", "forward": True, **facts_of})
+    routes = facts.Routes(**elman.ELMAN["tanh"].routes(True)._asdict())
+    return facts.Cell(**{"name": "a", "step": step, "accuracy": "full", "forward": True, "routes": routes, **facts_of})
 
 
 def compiled(kernel, *cells):

@@ -152,6 +152,14 @@ OURS = {
         lambda: cells.register(dataclasses.replace(cells.named("elman_relu"), gates=())), ValueError, "name", "'elman_relu'",
         "not be that of a registered cell",
     ),
+    "split gates": (
+        lambda: cells.register(dataclasses.replace(cells.named("elman_relu"), name="new", split=("b",))), ValueError, "split",
+        "('b',)", "the last of the gates ('a',)",
+    ),
+    "carried states": (
+        lambda: cells.register(dataclasses.replace(cells.named("elman_relu"), name="new", carried=("c",))), ValueError, "carried",
+        "('c',)", "the states ('h',)",
+    ),
     "regime of a record": (lambda: problem.plan_from_fields({"regime": "cube"}), ValueError, "regime", "'cube'", "per_step"),
     "fields of a record": (
         lambda: problem.plan_from_fields({"regime": "one_cta", "colour": 1}), ValueError, "fields", "colour", "one_cta plan",

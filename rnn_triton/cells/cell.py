@@ -4,11 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 Tensors = tuple[Tensor, ...]
+
+
+class Routes(NamedTuple):
+    """What a kernel is told of a cell in one pass: which tiles there are, and which products make which of them.
+
+    A kernel adds up `parts` tiles of pre-activations: block rec_gates[n] of W_hh times exchanged tile rec_states[n], for each n, into
+    part rec_parts[n], with that block's bias; and block g of W_ih times x, with its bias, into part in_parts[g]."""
+
+    parts: int
+    rec_gates: tuple[int, ...]
+    rec_states: tuple[int, ...]
+    rec_parts: tuple[int, ...]
+    in_parts: tuple[int, ...]  # backward: (), the gradient of y goes to part 0
+    carried: int
+    published: int
+    exchanged: int  # of the published tiles, the first ones
+    kept: int  # tiles that the forward pass saves, besides y
+    reads_y: bool  # backward: y is the first of the saved tiles
+    vectors: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,28 +38,50 @@ class Cell:
         states_t = step(a, states_{t-1})
 
     `gates` are the blocks of H rows in W_ih, W_hh and the biases, in torch's order; `states` are what a step hands to the next, the
-    first of them being the output y, which W_hh multiplies."""
+    first of them being the output y, which W_hh multiplies.  A gate in `split` comes to the cell in two parts, W_hh_g h_{t-1} + b_hh_g
+    in its place and W_ih_g x_t + b_ih_g behind all gates."""
 
     name: str  # in problems, plans, records, names of kernels and the schemas of operators
     gates: tuple[str, ...]
     states: tuple[str, ...]
-    step: Callable[
-        [Tensors, Tensors], Tensors
-    ]  # in torch, differentiable to any order: (a, states) -> states
+    split: tuple[str, ...] = ()  # the last gates, if any: GRU's ("n",)
+    carried: tuple[str, ...] = ()  # states of which the kernels keep what is not rounded: GRU's ("h",), LSTM's ("c",)
+    vectors: tuple[str, ...] = ()  # parameters of the cell itself, a value a hidden unit
+    kept: int = 0  # tiles that the forward device function hands to the backward one
+    reads_y: bool = False  # the backward device function reads y, too, as the first of them
+    step: Callable[[Tensors, Tensors], Tensors]  # in torch, differentiable to any order: (a, states) -> states
     forward: Any  # device functions of kernels/cells.py, whose head says what they take and return
     backward: Any
-    transcendentals: (
-        int  # values of tanh, exp or the like that a unit's forward step evaluates; the backward step: none
-    )
+    transcendentals: int  # values of tanh, exp or the like that a unit's forward step evaluates; the backward step: none
     aten: str  # the function of torch._VF that runs whole layers on CPU tensors
     onnx: tuple[str, tuple[str, ...]]  # ONNX's operator and its activations
+
+    def routes(self, forward: bool) -> Routes:
+        """Returns what a kernel is told of this cell, in its forward or its backward pass.
+
+        The backward pass publishes the gradients of a: of the recurrent parts of `split` gates first, then of all gates (of the input
+        parts, where they are split) in order.  So the gradients for W_hh are the first tiles, those for W_ih the last ones."""
+        G, S = len(self.gates), len(self.split)
+        gates, ones = tuple(range(G)), (0,) * G
+        common = dict(carried=len(self.carried), kept=self.kept, vectors=len(self.vectors))
+        if forward:
+            in_parts = gates[: G - S] + tuple(range(G, G + S))
+            return Routes(G + S, gates, ones, gates, in_parts, published=1, exchanged=1, reads_y=False, **common)
+        rec_gates = gates[G - S :] + gates[: G - S]
+        return Routes(1, rec_gates, gates, ones, (), published=G + S, exchanged=G, reads_y=self.reads_y, **common)
 
 
 _KNOWN: dict[str, Cell] = {}
 
 
 def register(cell: Cell) -> Cell:
-    """Makes a cell known by its name, for good, and returns it.  ValueError: another cell has the name."""
+    """Makes a cell known by its name, for good, and returns it.
+
+    ValueError: another cell has the name, or `split` or `carried` name no last gates or no states."""
+    if cell.split != cell.gates[len(cell.gates) - len(cell.split) :]:
+        raise ValueError(f"split must be the last of the gates {cell.gates}, got {cell.split}")
+    if not set(cell.carried) <= set(cell.states):
+        raise ValueError(f"carried must be among the states {cell.states}, got {cell.carried}")
     if _KNOWN.setdefault(cell.name, cell) is not cell:
         raise ValueError(f"name must not be that of a registered cell, got {cell.name!r}")
     return cell

@@ -27,7 +27,13 @@ def cell(problem: Problem, accuracy: str) -> facts.Cell:
     """Returns the facts of a problem's cell in its pass, to the accuracy of a plan."""
     forward = problem.direction == "forward"
     known = cells.named(problem.cell)
-    return facts.Cell(name=known.name, step=known.forward if forward else known.backward, accuracy=accuracy, forward=forward)
+    return facts.Cell(
+        name=known.name,
+        step=known.forward if forward else known.backward,
+        accuracy=accuracy,
+        forward=forward,
+        routes=facts.Routes(**known.routes(forward)._asdict()),
+    )
 
 
 _TOO_MANY = "too many blocks in cooperative launch"  # the driver's text for CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE
