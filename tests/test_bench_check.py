@@ -155,7 +155,7 @@ def test_items_cover_what_they_should():
     assert any(i.case.B % 2 for i in grids) and any(i.case.nonlinearity == "relu" for i in grids)
     assert {i.case for i in found if i.section == "equivalence"} >= set(suites.suite("check"))
     networks = [i.case for i in found if i.section == "equivalence" and i.case.layers * i.case.directions > 1]
-    shared = [[part.lanes.count for part in estimate.launches(c, H200)] for c in networks]
+    shared = [[part.bundle.count for part in estimate.launches(c, H200)] for c in networks]
     assert [4] in shared and [8] in shared and [2, 2] in shared and {c.bidirectional for c in networks} == {True, False}
     assert all(max(counts) > 1 for counts in shared)
     timed = {i.case for i in found if i.section == "speed"}

@@ -10,7 +10,7 @@ from bench.cases.inputs import lengths_of
 from rnn_triton.errors import UnsupportedError
 from rnn_triton.plan import choose, latency
 from rnn_triton.plan.hardware import RECORDS
-from rnn_triton.plan.problem import Lanes
+from rnn_triton.plan.problem import Bundle
 
 H200 = RECORDS["sm_90"]
 
@@ -66,10 +66,10 @@ def test_gemms_after_the_backward_pass():
 def test_a_stack_is_the_launch_that_runs(pass_):
     one = cases.case(512, 16, 512, "bf16")
     of_one, of_four = (estimate.of_case(replace(one, layers=n), pass_, H200) for n in (1, 4))
-    lanes, longer = Lanes(4, True), (512 + 3) / 512  # T + L - 1 steps of a wavefront
+    bundle, longer = Bundle(4, True), (512 + 3) / 512  # T + L - 1 steps of a wavefront
     us = 0.0
     for problem in estimate.problems(one)[: 2 if pass_ == "train" else 1]:
-        us += longer * latency.lanes_us(problem, choose.lane_plan(problem, lanes, H200), H200, lanes)
+        us += longer * latency.shared_us(problem, choose.shared_plan(problem, bundle, H200), H200, bundle)
     gemms = 4 * estimate.gemms(estimate.problems(one)[0], H200)[1] * (pass_ == "train")
     assert of_four.practical_us == pytest.approx(us + gemms)
     assert of_one.practical_us < of_four.practical_us < 4 * of_one.practical_us

@@ -177,9 +177,9 @@ def test_our_layers_apart():
     seen = []
     session.session.call = lambda: seen.append(overrides()) or (torch.zeros(1), (torch.zeros(1),))
     session.forward()
-    assert seen == [(("lanes", 1),)] and overrides() == ()
+    assert seen == [(("recurrences", 1),)] and overrides() == ()
     plans = apart.plan(parse("h512-b8-t9-l4-bf16"), torch.device("meta"))
-    assert [part["lanes"]["count"] for part in plans["launches"]] == [1] * 4
+    assert [part["bundle"]["count"] for part in plans["launches"]] == [1] * 4
     assert rnn_triton.explain(9, 8, 512, 512, dtype=torch.bfloat16, device="meta", num_layers=4).count("layers 0 to 3") == 1
 
 
@@ -677,7 +677,7 @@ def test_the_plan_of_a_network_is_that_of_its_launches():
     assert set(ours.plan(one, anywhere)) == {"forward", "backward"}
     found = ours.plan(replace(one, layers=4), anywhere)
     (launch,) = found["launches"]
-    assert launch["lanes"] == {"count": 4, "linked": True, "dropout": False}
+    assert launch["bundle"] == {"count": 4, "linked": True, "dropout": False}
     assert found["forward"] == launch["forward"] and plan_from_fields(launch["backward"]).regime == "cta_group"
     apart = ours.plan(replace(one, layers=2, bidirectional=True, models=3), anywhere)["launches"]
-    assert [part["lanes"]["count"] for part in apart] == [1, 1, 1, 1]
+    assert [part["bundle"]["count"] for part in apart] == [1, 1, 1, 1]

@@ -128,7 +128,7 @@ def test_a_kept_launcher_gets_what_triton_was_given(monkeypatch):
     names = one_cta.one_cta.arg_names
     monkeypatch.setattr(one_cta, "one_cta", Jit())
     monkeypatch.setattr(torch.cuda, "current_device", lambda: None)  # a CPU tensor's index
-    dispatch._site.cache_clear()
+    dispatch._launch_for.cache_clear()
 
     def tensors(T, B):
         shapes = ((T, B, 16), (32, 16), (32, 32), (32,), (32,), (B, 32))
@@ -143,12 +143,12 @@ def test_a_kept_launcher_gets_what_triton_was_given(monkeypatch):
             assert grid == (2, 1, 1)
             assert kind == ("jit" if (T, present) != (5, 6) else "kept")
             absent = [y] * (6 - present) + [y, y, y, hn]
-            absent += 3 * [y]  # what launches of several lanes have
+            absent += 3 * [y]  # what launches of several recurrences have
             assert [t.data_ptr() for t in got[:13]] == [t.data_ptr() for t in given[:present] + absent]
             assert got[13:26] == (T, 9, 0, 9 * 16 // 8, 16 // 8, 0, 0, 0, 0, 0, 0, 0, 0)
             assert len(got) == len(names)
     finally:
-        dispatch._site.cache_clear()
+        dispatch._launch_for.cache_clear()
 
 
 def check(kernel, problem, p, device):

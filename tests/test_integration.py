@@ -383,7 +383,7 @@ def test_nothing_waits(B, I, H, regime, h0, needs, monkeypatch):
     monkeypatch.setattr(interpreter, "active", lambda: True)
     ran = []
     monkeypatch.setattr(launcher.Launcher, "__call__", lambda self, *a: ran.append(self.kernel))
-    rnn_triton.launch.dispatch._site.cache_clear()
+    rnn_triton.launch.dispatch._launch_for.cache_clear()
     tensors = [None if t is None else t.detach() for t in problem(4, B, I, H, h0=h0, dtype=torch.bfloat16)]
     with rnn_triton.overriding(regime=regime), NoSync():
         y, hn = layer.run_forward(*tensors, "tanh", False, None)
@@ -392,7 +392,7 @@ def test_nothing_waits(B, I, H, regime, h0, needs, monkeypatch):
         many = [None if t is None else t.expand(3, *t.shape) for t in tensors]
         y, hn = layer.run_forward(*many, "tanh", False, None)
         layer._run_backward(many[0], many[1], many[2], many[5], y, y, hn, "tanh", False, None, needs, None)
-    rnn_triton.launch.dispatch._site.cache_clear()
+    rnn_triton.launch.dispatch._launch_for.cache_clear()
     assert ran
 
 

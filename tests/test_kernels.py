@@ -152,14 +152,14 @@ def test_batch_tile_of_16(kind, device, monkeypatch):
     """The plan of large batches, reached with few rows by a device record of one SM"""
     of = hardware.of
     monkeypatch.setattr(dispatch.hardware, "of", lambda d: dataclasses.replace(of(d), sms=1))
-    dispatch._site.cache_clear()
+    dispatch._launch_for.cache_clear()
     try:
         for T, B, I, H in ((3, 37, 40, 24), (2, 16, 130, 64)):
             call = ("forward", B, I, H, KINDS[kind][0], None, "elman_tanh", torch.device(device))
-            assert dispatch._site(call, ()).plan.block_b == 16
+            assert dispatch._launch_for(call, ()).plan.block_b == 16
             check(inputs(kind, T, B, I, H), kind, device)
     finally:
-        dispatch._site.cache_clear()
+        dispatch._launch_for.cache_clear()
 
 
 @pytest.mark.executed

@@ -21,9 +21,9 @@ pytestmark = pytest.mark.interpret
 @pytest.fixture(autouse=True)
 def forget(monkeypatch):
     monkeypatch.setattr(choose, "_rejected", {})
-    dispatch._site.cache_clear()
+    dispatch._launch_for.cache_clear()
     yield
-    dispatch._site.cache_clear()
+    dispatch._launch_for.cache_clear()
 
 
 def call(T, B, I, H, regime, **choices):
@@ -69,7 +69,7 @@ def test_what_does_not_compile_gives_way(regime, H, monkeypatch):
         assert (outputs[0].double() - expected[0]).abs().max() < 0.05
     failing, tried[:] = 1000, []
     choose._rejected.clear()
-    dispatch._site.cache_clear()
+    dispatch._launch_for.cache_clear()
     with pytest.raises(UnsupportedError, match="out of patience, 1") as raised:
         call(3, 2, 8, H, regime)
     assert isinstance(raised.value.__cause__, launcher.DoesNotCompile)

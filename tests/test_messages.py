@@ -138,7 +138,7 @@ OURS = {
     "dropout": (lambda: explain(dropout=1.5), ValueError, "dropout", "1.5", "[0, 1]"),
     "overriding a name": (lambda: overriding(colour=1), ValueError, "colour", "colour", "block_b"),
     "overriding a list": (lambda: overriding(units=[16]), ValueError, "units", "[16]", "a string or a number"),
-    "overriding lanes": (lambda: overriding(lanes=0), ValueError, "lanes", "0", "an integer of at least 1"),
+    "overriding recurrences": (lambda: overriding(recurrences=0), ValueError, "recurrences", "0", "an integer of at least 1"),
     "overriding beyond the plans": (
         lambda: overriding({"H": 1024, "dtype": torch.bfloat16}, units=48), ValueError, "units", "48", "16 | 32 | 64",
     ),

@@ -46,10 +46,10 @@ def test_the_table_has_every_planned_kernel(limits):
 
 def held(job):
     """{argument: bytes of it that the CTA's threads need in a step}; what several threads need counts as often"""
-    of, p, lanes = job.problem, job.plan, job.lanes
+    of, p, bundle = job.problem, job.plan, job.bundle
     size, forward = SIZES[of.dtype], of.direction == "forward"
     alone, threads = isinstance(p, problem.OneCta), 32 * p.warps
-    linked = lanes.linked and lanes.count > 1
+    linked = bundle.linked and bundle.count > 1
     row = row_units(of.H, of.dtype)
     units = of.H if alone else p.units
     # a thread of a group has two units of a row; in a CTA alone each warp has all of x, but in the fma form an element

@@ -1,4 +1,4 @@
-"""Several lanes in a launch (kernels/cta_group.py, kernels/one_cta.py): stacks as a wavefront, both directions side by side,
+"""Several recurrences in a launch (kernels/cta_group.py, kernels/one_cta.py): stacks as a wavefront, both directions side by side,
 dropout between layers.  The operator over them is in test_stack_op.py.
 
 Launches by hand-written plans (support/stacks.py) as in test_grid.py: in the cooperative interpreter, whose schedules
@@ -20,7 +20,7 @@ import rnn_triton
 from rnn_triton.errors import ExchangeError
 from rnn_triton.launch import faults
 from rnn_triton.plan import choose, hardware, latency, sharing
-from rnn_triton.plan.problem import Lanes, OneCta, Problem
+from rnn_triton.plan.problem import Bundle, OneCta, Problem
 
 CPU = torch.device("cpu")
 DIRECTIONS = ("forward", "backward")
@@ -34,7 +34,7 @@ CASES = [
     Stack(4, 3, 5, 40, kind="fp16", dy=False, units=32),
     # x wider than the layers: projected before the launch
     Stack(3, 3, 70, 20, kind="tf32x3", units=32, bias=(False, False)),
-    # W_in of the lanes in shared memory, several K tiles, warps
+    # W_in of the recurrences in shared memory, several K tiles, warps
     Stack(2, 3, 100, 140, units=64, home="shared", kind="tf32"),
     Stack(3, 3, 9, 72, warps=8, chains=1, nonlinearity="relu"),
     Stack(2, 9, 30, 24, block_b=16, kind="fp16", nonlinearity="relu"),
@@ -124,8 +124,8 @@ def test_a_layer_far_behind_is_not_overrun(direction, depth):
         order.clear()
         case.check(direction, tensors, mode=dict(schedule=InOrder(sign)))
         if sign > 0:  # nobody of a lane ran before the lanes before it were through: six steps ahead
-            lanes = [p // programs for p in order]
-            assert lanes == sorted(lanes) and set(lanes) == {0, 1, 2}
+            bundle = [p // programs for p in order]
+            assert bundle == sorted(bundle) and set(bundle) == {0, 1, 2}
 
 
 @pytest.mark.executed("ptx-bf16-2-forward", "ptx-bf16-2-backward")
@@ -287,7 +287,7 @@ def test_every_run_of_layers_fits(H, B, L):
     assert sum(sizes) == L and max(sizes) - min(sizes) <= 1
     for size in set(sizes) - {1}:
         for direction in DIRECTIONS:
-            p = choose.lane_plan(bf16(B, H, direction), Lanes(size, True, True), H200, ())
+            p = choose.shared_plan(bf16(B, H, direction), Bundle(size, True, True), H200, ())
             if isinstance(p, OneCta):
                 assert H <= 128 and size * -(-B // p.block_b) <= H200.sms and p.w_ih_home == "registers"
                 continue
@@ -299,7 +299,7 @@ def test_one_launch_where_it_fits_and_several_where_not():
     assert sharing.layers_per_launch(bf16(8, 512), 4, False, H200, ()) == (4,)
     assert sharing.layers_per_launch(bf16(8, 128), 8, False, H200, ()) == (8,)
     assert sharing.layers_per_launch(bf16(8, 2048), 4, False, H200, ()) == (2, 2)
-    assert sharing.layers_per_launch(bf16(8, 512), 70, False, H200, ()) != (70,)  # 70 lanes of 4 CTAs or more
+    assert sharing.layers_per_launch(bf16(8, 512), 70, False, H200, ()) != (70,)  # 70 layers of 4 CTAs or more
     assert set(sharing.layers_per_launch(bf16(128, 2048), 4, False, H200, ())) == {1}
     fp64 = Problem("forward", 8, 64, 64, "fp64", None, "elman_tanh")
     assert sharing.layers_per_launch(fp64, 3, False, H200, ()) == (1, 1, 1) and sharing.share_directions(fp64, H200, ())
@@ -314,31 +314,31 @@ def test_overrides_that_one_pass_does_not_have():
 
 def test_a_plan_that_does_not_compile_gives_way(monkeypatch):
     monkeypatch.setattr(choose, "_rejected", {})
-    lanes, problem = Lanes(4, True), bf16(8, 512)
-    first = choose.lane_plan(problem, lanes, H200, ())
-    choose.reject(problem, H200, first, "too large", lanes)
-    second = choose.lane_plan(problem, lanes, H200, ())
+    bundle, problem = Bundle(4, True), bf16(8, 512)
+    first = choose.shared_plan(problem, bundle, H200, ())
+    choose.reject(problem, H200, first, "too large", bundle)
+    second = choose.shared_plan(problem, bundle, H200, ())
     assert choose._kernel(second) != choose._kernel(first)
-    assert choose.lane_plan(problem, Lanes(2, True), H200, ()) is not None and not choose.rejected(problem, H200)
+    assert choose.shared_plan(problem, Bundle(2, True), H200, ()) is not None and not choose.rejected(problem, H200)
     for _ in range(choose._TRIES):
-        found = choose.lane_plan(problem, lanes, H200, ())
+        found = choose.shared_plan(problem, bundle, H200, ())
         if found is not None:
-            choose.reject(problem, H200, found, "too large", lanes)
-    assert choose.lane_plan(problem, lanes, H200, ()) is None
+            choose.reject(problem, H200, found, "too large", bundle)
+    assert choose.shared_plan(problem, bundle, H200, ()) is None
 
 
 def test_a_wide_input_is_counted_where_it_is_projected():
     """once for a stack, in the run that holds the bottom layer, and for each of both directions; other layers have H columns"""
     wide, narrow = bf16(512, 256, I=4096), bf16(512, 256)
     assert sharing.layers_per_launch(wide, 4, False, H200, ()) == sharing.layers_per_launch(narrow, 4, False, H200, ()) == (1, 1, 1, 1)
-    lanes = Lanes(4, True)
-    shared = [sharing._shared(of, lanes, H200, ()) for of in (bf16(8, 256, I=4096), bf16(8, 256))]
+    bundle = Bundle(4, True)
+    shared = [sharing._shared(of, bundle, H200, ()) for of in (bf16(8, 256, I=4096), bf16(8, 256))]
     gemm = latency._projection_us(bf16(8, 256, I=4096), H200, latency.CONSTANTS)
     assert shared[0] - shared[1] == pytest.approx(gemm) and gemm > 0
     for both in (bf16(64, 1024, I=8192), bf16(8, 128, I=8192)):
-        p = choose.lane_plan(both, Lanes(2), H200, ())
+        p = choose.shared_plan(both, Bundle(2), H200, ())
         assert p.w_ih_home == "gemm"
-        projection = latency.lanes_step(both, p, H200, Lanes(2))[1]["projection"]
+        projection = latency.shared_step(both, p, H200, Bundle(2))[1]["projection"]
         assert projection == pytest.approx(2 * latency._projection_us(both, H200, latency.CONSTANTS))
     assert "one launch" in explained(10, 256, 4)[1] and "a GEMM for x, then one launch" not in explained(10, 256, 4)[1]
     text = rnn_triton.explain(10, 8, 4096, 256, dtype=torch.bfloat16, device=H200, num_layers=4)
@@ -355,8 +355,8 @@ def test_explain():
     assert first.startswith("forward of bf16 T=1000 B=8 I=1024 H=1024, 4 layers, on H200: 1 part, ")
     assert launch.startswith("layers 0 to 3: one launch of 128 CTAs of 8 warps, 4 layers of 1 x 32 (groups x CTAs of 32 ")
     assert "each a step behind the one before it, 1003 steps for 1000" in launch and "sentinel" in launch
-    p = choose.lane_plan(bf16(8, 1024), Lanes(4, True), H200, ())
-    us = latency.lanes_us(bf16(8, 1024), p, H200, Lanes(4, True)) * 1003 / 1000
+    p = choose.shared_plan(bf16(8, 1024), Bundle(4, True), H200, ())
+    us = latency.shared_us(bf16(8, 1024), p, H200, Bundle(4, True)) * 1003 / 1000
     assert f"{us:.2f} us per step" in launch and f"{us:.2f} us per step" in first
     assert "PERSIST_STATIC is" in torchs
     backward = explained(10, 2048, 4, direction="backward")
@@ -371,8 +371,8 @@ def test_explain():
     assert both.startswith("layer 0, both directions: one launch of 2 CTAs of 4 warps, 2 directions of 1 CTA") and "side by side" in both
     assert explained(10, 8192, 2)[1].startswith("layer 0: ") and "2 parts" in explained(10, 8192, 2)[0]
     assert explained(10, 1024, 3, models=2)[3].startswith("layer 2: 2 waves")
-    with rnn_triton.overriding(lanes=1):
-        assert explained(10, 512, 2)[3] == "2 parts, because overriding(lanes=...) lets no launch hold more."
+    with rnn_triton.overriding(recurrences=1):
+        assert explained(10, 512, 2)[3] == "2 parts, because overriding(recurrences=...) lets no launch hold more."
     ieee = rnn_triton.explain(10, 8, 64, 64, precision="ieee", device=H200, num_layers=2)
     assert "2 parts, because layers share a launch in bf16, fp16, tf32 and tf32x3." in ieee
     both = dict(dtype=torch.float64, device=H200, num_layers=2, bidirectional=True)

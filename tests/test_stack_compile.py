@@ -1,6 +1,6 @@
-"""What the compiler made of launches with several lanes, as test_compile.py looks at those with one.
+"""What the compiler made of launches with several recurrences, as test_compile.py looks at those with one.
 
-L = 2, 4, 8 at H = 64 .. 1024 as choose.lane_plan plans them, with and without dropout, and both directions.  A subset by
+L = 2, 4, 8 at H = 64 .. 1024 as choose.shared_plan plans them, with and without dropout, and both directions.  A subset by
 default, all of it with --long.
 """
 
@@ -15,41 +15,41 @@ from rnn_triton.launch import dispatch
 from rnn_triton.op import dropout
 from rnn_triton.plan import choose, hardware
 from rnn_triton.plan.candidates import k_tiles
-from rnn_triton.plan.problem import Lanes, OneCta, Problem
+from rnn_triton.plan.problem import Bundle, OneCta, Problem
 
 pytestmark = pytest.mark.compiled
 
 
 def jobs():
-    """(problem, lanes, device)"""
-    lanes = [Lanes(2), *(Lanes(n, True, dropout) for n in (2, 4, 8) for dropout in (False, True))]
-    shapes = [("bf16", None, "sm_90", of, H) for of in lanes for H in (64, 128, 256, 512, 1024)]
-    shapes.remove(("bf16", None, "sm_90", Lanes(8, True, True), 1024))  # too large by a few registers: two launches of four
-    shapes += [(dtype, precision, "sm_90", Lanes(4, True), 512) for dtype, precision in
+    """(problem, bundle, device)"""
+    bundle = [Bundle(2), *(Bundle(n, True, dropout) for n in (2, 4, 8) for dropout in (False, True))]
+    shapes = [("bf16", None, "sm_90", of, H) for of in bundle for H in (64, 128, 256, 512, 1024)]
+    shapes.remove(("bf16", None, "sm_90", Bundle(8, True, True), 1024))  # too large by a few registers: two launches of four
+    shapes += [(dtype, precision, "sm_90", Bundle(4, True), 512) for dtype, precision in
                (("fp16", None), ("fp32", "tf32"), ("fp32", "tf32x3"))]  # fmt: skip
-    shapes += [("bf16", None, arch, Lanes(4, True), H) for arch in ("sm_80", "sm_100") for H in (128, 256, 512)]
+    shapes += [("bf16", None, arch, Bundle(4, True), H) for arch in ("sm_80", "sm_100") for H in (128, 256, 512)]
     # one CTA's largest
-    shapes += [(*kind, arch, Lanes(4, True, dropout), H) for arch in ("sm_80", "sm_90", "sm_100") for dropout in (False, True)
+    shapes += [(*kind, arch, Bundle(4, True, dropout), H) for arch in ("sm_80", "sm_90", "sm_100") for dropout in (False, True)
                for kind, H in ((("fp16", None), 125), (("fp32", "tf32"), 128), (("fp32", "tf32"), 64), (("fp32", "tf32x3"), 64))]  # fmt: skip
-    shapes += [("fp64", None, "sm_90", Lanes(2), 64), ("fp32", "ieee", "sm_90", Lanes(2), 128)]
+    shapes += [("fp64", None, "sm_90", Bundle(2), 64), ("fp32", "ieee", "sm_90", Bundle(2), 128)]
     for (dtype, precision, arch, of, H), direction in itertools.product(shapes, ("forward", "backward")):
         I = H if direction == "forward" else 1
         yield Problem(direction, 8, I, H, dtype, precision, "elman_tanh"), of, hardware.RECORDS[arch]
 
 
-def in_subset(problem, lanes, device):
+def in_subset(problem, bundle, device):
     """On sm_90, in bf16: one for each number of layers; one CTA, W_in in registers, in shared memory; dropout"""
     if device.capability != 90 or problem.dtype != "bf16":
         return False
-    return (problem.direction, problem.H, lanes) in (
-        ("backward", 128, Lanes(2, True)),
-        ("backward", 1024, Lanes(4, True, True)),
-        ("forward", 1024, Lanes(8, True)),
+    return (problem.direction, problem.H, bundle) in (
+        ("backward", 128, Bundle(2, True)),
+        ("backward", 1024, Bundle(4, True, True)),
+        ("forward", 1024, Bundle(8, True)),
     )
 
 
-def name(problem, lanes, device):
-    kind = f"{lanes.count}{'-layers' if lanes.linked else '-directions'}{'-dropout' if lanes.dropout else ''}"
+def name(problem, bundle, device):
+    kind = f"{bundle.count}{'-layers' if bundle.linked else '-directions'}{'-dropout' if bundle.dropout else ''}"
     precision = f"-{problem.precision}" if problem.precision else ""
     return f"{problem.direction}-sm{device.capability}-{problem.dtype}{precision}-H{problem.H}-{kind}"
 
@@ -57,30 +57,30 @@ def name(problem, lanes, device):
 JOBS = [pytest.param(*job, marks=() if in_subset(*job) else pytest.mark.long, id=name(*job)) for job in jobs()]
 
 
-@pytest.mark.parametrize("problem, lanes, gpu", JOBS)
-def test_plan(problem, lanes, gpu):
-    check(problem, lanes, gpu, choose.lane_plan(problem, lanes, gpu, ()))
+@pytest.mark.parametrize("problem, bundle, gpu", JOBS)
+def test_plan(problem, bundle, gpu):
+    check(problem, bundle, gpu, choose.shared_plan(problem, bundle, gpu, ()))
 
 
-@pytest.mark.parametrize("direction, lanes, dtype, precision", [
-    ("backward", Lanes(2, True), "bf16", None),
+@pytest.mark.parametrize("direction, bundle, dtype, precision", [
+    ("backward", Bundle(2, True), "bf16", None),
     *(pytest.param(*how, marks=pytest.mark.long) for how in (
-        ("forward", Lanes(2, True), "bf16", None), ("forward", Lanes(2), "bf16", None), ("backward", Lanes(2), "bf16", None),
-        ("forward", Lanes(2), "fp32", "tf32"), ("backward", Lanes(2), "fp32", "tf32x3"),
+        ("forward", Bundle(2, True), "bf16", None), ("forward", Bundle(2), "bf16", None), ("backward", Bundle(2), "bf16", None),
+        ("forward", Bundle(2), "fp32", "tf32"), ("backward", Bundle(2), "fp32", "tf32x3"),
     )),
 ])  # fmt: skip
-def test_batch_tiles_of_32_rows(direction, lanes, dtype, precision):
+def test_batch_tiles_of_32_rows(direction, bundle, dtype, precision):
     """which no launch of eight rows takes by itself"""
     problem = Problem(direction, 64, 384 if direction == "forward" else 1, 384, dtype, precision, "elman_tanh")
     gpu = hardware.RECORDS["sm_90"]
-    p = choose.lane_plan(problem, lanes, gpu, (("block_b", 32), ("regime", "cta_group")))
-    check(problem, lanes, gpu, p)
+    p = choose.shared_plan(problem, bundle, gpu, (("block_b", 32), ("regime", "cta_group")))
+    check(problem, bundle, gpu, p)
 
 
-def check(problem, lanes, gpu, p):
+def check(problem, bundle, gpu, p):
     alone = isinstance(p, OneCta)
     assert alone or problem.H > (64 if problem.dtype == "fp32" else 128)
-    kernel = dispatch.compile_ahead(problem, p, gpu, lanes)
+    kernel = dispatch.compile_ahead(problem, p, gpu, bundle)
     r = resources.analyze(kernel)
     assert (r.spill_stores, r.spill_loads) == (0, 0), "registers spill"
     assert r.shared_bytes <= gpu.shared_bytes
@@ -98,8 +98,8 @@ def check(problem, lanes, gpu, p):
     if not alone:
         assert len(published) == (1 if p.formulation == "mma16" else 2)
     assert all(re.fullmatch(r"(v[24]\.)?b32|b64|b128", width) for width in published), "narrower than a word"
-    assert bool(published) == (lanes.linked or not alone)
-    if lanes.linked:
+    assert bool(published) == (bundle.linked or not alone)
+    if bundle.linked:
         check_x(kernel, problem, p)
 
 

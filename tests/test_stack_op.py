@@ -1,5 +1,5 @@
-"""Networks of several layers or directions as an operator (rnn_triton/stack.py): launches of several lanes, by themselves
-and with everything that autograd asks of them.  The kernel's lanes are in test_stack.py.
+"""Networks of several layers or directions as an operator (rnn_triton/stack.py): launches of several recurrences, by themselves
+and with everything that autograd asks of them.  The kernels' side of them is in test_stack.py.
 
 Every launch runs in the cooperative interpreter, or on a GPU.
 """
@@ -25,7 +25,7 @@ from rnn_triton.launch.recurrence import Recurrence
 from rnn_triton.op import dropout, network
 from rnn_triton.op import layer as op
 from rnn_triton.plan import choose, sharing
-from rnn_triton.plan.problem import ONE, Lanes
+from rnn_triton.plan.problem import ONE, Bundle
 
 CPU = torch.device("cpu")
 
@@ -127,7 +127,7 @@ def test_wrong_weights_raise_what_they_do_layer_by_layer(monkeypatch):
 @pytest.mark.interpret
 def test_operator_in_several_launches(monkeypatch, launches):
     """runs of two and one layers, with dropout between them, too"""
-    monkeypatch.setattr(network, "launches", lambda *given: (Lanes(2, True, given[3]), ONE))
+    monkeypatch.setattr(network, "launches", lambda *given: (Bundle(2, True, given[3]), ONE))
     x, layers, h0, expected = example(3, 1, 9, 24)
     results = run(x, layers, h0)
     assert launches == [4, 2, 2, 4]
@@ -147,7 +147,7 @@ def test_masks_do_not_depend_on_what_is_launched(launches, monkeypatch):
     given = x.detach(), weights, h0.detach(), torch.tensor([7])
     net = network.Settings(True, "relu", False, "tf32x3", 30000)
     found = []
-    for parts in ((Lanes(3, True, True),), (Lanes(2, True, True), ONE), (ONE, Lanes(2, True, True)), (ONE,) * 3):
+    for parts in ((Bundle(3, True, True),), (Bundle(2, True, True), ONE), (ONE, Bundle(2, True, True)), (ONE,) * 3):
         monkeypatch.setattr(network, "launches", lambda *_, parts=parts: parts)
         y, hn, kept = network.forward(*given, *net, True)
         dx, dh0, dweights = network.backward(*given, kept, y, hn, *net, [True] * 11)
@@ -221,7 +221,7 @@ def test_derivatives_where_arguments_depend_on_each_other(launches):
 @pytest.mark.long
 @pytest.mark.interpret
 def test_a_backward_pass_under_other_overrides(launches):
-    """that lanes do not have: the layers one by one"""
+    """that launches of several recurrences do not have: the layers one by one"""
     x, layers, h0, expected = example(2, 1, 9, 24)
     y, hn = rnn(x, layers, h0)
     assert launches == [4]
@@ -233,14 +233,14 @@ def test_a_backward_pass_under_other_overrides(launches):
 
 @pytest.mark.interpret
 def test_what_lanes_cannot_do_goes_layer_by_layer():
-    """fp64, functorch transforms, forward mode: the same call, nothing launched with lanes"""
+    """fp64, functorch transforms, forward mode: the same call, no launch of several recurrences"""
     x, layers, h0, expected = example(2, 1, 5, 16, T=2, B=2, dtype=torch.float64)
-    lanes = []
+    bundle = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(network, "_lanes_forward", lambda *given: lanes.append(given))
+        patch.setattr(network, "_shared_forward", lambda *given: bundle.append(given))
         y, hn = rnn(x, layers, h0)
     assert_close([y, hn], expected()[:2], 1e-12)
-    assert lanes == []
+    assert bundle == []
     x, layers, h0, _ = example(2, 1, 5, 16, T=2, B=2, dtype=torch.float32)
     with rnn_triton.overriding(regime="cta_group"):
         weights = [t for layer in layers for t in layer]
@@ -300,7 +300,7 @@ def test_peak_memory_of_a_train_step(p, launches, monkeypatch):
 
 
 def small(directions, **options):
-    """A network of two lanes that is quick to run, and its weights as a list"""
+    """A network of two layers that is quick to run, and its weights as a list"""
     sizes = {"T": 2, "B": 2, **options}
     x, layers, h0, _ = example(1 if directions == 2 else 2, directions, 5, 16, dtype=torch.float32, **sizes)
     return x, layers, h0, [t for layer in layers for t in layer]
@@ -308,7 +308,7 @@ def small(directions, **options):
 
 def alone(f):
     """What f() gives with a launch for each layer and direction"""
-    with rnn_triton.overriding(lanes=1):
+    with rnn_triton.overriding(recurrences=1):
         return f()
 
 
@@ -576,7 +576,7 @@ def test_opcheck(directions, bias, p, launches):
 
 @pytest.mark.interpret
 def test_overrides(launches):
-    """lanes=1: a launch for each; what the backward pass does not have is no matter to inference"""
+    """recurrences=1: a launch for each; what the backward pass does not have is no matter to inference"""
     x, layers, h0, _ = small(1)
     y, _ = alone(lambda: rnn(x, layers, h0, "tf32"))
     assert launches == [1, 1]
@@ -588,7 +588,7 @@ def test_overrides(launches):
         rnn(x, layers, h0, bidirectional=True, dropout=0.5)  # there is nothing to drop
     assert launches[4:] == [2]
     for wrong in (0, "2"):
-        with pytest.raises(ValueError, match="lanes must be an integer of at least 1"), rnn_triton.overriding(lanes=wrong):
+        with pytest.raises(ValueError, match="recurrences must be an integer of at least 1"), rnn_triton.overriding(recurrences=wrong):
             pass
 
 
@@ -600,12 +600,12 @@ def test_launches_that_do_not_compile_give_way(what, launches, monkeypatch):
     weights = [t for layer in layers for t in layer]
     monkeypatch.setattr(choose, "_rejected", {})
     shared = sharing._shared
-    monkeypatch.setattr(sharing, "_shared", lambda of, lanes, *given: inf if lanes.count > 2 else shared(of, lanes, *given))
+    monkeypatch.setattr(sharing, "_shared", lambda of, bundle, *given: inf if bundle.count > 2 else shared(of, bundle, *given))
     sharing._launches.cache_clear()
     plain, refused = Recurrence._launch, []
 
     def fails(launch):
-        if launch.lanes.count == 1:
+        if launch.bundle.count == 1:
             return False
         forward = launch.problem.direction == "forward"
         return {"the bottom launch": forward and launch.first == 0, "an upper launch": forward and launch.first > 0,
@@ -634,12 +634,12 @@ def test_launches_that_do_not_compile_give_way(what, launches, monkeypatch):
 
 @pytest.mark.interpret
 def test_a_fault_names_the_layer_of_the_network(launches, monkeypatch):
-    monkeypatch.setattr(network, "launches", lambda *_: (ONE, Lanes(2, True)))
+    monkeypatch.setattr(network, "launches", lambda *_: (ONE, Bundle(2, True)))
     x, layers, h0, _ = example(3, 1, 5, 16, T=1, B=1, dtype=torch.float32)
-    network._site.cache_clear()
+    network._launch_for.cache_clear()
     rnn(x, layers, h0, "tf32")
-    names = [text for text in faults._descriptions.values() if "2 lanes" in text]
-    assert names and names[-1].endswith("2 lanes (layer 1, layer 2)")
+    names = [text for text in faults._descriptions.values() if "2 recurrences" in text]
+    assert names and names[-1].endswith("2 recurrences (layer 1, layer 2)")
 
 
 # ---- on a GPU only --------------------------------------------------------------------------------------------------

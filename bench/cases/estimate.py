@@ -107,10 +107,10 @@ def shares(case: Case) -> bool:
 def launches(case: Case, device: Device) -> list[Launch]:
     """Returns the launches of a pass of one model of a case, in order."""
     first = layers(case)[0].forward
-    lanes = (ONE,) * (case.layers * case.directions)
+    bundle = (ONE,) * (case.layers * case.directions)
     if shares(case):
-        lanes = sharing.launches(first, case.layers, case.bidirectional, False, device)
-    return sharing.placed(first, case.layers, case.bidirectional, lanes)
+        bundle = sharing.launches(first, case.layers, case.bidirectional, False, device)
+    return sharing.placed(first, case.layers, case.bidirectional, bundle)
 
 
 def _models(

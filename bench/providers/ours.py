@@ -80,7 +80,7 @@ class OurLayers(Ours):
     def plan(self, case: Case, device: torch.device) -> dict[str, Any] | None:
         import rnn_triton
 
-        with rnn_triton.overriding(lanes=1):
+        with rnn_triton.overriding(recurrences=1):
             return super().plan(case, device)
 
 
@@ -93,19 +93,19 @@ class Apart:
     def forward(self) -> tuple[Any, Any]:
         import rnn_triton
 
-        with rnn_triton.overriding(lanes=1):
+        with rnn_triton.overriding(recurrences=1):
             return self.session.forward()
 
     def train(self) -> Result:
         import rnn_triton
 
-        with rnn_triton.overriding(lanes=1):
+        with rnn_triton.overriding(recurrences=1):
             return self.session.train()
 
 
 def plans_on(case: Case, device: Any) -> dict[str, Any]:
     """rnn_triton's plans for a hardware.Device: of the first launch, for one model, in each pass, and of a network of several
-    layers or directions of every launch with its lanes, the layers or directions it holds"""
+    layers or directions of every launch with the layers or directions it carries"""
     from rnn_triton.plan.problem import plan_fields
 
     from ..cases.estimate import launches
@@ -113,7 +113,7 @@ def plans_on(case: Case, device: Any) -> dict[str, Any]:
     found = []
     for part in launches(case, device):
         ran = {pass_: plan_fields(part.plan(pass_, device)[1]) for pass_ in ("forward", "backward")}
-        found.append({"lanes": asdict(part.lanes), **ran})
+        found.append({"bundle": asdict(part.bundle), **ran})
     first = {name: found[0][name] for name in ("forward", "backward")}
     return first if case.layers * case.directions == 1 else {**first, "launches": found}
 

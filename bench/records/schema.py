@@ -118,7 +118,7 @@ class Error:
 
 @dataclass(frozen=True)
 class Launch:
-    lanes: Scalars
+    bundle: Scalars
     forward: Scalars | None = optional()
     backward: Scalars | None = optional()
 

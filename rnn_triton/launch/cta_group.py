@@ -7,14 +7,14 @@ from typing import Any
 
 from ..kernels import facts
 from ..kernels.cta_group import cta_group
-from ..plan.problem import ONE, SIZES, CtaGroup, Lanes, Problem, row_units
+from ..plan.problem import ONE, SIZES, Bundle, CtaGroup, Problem, row_units
 from .launcher import TRITON_DTYPES, Launcher, cell
 from .operands import Engine, Operands, Scalars
 
 
-def engine(problem: Problem, plan: CtaGroup, lanes: Lanes = ONE) -> Engine:
-    of = functools.partial(constants, problem, plan, lanes=lanes)
-    launch = Launcher(cta_group, (plan.groups * plan.ctas, lanes.count, 1), of, options(plan))
+def engine(problem: Problem, plan: CtaGroup, bundle: Bundle = ONE) -> Engine:
+    of = functools.partial(constants, problem, plan, bundle=bundle)
+    launch = Launcher(cta_group, (plan.groups * plan.ctas, bundle.count, 1), of, options(plan))
     unit, row = row_units(1, problem.dtype), row_units(problem.H, problem.dtype)
     return Engine(
         launch, scalars=Scalars._fields.index("per_model"), groups=plan.groups, ctas=plan.ctas, row=row, recurrent=row,
@@ -29,13 +29,13 @@ def options(p: CtaGroup) -> dict[str, Any]:
     )
 
 
-def constants(problem: Problem, p: CtaGroup, present: tuple[bool, ...], lanes: Lanes = ONE) -> dict[str, Any]:
+def constants(problem: Problem, p: CtaGroup, present: tuple[bool, ...], bundle: Bundle = ONE) -> dict[str, Any]:
     """The constexpr parameters of the kernel, in its order"""
     forward = problem.direction == "forward"
     has_x = present[Operands._fields.index("x")]
-    nothing = 0 if lanes.linked else 1
+    nothing = 0 if bundle.linked else 1
     row, word = row_units(problem.H, problem.dtype), 4 // SIZES[problem.dtype]  # elements
-    apart = row if lanes.linked else lanes.count * row
+    apart = row if bundle.linked else bundle.count * row
     return dict(
         TILE=facts.GroupTile(
             dtype=TRITON_DTYPES[problem.dtype],
@@ -64,5 +64,5 @@ def constants(problem: Problem, p: CtaGroup, present: tuple[bool, ...], lanes: L
         ),
         HAS=facts.Has.of(Operands._fields, present),
         CELL=cell(problem, p.accuracy),
-        SHARE=facts.Share(lanes=lanes.count, linked=lanes.linked, dropout=lanes.dropout),
+        SHARE=facts.Share(lanes=bundle.count, linked=bundle.linked, dropout=bundle.dropout),
     )

@@ -19,7 +19,7 @@ from ..plan import hardware
 from ..plan.choose import plan, reject
 from ..plan.hardware import Device
 from ..plan.overriding import Choices, overrides
-from ..plan.problem import DTYPES, ONE, Lanes, PerStep, Plan, Problem
+from ..plan.problem import DTYPES, ONE, Bundle, PerStep, Plan, Problem
 from . import faults, per_step, recurrence
 from .launcher import DoesNotCompile, DoesNotFit
 
@@ -40,7 +40,7 @@ def forward(
     An ensemble of M models has M in front of every shape; stride 0 where the models share a tensor."""
     *M, _, B, I = x.shape
     call = ("forward", *M, B, I, w_hh.shape[-1], x.dtype, precision, cell, x.device)
-    return run(_site, call, "forward", x, w_ih, w_hh, b_ih, b_hh, h0, reverse)
+    return run(_launch_for, call, "forward", x, w_ih, w_hh, b_ih, b_hh, h0, reverse)
 
 
 def backward(
@@ -57,21 +57,21 @@ def backward(
     dy or dhn may be None, not both; any strides.  An ensemble as in `forward`."""
     *M, _, B, H = y.shape
     call = ("backward", *M, B, 1, H, y.dtype, precision, cell, y.device)
-    return run(_site, call, "backward", w_hh, y, dy, dhn, reverse)
+    return run(_launch_for, call, "backward", w_hh, y, dy, dhn, reverse)
 
 
-def compile_ahead(problem: Problem, p: Plan, device: Device, lanes: Lanes = ONE) -> Any:
+def compile_ahead(problem: Problem, p: Plan, device: Device, bundle: Bundle = ONE) -> Any:
     """The compiled kernel (.asm, .metadata) of a plan for a device, which need not be present: the variant with every
     optional tensor of its pass and with aligned rows wherever the sizes allow them."""
     if isinstance(p, PerStep):
         return per_step.compile_ahead(problem, p, device)
-    return recurrence.compile_ahead(problem, p, device, lanes)
+    return recurrence.compile_ahead(problem, p, device, bundle)
 
 
-def prepared(problem: Problem, p: Plan, lanes: Lanes = ONE, first: int = 0) -> Any:
+def prepared(problem: Problem, p: Plan, bundle: Bundle = ONE, first: int = 0) -> Any:
     """The launch of a plan, or all of a call's launches for per_step.py: an object with the methods `forward` and `backward`.  Takes
     what Recurrence takes."""
-    return per_step.Steps(problem, p) if isinstance(p, PerStep) else recurrence.Recurrence(problem, p, lanes, first)
+    return per_step.Steps(problem, p) if isinstance(p, PerStep) else recurrence.Recurrence(problem, p, bundle, first)
 
 
 def run(prepare: Any, call: tuple[Any, ...], pass_: str, *arguments: Any) -> Any:
@@ -88,7 +88,7 @@ def run(prepare: Any, call: tuple[Any, ...], pass_: str, *arguments: Any) -> Any
             return getattr(launch, pass_)(*arguments)
         except DoesNotCompile as error:
             failure = error
-            reject(launch.problem, hardware.of(call[-1]), launch.plan, str(error), getattr(launch, "lanes", ONE))
+            reject(launch.problem, hardware.of(call[-1]), launch.plan, str(error), getattr(launch, "bundle", ONE))
             prepare.cache_clear()
         except DoesNotFit as error:
             failure = error
@@ -97,7 +97,7 @@ def run(prepare: Any, call: tuple[Any, ...], pass_: str, *arguments: Any) -> Any
 
 
 @functools.lru_cache(maxsize=1024)
-def _site(call: tuple[Any, ...], chosen: Choices) -> Any:
+def _launch_for(call: tuple[Any, ...], chosen: Choices) -> Any:
     """The prepared launch of a call (direction, [M,] B, I, H, dtype, precision, cell, device) under the overrides `chosen`."""
     direction, *M, B, I, H, dtype, precision, cell, device = call
     problem = Problem(direction, B, I, H, DTYPES[dtype], precision, cell, *M)

@@ -4,7 +4,7 @@ A launch that exchanges data between CTAs is given a 64-bit word in host memory,
 group that gives up (kernels/exchange.py) stores into it, by one store:
 
     bits 0-31   the time step it waited in, in launch order
-    bits 32-43  the group, of several lanes lane * groups + group
+    bits 32-43  the group, of the n-th of several recurrences n * groups + group
     bits 44-62  the launch id, never 0
 
 The host looks at the word, a load from its own memory, before every such launch and in `synchronize`: a stuck launch is
@@ -37,7 +37,7 @@ _words: dict[torch.device, Tensor] = {}
 _views: dict[torch.device, ctypes.c_int64] = {}  # the same memory, read past torch and its modes
 _ids: dict[str, int] = {}
 _descriptions: dict[int, str] = {}
-_lanes: dict[str, tuple[int, tuple[str, ...]]] = {}  # by description, where there are several
+_shared: dict[str, tuple[int, tuple[str, ...]]] = {}  # by description, where there are several
 _registered = 0
 
 
@@ -49,15 +49,15 @@ def word(device: torch.device) -> Tensor:
     return _allocated(_key(device)) if found is None else found
 
 
-def register(description: str, groups: int = 0, lanes: tuple[str, ...] = ("",)) -> int:
+def register(description: str, groups: int = 0, names: tuple[str, ...] = ("",)) -> int:
     """The launch id, 1 <= id < 2**19, by which a kernel names this launch; the same for the same description.
 
-    `lanes`: names of several lanes of `groups` groups each, which are numbered through; part of the description.  After
+    `names`: names of several recurrences of `groups` groups each, which are numbered through; part of the description.  After
     2**19 - 1 descriptions the oldest is forgotten and its id given to the next."""
     global _registered
-    if len(lanes) > 1:
-        description = f"{description}, {len(lanes)} lanes ({', '.join(lanes)})"
-        _lanes[description] = groups, lanes
+    if len(names) > 1:
+        description = f"{description}, {len(names)} recurrences ({', '.join(names)})"
+        _shared[description] = groups, names
     known = _ids.get(description)
     if known is not None:
         return known
@@ -69,7 +69,7 @@ def register(description: str, groups: int = 0, lanes: tuple[str, ...] = ("",)) 
             forgotten = _descriptions.get(known)
             if forgotten is not None:
                 del _ids[forgotten]
-                _lanes.pop(forgotten, None)
+                _shared.pop(forgotten, None)
             _descriptions[known] = description
             _ids[description] = known
         return known
@@ -141,9 +141,9 @@ def _report(device: torch.device, view: ctypes.c_int64) -> None:
         return
     step, group = value & 0xFFFFFFFF, value >> 32 & 0xFFF
     where = f"group {group}"
-    if description in _lanes:
-        groups, lanes = _lanes[description]
-        where = f"group {group % groups} of {lanes[group // groups]}"
+    if description in _shared:
+        groups, names = _shared[description]
+        where = f"group {group % groups} of {names[group // groups]}"
     if description is None:
         description = f"launch {value >> 44}, whose description is no longer kept,"
     raise ExchangeError(

@@ -8,49 +8,49 @@ from typing import Any
 
 from ..kernels import facts
 from ..kernels.one_cta import one_cta
-from ..plan.problem import ONE, SIZES, Lanes, OneCta, Problem, row_units
+from ..plan.problem import ONE, SIZES, Bundle, OneCta, Problem, row_units
 from .launcher import TRITON_DTYPES, Launcher, cell
 from .operands import Engine, Operands, Scalars
 
 
-def engine(problem: Problem, plan: OneCta, lanes: Lanes = ONE) -> Engine:
+def engine(problem: Problem, plan: OneCta, bundle: Bundle = ONE) -> Engine:
     """A group of one CTA for each batch tile.  Only linked recurrences wait for each other; a single one has no padding but
     what the plan or the rows of a GEMM's product ask for."""
     tiles = math.ceil(problem.B / plan.block_b)
-    several = lanes.count > 1
+    several = bundle.count > 1
     row, inputs = problem.H, problem.I
     if several:
         row, inputs = row_units(row, problem.dtype), row_units(inputs, problem.dtype)
-    of = functools.partial(constants, problem, plan, lanes=lanes)
-    launch = Launcher(one_cta, (problem.models * tiles, lanes.count, 1), of, options(plan, lanes))
+    of = functools.partial(constants, problem, plan, bundle=bundle)
+    launch = Launcher(one_cta, (problem.models * tiles, bundle.count, 1), of, options(plan, bundle))
     unit = _state_unit(plan)
     return Engine(
         launch, scalars=len(Scalars._fields), groups=tiles, ctas=1, row=row, recurrent=plan.h_pad if plan.pad_w_hh else row,
         input=inputs, projected=row + (-row % unit if _pads_u(plan) else 0), x_unit=_input_unit(problem, plan), u_unit=unit,
-        words=several, waits=lanes.linked, transposes=not several,
+        words=several, waits=bundle.linked, transposes=not several,
     )  # fmt: skip
 
 
-def options(p: OneCta, lanes: Lanes) -> dict[str, Any]:
+def options(p: OneCta, bundle: Bundle) -> dict[str, Any]:
     options: dict[str, Any] = dict(num_warps=p.warps, num_stages=1)  # pipelined loads would be hoisted above the stores of a step
     if p.formulation != "fma" or p.accuracy == "double":  # fp32: there ptxas would hoist loads until it runs out
         options["maxnreg"] = 255  # else ptxas spills a few registers to fit one more CTA on an SM
-    if lanes.linked:
+    if bundle.linked:
         options["launch_cooperative_grid"] = True
     return options
 
 
-def constants(problem: Problem, p: OneCta, present: tuple[bool, ...], lanes: Lanes = ONE) -> dict[str, Any]:
+def constants(problem: Problem, p: OneCta, present: tuple[bool, ...], bundle: Bundle = ONE) -> dict[str, Any]:
     """The constexpr parameters of the kernel, in its order"""
     forward = problem.direction == "forward"
     has_x = present[Operands._fields.index("x")]
-    several = lanes.count > 1
+    several = bundle.count > 1
     I, row = problem.I if has_x else 1, problem.H  # not read without a projection: one kernel for every I
     if several:
         I, row = row_units(I, problem.dtype), row_units(row, problem.dtype)
-    if lanes.linked and not has_x:
+    if bundle.linked and not has_x:
         I = 0
-    k_in = row if lanes.linked else I
+    k_in = row if bundle.linked else I
     inputs = k_in % _input_unit(problem, p) == 0
     unit = _state_unit(p)
     whole_vectors = row % unit == 0
@@ -76,13 +76,13 @@ def constants(problem: Problem, p: OneCta, present: tuple[bool, ...], lanes: Lan
             w_rows=p.h_pad if p.pad_w_hh else row,
             w_aligned=inputs,
             w_rec_aligned=p.pad_w_hh or whole_vectors,
-            x=facts.Stored(length=k_in, aligned=inputs, written=lanes.linked),
+            x=facts.Stored(length=k_in, aligned=inputs, written=bundle.linked),
             u=facts.Stored(length=-(-row // unit) * unit if u_aligned else row, aligned=u_aligned, wide=forward),
-            s=facts.Stored(length=row, aligned=whole_vectors, apart=row if lanes.linked else lanes.count * row),
+            s=facts.Stored(length=row, aligned=whole_vectors, apart=row if bundle.linked else bundle.count * row),
         ),
         HAS=facts.Has.of(Operands._fields, present),
         CELL=cell(problem, p.accuracy),
-        SHARE=facts.Share(models=problem.models > 1, lanes=lanes.count, linked=lanes.linked, dropout=lanes.dropout),
+        SHARE=facts.Share(models=problem.models > 1, lanes=bundle.count, linked=bundle.linked, dropout=bundle.dropout),
     )
 
 

@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 
 from ..interpret import interpreter
 from ..kernels.exchange import LINE
-from ..plan.problem import Lanes, Problem, is_wide
+from ..plan.problem import Bundle, Problem, is_wide
 from .launcher import POINTERS, Launcher
 
 
@@ -64,7 +64,7 @@ new_scalars = functools.partial(Scalars.__new__, Scalars)
 LINE_WORDS = int(LINE.value)
 
 # Polls before a group gives up.  A poll takes at least the 0.3 us of an access to L2, so this is more than a second:
-# far beyond any step, and far below a watchdog's patience.  Linked lanes wait up to 16 times as long for each other.
+# far beyond any step, and far below a watchdog's patience.  Linked recurrences wait up to 16 times as long for each other.
 SPIN_LIMIT = 1 << 22
 # Triton's interpreter runs one program after another: a plan that is forced on it waits in vain, and slowly.
 INTERPRETED_LIMIT = 1 << 10
@@ -89,20 +89,20 @@ class Engine:
     transposes: bool = False  # W_rec is W_hh in both passes, which the kernel transposes
 
 
-def described(problem: Problem, w_ih_home: str, lanes: Lanes, words: bool) -> tuple[tuple[bool, ...], Callable[[str], str]]:
+def described(problem: Problem, w_ih_home: str, bundle: Bundle, words: bool) -> tuple[tuple[bool, ...], Callable[[str], str]]:
     """Which of Operands the launch with every optional tensor of its pass has, and the type of a parameter by its name.
     `words` as in Engine."""
     forward = problem.direction == "forward"
     absent = ["saved"] if forward else ["last"]
-    if not forward or (w_ih_home == "gemm" and words and not lanes.linked):  # elsewhere the kernel adds the biases
+    if not forward or (w_ih_home == "gemm" and words and not bundle.linked):  # elsewhere the kernel adds the biases
         absent += ["bias0", "bias1"]
-    if not lanes.linked and (not forward or w_ih_home == "gemm"):
+    if not bundle.linked and (not forward or w_ih_home == "gemm"):
         absent.append("w_in")
-    has_x = forward and w_ih_home != "gemm" and not (lanes.linked and is_wide(problem.I, problem.H, problem.dtype))
+    has_x = forward and w_ih_home != "gemm" and not (bundle.linked and is_wide(problem.I, problem.H, problem.dtype))
     absent.append("u" if has_x else "x")
     if not words:
         absent += ["sync", "report"]
-    if not lanes.dropout:
+    if not bundle.dropout:
         absent.append("seed")
     pointer = POINTERS[problem.dtype]
     pointers = {"seed_ptr": "*i64"}

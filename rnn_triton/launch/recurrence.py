@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..plan.hardware import Device
-from ..plan.problem import ONE, CtaGroup, Lanes, OneCta, Problem, is_wide
+from ..plan.problem import ONE, Bundle, CtaGroup, OneCta, Problem, is_wide
 from . import cta_group, faults, gemm, one_cta, operands
 from .launcher import compiled_ahead
 from .operands import (
@@ -32,16 +32,16 @@ from .operands import (
 Each = Any  # a tensor of one recurrence, or a list with one for each of several
 
 
-def _engine(problem: Problem, plan: OneCta | CtaGroup, lanes: Lanes) -> Engine:
+def _engine(problem: Problem, plan: OneCta | CtaGroup, bundle: Bundle) -> Engine:
     if isinstance(plan, OneCta):
-        return one_cta.engine(problem, plan, lanes)
-    return cta_group.engine(problem, plan, lanes)
+        return one_cta.engine(problem, plan, bundle)
+    return cta_group.engine(problem, plan, bundle)
 
 
-def compile_ahead(problem: Problem, plan: OneCta | CtaGroup, device: Device, lanes: Lanes = ONE) -> Any:
+def compile_ahead(problem: Problem, plan: OneCta | CtaGroup, device: Device, bundle: Bundle = ONE) -> Any:
     """The compiled kernel of a launch for a device, which need not be present: the variant with every optional tensor."""
-    engine = _engine(problem, plan, lanes)
-    present, parameter = operands.described(problem, plan.w_ih_home, lanes, engine.words)
+    engine = _engine(problem, plan, bundle)
+    present, parameter = operands.described(problem, plan.w_ih_home, bundle, engine.words)
     launch = engine.launch
     return compiled_ahead(launch.kernel, launch.constants(present), parameter, launch.options, device.capability)
 
@@ -49,7 +49,7 @@ def compile_ahead(problem: Problem, plan: OneCta | CtaGroup, device: Device, lan
 class Recurrence:
     """A launch prepared for a problem, a plan and the recurrences it carries, to be called with tensors.
 
-    `problem` is one recurrence's, the bottom layer's of a stack.  With `lanes` as in plan/problem.py a call is given
+    `problem` is one recurrence's, the bottom layer's of a stack.  With `bundle` as in plan/problem.py a call is given
 
                                         one recurrence      layers (linked)         both directions
         weights and biases              a tensor            a list, bottom          a list, forward in time
@@ -60,36 +60,36 @@ class Recurrence:
         h0, hn, dhn                     [B,H]               [L,B,H]                 [2,B,H]
 
     Every tensor of an ensemble, which is one recurrence in one CTA, has M in front.  What passes between layers is dropped,
-    where `lanes` say so, by `seed` (int64 [1] on the device) and `dropped` (of 65536)."""
+    where `bundle` says so, by `seed` (int64 [1] on the device) and `dropped` (of 65536)."""
 
-    def __init__(self, problem: Problem, plan: OneCta | CtaGroup, lanes: Lanes = ONE, first: int = 0) -> None:
+    def __init__(self, problem: Problem, plan: OneCta | CtaGroup, bundle: Bundle = ONE, first: int = 0) -> None:
         """`first`: the number of the bottom layer, for reports and masks."""
         self.problem = problem
         self.plan = plan
-        self.lanes = lanes
+        self.bundle = bundle
         self.first = first
-        self.engine = engine = _engine(problem, plan, lanes)
-        self.several = lanes.count > 1
-        self.directions = self.several and not lanes.linked
-        wide = lanes.linked and is_wide(problem.I, problem.H, problem.dtype)
-        self.projects = wide if lanes.linked else plan.w_ih_home == "gemm"
-        self.projects_biases = self.projects and engine.words and not lanes.linked  # the GEMM adds the biases, not the kernel
+        self.engine = engine = _engine(problem, plan, bundle)
+        self.several = bundle.count > 1
+        self.directions = self.several and not bundle.linked
+        wide = bundle.linked and is_wide(problem.I, problem.H, problem.dtype)
+        self.projects = wide if bundle.linked else plan.w_ih_home == "gemm"
+        self.projects_biases = self.projects and engine.words and not bundle.linked  # the GEMM adds the biases, not the kernel
         # what rows and columns lack
         H, I = problem.H, problem.I
         self.state = missing(engine.row - H)
         self.recurrent = missing(engine.recurrent - H, engine.recurrent - H)
         self.x = missing(engine.input - I)
         # linked recurrences have W_in of one size, and that of the bottom layer has fewer columns
-        self.input = missing((engine.row if lanes.linked else engine.input) - I, engine.row - H)
+        self.input = missing((engine.row if bundle.linked else engine.input) - I, engine.row - H)
         self.projected = missing(0, engine.projected - H)
         self.id = 0
         if engine.words:
             tiles = math.ceil(problem.B / plan.block_b)
             # error words of the groups, counters of the tiles
-            self.sync_words = operands.LINE_WORDS * lanes.count * (engine.groups + tiles)
+            self.sync_words = operands.LINE_WORDS * bundle.count * (engine.groups + tiles)
             p = problem
             name = f"{p.direction} of {p.dtype} B={p.B} I={p.I} H={p.H} over {engine.groups} groups of {engine.ctas} CTAs"
-            self.id = faults.register(name, engine.groups, lanes.names(p.direction, first))
+            self.id = faults.register(name, engine.groups, bundle.names(p.direction, first))
 
     def forward(
         self,
@@ -105,11 +105,11 @@ class Recurrence:
     ) -> tuple[Tensor, Tensor]:
         """Returns y and hn, of no other tensor's memory.  x of any strides; T, B >= 1."""
         *models, T, B, _ = x.shape
-        engine, linked = self.engine, self.lanes.linked
+        engine, linked = self.engine, self.bundle.linked
         if self.several:
             w_hh, b_ih, b_hh = (None if t is None else torch.stack(t) for t in (w_hh, b_ih, b_hh))
             w_ih = w_ih if linked else torch.stack(w_ih)
-        outer = [self.lanes.count] if linked else models
+        outer = [self.bundle.count] if linked else models
         out, sync, report, limit = self._out(w_hh, *outer, T, B)
         last = self._last(out, *outer, B)
         dtype = w_hh.dtype
@@ -210,7 +210,7 @@ class Recurrence:
     def _project(self, x: Tensor, w_ih: Each, b_ih: Tensor | None, b_hh: Tensor | None) -> Tensor:
         """u by a GEMM: of the bottom layer, or of both directions at once"""
         # what is padded is smaller than u
-        w = padded(w_ih[0] if self.lanes.linked else w_ih, self.projected)
+        w = padded(w_ih[0] if self.bundle.linked else w_ih, self.projected)
         if self.directions:
             w = w.flatten(0, 1)
         biases = (b_ih, b_hh) if self.projects_biases else (None, None)

@@ -27,9 +27,9 @@ from ..errors import UnsupportedError
 from ..launch import dispatch, gemm
 from ..launch.launcher import batched, has_kernels
 from ..plan import hardware
-from ..plan.choose import lane_plan
+from ..plan.choose import shared_plan
 from ..plan.overriding import Choices
-from ..plan.problem import DTYPES, ONE, Lanes, Problem
+from ..plan.problem import DTYPES, ONE, Bundle, Problem
 from ..plan.sharing import launches
 from . import dropout as masks
 from . import gradients
@@ -105,10 +105,10 @@ Result = TypeVar("Result")
 
 
 def _decided(
-    x: Tensor, weights: Sequence[Tensor], net: Settings, run: Callable[[Sequence[Lanes]], Result]
+    x: Tensor, weights: Sequence[Tensor], net: Settings, run: Callable[[Sequence[Bundle]], Result]
 ) -> Result:
     """run(what each launch holds), and again with other launches where one turns out not to compile"""
-    tried: Sequence[Lanes] = ()
+    tried: Sequence[Bundle] = ()
     while True:
         parts = _launches(x, weights, net)
         try:
@@ -119,7 +119,7 @@ def _decided(
             tried = parts
 
 
-def _launches(x: Tensor, weights: Sequence[Tensor], net: Settings) -> tuple[Lanes, ...]:
+def _launches(x: Tensor, weights: Sequence[Tensor], net: Settings) -> tuple[Bundle, ...]:
     """what each holds, bottom layer first"""
     number = len(weights) // (4 if net.bias else 2)
     if not has_kernels(x):  # a program that was exported where there are
@@ -130,7 +130,7 @@ def _launches(x: Tensor, weights: Sequence[Tensor], net: Settings) -> tuple[Lane
 
 
 def _forward_in(
-    parts: Sequence[Lanes],
+    parts: Sequence[Bundle],
     *,
     x: Tensor,
     layers: Sequence[Layer],
@@ -148,18 +148,18 @@ def _forward_in(
     forwards: list[Tensor] = []  # y of the forward direction, where the other one has a launch of its own
     last: list[Tensor] = []
     at = 0
-    for lanes in parts:
+    for bundle in parts:
         layer, direction = divmod(at, net.directions)
-        mine = layers[at : at + lanes.count]
-        h = None if h0 is None else h0[at : at + lanes.count]
-        if lanes.count == 1:
+        mine = layers[at : at + bundle.count]
+        h = None if h0 is None else h0[at : at + bundle.count]
+        if bundle.count == 1:
             h = None if h is None else h[0]
             y, hn = op.run_forward(x, *mine[0], h, net.nonlinearity, direction == 1, net.precision)
             ys, hn = y[None], hn[None]
         else:
-            ys, hn = _lanes_forward(lanes, layer, x, mine, h, seed, net)
+            ys, hn = _shared_forward(bundle, layer, x, mine, h, seed, net)
         last.append(hn)
-        at += lanes.count
+        at += bundle.count
         if at % net.directions:
             forwards = [ys]
             continue
@@ -176,8 +176,8 @@ def _forward_in(
     return y, hn, x.new_empty(0) if not keep else ys if kept is None else kept
 
 
-def _lanes_forward(
-    lanes: Lanes,
+def _shared_forward(
+    bundle: Bundle,
     first: int,
     x: Tensor,
     layers: Sequence[Layer],
@@ -188,14 +188,14 @@ def _lanes_forward(
     """(y[n,T,B,D*H] of n layers, contiguous, hn) by one launch, `first` being the bottom layer's number"""
     w_ih, w_hh, b_ih, b_hh = _columns(layers)
     H = w_hh[0].shape[0]
-    call = _call("forward", x, x.shape[2], H, lanes, first, net)
-    extra = (False, seed, net.dropped) if lanes.linked else ()
-    ys, hn = dispatch.run(_site, call, "forward", x, w_ih, w_hh, b_ih, b_hh, h0, *extra)
-    return (ys if lanes.linked else ys[None]), hn
+    call = _call("forward", x, x.shape[2], H, bundle, first, net)
+    extra = (False, seed, net.dropped) if bundle.linked else ()
+    ys, hn = dispatch.run(_launch_for, call, "forward", x, w_ih, w_hh, b_ih, b_hh, h0, *extra)
+    return (ys if bundle.linked else ys[None]), hn
 
 
 def _backward_in(
-    parts: Sequence[Lanes],
+    parts: Sequence[Bundle],
     *,
     x: Tensor,
     layers: Sequence[Layer],
@@ -213,15 +213,15 @@ def _backward_in(
     weights: list[Tensor] = []  # gradients of the weights, the last layer and direction first
     dx: Tensor | None = None
     at = len(layers)
-    for lanes in reversed(parts):
-        above, at = at, at - lanes.count
+    for bundle in reversed(parts):
+        above, at = at, at - bundle.count
         if not (for_x or for_h0 or any(for_weights[: 3 * above])):
             break
         layer, direction = divmod(at, net.directions)
         w_ih, w_hh, *_ = _columns(layers[at:above])
         d = None if dhn is None else dhn[at:above]
-        outputs = list(ys[layer].chunk(2, 2) if net.bidirectional else ys[layer : layer + lanes.count])
-        if net.bidirectional and lanes.count == 1:
+        outputs = list(ys[layer].chunk(2, 2) if net.bidirectional else ys[layer : layer + bundle.count])
+        if net.bidirectional and bundle.count == 1:
             outputs = [outputs[direction].contiguous()]
         need_dx = for_x or (layer and (for_h0 or any(for_weights[: 3 * layer * net.directions])))
         each: list[gradients.Layer] = []
@@ -229,29 +229,29 @@ def _backward_in(
             number, backwards = divmod(at + n, net.directions)
             wanted = for_weights[3 * (at + n) : 3 * (at + n + 1)]
             of = wanted[0] * DW_IH | wanted[1] * DW_HH | wanted[2] * DB | for_h0 * DH0
-            of |= bool(need_dx and n == 0 and (lanes.linked or lanes.count == 1)) * DX
+            of |= bool(need_dx and n == 0 and (bundle.linked or bundle.count == 1)) * DX
             h = None if h0 is None else h0[at + n]
             below = x if number == 0 else _below(ys[number - 1], seed, number - 1, net, of)
             each.append(gradients.Layer(below, w_ih[n], w_hh[n], h, y, backwards == 1, net.precision, of))
 
-        if lanes.count == 1:
+        if bundle.count == 1:
             of_y = None if dy is None else dy[..., direction * H : (direction + 1) * H]
             d = None if d is None else d[0]
             da = op.run_backward(each[0], of_y, d, net.nonlinearity)
             found = [each[0].gradients(da)]
         else:
             given: tuple[Any, ...] = (w_hh, ys[layer], dy, d)
-            if lanes.linked:
-                given = (w_hh, ys[layer : layer + lanes.count], dy, d, False, w_ih, seed, net.dropped)
-            da = dispatch.run(_site, _call("backward", x, 1, H, lanes, layer, net), "backward", *given)
-            of_each = zip(each, da.unbind(0 if lanes.linked else 2), strict=True)
+            if bundle.linked:
+                given = (w_hh, ys[layer : layer + bundle.count], dy, d, False, w_ih, seed, net.dropped)
+            da = dispatch.run(_launch_for, _call("backward", x, 1, H, bundle, layer, net), "backward", *given)
+            of_each = zip(each, da.unbind(0 if bundle.linked else 2), strict=True)
             found = [one.gradients(part) for one, part in of_each]
 
         for _, *of_weights, dh0 in reversed(found):
             weights += reversed(of_weights)
             states.append(dh0)
         if need_dx:
-            if lanes.linked or lanes.count == 1:
+            if bundle.linked or bundle.count == 1:
                 of_x = found[0][0]
             else:
                 of_x = gemm.matmul(da.flatten(2).flatten(0, 1), torch.cat(w_ih), net.precision).view(*x.shape[:2], -1)
@@ -287,21 +287,21 @@ def _columns(layers: Sequence[Layer]) -> tuple[list[Tensor], list[Tensor], list[
     return w_ih, w_hh, *present  # type: ignore[return-value]
 
 
-def _call(direction: str, x: Tensor, I: int, H: int, lanes: Lanes, first: int, net: Settings) -> tuple[Any, ...]:
-    """as of `_site`"""
-    return direction, x.shape[1], I, H, x.dtype, net.precision, net.nonlinearity, lanes, first, x.device
+def _call(direction: str, x: Tensor, I: int, H: int, bundle: Bundle, first: int, net: Settings) -> tuple[Any, ...]:
+    """Returns the key that `_launch_for` takes."""
+    return direction, x.shape[1], I, H, x.dtype, net.precision, net.nonlinearity, bundle, first, x.device
 
 
 @functools.lru_cache(maxsize=1024)
-def _site(call: tuple[Any, ...], chosen: Choices) -> Any:
-    """The site of a call (direction, B, I, H, dtype, precision, nonlinearity, lanes, number of the bottom layer, device) under
-    the overrides `chosen`."""
-    direction, B, I, H, dtype, precision, nonlinearity, lanes, first, device = call
+def _launch_for(call: tuple[Any, ...], chosen: Choices) -> Any:
+    """Returns the prepared launch of a call (direction, B, I, H, dtype, precision, nonlinearity, what the launch carries, number of
+    the bottom layer, device) under the overrides `chosen`."""
+    direction, B, I, H, dtype, precision, nonlinearity, bundle, first, device = call
     problem = Problem(direction, B, I, H, DTYPES[dtype], precision, ELMAN[nonlinearity].name)
-    p = lane_plan(problem, lanes, hardware.of(device), chosen)
+    p = shared_plan(problem, bundle, hardware.of(device), chosen)
     if p is None:
-        raise UnsupportedError(f"no plan for {lanes.count} lanes of {problem} compiles on {hardware.of(device).name}")
-    return dispatch.prepared(problem, p, lanes, first)
+        raise UnsupportedError(f"no plan for {bundle.count} recurrences of {problem} compiles on {hardware.of(device).name}")
+    return dispatch.prepared(problem, p, bundle, first)
 
 
 # ---- registration ---------------------------------------------------------------------------------------------------

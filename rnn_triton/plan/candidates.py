@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .hardware import Device
-from .problem import ONE, SIZES, CtaGroup, Lanes, OneCta, PerStep, Plan, Problem, row_units
+from .problem import ONE, SIZES, Bundle, CtaGroup, OneCta, PerStep, Plan, Problem, row_units
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Form:
     registers: tuple[int, int]
     shared: tuple[int, int]
     twice: int  # chunks of x that a thread holds of two steps
-    # H_PAD of linked lanes, whose W_in is all in registers: the largest with x two steps ahead, and with x one step ahead.
+    # H_PAD of linked recurrences, whose W_in is all in registers: the largest with x two steps ahead, and with x one step ahead.
     linked: tuple[int, int]
 
 
@@ -54,7 +54,7 @@ class _Room:
     staged: int  # K tiles of weights in flight from shared memory
     warps16: int = 14  # more at 16 warps, whose reduction is a level deeper
     from_shared: int = 8  # more where W_ih comes from shared memory
-    linked: int = 32  # more where x comes from another lane and is waited for
+    linked: int = 32  # more where x comes from another recurrence and is waited for
     dropout: int = 48  # more where it is dropped
 
 
@@ -117,10 +117,10 @@ def _accuracy(problem: Problem) -> str:
 
 
 def one_cta(
-    problem: Problem, device: Device, choices: Mapping[str, Any] | None = None, lanes: Lanes = ONE
+    problem: Problem, device: Device, choices: Mapping[str, Any] | None = None, bundle: Bundle = ONE
 ) -> Iterator[OneCta]:
-    """Yields the plan for one CTA, if W_hh fits on it; for linked lanes, if W_in of as many columns fits beside it, and the CTAs of
-    all lanes fit on the device at once."""
+    """Yields the plan for one CTA, if W_hh fits on it; for linked recurrences, if W_in of as many columns fits beside it, and the CTAs of
+    all recurrences fit on the device at once."""
     form = FORMS[kind(problem)]
     size = SIZES[problem.dtype]
     h_pad = max(16, 1 << (problem.H - 1).bit_length())
@@ -129,12 +129,12 @@ def one_cta(
         return
     warps = min(8, h_pad // 16)  # 16 warps would leave 128 registers a thread, too few at H_PAD = 256
     block_b = 8
-    programs = lanes.count * problem.models * math.ceil(problem.B / 8)
-    if lanes.linked:
+    programs = bundle.count * problem.models * math.ceil(problem.B / 8)
+    if bundle.linked:
         cooperative = device.cooperative or (choices or {}).get("regime") == "one_cta"
         if h_pad > form.linked[1] or programs > device.coresident or not cooperative:
             return
-    if lanes.count > 1:  # the launch pads rows to whole vectors
+    if bundle.count > 1:  # the launch pads rows to whole vectors
         problem = replace(problem, I=row_units(problem.I, problem.dtype), H=row_units(problem.H, problem.dtype))
     crowded = programs > device.sms
     if form.formulation == "mma16" and crowded and problem.B > 8 and h_pad <= 128 and device.capability < 100:
@@ -147,7 +147,7 @@ def one_cta(
     # padded in global memory first, and W_ih gives up its registers.
     ragged_h = h_pad == 256 and problem.H % (h_pad // (8 * warps)) != 0
     home, x_depth = "none", 1
-    if lanes.linked:
+    if bundle.linked:
         home, x_depth = "registers", 2 if h_pad <= form.linked[0] else 1
     elif problem.direction == "forward":
         home, x_depth = "gemm", 1
@@ -223,7 +223,7 @@ def tile_bytes(units: int, warps: int) -> int:
     return units * 16 * warps * 4
 
 
-def group_registers(problem: Problem, plan: CtaGroup, lanes: Lanes = ONE) -> int:
+def group_registers(problem: Problem, plan: CtaGroup, bundle: Bundle = ONE) -> int:
     """Estimates the registers of a thread: its parts of the weights there, of the state and of x, and the rest."""
     room = _ROOM[kind(problem)]
     state = k_tiles(problem.H, plan.warps, problem.dtype)
@@ -234,7 +234,7 @@ def group_registers(problem: Problem, plan: CtaGroup, lanes: Lanes = ONE) -> int
     rest = room.base + room.rows * (plan.block_b // 8 - 1)
     rest += room.staged * plan.units // 2 * (plan.w_hh_shared > 0 or plan.w_ih_home == "shared")
     rest += room.warps16 * (plan.warps == 16) + room.from_shared * (plan.w_ih_home == "shared")
-    rest += room.linked * lanes.linked + room.dropout * lanes.dropout
+    rest += room.linked * bundle.linked + room.dropout * bundle.dropout
     if problem.direction == "backward":  # dy and y of the thread's own units
         rest += plan.units * plan.block_b // (32 * plan.warps)
     accumulators = plan.chains * plan.units * plan.block_b // 32
@@ -251,17 +251,17 @@ def group_shared_bytes(problem: Problem, plan: CtaGroup) -> int:
     return (tiles * tile_bytes(plan.units, plan.warps) + reduction) * weight + _SHARED_EXTRA
 
 
-def fits(problem: Problem, plan: CtaGroup, device: Device, lanes: Lanes = ONE) -> bool:
+def fits(problem: Problem, plan: CtaGroup, device: Device, bundle: Bundle = ONE) -> bool:
     """True if a launch's CTAs are on the device at once, and each fits its registers and its shared memory."""
     return (
-        lanes.count * plan.groups * plan.ctas <= device.coresident
-        and group_registers(problem, plan, lanes) <= _REGISTERS[plan.warps]
+        bundle.count * plan.groups * plan.ctas <= device.coresident
+        and group_registers(problem, plan, bundle) <= _REGISTERS[plan.warps]
         and group_shared_bytes(problem, plan) <= device.shared_bytes
     )
 
 
-def cta_group(problem: Problem, device: Device, choices: Mapping[str, Any], lanes: Lanes = ONE) -> Iterator[CtaGroup]:
-    """Yields plans that spread W_hh's rows over the CTAs of a group and the batch over groups, in each of the lanes.  Linked lanes all
+def cta_group(problem: Problem, device: Device, choices: Mapping[str, Any], bundle: Bundle = ONE) -> Iterator[CtaGroup]:
+    """Yields plans that spread W_hh's rows over the CTAs of a group and the batch over groups, in each of the recurrences.  Linked recurrences all
     have a W_in of H columns on chip, in either pass."""
     if kind(problem) not in _ROOM or not (device.cooperative or choices.get("regime") == "cta_group"):
         return
@@ -273,13 +273,13 @@ def cta_group(problem: Problem, device: Device, choices: Mapping[str, Any], lane
         return
     form = FORMS[kind(problem)]
     homes: tuple[str, ...] = ("none",)
-    if lanes.linked:
+    if bundle.linked:
         homes, problem = ("registers", "shared"), replace(problem, I=problem.H)
     elif problem.direction == "forward":
         homes = ("registers", "shared", "gemm")
     for units in _UNITS:
         ctas = math.ceil(row_units(problem.H, problem.dtype) / units)
-        most = device.coresident // (lanes.count * ctas)
+        most = device.coresident // (bundle.count * ctas)
         if not most:
             continue
         for block_b in _BLOCK_B:
@@ -303,19 +303,19 @@ def cta_group(problem: Problem, device: Device, choices: Mapping[str, Any], lane
                         w_ih_home=home, protocol="", x_loads=x_loads, look_every=look_every, probe_delay=0, chains=chains,
                         reason="",
                     )  # fmt: skip
-                    plan_on_chip = _on_chip(problem, plan, device, state, choices.get("w_hh_shared"), lanes)
+                    plan_on_chip = _on_chip(problem, plan, device, state, choices.get("w_hh_shared"), bundle)
                     if plan_on_chip is not None:
-                        for protocol in _PROTOCOLS[: 1 if lanes.linked else 2]:
+                        for protocol in _PROTOCOLS[: 1 if bundle.linked else 2]:
                             yield _replaced(plan_on_chip, protocol=protocol, probe_delay=delays[protocol])
 
 
 def _on_chip(
-    problem: Problem, plan: CtaGroup, device: Device, state: int, tiles: int | None, lanes: Lanes
+    problem: Problem, plan: CtaGroup, device: Device, state: int, tiles: int | None, bundle: Bundle
 ) -> CtaGroup | None:
     """Returns the plan with `tiles` of the `state` K tiles of W_hh in shared memory (None: as few as it takes); None if it does not fit."""
     room = _REGISTERS[plan.warps]
     if tiles is None:
-        enough = (n for n in range(state + 1) if group_registers(problem, _replaced(plan, w_hh_shared=n), lanes) <= room)
+        enough = (n for n in range(state + 1) if group_registers(problem, _replaced(plan, w_hh_shared=n), bundle) <= room)
         tiles = next(enough, None)
         if tiles is None or (tiles and plan.w_ih_home == "registers"):
             return None  # W_ih out of the registers first: its reading hides behind the exchange, W_hh's does not
@@ -332,7 +332,7 @@ def _on_chip(
     }[plan.w_ih_home]
     reason = f"{size:.3g} KB of W_hh a CTA stay on chip ({held}){where}"
     plan = _replaced(plan, w_hh_shared=tiles, reason=reason)
-    return plan if fits(problem, plan, device, lanes) else None
+    return plan if fits(problem, plan, device, bundle) else None
 
 
 def _replaced(plan: CtaGroup, **changes: Any) -> CtaGroup:

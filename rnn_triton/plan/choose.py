@@ -21,12 +21,12 @@ from .candidates import candidates, cta_group, one_cta
 from .hardware import Device
 from .measured import measured_plans
 from .overriding import BESIDES, Choices, matches, overrides
-from .problem import ONE, CtaGroup, Lanes, OneCta, PerStep, Plan, Problem
+from .problem import ONE, Bundle, CtaGroup, OneCta, PerStep, Plan, Problem
 
 Failures = tuple[tuple[Plan, str], ...]
 
 _lock = threading.Lock()
-_rejected: dict[tuple[Problem, Device, Lanes], Failures] = {}
+_rejected: dict[tuple[Problem, Device, Bundle], Failures] = {}
 _TRIES = 4  # plans of a regime that may fail to compile before the regime is given up
 
 
@@ -78,23 +78,23 @@ def best(problem: Problem, device: Device, plans: Sequence[Plan]) -> Plan:
     return min(plans, key=cost)
 
 
-def lane_plan(problem: Problem, lanes: Lanes, device: Device, chosen: Choices | None = None) -> OneCta | CtaGroup | None:
-    """Returns the plan of least estimated time for a launch of these lanes; None if no plan fits, or none compiles.  `problem` is
-    that of the first lane."""
+def shared_plan(problem: Problem, bundle: Bundle, device: Device, chosen: Choices | None = None) -> OneCta | CtaGroup | None:
+    """Returns the plan of least estimated time for a launch of these recurrences; None if no plan fits, or none compiles.  `problem` is
+    that of the first recurrence."""
     chosen = overrides() if chosen is None else chosen
-    return _lane_plan(problem, lanes, device, chosen, rejected(problem, device, lanes))
+    return _shared_plan(problem, bundle, device, chosen, rejected(problem, device, bundle))
 
 
 @functools.lru_cache(maxsize=4096)
-def _lane_plan(problem: Problem, lanes: Lanes, device: Device, chosen: Choices, failed: Failures) -> OneCta | CtaGroup | None:
+def _shared_plan(problem: Problem, bundle: Bundle, device: Device, chosen: Choices, failed: Failures) -> OneCta | CtaGroup | None:
     if device.capability < 80:
         return None
     choices = dict(chosen)
-    fitting: list[OneCta | CtaGroup] = [*one_cta(problem, device, choices, lanes), *cta_group(problem, device, choices, lanes)]
+    fitting: list[OneCta | CtaGroup] = [*one_cta(problem, device, choices, bundle), *cta_group(problem, device, choices, bundle)]
     plans = remaining([p for p in fitting if matches(p, choices)], failed)
 
     def cost(p: OneCta | CtaGroup) -> tuple[float, int]:
-        return latency.lanes_us(problem, p, device, lanes), p.groups * p.ctas if isinstance(p, CtaGroup) else 0
+        return latency.shared_us(problem, p, device, bundle), p.groups * p.ctas if isinstance(p, CtaGroup) else 0
 
     return min(plans, key=cost, default=None)
 
@@ -115,15 +115,15 @@ def _no_choice(problem: Problem, device: Device, choices: Mapping[str, Any], fit
 # ---- plans that failed ----------------------------------------------------------------------------------------------
 
 
-def reject(problem: Problem, device: Device, p: Plan, why: str, lanes: Lanes = ONE) -> None:
-    """Records that the kernel of `p` did not compile: plan() and lane_plan() give the next plan from now on."""
+def reject(problem: Problem, device: Device, p: Plan, why: str, bundle: Bundle = ONE) -> None:
+    """Records that the kernel of `p` did not compile: plan() and shared_plan() give the next plan from now on."""
     with _lock:
-        _rejected[_compiled_for(problem), device, lanes] = (*rejected(problem, device, lanes), (p, why))
+        _rejected[_compiled_for(problem), device, bundle] = (*rejected(problem, device, bundle), (p, why))
 
 
-def rejected(problem: Problem, device: Device, lanes: Lanes = ONE) -> Failures:
+def rejected(problem: Problem, device: Device, bundle: Bundle = ONE) -> Failures:
     """Returns the plans of a problem that did not compile, each with the reason."""
-    return _rejected.get((_compiled_for(problem), device, lanes), ())
+    return _rejected.get((_compiled_for(problem), device, bundle), ())
 
 
 def failures() -> int:

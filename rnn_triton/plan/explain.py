@@ -16,7 +16,7 @@ from .choose import best, plan, rejected
 from .cudnn import cudnn_algorithm
 from .hardware import Device
 from .overriding import overrides
-from .problem import DTYPES, ONE, CtaGroup, Lanes, OneCta, PerStep, Plan, Problem
+from .problem import DTYPES, ONE, Bundle, CtaGroup, OneCta, PerStep, Plan, Problem
 from .sharing import Launch, launches, placed
 
 
@@ -131,21 +131,21 @@ def _network(
         where = _where(launch, directions)
         one, p = launch.plan(problem.direction, device)
         us = launch.step(problem.direction, device, T)[0]
-        if launch.lanes.count > 1:
+        if launch.bundle.count > 1:
             assert isinstance(p, OneCta | CtaGroup)
-            where += f": {_shared(one, launch.lanes, p, T)}"
+            where += f": {_shared(one, launch.bundle, p, T)}"
         else:
             where += f": {_ran(one, p, T)}"
         lines.append(f"{where}; {us:.2f} us per step, estimated")
-        lines += [_refused(other, why) for other, why in rejected(one, device, launch.lanes)]
+        lines += [_refused(other, why) for other, why in rejected(one, device, launch.bundle)]
     if problem.models == 1 and not bidirectional and len(parts) > 1:
         why = f"fewer parts of more layers each do not fit on {device.name}'s {device.coresident} SMs, or are estimated to be slower"
-        if "lanes" in dict(overrides()):
-            why = "overriding(lanes=...) lets no launch hold more"
+        if "recurrences" in dict(overrides()):
+            why = "overriding(recurrences=...) lets no launch hold more"
         elif kind(problem) in ("ieee", "fp64"):
             why = "layers share a launch in bf16, fp16, tf32 and tf32x3"
         lines.append(f"{len(parts)} parts, because {why}.")
-    if problem.models == 1 and any(lanes.count > 1 for lanes in sharing):
+    if problem.models == 1 and any(bundle.count > 1 for bundle in sharing):
         lines.append(
             "Packed sequences, torch.func and forward-mode derivatives take a launch for each layer and direction."
         )
@@ -155,19 +155,19 @@ def _network(
 def _where(launch: Launch, directions: int) -> str:
     """Names the layers and directions that a launch carries."""
     layer, direction = divmod(launch.first, directions)
-    if launch.lanes.linked:
-        return f"layers {layer} to {layer + launch.lanes.count - 1}"
-    if launch.lanes.count > 1:
+    if launch.bundle.linked:
+        return f"layers {layer} to {layer + launch.bundle.count - 1}"
+    if launch.bundle.count > 1:
         return f"layer {layer}, both directions"
     return f"layer {layer}" + f", {('forwards', 'backwards')[direction]} in time" * (directions > 1)
 
 
-def _shared(problem: Problem, lanes: Lanes, p: OneCta | CtaGroup, T: int) -> str:
+def _shared(problem: Problem, bundle: Bundle, p: OneCta | CtaGroup, T: int) -> str:
     """Describes a launch of several layers or directions, whose first one is `problem`."""
     what, overlap = "directions", "side by side"
-    if lanes.linked:
+    if bundle.linked:
         behind = "a step" if isinstance(p, CtaGroup) else "two steps"
-        what, overlap = "layers", f"each {behind} behind the one before it, {T + latency.fill(p, lanes)} steps for {T}"
+        what, overlap = "layers", f"each {behind} behind the one before it, {T + latency.fill(p, bundle)} steps for {T}"
     if isinstance(p, CtaGroup):
         ctas = p.groups * p.ctas
         shape = f"{p.groups} x {p.ctas} (groups x CTAs of {p.units} hidden units), {overlap}"
@@ -175,9 +175,9 @@ def _shared(problem: Problem, lanes: Lanes, p: OneCta | CtaGroup, T: int) -> str
     else:
         ctas = math.ceil(problem.B / p.block_b)
         shape = f"{_count(ctas, 'CTA')}, each {p.block_b} batch rows and all of W_hh, {overlap}; the state stays in the CTA"
-    before = "a GEMM for x, then " if latency.projects_before(problem, p, lanes) else ""
-    launch = f"one launch of {_count(lanes.count * ctas, 'CTA')} of {_count(p.warps, 'warp')}"
-    return f"{before}{launch}, {lanes.count} {what} of {shape}"
+    before = "a GEMM for x, then " if latency.projects_before(problem, p, bundle) else ""
+    launch = f"one launch of {_count(bundle.count * ctas, 'CTA')} of {_count(p.warps, 'warp')}"
+    return f"{before}{launch}, {bundle.count} {what} of {shape}"
 
 
 def _ran(problem: Problem, p: Plan, T: int) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 from .. import cells
 from .candidates import k_tiles, tile_bytes
 from .hardware import Device
-from .problem import SIZES, CtaGroup, Lanes, OneCta, PerStep, Plan, Problem, is_wide, row_units
+from .problem import SIZES, Bundle, CtaGroup, OneCta, PerStep, Plan, Problem, is_wide, row_units
 
 
 @dataclass(frozen=True)
@@ -141,45 +141,45 @@ def _practical(problem: Problem, plan: Plan, device: Device, c: Constants) -> tu
     return problem.models * us, {name: problem.models * value for name, value in parts.items()}
 
 
-def lanes_step(
-    problem: Problem, plan: OneCta | CtaGroup, device: Device, lanes: Lanes, constants: Constants = CONSTANTS
+def shared_step(
+    problem: Problem, plan: OneCta | CtaGroup, device: Device, bundle: Bundle, constants: Constants = CONSTANTS
 ) -> tuple[float, dict[str, float]]:
-    """Returns (practical us, parts) of a step of all lanes of a launch, which run side by side and share L2 and DRAM, and of the GEMMs
+    """Returns (practical us, parts) of a step of all recurrences of a launch, which run side by side and share L2 and DRAM, and of the GEMMs
     for x before it.  A step of a stack takes as long as its slowest layer, one fed by another; T steps of x take T + `fill` of them."""
-    shared = replace(constants, l2=constants.l2 / lanes.count, l2_read=constants.l2_read / lanes.count)
+    shared = replace(constants, l2=constants.l2 / bundle.count, l2_read=constants.l2_read / bundle.count)
     # batch tiles of two directions on one CTA each are as those of two models
-    models = not lanes.linked and isinstance(plan, OneCta)
-    gemm = 0.0  # besides what `_practical` has of one lane, or of all models
-    if projects_before(problem, plan, lanes) and not models:
+    models = not bundle.linked and isinstance(plan, OneCta)
+    gemm = 0.0  # besides what `_practical` has of one recurrence, or of all models
+    if projects_before(problem, plan, bundle) and not models:
         gemm = _projection_us(problem, device, constants)
-    if lanes.linked:  # both passes project what comes from the other layer
+    if bundle.linked:  # both passes project what comes from the other layer
         problem = replace(problem, direction="forward", I=problem.H)
-    programs = replace(problem, models=lanes.count) if models else problem
+    programs = replace(problem, models=bundle.count) if models else problem
     us, parts = _practical(programs, plan, device, shared)
-    dram = lanes.count * _traffic(problem) / rates(device).dram / constants.efficiency
+    dram = bundle.count * _traffic(problem) / rates(device).dram / constants.efficiency
     parts = {**parts, "DRAM": max(parts.get("DRAM", 0.0), dram), "projection": parts.get("projection", 0.0) + gemm}
     return max(us, dram) + gemm, parts
 
 
-def projects_before(problem: Problem, plan: OneCta | CtaGroup, lanes: Lanes) -> bool:
-    """True if a GEMM projects x before a launch of several lanes: x of the bottom layer, if it has more columns than the layers; x of
+def projects_before(problem: Problem, plan: OneCta | CtaGroup, bundle: Bundle) -> bool:
+    """True if a GEMM projects x before a launch of several recurrences: x of the bottom layer, if it has more columns than the layers; x of
     both directions, if the plan says so."""
     if problem.direction != "forward":
         return False
-    if lanes.linked:
+    if bundle.linked:
         return is_wide(problem.I, problem.H, problem.dtype)
     return plan.w_ih_home == "gemm"
 
 
-def lanes_us(problem: Problem, plan: OneCta | CtaGroup, device: Device, lanes: Lanes) -> float:
-    """Estimates the practical time of a step of all lanes of a launch, in us."""
-    return lanes_step(problem, plan, device, lanes)[0]
+def shared_us(problem: Problem, plan: OneCta | CtaGroup, device: Device, bundle: Bundle) -> float:
+    """Estimates the practical time of a step of all recurrences of a launch, in us."""
+    return shared_step(problem, plan, device, bundle)[0]
 
 
-def fill(plan: OneCta | CtaGroup, lanes: Lanes) -> int:
-    """Returns how many steps the last of linked lanes is behind the first, at least.  On one CTA x of the next step is waited for in
-    this one, so a lane is a step further back."""
-    return (lanes.count - 1) * (1 if isinstance(plan, CtaGroup) else 2) if lanes.linked else 0
+def fill(plan: OneCta | CtaGroup, bundle: Bundle) -> int:
+    """Returns how many steps the last of linked recurrences is behind the first, at least.  On one CTA x of the next step is waited for in
+    this one, so a layer is a step further back."""
+    return (bundle.count - 1) * (1 if isinstance(plan, CtaGroup) else 2) if bundle.linked else 0
 
 
 def launch_us(problem: Problem, plan: Plan, device: Device, T: int, constants: Constants = CONSTANTS) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 from .problem import CtaGroup, OneCta, PerStep, Plan
 
 PLAN_FIELDS = {"regime"} | {field.name for regime in (OneCta, CtaGroup, PerStep) for field in fields(regime)} - {"reason"}
-BESIDES = {"lanes"}  # choices that no plan has as a field: the most layers or directions of a launch
+BESIDES = {"recurrences"}  # choices that no plan has as a field: the most layers or directions of a launch
 CHOICES = PLAN_FIELDS | BESIDES
 
 Choices = tuple[tuple[str, Any], ...]
@@ -26,7 +26,7 @@ def overriding(**choices: Any) -> Iterator[None]:
     """Makes the planner choose only plans with these values, in the whole process, while the block is open.
 
     Names are `regime` ("one_cta", "cta_group", "per_step"), the fields of a plan, such as block_b, protocol or w_ih_home
-    (rnn_triton/plan/problem.py lists them with their values; docs/cta_group.md explains some), and `lanes`, the most layers of a stack,
+    (rnn_triton/plan/problem.py lists them with their values; docs/cta_group.md explains some), and `recurrences`, the most layers of a stack,
     or directions of a layer, that a launch may hold: 1 gives each a launch of its own.  `w_ih_home` concerns forward passes only,
     because backward passes project nothing.  Blocks nest, and the inner value wins.  On CPU tensors nothing is planned.
 

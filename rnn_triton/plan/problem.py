@@ -73,23 +73,23 @@ class CtaGroup:
 
 
 @dataclass(frozen=True)
-class Lanes:
+class Bundle:
     """The second axis of a kernel's programs (kernels/cta_group.py, kernels/one_cta.py): the layer itself, layers of a stack, or
     directions."""
 
     count: int = 1
     linked: bool = False  # layers, each fed by the one before; else directions
-    dropout: bool = False  # between linked lanes
+    dropout: bool = False  # between linked recurrences
 
     def names(self, direction: str, first: int = 0) -> tuple[str, ...]:
-        """Returns what the lanes are called, in the order in which they run.  `first` is the number of the bottom layer."""
+        """Returns what the recurrences are called, in the order in which they run.  `first` is the number of the bottom layer."""
         if not self.linked:
             return ("",) if self.count == 1 else (f"layer {first} forwards", f"layer {first} backwards in time")
         layers = [f"layer {first + n}" for n in range(self.count)]
         return tuple(layers if direction == "forward" else layers[::-1])
 
 
-ONE = Lanes()
+ONE = Bundle()
 
 
 @dataclass(frozen=True)
@@ -140,5 +140,5 @@ def row_units(H: int, dtype: str) -> int:
 
 def is_wide(I: int, H: int, dtype: str) -> bool:
     """True if x has more columns than the layers of a stack, counted in whole vectors.  Then a GEMM projects it before a launch of
-    several linked lanes, whose W_in all have H columns."""
+    several linked recurrences, whose W_in all have H columns."""
     return row_units(I, dtype) > row_units(H, dtype)

@@ -15,15 +15,15 @@ from typing import NamedTuple
 
 from ..errors import UnsupportedError
 from . import latency
-from .choose import failures, lane_plan, plan
+from .choose import failures, plan, shared_plan
 from .hardware import Device
 from .overriding import Choices, overrides
-from .problem import ONE, CtaGroup, Lanes, OneCta, Plan, Problem
+from .problem import ONE, Bundle, CtaGroup, OneCta, Plan, Problem
 
 
 def launches(
     problem: Problem, layers: int, bidirectional: bool, dropout: bool, device: Device, chosen: Choices | None = None
-) -> tuple[Lanes, ...]:
+) -> tuple[Bundle, ...]:
     """Returns what each launch of a pass carries, bottom layer first: layers, both directions of one, or a layer in one direction
     (ONE).  `problem` is the bottom layer's, of either pass, with its I.  Both passes have the same launches, chosen for the
     time of both, so that inference runs what training runs."""
@@ -34,13 +34,13 @@ def launches(
 @functools.lru_cache(maxsize=1024)
 def _launches(
     problem: Problem, layers: int, bidirectional: bool, dropout: bool, device: Device, chosen: Choices, failed: int
-) -> tuple[Lanes, ...]:
+) -> tuple[Bundle, ...]:
     if bidirectional:
         inputs = (problem.I, *[2 * problem.H] * (layers - 1))
         shared = [share_directions(replace(problem, I=I), device, chosen) for I in inputs]
-        return tuple(lanes for both in shared for lanes in ([Lanes(2)] if both else [ONE, ONE]))
+        return tuple(bundle for both in shared for bundle in ([Bundle(2)] if both else [ONE, ONE]))
     sizes = layers_per_launch(problem, layers, dropout, device, chosen)
-    return tuple(ONE if size == 1 else Lanes(size, True, dropout) for size in sizes)
+    return tuple(ONE if size == 1 else Bundle(size, True, dropout) for size in sizes)
 
 
 def layers_per_launch(problem: Problem, layers: int, dropout: bool, device: Device, chosen: Choices) -> tuple[int, ...]:
@@ -51,7 +51,7 @@ def layers_per_launch(problem: Problem, layers: int, dropout: bool, device: Devi
     def us(first: Problem, size: int) -> float:
         if size == 1:
             return _alone(first, device, chosen)
-        return _shared(first, Lanes(size, True, dropout), device, chosen)
+        return _shared(first, Bundle(size, True, dropout), device, chosen)
 
     best, least = (1,) * layers, math.inf
     for count in range(layers, 0, -1):
@@ -65,24 +65,24 @@ def layers_per_launch(problem: Problem, layers: int, dropout: bool, device: Devi
 
 def share_directions(problem: Problem, device: Device, chosen: Choices) -> bool:
     """True if both directions of a layer run in one launch."""
-    us = _shared(problem, Lanes(2), device, chosen)
+    us = _shared(problem, Bundle(2), device, chosen)
     return us < math.inf and us <= 2 * _alone(problem, device, chosen)
 
 
 class Launch(NamedTuple):
     """What one launch of each pass carries."""
 
-    lanes: Lanes
+    bundle: Bundle
     first: int  # layer, or layer and direction in the order of h_n
     problem: Problem  # forward, of the first layer or direction
 
     def plan(self, direction: str, device: Device) -> tuple[Problem, Plan]:
         """Returns what runs in one of the passes: the problem of each layer or direction, and the plan."""
         problem = in_direction(self.problem, direction)
-        if self.lanes.count == 1:
+        if self.bundle.count == 1:
             return problem, plan(problem, device)
-        p = lane_plan(problem, self.lanes, device)
-        assert p is not None, "launches() takes lanes that have a plan in both passes"
+        p = shared_plan(problem, self.bundle, device)
+        assert p is not None, "launches() takes recurrences that have a plan in both passes"
         return problem, p
 
     def step(
@@ -90,43 +90,43 @@ class Launch(NamedTuple):
     ) -> tuple[float, dict[str, float]]:
         """Returns the estimated us per step of T, what a wavefront takes besides T steps included, and its parts."""
         problem, p = self.plan(direction, device)
-        if self.lanes.count == 1:
+        if self.bundle.count == 1:
             estimate = latency.step(problem, p, device, constants)
             return estimate.practical_us, estimate.parts
         assert isinstance(p, OneCta | CtaGroup)
-        us, parts = latency.lanes_step(problem, p, device, self.lanes, constants)
-        longer = (T + latency.fill(p, self.lanes)) / T
+        us, parts = latency.shared_step(problem, p, device, self.bundle, constants)
+        longer = (T + latency.fill(p, self.bundle)) / T
         return us * longer, {name: value * longer for name, value in parts.items()}
 
 
-def placed(problem: Problem, layers: int, bidirectional: bool, sharing: Sequence[Lanes]) -> list[Launch]:
+def placed(problem: Problem, layers: int, bidirectional: bool, sharing: Sequence[Bundle]) -> list[Launch]:
     """Returns the launches that carry `sharing`, in order, each with its first layer and the problem of that layer.  `problem` is
     the bottom layer's, forward."""
     directions = 2 if bidirectional else 1
     launches: list[Launch] = []
     first = 0
-    for lanes in sharing:
+    for bundle in sharing:
         I = problem.I if first < directions else directions * problem.H
-        launches.append(Launch(lanes, first, replace(problem, I=I)))
-        first += lanes.count
+        launches.append(Launch(bundle, first, replace(problem, I=I)))
+        first += bundle.count
     assert first == layers * directions, (first, layers, directions)
     return launches
 
 
 def in_direction(problem: Problem, direction: str) -> Problem:
-    """Returns the problem of one of the passes, made of one in the forward pass (or, for linked lanes, in either)."""
+    """Returns the problem of one of the passes, made of one in the forward pass (or, for linked recurrences, in either)."""
     return replace(problem, direction=direction, I=problem.I if direction == "forward" else 1)
 
 
-def _shared(problem: Problem, lanes: Lanes, device: Device, chosen: Choices) -> float:
-    """Returns the estimated us of a step forward and one backward of a launch of these lanes; inf if a pass has no plan for it."""
-    if lanes.count > dict(chosen).get("lanes", lanes.count):
+def _shared(problem: Problem, bundle: Bundle, device: Device, chosen: Choices) -> float:
+    """Returns the estimated us of a step forward and one backward of a launch of these recurrences; inf if a pass has no plan for it."""
+    if bundle.count > dict(chosen).get("recurrences", bundle.count):
         return math.inf
     total = 0.0
     for direction in ("forward", "backward"):
         one = in_direction(problem, direction)
-        p = lane_plan(one, lanes, device, chosen)
-        total += math.inf if p is None else latency.lanes_us(one, p, device, lanes)
+        p = shared_plan(one, bundle, device, chosen)
+        total += math.inf if p is None else latency.shared_us(one, p, device, bundle)
     return total
 
 

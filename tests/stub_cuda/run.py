@@ -34,7 +34,7 @@ from rnn_triton.launch import dispatch, faults, gemm
 from rnn_triton.op import network
 from rnn_triton.plan import choose, hardware
 from rnn_triton.plan.explain import explain
-from rnn_triton.plan.problem import DTYPES, Lanes, Problem, plan_fields
+from rnn_triton.plan.problem import DTYPES, Bundle, Problem, plan_fields
 
 CALLS = 2
 
@@ -103,7 +103,7 @@ def on_device(**changes):
     record = dataclasses.replace(hardware.RECORDS["sm_90"], **changes)
     hardware._record = lambda device: record
     hardware._together.clear()
-    for sites in (dispatch._site, network._site):
+    for sites in (dispatch._launch_for, network._launch_for):
         sites.cache_clear()
     return record
 
@@ -159,7 +159,7 @@ def layers(case, log, observed):
         return torch.zeros(shape, dtype=torch.bfloat16)
 
     record = on_device()
-    lanes = Lanes(L, True, True)
+    bundle = Bundle(L, True, True)
     w_ih, w_hh = [tensor(H, I), *(tensor(H, H) for _ in range(L - 1))], [tensor(H, H) for _ in range(L)]
     given = {"seed": torch.zeros(1, dtype=torch.int64)}
     if forward:
@@ -169,17 +169,17 @@ def layers(case, log, observed):
     biases = [tensor(H)] * L
 
     def function():
-        call = (case["direction"], B, I if forward else 1, H, torch.bfloat16, None, "tanh", lanes, 5, given["seed"].device)
+        call = (case["direction"], B, I if forward else 1, H, torch.bfloat16, None, "tanh", bundle, 5, given["seed"].device)
         if forward:
             tensors = (given["x"], w_ih, w_hh, biases, biases, given["h0"])
-            y, hn = dispatch.run(network._site, call, "forward", *tensors, False, given["seed"], 100)
+            y, hn = dispatch.run(network._launch_for, call, "forward", *tensors, False, given["seed"], 100)
             return {"y": y, "hn": hn}
         tensors = (w_hh, given["y"], given["dy"], given["dhn"])
-        return {"da": dispatch.run(network._site, call, "backward", *tensors, False, w_ih, given["seed"], 100)}
+        return {"da": dispatch.run(network._launch_for, call, "backward", *tensors, False, w_ih, given["seed"], 100)}
 
     of = Problem(case["direction"], B, I if forward else 1, H, "bf16", None, "elman_tanh")
-    p = choose.lane_plan(of, lanes, record)
-    ahead = dispatch.compile_ahead(of, p, record, lanes).hash
+    p = choose.shared_plan(of, bundle, record)
+    ahead = dispatch.compile_ahead(of, p, record, bundle).hash
     return {"plan": plan_fields(p), "ahead": ahead, "calls": calls(function, given, log, observed, case.get("together"))}
 
 

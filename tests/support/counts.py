@@ -28,7 +28,7 @@ from bench.show import formats
 from rnn_triton.kernels.exchange import LINE
 from rnn_triton.launch import dispatch
 from rnn_triton.plan import choose, hardware
-from rnn_triton.plan.problem import DTYPES, ONE, CtaGroup, Lanes, Plan, Problem
+from rnn_triton.plan.problem import DTYPES, ONE, Bundle, CtaGroup, Plan, Problem
 from support.planned import planned_otherwise
 
 ARCH = "sm_90"
@@ -48,14 +48,14 @@ class Job:
 
     problem: Problem
     choices: tuple[tuple[str, Any], ...] = ()
-    lanes: Lanes = ONE
+    bundle: Bundle = ONE
     arch: str = ARCH
 
     @property
     def plan(self) -> Plan:
         device = hardware.RECORDS[self.arch]
-        if self.lanes.count > 1:
-            return choose.lane_plan(self.problem, self.lanes, device, ())
+        if self.bundle.count > 1:
+            return choose.shared_plan(self.problem, self.bundle, device, ())
         return choose.plan(self.problem, device, self.choices)
 
     @property
@@ -64,9 +64,9 @@ class Job:
         of, p = self.problem, self.plan
         dtype = of.dtype + (f" {of.precision}" if of.precision else "")
         shape = f"{p.regime} {p.warps} warps, {p.block_b} rows"
-        if self.lanes.count > 1:
-            shape += f", {self.lanes.count} {'layers' if self.lanes.linked else 'directions'}"
-            shape += ", dropout" if self.lanes.dropout else ""
+        if self.bundle.count > 1:
+            shape += f", {self.bundle.count} {'layers' if self.bundle.linked else 'directions'}"
+            shape += ", dropout" if self.bundle.dropout else ""
         shape += "".join(f", {name}={value}" for name, value in self.choices if name != "regime")
         return of.direction, str(of.H), str(of.I), str(of.B), dtype, shape
 
@@ -79,7 +79,7 @@ class Job:
 
 
 def jobs(arch: str = ARCH, distinct: bool = True) -> Iterator[Job]:
-    """Every planned kernel of an architecture, those of several lanes and of single steps among them.  `distinct`: one for each
+    """Every planned kernel of an architecture, those of several recurrences and of single steps among them.  `distinct`: one for each
     different plan"""
     every = ((problem, device) for problem, device in planned() if f"sm_{device.capability}" == arch)
     for problem, _ in distinct_plans(arch) if distinct else every:
@@ -91,11 +91,11 @@ def jobs(arch: str = ARCH, distinct: bool = True) -> Iterator[Job]:
         for dtype, precision in (("bf16", None), ("fp32", "tf32")):
             problem = Problem(direction, 8, 256 if direction == "forward" else 1, 256, dtype, precision, "elman_tanh")
             yield Job(problem, (("regime", "per_step"),), arch=arch)
-        for H, lanes in (
-            (128, Lanes(2)), (128, Lanes(2, True)), (128, Lanes(2, True, True)), (512, Lanes(2)), (512, Lanes(4, True)),
-            (512, Lanes(4, True, True)),
+        for H, bundle in (
+            (128, Bundle(2)), (128, Bundle(2, True)), (128, Bundle(2, True, True)), (512, Bundle(2)), (512, Bundle(4, True)),
+            (512, Bundle(4, True, True)),
         ):  # fmt: skip
-            yield Job(Problem(direction, 8, H if direction == "forward" else 1, H, "bf16", None, "elman_tanh"), (), lanes, arch)
+            yield Job(Problem(direction, 8, H if direction == "forward" else 1, H, "bf16", None, "elman_tanh"), (), bundle, arch)
 
 
 # ---- counting -------------------------------------------------------------------------------------------------------
@@ -162,24 +162,24 @@ def counted(job: Job, module: Any = None) -> Step:
     problem = dataclasses.replace(job.problem, B=p.block_b)
     runs = []
     for T in STEPS:
-        with counting(job.lanes.count - 1) as launches:
-            _run(problem, p, job.lanes, T, module)
+        with counting(job.bundle.count - 1) as launches:
+            _run(problem, p, job.bundle, T, module)
         runs.append(ptx_executor.total(run for run in launches if run.kernel_name in KERNELS))
     step = ptx_executor.per_step(*runs, STEPS[1] - STEPS[0])
     fetched = {name.removesuffix("_ptr"): 32 * n for name, n in step.load_sectors.items()}
     return Step(step.barriers, sum(step.wavefronts.values()), sum(step.conflicts.values()), fetched)
 
 
-def _run(problem: Problem, p: Plan, lanes: Lanes, T: int, module: Any) -> None:
+def _run(problem: Problem, p: Plan, bundle: Bundle, T: int, module: Any) -> None:
     dtype = next(dtype for dtype, name in DTYPES.items() if name == problem.dtype)
     forward = problem.direction == "forward"
-    B, I, H, L = problem.B, problem.I, problem.H, lanes.count
+    B, I, H, L = problem.B, problem.I, problem.H, bundle.count
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator).mul_(0.05).to(dtype)
 
-    launch = dispatch.prepared(problem, p, lanes) if module is None else module.Recurrence(problem, p, lanes)
+    launch = dispatch.prepared(problem, p, bundle) if module is None else module.Recurrence(problem, p, bundle)
     if L == 1:
         if forward:
             launch.forward(normal(T, B, I), normal(H, I), normal(H, H), normal(H), normal(H), normal(B, H), False)
@@ -187,12 +187,12 @@ def _run(problem: Problem, p: Plan, lanes: Lanes, T: int, module: Any) -> None:
             launch.backward(normal(H, H), normal(T, B, H), normal(T, B, H), normal(B, H), False)
         return
     w_hh = [normal(H, H) for _ in range(L)]
-    w_ih = [normal(H, H if lanes.linked and n else I) for n in range(L)] if forward else [normal(H, H) for _ in range(L)]
+    w_ih = [normal(H, H if bundle.linked and n else I) for n in range(L)] if forward else [normal(H, H) for _ in range(L)]
     bias = [normal(H) for _ in range(L)]
-    dropout: dict[str, Any] = dict(seed=torch.tensor([1]), dropped=6554) if lanes.dropout else {}
+    dropout: dict[str, Any] = dict(seed=torch.tensor([1]), dropped=6554) if bundle.dropout else {}
     if forward:
         launch.forward(normal(T, B, I), w_ih, w_hh, bias, bias, normal(L, B, H), **dropout)
-    elif lanes.linked:
+    elif bundle.linked:
         launch.backward(w_hh, normal(L, T, B, H), normal(T, B, H), normal(L, B, H), w_ih=w_ih, **dropout)
     else:
         launch.backward(w_hh, normal(T, B, 2 * H), normal(T, B, 2 * H), normal(2, B, H))

@@ -50,7 +50,7 @@ def compiled(job: Job) -> str:
     from triton.backends.nvidia.compiler import CUDABackend
 
     with mock.patch.object(CUDABackend, "make_cubin", lambda *_: b""):
-        kernel = dispatch.compile_ahead(job.problem, job.plan, hardware.RECORDS[job.arch], job.lanes)
+        kernel = dispatch.compile_ahead(job.problem, job.plan, hardware.RECORDS[job.arch], job.bundle)
     return normalised(kernel.asm["ptx"])
 
 

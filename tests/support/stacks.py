@@ -1,4 +1,4 @@
-"""Launches of several lanes by hand-written plans, as support/grids.py does it for one.
+"""Launches of several recurrences by hand-written plans, as support/grids.py does it for one.
 
 Tolerances: those of a layer (support/grids.py) times sqrt(L): the roundings of L layers add in quadrature.
 """
@@ -10,7 +10,7 @@ import torch
 from rnn_triton.cells import reference
 from rnn_triton.launch import recurrence
 from rnn_triton.op import dropout
-from rnn_triton.plan.problem import DTYPES, CtaGroup, Lanes, OneCta, Problem, row_units
+from rnn_triton.plan.problem import DTYPES, Bundle, CtaGroup, OneCta, Problem, row_units
 
 from .grids import KINDS, MODES, Case, pre_activation_gradients
 from .problems import problem
@@ -63,8 +63,8 @@ class Stack(Case):
                 groups=self.groups, w_hh_shared=self.shared, protocol=self.protocol, x_loads=self.x_loads, look_every=self.look_every,
                 probe_delay=self.probe_delay, **common,
             )  # fmt: skip
-        lanes = Lanes(2) if self.both else Lanes(self.layers, True, self.dropped is not None)
-        return module.Recurrence(of, plan, lanes, self.bottom)
+        bundle = Bundle(2) if self.both else Bundle(self.layers, True, self.dropped is not None)
+        return module.Recurrence(of, plan, bundle, self.bottom)
 
     @property
     def weights(self):
