@@ -6,17 +6,19 @@ Everything but the accuracy (activations.py) is a tuple of fp32 tiles (fp64 in f
 batch rows at hand; an empty tuple where there is nothing.  What a cell does may not depend on the shape, nor on which units and
 rows these are: an engine may call it for parts of a tile, one after the other.
 
-    a          the complete pre-activations, W_rec s + W_in x_t + u_t.  Of a backward cell: dh_t = W_hh^T da_{t+1} + dy_t
+    a          the complete pre-activations, each W_rec s + W_in x_t + u_t of the gates that facts.Routes adds up in it.  Of a backward
+               cell one: dh_t, what W_hh^T makes of da_{t+1}, + dy_t
     carried    what the step before left to this one: elementwise state, never rounded, never exchanged
-    saved      what the forward pass saved of this step, for a backward cell; y_t is the first
+    saved      of a backward cell: y_t, if it reads it, and behind it what the forward cell kept of this step
     vectors    parameters of the cell itself, a value a hidden unit
-    published  what the launch writes to out and rounds to the storage dtype: the state of the next step.  Of a backward cell:
-               da_t, the gradient of the pre-activations
+    published  what the launch writes to out and rounds to the storage dtype.  Of a forward cell one: h_t.  Of a backward cell the
+               gradients of the pre-activations; W_hh's gates have the first of them, which are exchanged
     carried    the same for the next step
-    kept       what a forward cell saves for its backward cell
+    kept       of a forward cell: what its backward cell gets, rounded to the storage dtype
 
-The engine has one pre-activation and one published state today, y_t alone is saved, and there is nothing else: carried, vectors
-and kept are ().
+How many there are of each says the cell's description, rnn_triton/cells/cell.py.  One CTA (one_cta.py) runs any, alone in a launch;
+groups of CTAs, several recurrences, ensembles and single steps run cells of one pre-activation, with nothing carried, kept or of
+their own.
 """
 
 import triton

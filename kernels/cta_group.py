@@ -157,6 +157,9 @@ def cta_group(
     sync_ptr,  # int32 [N (P + batch tiles), 32], filled with 0xFF bytes before step 0: error words of groups, counters of tiles
     report_ptr,  # int64 [1] in memory of the host: what failed (rnn_triton/launch/faults.py), not written otherwise
     seed_ptr,  # int64 [1] where DROPOUT
+    carried_ptr,  # of cells that this kernel does not know yet, and so the next two
+    kept_ptr,
+    vectors_ptr,
     T,
     B,
     reverse,  # 1: time runs from T - 1 down to 0
@@ -174,6 +177,8 @@ def cta_group(
     CELL: tl.constexpr,  # facts.Cell
     SHARE: tl.constexpr,  # facts.Share
 ):
+    ROUTES: tl.constexpr = CELL.routes
+    tl.static_assert(ROUTES.single)
     I: tl.constexpr = SHAPE.I
     H: tl.constexpr = SHAPE.H
     ROW: tl.constexpr = SHAPE.row

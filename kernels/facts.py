@@ -90,6 +90,17 @@ class Routes(Facts):
     reads_y: bool
     vectors: int
 
+    @property
+    def into(self) -> Any:
+        """Of each block of W_in, and of u: the part that it goes to"""
+        return _known(self.plain["in_parts"] or (0,))
+
+    @property
+    def single(self) -> Any:
+        """True for a cell of one pre-activation that publishes one tile and has nothing else"""
+        of = self.plain
+        return _known(of["parts"] == of["published"] == 1 and of["carried"] == of["kept"] == of["vectors"] == 0)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Cell(Facts):
@@ -99,7 +110,7 @@ class Cell(Facts):
     step: Any  # kernels/cells.py
     accuracy: str  # kernels/activations.py
     forward: bool  # else backward
-    routes: "Routes"
+    routes: Routes
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -112,6 +123,7 @@ class Has(Facts):
     u: bool = False
     saved: bool = False
     last: bool = False
+    kept: bool = False
 
     @classmethod
     def of(cls, names: tuple[str, ...], present: tuple[bool, ...]) -> "Has":
@@ -197,6 +209,8 @@ class OneCtaShape(Facts):
     x: Stored
     u: Stored
     s: Stored  # everything that is contiguous [.., row]
+    out: Stored  # [.., published, row]
+    kept: Stored  # [.., kept, row]
 
 
 # ---- of kernels/cta_group.py --------------------------------------------------------------------------------------------

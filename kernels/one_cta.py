@@ -2,6 +2,9 @@
 
     a_t = W_rec s_{t-1} + W_in x_t + u_t          s_t = CELL(a_t, saved_t)          t in launch order
 
+A cell of several gates has a block of W_rec and of W_in for each, several a, and may publish several tiles, of which the first
+are exchanged; facts.Routes says what is multiplied with what and added to which a.
+
 Forward:   W_rec = W_hh,   s = h, u = b_ih + b_hh.  x is projected by W_ih, or before the launch by a GEMM, and then in u.
 Backward:  W_rec = W_hh^T, s = da, no projection, u_t = dy_t (stream), saved_t = y_t (stream); dhn is the first p below.
 
@@ -95,6 +98,54 @@ def _products(acc, a, b, TILE: tl.constexpr):
 
 
 @triton.jit
+def _added(a, b):
+    """The sums of two tuples, element by element"""
+    sums = ()
+    for i in tl.static_range(len(a)):
+        sums = sums + (a[i] + b[i],)
+    return sums
+
+
+@triton.constexpr_function
+def _place(values, value):
+    """Where a tuple has the value; -1: nowhere"""
+    return values.index(value) if value in values else -1
+
+
+@triton.jit
+def _replaced(tiles, n: tl.constexpr, tile):
+    """The tuple with `tile` in place of number n"""
+    new = ()
+    for i in tl.static_range(len(tiles)):
+        if i == n:
+            new = new + (tile,)
+        else:
+            new = new + (tiles[i],)
+    return new
+
+
+@triton.jit
+def _products_of_states(start, start_2, w, s, ROUTES: tl.constexpr, TILE: tl.constexpr):
+    """Every a: start + start_2 + the products of its gates with the exchanged states.  w, of each product, and s, of each state: a
+    tile, or two halves for two chains, of which one begins with start and one with start_2"""
+    if TILE.chains == 2:
+        a = start
+        a_2 = start_2
+    else:
+        a = _added(start, start_2)
+    for n in tl.static_range(len(ROUTES.rec_gates)):
+        s_n = s[ROUTES.rec_states[n]]
+        v = tl.dot(w[n][0], s_n[0], a[ROUTES.rec_parts[n]], input_precision=TILE.precision, out_dtype=TILE.acc)
+        a = _replaced(a, ROUTES.rec_parts[n], v)
+        if TILE.chains == 2:
+            v = tl.dot(w[n][1], s_n[1], a_2[ROUTES.rec_parts[n]], input_precision=TILE.precision, out_dtype=TILE.acc)
+            a_2 = _replaced(a_2, ROUTES.rec_parts[n], v)
+    if TILE.chains == 2:
+        a = _added(a, a_2)
+    return a
+
+
+@triton.jit
 def _load_inputs(ptr, source, N_CHUNKS: tl.constexpr, STORED: tl.constexpr, TILE: tl.constexpr):
     x = ()
     for c in tl.static_range(N_CHUNKS):
@@ -103,11 +154,12 @@ def _load_inputs(ptr, source, N_CHUNKS: tl.constexpr, STORED: tl.constexpr, TILE
 
 
 @triton.jit
-def _load_stream(ptr, stride_b, rows, THERE: tl.constexpr, STORED: tl.constexpr, TILE: tl.constexpr):
-    """one step of a stream, raw; 0 in place of one that is not THERE"""
-    raw = 0
-    if THERE:
-        raw = load_stream(ptr, stride_b, rows, STORED, TILE)
+def _load_streams(streams, t, rows, STORED: tl.constexpr, TILE: tl.constexpr):
+    """what streams have for time t, raw; a stream: (pointer, elements from a step to the next, `load_stream`'s stride_b)"""
+    raw = ()
+    for i in tl.static_range(len(streams)):
+        ptr, step, stride_b = streams[i]
+        raw = raw + (load_stream(ptr + t * step, stride_b, rows, STORED, TILE),)
     return raw
 
 
@@ -143,6 +195,15 @@ def _project(x_raw, w_in, STORED: tl.constexpr, TILE: tl.constexpr):
 
 
 @triton.jit
+def _projected(zeros, x_raw, w_in, PARTS: tl.constexpr, STORED: tl.constexpr, TILE: tl.constexpr):
+    """W_in x for every a, zeros where it has none; w_in: of each gate, PARTS: which a"""
+    p = zeros
+    for g in tl.static_range(len(PARTS)):
+        p = _replaced(p, PARTS[g], _project(x_raw, w_in[g], STORED, TILE))
+    return p
+
+
+@triton.jit
 def _dropped_products(p, drop, row0, t, CELL: tl.constexpr, TILE: tl.constexpr):
     """W_in x of what another lane has published at time t; with dropout scaled, and in the backward pass dropped, which follows
     W_in there"""
@@ -175,18 +236,21 @@ _PER_CALL += ["launch", "limit", "dropped", "bottom", "per_model", "stride_x_m",
 def one_cta(
     # where SHARE.models: of all shapes [M, ..], of w_in, w_rec, bias0, bias1 and first as per_model says; of LANES see "Lanes"
     x_ptr,  # [T, B, I], strides (stride_x_t, stride_x_b, 1); where TILE.w_in_home is "none": unused
-    w_in_ptr,  # [H, I] contiguous
-    w_rec_ptr,  # [W_ROWS, W_ROWS] contiguous W_hh, W_ROWS being H or, with zeros, H_PAD; transposed in the backward pass of one lane
-    bias0_ptr,  # [H] where HAS.bias0
-    bias1_ptr,  # [H] where HAS.bias1
+    w_in_ptr,  # [gates, H, I] contiguous
+    w_rec_ptr,  # [gates, W_ROWS, W_ROWS] contiguous W_hh, W_ROWS being H or, with zeros, H_PAD; transposed in the backward pass of one lane
+    bias0_ptr,  # [gates, H] where HAS.bias0
+    bias1_ptr,  # [gates, H] where HAS.bias1
     first_ptr,  # [B, H] contiguous where HAS.first: forward s before the first step (h0), backward p of it (dhn)
-    u_ptr,  # [T, B, H] stream where HAS.u, rows padded to whole vectors where U.aligned, strides (stride_u_t, stride_u_b, 1)
-    saved_ptr,  # [T, B, H] contiguous stream where HAS.saved
-    out_ptr,  # [T, B, H] contiguous: s_t
+    u_ptr,  # [T, B, gates, H] stream where HAS.u, rows padded to whole vectors where U.aligned, strides (stride_u_t, stride_u_b, 1)
+    saved_ptr,  # [T, B, H] contiguous stream where HAS.saved: y
+    out_ptr,  # [T, B, published tiles, H] contiguous: s_t
     last_ptr,  # [B, H] contiguous where HAS.last: s of the last step
     sync_ptr,  # int32 [LANES programs, 32], filled with 0xFF bytes, where LINKED: error words
     report_ptr,  # int64 [1] in memory of the host, where LINKED: what failed (rnn_triton/launch/faults.py), not written otherwise
     seed_ptr,  # int64 [1] where DROPOUT
+    carried_ptr,  # fp32 (fp64) [carried tiles, B, H] contiguous, where there are any: before the first step, and in the end after the last one
+    kept_ptr,  # [T, B, kept tiles, H] contiguous where HAS.kept: written forward, a stream backward
+    vectors_ptr,  # fp32 (fp64) [vectors, H] contiguous, where there are any
     T,
     B,
     reverse,  # 1: time runs from T - 1 down to 0
@@ -214,7 +278,12 @@ def one_cta(
     X: tl.constexpr = SHAPE.x
     U: tl.constexpr = SHAPE.u
     S: tl.constexpr = SHAPE.s
+    OUT: tl.constexpr = SHAPE.out
+    KEPT: tl.constexpr = SHAPE.kept
     ROW: tl.constexpr = S.apart
+    ROUTES: tl.constexpr = CELL.routes
+    INTO: tl.constexpr = ROUTES.into
+    READ: tl.constexpr = ROUTES.kept if HAS.kept and not CELL.forward else 0  # streams beside y
     FIRST_IS_STATE: tl.constexpr = CELL.forward
     DTYPE: tl.constexpr = TILE.dtype
     ACC: tl.constexpr = TILE.acc
@@ -238,13 +307,16 @@ def one_cta(
     EARLY: tl.constexpr = UNROLL == 2 or (FORM == "fma" and DTYPE == tl.float32 and not FIRST_IS_STATE)  # u and saved, at the head of a step
     HAS_X: tl.constexpr = TILE.w_in_home != "none" and I > 0 and not (LINKED and X_DEPTH == 1)  # no registers there
     X_LINES: tl.constexpr = row_lines(I, DTYPE) if HAS_X else 0
-    U_LINES: tl.constexpr = row_lines(H, u_ptr.dtype.element_ty) if HAS.u else 0
+    U_WIDTH: tl.constexpr = U.length * (len(INTO) - 1) + H
+    U_LINES: tl.constexpr = row_lines(U_WIDTH, u_ptr.dtype.element_ty) if HAS.u else 0
     SAVED_LINES: tl.constexpr = row_lines(H, DTYPE) if HAS.saved else 0
-    LINES: tl.constexpr = max(X_LINES, U_LINES, SAVED_LINES)
+    KEPT_LINES: tl.constexpr = row_lines(READ * H, DTYPE)
+    LINES: tl.constexpr = max(X_LINES, U_LINES, SAVED_LINES, KEPT_LINES)
     PREFETCHED: tl.constexpr = LINES > 0
-    ACROSS: tl.constexpr = across(X_LINES, U_LINES, SAVED_LINES, BLOCK_B, WARPS)
-    PERIOD: tl.constexpr = period(X_LINES, U_LINES, SAVED_LINES, BLOCK_B, WARPS)
+    ACROSS: tl.constexpr = across(X_LINES, U_LINES, SAVED_LINES, KEPT_LINES, BLOCK_B, WARPS)
+    PERIOD: tl.constexpr = period(X_LINES, U_LINES, SAVED_LINES, KEPT_LINES, BLOCK_B, WARPS)
     tl.static_assert(X_DEPTH > 0 or FORM != "fma")
+    tl.static_assert(ROUTES.single or (LANES == 1 and not SHARE.models))  # what follows knows no other one there
     N_CHUNKS: tl.constexpr = (K_IN + CHUNK - 1) // CHUNK if TILE.w_in_home != "none" else 0
     tile = tl.program_id(0)
     if SHARE.models:  # one dimension of the grid, since the second ends at 65,535
@@ -255,7 +327,7 @@ def one_cta(
     rows = B - row0
     rows_u = rows
     zero = (T < 0).to(tl.int32)
-    step_out = tl.cast(B, tl.int64) * ROW
+    step_out = tl.cast(B, tl.int64) * ROW  # of what has one tile
     start = row0.to(tl.int64) * ROW
     X_UNIT: tl.constexpr = CHUNK // 4 if X.aligned and FORM != "fma" else 1
     U_UNIT: tl.constexpr = 2 * TILE.r if U.aligned else 1
@@ -315,8 +387,10 @@ def one_cta(
     u_ptr += row0.to(tl.int64) * stride_u_b * U_UNIT
     first_ptr += start
     saved_ptr += start
-    out_ptr += start
+    out_ptr += start * ROUTES.published
     last_ptr += start
+    kept_ptr += start * ROUTES.kept
+    carried_ptr += start
     if SHARE.models:
         x_ptr += model * stride_x_m * X_UNIT
         u_ptr += model * stride_u_m * U_UNIT
@@ -334,9 +408,11 @@ def one_cta(
     if HAS_X:
         streams = streams + ((x_ptr, step_x, stride_x_b.to(tl.int64) * X_UNIT, rows_u, I),)
     if HAS.u:
-        streams = streams + ((u_ptr, step_u, stride_u_b.to(tl.int64) * U_UNIT, rows_u, H),)
+        streams = streams + ((u_ptr, step_u, stride_u_b.to(tl.int64) * U_UNIT, rows_u, U_WIDTH),)
     if HAS.saved:
         streams = streams + ((saved_ptr, step_out, ROW, rows, H),)
+    if READ > 0:
+        streams = streams + ((kept_ptr, step_out * READ, ROW * READ, rows, H * READ),)
     if PREFETCHED:
         line, line_step, line_steps, line_left = lines_ahead(streams, t, dt, T, BLOCK_B, PERIOD, ACROSS)
         for ahead in range(0, AHEAD, PERIOD):
@@ -344,27 +420,50 @@ def one_cta(
             line += line_step * PERIOD
 
     # ---- on chip for the whole launch
-    w = operand(load_recurrent(w_rec_ptr, not FIRST_IS_STATE and LANES == 1, SHAPE, TILE), PRECISION)
-    if CHAINS == 2:
-        w_a, w_b = halves_of_weight(w, TILE)
+    w = ()
+    for n in tl.static_range(len(ROUTES.rec_gates)):
+        block = w_rec_ptr + ROUTES.rec_gates[n] * (W_ROWS * W_ROWS)
+        whole = operand(load_recurrent(block, not FIRST_IS_STATE and LANES == 1, SHAPE, TILE), PRECISION)
+        if CHAINS == 2:
+            w = w + (halves_of_weight(whole, TILE),)
+        else:
+            w = w + ((whole,),)
     w_in = ()
-    for c in tl.static_range(N_CHUNKS):
-        w_c = load_input_weight(w_in_ptr, c * CHUNK, TILE.w_in_home == "shared", SHAPE, TILE)
-        w_in = w_in + (w_c,)
-    # Where there is neither bias nor u, a zero the compiler cannot see: a known zero would merge the two chains.
-    bias = load_state(bias0_ptr, 0, BLOCK_B, HAS.bias0 or T < 0, S, TILE).to(ACC)
-    if HAS.bias1:
-        bias += load_state(bias1_ptr, 0, BLOCK_B, True, S, TILE).to(ACC)
+    for g in tl.static_range(len(INTO)):
+        w_g = ()
+        for c in tl.static_range(N_CHUNKS):
+            w_c = load_input_weight(w_in_ptr + g * (H * K_IN), c * CHUNK, TILE.w_in_home == "shared", SHAPE, TILE)
+            w_g = w_g + (w_c,)
+        w_in = w_in + (w_g,)
+    bias = ()
+    for n in tl.static_range(ROUTES.parts):
+        # Where there is neither bias nor u, a zero the compiler cannot see: a known zero would merge the two chains.
+        bias0 = bias0_ptr + _place(INTO, n) * H
+        bias_n = load_state(bias0, 0, BLOCK_B, (HAS.bias0 and _place(INTO, n) >= 0) or T < 0, S, TILE).to(ACC)
+        if HAS.bias1 and _place(ROUTES.rec_parts, n) >= 0:
+            bias1 = bias1_ptr + ROUTES.rec_gates[_place(ROUTES.rec_parts, n)] * H
+            bias_n += load_state(bias1, 0, BLOCK_B, True, S, TILE).to(ACC)
+        bias = bias + (bias_n,)
+    vectors = ()
+    for n in tl.static_range(ROUTES.vectors):
+        vectors = vectors + (load_state(vectors_ptr + n * H, 0, BLOCK_B, True, S, TILE),)
 
     # ---- before the first step: s, p of the first step, what the first step has prefetched
-    s = tl.zeros((H_PAD, BLOCK_B), DTYPE)
-    p = tl.zeros((H_PAD, BLOCK_B), ACC)
+    s = ()
+    for k in tl.static_range(ROUTES.exchanged):
+        s = s + (tl.zeros((H_PAD, BLOCK_B), DTYPE),)
+    p = ()
+    for n in tl.static_range(ROUTES.parts):
+        p = p + (tl.zeros((H_PAD, BLOCK_B), ACC),)
+    carried = ()
+    for n in tl.static_range(ROUTES.carried):
+        carried = carried + (load_state(carried_ptr + n * step_out, ROW, rows, True, S, TILE),)
     if HAS.first:
         first = load_state(first_ptr, ROW, rows, True, S, TILE)
         if FIRST_IS_STATE:
-            s = first
+            s = _replaced(s, 0, first)
         else:
-            p += first.to(ACC)
+            p = _replaced(p, 0, p[0] + first.to(ACC))
     x_raw = ()
     source = (stride_x_b, rows, zero, x_width)  # of x
     x_1 = x_ptr + (t + dt * tl.minimum(1, T - 1)) * step_x
@@ -374,87 +473,113 @@ def one_cta(
         x = _received(x, input_addresses(x_0, source, TILE), 0, link, TILE)
         x = _dropped_input(x, drop, row0, t, CELL, TILE)
         if X_DEPTH == 1:
-            p += _dropped_products(_project(x, w_in, X, TILE), drop, row0, t, CELL, TILE)
+            p = (p[0] + _dropped_products(_project(x, w_in[0], X, TILE), drop, row0, t, CELL, TILE),)
     elif TILE.w_in_home != "none":
-        p += _project_first(x_ptr + t * step_x, source, w_in_ptr, X, SHAPE, TILE)
+        for g in tl.static_range(len(INTO)):
+            p_g = _project_first(x_ptr + t * step_x, source, w_in_ptr + g * (H * K_IN), X, SHAPE, TILE)
+            p = _replaced(p, INTO[g], p[INTO[g]] + p_g)
     if N_CHUNKS > 0 and X_DEPTH > 0:
         x_raw = _load_inputs(x_1, source, N_CHUNKS, X, TILE)
-    u_raw = _load_stream(u_ptr + t * step_u, stride_u_b, rows_u, HAS.u, U, TILE)
-    saved_raw = _load_stream(saved_ptr + t * step_out, ROW // S_UNIT, rows, HAS.saved, S, TILE)
+    u_streams = ()
+    if HAS.u:
+        for g in tl.static_range(len(INTO)):
+            u_streams = u_streams + ((u_ptr + g * U.length, step_u, stride_u_b),)
+    saved_streams = ()
+    if HAS.saved:
+        saved_streams = saved_streams + ((saved_ptr, step_out, ROW // S_UNIT),)
+    for k in tl.static_range(READ):
+        saved_streams = saved_streams + ((kept_ptr + k * H, step_out * READ, ROW // S_UNIT * READ),)
+    u_raw = _load_streams(u_streams, t, rows_u, U, TILE)
+    saved_raw = _load_streams(saved_streams, t, rows, S, TILE)
 
     for step in tl.range(0, T, loop_unroll_factor=UNROLL):
         if PREFETCHED:
             prefetch(line, (step % PERIOD == 0) & (step < line_steps - AHEAD), line_left, LINES, ACROSS)
             line += line_step
         # ---- in the shadow of the exchange
-        if CHAINS == 2:
-            # written out first: s and x can share their barriers; rounded before the halves are cut: behind, each takes its own
-            s_a, s_b = halves_of_state(operand(s, PRECISION), TILE)
+        states = ()
+        for k in tl.static_range(ROUTES.exchanged):
+            rounded = operand(s[k], PRECISION)
+            if CHAINS == 2:
+                # written out first: s and x can share their barriers; rounded before the halves are cut: behind, each takes its own
+                states = states + (halves_of_state(rounded, TILE),)
+            else:
+                states = states + ((rounded,),)
         u = bias
-        saved = ()
         if HAS.u:
-            u = stream_tile(u_raw, U, TILE).to(ACC) + bias
-        if HAS.saved:
-            saved = (stream_tile(saved_raw, S, TILE).to(ACC),)
+            for g in tl.static_range(len(INTO)):
+                u = _replaced(u, INTO[g], stream_tile(u_raw[g], U, TILE).to(ACC) + bias[INTO[g]])
+        saved = ()
+        for k in tl.static_range(len(saved_raw)):
+            saved = saved + (stream_tile(saved_raw[k], S, TILE).to(ACC),)
         t_1 = t + dt * tl.minimum(1, T - 1 - step)
         t_2 = t + dt * tl.minimum(2, T - 1 - step)
-        p_next = tl.zeros((H_PAD, BLOCK_B), ACC)
+        p_next = ()
+        for n in tl.static_range(ROUTES.parts):
+            p_next = p_next + (tl.zeros((H_PAD, BLOCK_B), ACC),)
         if N_CHUNKS > 0 and not LINKED:
             if FORM == "fma":
                 x_late = written_out(x_raw)
             elif X_DEPTH > 0:
-                p_next = _project(x_raw, w_in, X, TILE)
+                p_next = _projected(p_next, x_raw, w_in, INTO, X, TILE)
             x_next = _load_inputs(x_ptr + (t_2 if X_DEPTH > 0 else t_1) * step_x, source, N_CHUNKS, X, TILE)
             if X_DEPTH > 0:
                 x_raw = x_next
             else:
                 x_late = x_next
         elif LINKED and X_DEPTH == 2:
-            p_t = _dropped_products(_project(x, w_in, X, TILE), drop, row0, t, CELL, TILE)
-            p_next += zero.to(ACC)  # a known zero would merge the chains
+            p_t = _dropped_products(_project(x, w_in[0], X, TILE), drop, row0, t, CELL, TILE)
+            p_next = (p_next[0] + zero.to(ACC),)  # a known zero would merge the chains
         if EARLY:
-            u_raw = _load_stream(u_ptr + t_1 * step_u, stride_u_b, rows_u, HAS.u, U, TILE)
-            saved_raw = _load_stream(saved_ptr + t_1 * step_out, ROW // S_UNIT, rows, HAS.saved, S, TILE)
+            u_raw = _load_streams(u_streams, t_1, rows_u, U, TILE)
+            saved_raw = _load_streams(saved_streams, t_1, rows, S, TILE)
         # ---- critical path
-        if CHAINS == 2:
-            a = tl.dot(w_a, s_a, p, input_precision=PRECISION, out_dtype=ACC)
-            a += tl.dot(w_b, s_b, u, input_precision=PRECISION, out_dtype=ACC)
-        else:
-            a = tl.dot(w, operand(s, PRECISION), p + u, input_precision=PRECISION, out_dtype=ACC)
+        a = _products_of_states(p, u, w, states, ROUTES, TILE)
         if LINKED:
             x = _received(x_raw, input_addresses(x_1, source, TILE), step + 1, link, TILE)
             x = _dropped_input(x, drop, row0, t_1, CELL, TILE)
             if X_DEPTH == 2:
-                a += p_t
-                p += p_t
+                a = (a[0] + p_t,)
+                p = (p[0] + p_t,)
             else:
-                p_next = _dropped_products(_project(x, w_in, X, TILE), drop, row0, t_1, CELL, TILE)
+                p_next = (_dropped_products(_project(x, w_in[0], X, TILE), drop, row0, t_1, CELL, TILE),)
             x_1 = x_ptr + t_2 * step_x
             x_raw = _load_inputs(x_1, source, N_CHUNKS, X, TILE)
         if not EARLY:
-            u_raw = _load_stream(u_ptr + t_1 * step_u, stride_u_b, rows_u, HAS.u, U, TILE)
+            u_raw = _load_streams(u_streams, t_1, rows_u, U, TILE)
         if not FIRST_IS_STATE:
-            a = tl.where(step == 0, p + u, a)  # there is no state yet, and 0 * W_rec is NaN where W_rec is infinite
-        published, _, _ = CELL.step((a,), (), saved, (), CELL.accuracy)
-        new = published[0]
-        s = new.to(DTYPE)
+            for n in tl.static_range(ROUTES.parts):  # there is no state yet, and 0 * W_rec is NaN where W_rec is infinite
+                a = _replaced(a, n, tl.where(step == 0, p[n] + u[n], a[n]))
+        published, carried, kept = CELL.step(a, carried, saved, vectors, CELL.accuracy)
         if not EARLY:
-            saved_raw = _load_stream(saved_ptr + t_1 * step_out, ROW // S_UNIT, rows, HAS.saved, S, TILE)
-        if SHAPE.H != H_PAD:
-            # an infinite input makes NaN of its products with padding, and NaN would spread in the next step
-            unit = is_unit(SHAPE.H, TILE)
-            s = tl.where(unit, s, 0.0)
-            if LINKED:
-                new = tl.where(unit, new, 0.0)
-        out_t = out_ptr + t * step_out
-        store_state(out_t, new if LINKED else s, rows, LINKED, S, TILE)
+            saved_raw = _load_streams(saved_streams, t_1, rows, S, TILE)
+        out_t = out_ptr + t * step_out * ROUTES.published
+        s = ()
+        for n in tl.static_range(ROUTES.published):
+            new = published[n]
+            rounded = new.to(DTYPE)
+            if SHAPE.H != H_PAD:
+                # an infinite input makes NaN of its products with padding, and NaN would spread in the next step
+                unit = is_unit(SHAPE.H, TILE)
+                rounded = tl.where(unit, rounded, 0.0)
+                if LINKED:
+                    new = tl.where(unit, new, 0.0)
+            store_state(out_t + n * H, new if LINKED else rounded, rows, LINKED, OUT, TILE)
+            if n < ROUTES.exchanged:
+                s = s + (rounded,)
+        if HAS.kept and FIRST_IS_STATE:
+            kept_t = kept_ptr + t * step_out * ROUTES.kept
+            for n in tl.static_range(ROUTES.kept):
+                store_state(kept_t + n * H, kept[n].to(DTYPE), rows, False, KEPT, TILE)
         # ---- behind it, what has no registers to run ahead
         if N_CHUNKS > 0 and not LINKED and (FORM == "fma" or X_DEPTH == 0):
-            p_next = _project(x_late, w_in, X, TILE)
+            p_next = _projected(p_next, x_late, w_in, INTO, X, TILE)
         p = p_next
         t = t_1
     if HAS.last:
-        store_state(last_ptr, s, rows, False, S, TILE)
+        store_state(last_ptr, s[0], rows, False, S, TILE)
+    for n in tl.static_range(ROUTES.carried):
+        store_state(carried_ptr + n * step_out, carried[n], rows, False, S, TILE)
     if LINKED:
         tl.debug_barrier()  # what is abandoned has been stored
         at, found = verdict(error_ptr, lane, lanes_apart, True)

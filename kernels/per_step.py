@@ -51,6 +51,8 @@ def per_step(
     HAS: tl.constexpr,  # facts.Has
     CELL: tl.constexpr,  # facts.Cell
 ):
+    ROUTES: tl.constexpr = CELL.routes
+    tl.static_assert(ROUTES.single)
     ROW: tl.constexpr = SHAPE.row
     U_UNIT: tl.constexpr = SHAPE.u_unit
     PRECISION: tl.constexpr = TILE.precision

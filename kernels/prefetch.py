@@ -21,21 +21,21 @@ def row_lines(width, dtype):
 
 
 @triton.constexpr_function
-def threads(x, u, saved, block_b, warps):
+def threads(x, u, saved, kept, block_b, warps):
     """Of a CTA for each row of each stream; its rows have so many lines, by `row_lines`, 0 where there is none"""
-    return 32 * warps // (triton.next_power_of_2(max(1, (x > 0) + (u > 0) + (saved > 0))) * block_b)
+    return 32 * warps // (triton.next_power_of_2(max(1, (x > 0) + (u > 0) + (saved > 0) + (kept > 0))) * block_b)
 
 
 @triton.constexpr_function
-def across(x, u, saved, block_b, warps):
+def across(x, u, saved, kept, block_b, warps):
     """Lines of a row that the threads ask for at once, a power of two"""
-    return max(1, min(triton.next_power_of_2(max(1, x, u, saved)), threads(x, u, saved, block_b, warps)))
+    return max(1, min(triton.next_power_of_2(max(1, x, u, saved, kept)), threads(x, u, saved, kept, block_b, warps)))
 
 
 @triton.constexpr_function
-def period(x, u, saved, block_b, warps):
+def period(x, u, saved, kept, block_b, warps):
     """Steps, a power of two"""
-    return max(1, min(16, threads(x, u, saved, block_b, warps) // across(x, u, saved, block_b, warps)))
+    return max(1, min(16, threads(x, u, saved, kept, block_b, warps) // across(x, u, saved, kept, block_b, warps)))
 
 
 @triton.jit

@@ -47,7 +47,7 @@ def check(calls, streams, order, tiles, warps):
         for step, row, start, length in rows(stream, order):
             for address in range(start, start + length, LINE):
                 expected[address] = (step, row)
-    lines = [-(-s.shape[-1] * s.element_size() // LINE) for s in streams] + [0] * (3 - len(streams))
+    lines = [-(-s.shape[-1] * s.element_size() // LINE) for s in streams] + [0] * (4 - len(streams))
     at_once, period = prefetch.across(*lines, 8, warps), prefetch.period(*lines, 8, warps)
     chunks, before = -(-max(lines) // at_once), AHEAD // period
     assert len(calls) == tiles * chunks * (before + len(order))

@@ -55,6 +55,9 @@ def constants(problem: Problem, p: OneCta, present: tuple[bool, ...], bundle: Bu
     unit = _state_unit(p)
     whole_vectors = row % unit == 0
     u_aligned = whole_vectors or (forward and _pads_u(p))
+    apart = row if bundle.linked else bundle.count * row
+    of = cell(problem, p.accuracy)
+    routes = of.plain["routes"]
     return dict(
         TILE=facts.OneCtaTile(
             dtype=TRITON_DTYPES[problem.dtype],
@@ -78,10 +81,12 @@ def constants(problem: Problem, p: OneCta, present: tuple[bool, ...], bundle: Bu
             w_rec_aligned=p.pad_w_hh or whole_vectors,
             x=facts.Stored(length=k_in, aligned=inputs, written=bundle.linked),
             u=facts.Stored(length=-(-row // unit) * unit if u_aligned else row, aligned=u_aligned, wide=forward),
-            s=facts.Stored(length=row, aligned=whole_vectors, apart=row if bundle.linked else bundle.count * row),
+            s=facts.Stored(length=row, aligned=whole_vectors, apart=apart),
+            out=facts.Stored(length=row, aligned=whole_vectors, apart=apart * routes.plain["published"]),
+            kept=facts.Stored(length=row, aligned=whole_vectors, apart=apart * routes.plain["kept"]),
         ),
         HAS=facts.Has.of(Operands._fields, present),
-        CELL=cell(problem, p.accuracy),
+        CELL=of,
         SHARE=facts.Share(models=problem.models > 1, lanes=bundle.count, linked=bundle.linked, dropout=bundle.dropout),
     )
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from .. import cells
 from ..interpret import interpreter
 from ..kernels.exchange import LINE
 from ..plan.problem import Bundle, Problem, is_wide
@@ -36,6 +37,9 @@ class Operands(NamedTuple):
     sync: Tensor | None = None
     report: Tensor | None = None
     seed: Tensor | None = None
+    carried: Tensor | None = None
+    kept: Tensor | None = None
+    vectors: Tensor | None = None
 
 
 class Scalars(NamedTuple):
@@ -93,7 +97,12 @@ def described(problem: Problem, w_ih_home: str, bundle: Bundle, words: bool) -> 
     """Which of Operands the launch with every optional tensor of its pass has, and the type of a parameter by its name.
     `words` as in Engine."""
     forward = problem.direction == "forward"
-    absent = ["saved"] if forward else ["last"]
+    routes = cells.named(problem.cell).routes(forward)
+    absent = [name for name in ("carried", "kept", "vectors") if not getattr(routes, name)]
+    if not routes.reads_y:
+        absent.append("saved")
+    if not forward:
+        absent.append("last")
     if not forward or (w_ih_home == "gemm" and words and not bundle.linked):  # elsewhere the kernel adds the biases
         absent += ["bias0", "bias1"]
     if not bundle.linked and (not forward or w_ih_home == "gemm"):
@@ -105,11 +114,12 @@ def described(problem: Problem, w_ih_home: str, bundle: Bundle, words: bool) -> 
     if not bundle.dropout:
         absent.append("seed")
     pointer = POINTERS[problem.dtype]
-    pointers = {"seed_ptr": "*i64"}
+    wide = "*fp64" if problem.dtype == "fp64" else "*fp32"
+    pointers = {"seed_ptr": "*i64", "carried_ptr": wide, "vectors_ptr": wide}
     if words:
         pointers |= {f"{name}_ptr": "*i32" for name in ("out", "last", "sync")} | {"report_ptr": "*i64"}
     if forward:
-        pointers["u_ptr"] = "*fp64" if problem.dtype == "fp64" else "*fp32"
+        pointers["u_ptr"] = wide
     pointers |= {f"{name}_ptr": pointers.get("out_ptr", pointer) for name in absent}  # out stands for them
     present = tuple([name not in absent for name in Operands._fields])
     return present, lambda name: pointers.get(name, pointer) if name.endswith("_ptr") else "i32"

@@ -1,0 +1,163 @@
+"""Cells of several gates, which rnn_triton has none of yet, for tests of the engine; and their launches by kernels/one_cta.py.
+
+A test makes them known (test_gates.py)."""
+
+from dataclasses import replace
+
+import torch
+import triton
+import triton.language as tl
+
+from rnn_triton.cells import Cell
+from rnn_triton.kernels.activations import tanh
+from rnn_triton.launch import one_cta, operands, recurrence
+from rnn_triton.launch.operands import Operands, Scalars
+from rnn_triton.plan import choose, hardware
+from rnn_triton.plan.problem import DTYPES, Problem
+
+
+@triton.jit
+def sigmoid(z):
+    return 1.0 / (1.0 + tl.exp(-z))
+
+
+@triton.jit
+def leaky_forward(a, carried, saved, vectors, ACCURACY: tl.constexpr):
+    f = tanh(a[0], ACCURACY)
+    h = carried[0] + vectors[0] * (f - carried[0])
+    return (h,), (h,), (f,)
+
+
+@triton.jit
+def leaky_backward(a, carried, saved, vectors, ACCURACY: tl.constexpr):
+    dh = a[0] + carried[0]
+    return (vectors[0] * dh * (1.0 - saved[0] * saved[0]),), ((1.0 - vectors[0]) * dh,), ()
+
+
+@triton.jit
+def gru_forward(a, carried, saved, vectors, ACCURACY: tl.constexpr):
+    r = sigmoid(a[0])
+    z = sigmoid(a[1])
+    n = tanh(a[3] + r * a[2], ACCURACY)
+    h = n + z * (carried[0] - n)
+    return (h,), (h,), (r, z, n, a[2])
+
+
+@triton.jit
+def gru_backward(a, carried, saved, vectors, ACCURACY: tl.constexpr):
+    y, r, z, n, of_h = saved[0], saved[1], saved[2], saved[3], saved[4]
+    dh = a[0] + carried[0]
+    dn = dh * (1.0 - z) * (1.0 - n * n)
+    return (dn * r, dn * of_h * r * (1.0 - r), dh * (y - n) * (1.0 - z), dn), (dh * z,), ()  # z (h_{t-1} - n) = y - n
+
+
+@triton.jit
+def lstm_forward(a, carried, saved, vectors, ACCURACY: tl.constexpr):
+    i = sigmoid(a[0])
+    f = sigmoid(a[1])
+    g = tanh(a[2], ACCURACY)
+    o = sigmoid(a[3])
+    c = f * carried[0] + i * g
+    return (o * tanh(c, ACCURACY),), (c,), (i, f, g, o, carried[0])
+
+
+@triton.jit
+def lstm_backward(a, carried, saved, vectors, ACCURACY: tl.constexpr):
+    i, f, g, o, before = saved[0], saved[1], saved[2], saved[3], saved[4]
+    tanh_c = tanh(f * before + i * g, ACCURACY)
+    dc = carried[0] + a[0] * o * (1.0 - tanh_c * tanh_c)
+    da = (dc * g * i * (1.0 - i), dc * before * f * (1.0 - f), dc * i * (1.0 - g * g), a[0] * tanh_c * o * (1.0 - o))
+    return da, (dc * f,), ()
+
+
+def _leaky(vectors, a, states):
+    return (states[0] + vectors[0] * (torch.tanh(a[0]) - states[0]),)
+
+
+def _gru(vectors, a, states):
+    n = torch.tanh(a[3] + torch.sigmoid(a[0]) * a[2])
+    return (n + torch.sigmoid(a[1]) * (states[0] - n),)
+
+
+def _lstm(vectors, a, states):
+    i, f, o = (torch.sigmoid(a[k]) for k in (0, 1, 3))
+    c = f * states[1] + i * torch.tanh(a[2])
+    return o * torch.tanh(c), c
+
+
+_NO_MATTER = dict(transcendentals=0, aten="", onnx=("", ()))
+CELLS = {  # `step` gets the cell's own vectors, too
+    "leaky": Cell(
+        name="leaky", gates=("a",), states=("h",), carried=("h",), vectors=("leak",), kept=1, step=_leaky,
+        forward=leaky_forward, backward=leaky_backward, **_NO_MATTER,
+    ),
+    "gru": Cell(
+        name="gru", gates=("r", "z", "n"), states=("h",), split=("n",), carried=("h",), kept=4, reads_y=True, step=_gru,
+        forward=gru_forward, backward=gru_backward, **_NO_MATTER,
+    ),
+    "lstm": Cell(
+        name="lstm", gates=("i", "f", "g", "o"), states=("h", "c"), carried=("c",), kept=5, step=_lstm,
+        forward=lstm_forward, backward=lstm_backward, **_NO_MATTER,
+    ),
+}  # fmt: skip
+
+
+def gradients_of_gates(name, da):
+    """da of the published tiles [T, B, P, H] -> (of what W_hh makes, of what W_ih makes), [T, B, gates, H] each"""
+    of = CELLS[name].routes(False)
+    order = torch.tensor(of.rec_gates).argsort()
+    return da[:, :, : of.exchanged][:, :, order], da[:, :, of.published - of.exchanged :]
+
+
+def planned(name, direction, B, I, H, dtype, precision, **changes):
+    """(problem, plan) of one CTA on sm_90, the one for Elman's cell but for the changes"""
+    problem = Problem(direction, B, I, H, dtype, precision, "elman_tanh")
+    return replace(problem, cell=name), replace(choose.plan(problem, hardware.RECORDS["sm_90"]), **changes)
+
+
+def _launch(problem, plan, tensors, T, reverse):
+    engine = one_cta.engine(problem, plan)
+    of, x_t, x_b, u_t, u_b = dict(tensors), 0, 0, 0, 0
+    if "x" in of:
+        of["x"], x_t, x_b, _ = operands.strided(of["x"], engine.x_unit)
+    if "u" in of:
+        of["u"], u_t, u_b, _ = operands.strided(of["u"], engine.u_unit)
+    engine.launch(Operands(**of), of["out"], Scalars(T, problem.B, int(reverse), x_t, x_b, u_t, u_b))
+
+
+def _nan(*shape, dtype):
+    return torch.full(shape, float("nan"), dtype=dtype)
+
+
+def forward(name, x, w_ih, w_hh, b_ih, b_hh, h0, carried, vectors, precision, reverse=False, **changes):
+    """(y, hn, what is carried last, kept); carried: [C, B, H] before the first step, overwritten"""
+    (T, B, I), H, of = x.shape, w_hh.shape[-1], CELLS[name]
+    problem, plan = planned(name, "forward", B, I, H, DTYPES[x.dtype], precision, **changes)
+    kept = _nan(T, B, of.kept, H, dtype=x.dtype)
+    y, hn = _nan(T, B, H, dtype=x.dtype), _nan(B, H, dtype=x.dtype)
+    tensors = dict(x=x, w_in=w_ih)
+    if plan.w_ih_home == "gemm":
+        row = one_cta.engine(problem, plan).projected
+        u = torch.einsum("tbi,ghi->tbgh", x.double(), w_ih.double()).to(torch.promote_types(x.dtype, torch.float32))
+        tensors = dict(u=operands.padded(u, operands.missing(row - H)).flatten(2))
+    tensors |= dict(w_rec=w_hh, bias0=b_ih, bias1=b_hh, first=h0, out=y, last=hn, kept=kept, carried=carried, vectors=vectors)
+    _launch(problem, plan, tensors, T, reverse)
+    return y, hn, carried, kept
+
+
+def backward(name, w_hh, y, kept, dy, dhn, carried, vectors, precision, reverse=False, **changes):
+    """(da of the published tiles [T, B, P, H], what is carried last)"""
+    (T, B, H), of = y.shape, CELLS[name]
+    problem, plan = planned(name, "backward", B, 1, H, DTYPES[y.dtype], precision, **changes)
+    da = _nan(T, B, of.routes(False).published, H, dtype=y.dtype)
+    tensors = dict(w_rec=w_hh, first=dhn, u=dy, out=da, kept=kept, carried=carried, vectors=vectors)
+    if of.reads_y:
+        tensors["saved"] = y
+    _launch(problem, plan, tensors, T, not reverse)
+    return da, carried
+
+
+def compiled(name, direction, H, dtype, precision, **changes):
+    """The kernel for sm_90, with every tensor that the cell has in this pass"""
+    problem, plan = planned(name, direction, 8, H if direction == "forward" else 1, H, dtype, precision, **changes)
+    return recurrence.compile_ahead(problem, plan, hardware.RECORDS["sm_90"])
