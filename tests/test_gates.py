@@ -65,20 +65,26 @@ def reference(name, tensors, vectors, cotangents, reverse):
     return (y, *states), torch.autograd.grad(loss, leaves, allow_unused=True)
 
 
-def check(name, kind, T, B, I, H, reverse=False, chains=1, **changes):
+def check(device, name, kind, T, B, I, H, reverse=False, chains=1, **changes):
     dtype, precision, u_state, u_product = KINDS[kind]
     tensors, vectors, (dy, dhn, dcn) = inputs(name, T, B, I, H, dtype)
-    x, w_ih, w_hh, b_ih, b_hh, h0, c0 = tensors
+    x, w_ih, w_hh, _, _, h0, c0 = tensors
     lstm = name == "lstm"
     if not lstm:
         dcn = torch.zeros_like(dcn)  # of what is carried there is no gradient but that of h
     (y_, hn_, *cn_), gradients = reference(name, tensors, vectors, (dy, dhn, dcn), reverse)
     wide = torch.promote_types(dtype, torch.float32)
-    carried = (c0 if lstm else h0).to(wide)[None]
+    carried = (c0 if lstm else h0).to(device, wide)[None].clone()
+    there = [t.to(device) for t in tensors]
+    vectors = None if vectors is None else vectors.to(device)
     y, hn, carried, kept = gated.forward(
-        name, x, w_ih, w_hh, b_ih, b_hh, h0, carried.clone(), vectors, precision, reverse, chains=chains, **changes
+        name, *there[:6], carried, vectors, precision, reverse, chains=chains, **changes
     )
-    da, dcarried = gated.backward(name, w_hh, y, kept, dy, dhn, dcn.to(wide)[None].clone(), vectors, precision, reverse, chains=chains)
+    da, dcarried = gated.backward(
+        name, there[2], y, kept, dy.to(device), dhn.to(device), dcn.to(device, wide)[None].clone(), vectors, precision, reverse,
+        chains=chains,
+    )  # fmt: skip
+    y, hn, carried, kept, da, dcarried = (t.cpu() for t in (y, hn, carried, kept, da, dcarried))
 
     d_hh, d_ih = gated.gradients_of_gates(name, da.double())
     before = torch.cat([y[1:], h0[None]] if reverse else [h0[None], y[:-1]]).double()
@@ -98,7 +104,7 @@ def check(name, kind, T, B, I, H, reverse=False, chains=1, **changes):
 
 
 # one chain and two; x from registers, behind the step, and by a GEMM; padding of H; two batch tiles; both ways through time
-@pytest.mark.interpret
+@pytest.mark.executed("ptx-bf16-4-3-24-32-how0-gru", "ptx-tf32-4-3-16-64-how2-lstm")
 @pytest.mark.parametrize("name", list(CELLS))
 @pytest.mark.parametrize("kind, T, B, I, H, how", [
     ("bf16", 4, 3, 24, 32, dict(chains=2)),
@@ -108,8 +114,22 @@ def check(name, kind, T, B, I, H, reverse=False, chains=1, **changes):
     ("ieee", 3, 2, 5, 20, dict(w_ih_home="shared", x_depth=1)),
     ("fp64", 3, 2, 5, 20, dict(w_ih_home="gemm", x_depth=1, reverse=True)),
 ])  # fmt: skip
-def test_values_and_gradients(name, kind, T, B, I, H, how):
-    check(name, kind, T, B, I, H, **how)
+def test_values_and_gradients(name, kind, T, B, I, H, how, device):
+    check(device, name, kind, T, B, I, H, **how)
+
+
+@pytest.mark.interpret
+@pytest.mark.parametrize("name", list(CELLS))
+def test_the_first_backward_step_has_no_product(name):
+    """There is no state yet, and 0 * W_hh would be NaN where W_hh is infinite."""
+    _, vectors, (dy, dhn, _) = inputs(name, 1, 3, 1, 20, torch.float32)
+    gates = len(CELLS[name].gates)
+    kept = torch.full((1, 3, CELLS[name].kept, 20), 0.5)
+    found = [
+        gated.backward(name, torch.full((gates, 20, 20), of), dy, kept, dy, dhn, torch.ones(1, 3, 20), vectors, "tf32")
+        for of in (0.0, float("inf"))
+    ]
+    assert all(torch.equal(a, b) and a.isfinite().all() for a, b in zip(*found, strict=True))
 
 
 @pytest.mark.compiled

@@ -125,16 +125,15 @@ def _launch(problem, plan, tensors, T, reverse):
     engine.launch(Operands(**of), of["out"], Scalars(T, problem.B, int(reverse), x_t, x_b, u_t, u_b))
 
 
-def _nan(*shape, dtype):
-    return torch.full(shape, float("nan"), dtype=dtype)
+def _nan(like, *shape):
+    return like.new_full(shape, float("nan"))
 
 
 def forward(name, x, w_ih, w_hh, b_ih, b_hh, h0, carried, vectors, precision, reverse=False, **changes):
     """(y, hn, what is carried last, kept); carried: [C, B, H] before the first step, overwritten"""
     (T, B, I), H, of = x.shape, w_hh.shape[-1], CELLS[name]
     problem, plan = planned(name, "forward", B, I, H, DTYPES[x.dtype], precision, **changes)
-    kept = _nan(T, B, of.kept, H, dtype=x.dtype)
-    y, hn = _nan(T, B, H, dtype=x.dtype), _nan(B, H, dtype=x.dtype)
+    y, hn, kept = _nan(x, T, B, H), _nan(x, B, H), _nan(x, T, B, of.kept, H)
     tensors = dict(x=x, w_in=w_ih)
     if plan.w_ih_home == "gemm":
         row = one_cta.engine(problem, plan).projected
@@ -149,7 +148,7 @@ def backward(name, w_hh, y, kept, dy, dhn, carried, vectors, precision, reverse=
     """(da of the published tiles [T, B, P, H], what is carried last)"""
     (T, B, H), of = y.shape, CELLS[name]
     problem, plan = planned(name, "backward", B, 1, H, DTYPES[y.dtype], precision, **changes)
-    da = _nan(T, B, of.routes(False).published, H, dtype=y.dtype)
+    da = _nan(y, T, B, of.routes(False).published, H)
     tensors = dict(w_rec=w_hh, first=dhn, u=dy, out=da, kept=kept, carried=carried, vectors=vectors)
     if of.reads_y:
         tensors["saved"] = y
