@@ -64,7 +64,7 @@ _kept: dict[torch.device, weakref.ref[_Casts]] = {}
 
 def cast(dtype: torch.dtype, x: Tensor, weights: tuple[Tensor | None, ...], h0: Tensor | None) -> list[Any]:
     """[x, *weights, h0] in `dtype`, autocast's on x's device; fp64 and what is no floating point as it is.  Kept are casts of
-    matrices: no backward pass holds on to a bias."""
+    matrices: those of biases take next to no memory."""
     if (
         not torch.compiler.is_compiling()  # first: Dynamo looks no further
         and dtype is not torch.float32

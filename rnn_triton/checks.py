@@ -30,7 +30,7 @@ quiet_tracer()
 
 def elman(nonlinearity: str) -> Cell:
     """Returns the Elman cell with this nonlinearity.  Raises torch.nn.RNN's ValueError where there is none."""
-    if nonlinearity not in ELMAN:
+    if nonlinearity not in tuple(ELMAN):  # of what cannot be hashed, too
         raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
     return ELMAN[nonlinearity]
 

@@ -1,24 +1,24 @@
 """A layer, or a network of L layers in D directions, as a function: checks the arguments and calls an operator.
 
-Layers and directions of a network go together, as one operator that shares launches where it pays (op/network.py), or one after
-the other.  One after the other goes what the operator cannot do: without a GPU, packed sequences, torch.func's transforms,
-forward-mode derivatives, tensor subclasses, dropout in fp64.
+Layers and directions of a network go together, as one operator that shares launches where it pays (op/network.py).  One after the
+other go packed sequences, of which each layer is several calls, and dropout by torch's own masks.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
+from . import checks
+from .cells.elman import ELMAN
 from .checks import settled, settled_network
-from .launch.launcher import batched, has_kernels
+from .launch.launcher import has_kernels
+from .op import autograd
 from .op import dropout as masks
-from .op import layer
-from .op.network import Settings, apply, in_turn, layers_of
+from .op.layers import Layer, Settings, in_turn
 
 
 def rnn(
@@ -47,7 +47,11 @@ def rnn(
     x, w_ih, w_hh, b_ih, b_hh, h0, precision = settled(
         x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, precision
     )
-    return layer.rnn(x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, reverse, precision)
+    weights = [t for t in (w_ih, w_hh, b_ih, b_hh) if t is not None]
+    net = Settings(
+        b_ih is not None, b_hh is not None, ELMAN[nonlinearity].name, "reverse" if reverse else "forward", precision
+    )
+    return autograd.network(x, weights, h0, None, net)
 
 
 def network(
@@ -80,36 +84,31 @@ def network(
         y, hn = one(x, *weights, h0=h, nonlinearity=nonlinearity, precision=precision)
         return y, hn[None]
 
-    layers = layers_of(weights, count)
-    dropout = dropout if len(layers) > (2 if bidirectional else 1) else 0.0
-    if packed is None and _may_share(x, weights, h0, dropout):
-        x, flat, h0, precision = settled_network(x, layers, h0, nonlinearity, bidirectional, precision)
-        dropped = masks.count(dropout)
-        seed = masks.new_seed(x.device) if dropped else None
-        return apply(x, flat, h0, seed, Settings(bias, nonlinearity, bidirectional, precision, dropped))
-    return in_turn(
-        x, layers, h0, bidirectional,
-        one=functools.partial(one, nonlinearity=nonlinearity, precision=precision),
-        between=lambda y, _: nn.functional.dropout(y, dropout) if dropout else y,
-    )  # fmt: skip
+    directions = 2 if bidirectional else 1
+    dropout = dropout if len(weights) > directions * count else 0.0
+    if packed is None and not (dropout and _drops_as_torch(x)):
+        net = Settings(bias, bias, checks.elman(nonlinearity).name, "both" if bidirectional else "forward", None, masks.count(dropout))
+        x, flat, h0, precision = settled_network(x, net.layers(weights), h0, nonlinearity, bidirectional, precision)
+        seed = masks.new_seed(x.device) if net.dropped else None
+        return autograd.network(x, flat, h0, seed, net._replace(precision=precision))
+
+    def layer(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+        *tensors, n = arguments
+        reverse = n % directions == 1
+        return one(x, *tensors, nonlinearity=nonlinearity, reverse=reverse, precision=precision)
+
+    layers = [Layer(*weights[n : n + count]) for n in range(0, len(weights), count)]
+    between = lambda y, _: nn.functional.dropout(y, dropout) if dropout else y  # noqa: E731
+    return in_turn(x, layers, h0, directions, one=layer, between=between)
 
 
-_PLAIN = (Tensor, nn.Parameter)
-
-
-def _may_share(x: Tensor, weights: Sequence[Tensor], h0: Tensor | None, dropout: float) -> bool:
-    """True if layers may share a launch: there are kernels on this device, which take these tensors, and masks of the dtype."""
-    if not has_kernels(x) or x.dim() != 3 or torch.jit.is_tracing():
-        return False
-    if x.shape[0] == 0 or x.shape[1] == 0:
-        return False
-    if torch._C._are_functorch_transforms_active() or (dropout and x.dtype is torch.float64):
-        return False
-    if torch.compiler.is_compiling():
-        return not torch.onnx.is_in_onnx_export()
-    tensors = (x, *weights) if h0 is None else (x, h0, *weights)
+def _drops_as_torch(x: Tensor) -> bool:
+    """True if dropout between layers takes torch's masks, layer by layer: on CPU tensors, so that they are those of torch.nn.RNN; and
+    where the kernels' masks do not reach, in fp64, under torch.func's transforms, traced, and exported to ONNX."""
     return (
-        forward_ad._current_level < 0
-        and all(type(t) in _PLAIN for t in tensors)
-        and not batched(*tensors)
+        not has_kernels(x)
+        or x.dtype is torch.float64
+        or torch._C._are_functorch_transforms_active()
+        or torch.onnx.is_in_onnx_export()
+        or torch.jit.is_tracing()
     )

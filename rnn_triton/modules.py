@@ -199,7 +199,7 @@ class RNNCell(nn.RNNCellBase):
             raise ValueError(f"RNNCell: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
         x = input if dim == 2 else input.unsqueeze(0)
         h0 = hx if hx is None or dim == 2 else hx.unsqueeze(0)
-        if self.nonlinearity not in ELMAN:
+        if self.nonlinearity not in tuple(ELMAN):  # of what cannot be hashed, too
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
         w_ih, w_hh = self.weight_ih, self.weight_hh  # once: parametrizations may compute them
         self._check(x, h0, w_ih, w_hh)

@@ -592,20 +592,20 @@ def test_the_models_table_goes_beyond_one_cta():
 
 
 def test_host_cost_runs_no_kernel_and_restores_everything():
+    from rnn_triton import rnn
     from rnn_triton.interpret import interpreter
-    from rnn_triton.launch import gemm
-    from rnn_triton.op import layer as op
+    from rnn_triton.launch import dispatch, gemm
 
-    before = (op.dispatch.forward, op.dispatch.backward, gemm.matmul, gemm.wide, interpreter.active)
+    before = (dispatch.forward, dispatch.backward, gemm.matmul, gemm.wide, interpreter.active)
     shapes = ((2, 1, 4), (4, 4), (4, 4), (4,), (4,), (1, 4))
     tensors = [torch.zeros(s, dtype=torch.bfloat16, requires_grad=True) for s in shapes]
     multiplied = mock.Mock(side_effect=AssertionError("a product runs"))
     with host.nothing_runs(), mock.patch.object(torch, "mm", multiplied), mock.patch.object(torch, "bmm", multiplied):
-        y, hn = op.rnn(*tensors, "tanh", False, None)
+        y, hn = rnn(*tensors)
         assert y.shape == (2, 1, 4) and hn.shape == (1, 4)
         gradients = torch.autograd.grad(y.sum(), tensors)
     assert [g.shape for g in gradients] == [t.shape for t in tensors]
-    assert before == (op.dispatch.forward, op.dispatch.backward, gemm.matmul, gemm.wide, interpreter.active)
+    assert before == (dispatch.forward, dispatch.backward, gemm.matmul, gemm.wide, interpreter.active)
 
 
 class StubExample:

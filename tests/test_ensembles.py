@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from support import ops
 from support.memory import reserved
 from support.problems import gradients, like, over_present, problem
 from support.recorder import Recorder
@@ -23,7 +24,7 @@ from rnn_triton.kernels.facts import Share
 from rnn_triton.launch import dispatch, gemm, launcher, one_cta, recurrence
 from rnn_triton.launch.operands import Operands
 from rnn_triton.op import gradients as gradients_of
-from rnn_triton.op import layer
+from rnn_triton.op import network
 from rnn_triton.plan import choose, hardware, latency
 from rnn_triton.plan.problem import Problem
 
@@ -175,7 +176,7 @@ def test_a_copy_of_what_models_share_is_one(device, launches):
     launches.run = False
     x, *weights, h0 = members("bf16", 2, 3, 16, 16, device)[0]
     x, h0 = (torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape).expand(M, *t.shape) for t in (x, h0))
-    layer.run_forward(x, *[t.expand(M, *t.shape) for t in weights], h0, "tanh", False, None)
+    ops.run_forward(x, *[t.expand(M, *t.shape) for t in weights], h0, "tanh", False, None)
     [(given, scalars)] = launches
     assert given[0].numel() == x[0].numel() and given[5].numel() == h0[0].numel()
     assert scalars[-3:] == (0, 0, 0)
@@ -187,7 +188,7 @@ def test_nothing_is_copied(device, launches):
     x, *rest = stacked(members("bf16", 3, 2, 16, 16, device))[1]
     with Recorder() as recorder:
         for given in (x, x[:1].expand(M, -1, -1, -1)):
-            y, hn = layer.run_forward(given, *rest, "tanh", False, None)
+            y, hn = ops.run_forward(given, *rest, "tanh", False, None)
             dispatch.backward(rest[1], y, y, hn, "elman_tanh", False, None)
     assert set(recorder.names) == {"aten::new_empty", "aten::select.int", "aten::slice.Tensor", "aten::expand"}
 
@@ -297,7 +298,7 @@ def test_model_stride_beyond_32_bits(which, device):
     far = reserved(2**31 + T * B * N, device).as_strided((2, T, B, N), (2**31, B * N, N, 1))
     far.copy_(x)
     if which == "x":
-        expected, ours = (layer.run_forward(t, *weights, "tanh", False, "ieee")[0] for t in (x, far))
+        expected, ours = (ops.run_forward(t, *weights, "tanh", False, "ieee")[0] for t in (x, far))
     else:
         y = torch.rand(2, T, B, N, generator=torch.Generator().manual_seed(0)).to(device)
         expected, ours = (dispatch.backward(weights[1], y, t, None, "elman_tanh", False, "ieee") for t in (x, far))
@@ -520,19 +521,19 @@ def test_forward_mode_and_jacobians(device):
 def test_the_op_itself():
     """with M in front of every shape: what a traced vmap records; differentiable to any order"""
     tensors = tuple(leaves(stacked(members("fp64", 2, 2, 2, 3, "cpu"))[1]))
-    function = lambda *t: torch.ops.rnn_triton.rnn_forward(*t, "tanh", False, None)  # noqa: E731
+    function = lambda *t: network.forward(*ops.arguments(t), True)[:2]  # noqa: E731
     assert torch.autograd.gradcheck(function, tensors, fast_mode=True)
     assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True)
 
 
 def opcheck(groups, needs, device):
-    x, w_ih, w_hh, b_ih, b_hh, h0 = stacked(members("fp64", 2, 4, 3, 5, device))[1]
-    forward = (x, w_ih, w_hh, b_ih, b_hh, h0, "tanh", False, None)
-    y, hn = torch.ops.rnn_triton.rnn_forward(*forward)
+    x, weights, h0, seed, *net = ops.arguments(stacked(members("fp64", 2, 4, 3, 5, device))[1])
+    forward = (x, weights, h0, seed, *net, True)
+    y, hn, _ = network.forward(*forward)
     if needs == 31:
-        torch.library.opcheck(torch.ops.rnn_triton.rnn_forward.default, forward)
-    arguments = (x, w_ih, w_hh, h0, y, y, hn, "tanh", False, None, needs, groups)
-    torch.library.opcheck(torch.ops.rnn_triton.rnn_backward.default, arguments)
+        torch.library.opcheck(network.forward, forward)
+    wanted = [needs & (1 | 16), needs & (2 | 4 | 8)]
+    torch.library.opcheck(network.backward, (x, weights, h0, seed, y, y, hn, *net, wanted, groups))
 
 
 @pytest.mark.long

@@ -6,7 +6,8 @@ from support.problems import gradients, like, problem
 
 import rnn_triton
 from rnn_triton import checks, functional
-from rnn_triton.op import layer
+from rnn_triton.launch import dispatch
+from rnn_triton.op import autograd, on_cpu
 
 T, B, I, H = 5, 2, 3, 4
 
@@ -29,7 +30,7 @@ def test_exported():
 
 @pytest.fixture
 def op_is_not_reached(monkeypatch):
-    monkeypatch.setattr(layer, "rnn", None)
+    monkeypatch.setattr(autograd, "network", None)
 
 
 # ---- bad input ---------------------------------------------------------------------------------------------
@@ -140,8 +141,8 @@ def test_unsupported_error_propagates(monkeypatch):
     def refuse(*arguments):
         raise rnn_triton.UnsupportedError("needs 3 of it, there are 2")
 
-    monkeypatch.setattr(layer, "_cpu_forward", refuse)
-    monkeypatch.setattr(layer.dispatch, "forward", refuse)
+    monkeypatch.setattr(on_cpu, "forward", refuse)
+    monkeypatch.setattr(dispatch, "forward", refuse)
     for grad in (True, False):
         with torch.set_grad_enabled(grad), pytest.raises(rnn_triton.UnsupportedError, match="^needs 3 of it"):
             functional.rnn(**tensors())
@@ -154,8 +155,8 @@ def test_unsupported_error_propagates(monkeypatch):
 def precisions(monkeypatch):
     """What reaches the op, call by call."""
     seen = []
-    original = layer.rnn
-    monkeypatch.setattr(layer, "rnn", lambda *a: seen.append(a[8]) or original(*a))
+    original = autograd.network
+    monkeypatch.setattr(autograd, "network", lambda *a: seen.append(a[4].precision) or original(*a))
     return seen
 
 
@@ -192,7 +193,7 @@ def test_compiled_graph_follows_the_setting(cudnn_precision):
 
     def backend(graph, inputs):
         seen.extend(
-            n.args[8] for n in graph.graph.nodes if n.target is torch.ops.rnn_triton.rnn_forward.default
+            n.args[8] for n in graph.graph.nodes if n.target is torch.ops.rnn_triton.forward.default
         )
         return graph.forward
 

@@ -422,7 +422,7 @@ def layer_of_gradients(T, B, I, H, dtype, device="cpu", models=()):
     tensors = (torch.randn(*models, *s, generator=g).to(dtype) for s in shapes)
     x, w_ih, w_hh, h0, y, da = (torch.empty_like(t, device=device) if device != "cpu" else t for t in tensors)
     needs = gradients.DX | gradients.DW_IH | gradients.DW_HH | gradients.DB | gradients.DH0
-    return gradients.Layer(x, w_ih, w_hh, h0, y, False, None, needs), da
+    return gradients.Saved(x, w_ih, w_hh, h0, y, False, None, needs), da
 
 
 @pytest.mark.parametrize("models", [(), (2,)])

@@ -6,6 +6,7 @@ torch.compile and export: tests/test_op.py and tests/test_modules.py.
 
 import contextlib
 import copy
+import functools
 import io
 import pickle
 import warnings
@@ -13,7 +14,7 @@ import weakref
 
 import pytest
 import torch
-from support import ranks
+from support import ops, ranks
 from support.problems import problem
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -24,7 +25,8 @@ import rnn_triton
 from rnn_triton import checks
 from rnn_triton.interpret import interpreter
 from rnn_triton.launch import launcher
-from rnn_triton.op import layer, network
+from rnn_triton.op import network
+from rnn_triton.op.gradients import DH0, DX
 
 
 def data(T, B, I, seed=0, **options):
@@ -46,12 +48,11 @@ class Model(torch.nn.Module):
 def test_opcheck_by_the_kernels(device):
     """torch's own checks of a custom operator: schema, fake tensors, autograd, AOT dispatch with dynamic sizes"""
     tensors = [t.detach().to(device).requires_grad_() for t in problem(2, 2, 3, 4)]
-    forward = (*tensors, "tanh", False, None)
-    torch.library.opcheck(torch.ops.rnn_triton.rnn_forward.default, forward)
-    x, w_ih, w_hh, _, _, h0 = (t.detach() for t in tensors)
-    y, hn = (t.detach() for t in torch.ops.rnn_triton.rnn_forward(*forward))
-    backward = (x, w_ih, w_hh, h0, y, y, hn, "tanh", False, None, 31, None)
-    torch.library.opcheck(torch.ops.rnn_triton.rnn_backward.default, backward)
+    forward = (*ops.arguments(tensors), True)
+    torch.library.opcheck(network.forward, forward)
+    x, weights, h0, seed, *net = ops.arguments([t.detach() for t in tensors])
+    y, hn, _ = (t.detach() for t in network.forward(*forward))
+    torch.library.opcheck(network.backward, (x, weights, h0, seed, y, y, hn, *net, ops.ALL, None))
 
 
 # ---- autocast ------------------------------------------------------------------------------------------------------
@@ -174,7 +175,7 @@ def test_autocast_hides_how_it_learns_of_the_end():
     with Record(), torch.autocast("cpu", torch.bfloat16):
         kept, _ = kept_for_backward(lambda: rnn_triton.RNNCell(5, 18)(data(3, 2, 5)[0].requires_grad_()))
     assert kept == [(18, 5), (18, 18)]
-    assert torch.ops.rnn_triton.rnn_forward.default in seen and torch.ops.aten.mm.default not in seen
+    assert torch.ops.rnn_triton.forward.default in seen and torch.ops.aten.mm.default not in seen
     assert type(rnn_triton.autocast._markers[torch.device("cpu")]) is torch.Tensor
 
 
@@ -386,12 +387,10 @@ def test_nothing_waits(B, I, H, regime, h0, needs, monkeypatch):
     rnn_triton.launch.dispatch._launch_for.cache_clear()
     tensors = [None if t is None else t.detach() for t in problem(4, B, I, H, h0=h0, dtype=torch.bfloat16)]
     with rnn_triton.overriding(regime=regime), NoSync():
-        y, hn = layer.run_forward(*tensors, "tanh", False, None)
-        x, w_ih, w_hh, _, _, state = tensors
-        layer._run_backward(x, w_ih, w_hh, state, y, y, hn, "tanh", False, None, needs, None)
         many = [None if t is None else t.expand(3, *t.shape) for t in tensors]
-        y, hn = layer.run_forward(*many, "tanh", False, None)
-        layer._run_backward(many[0], many[1], many[2], many[5], y, y, hn, "tanh", False, None, needs, None)
+        for given in (tensors, many):
+            y, hn = ops.run_forward(*given, "tanh", False, None)
+            ops.run_backward(given, y, y, hn, [needs & (DX | DH0), needs & ~(DX | DH0)])
     rnn_triton.launch.dispatch._launch_for.cache_clear()
     assert ran
 
@@ -572,13 +571,7 @@ def test_flops_of_the_op_of_a_network(options, wanted):
         hx = torch.zeros(len(ours.all_weights), 3, 7, requires_grad=wanted in ("all", "hx"))
         for name, p in module.named_parameters():
             p.requires_grad_(wanted == "all" or name.startswith(wanted))
-
-        def run(module=module, x=x, hx=hx):
-            if module is theirs:
-                return module(x, hx)
-            settings = network.Settings(module.bias, "tanh", module.bidirectional, "ieee", 0)
-            return network.apply(x, list(module.parameters()), hx, None, settings)
-
+        run = functools.partial(module, x, hx)
         forward, y = flops(run), run()[0]
         counts.append((forward, flops(y.sum().backward) if y.requires_grad else 0))
     assert counts[0] == counts[1] and counts[0][0] > 0

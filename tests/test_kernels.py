@@ -15,6 +15,7 @@ import itertools
 
 import pytest
 import torch
+from support import ops
 from support.memory import reserved
 from support.problems import SMALL_SIGNALS, gradients, like, problem, state_roundoff
 from support.recorder import Recorder
@@ -22,7 +23,6 @@ from support.recorder import Recorder
 import rnn_triton
 from rnn_triton.cells import reference
 from rnn_triton.launch import dispatch, launcher, recurrence
-from rnn_triton.op import layer
 from rnn_triton.plan import choose, hardware
 from rnn_triton.plan.problem import Problem
 
@@ -335,7 +335,7 @@ def test_a_forward_is_one_launch_and_no_gemm(kind, device, monkeypatch):
     monkeypatch.setattr(launcher.Launcher, "__call__", lambda *a: launches.append(a) or original(*a))
     tensors = [t.detach().to(device) for t in inputs(kind, 3, 2, 16, 32)]
     with Recorder() as recorder:
-        layer.run_forward(*tensors, "tanh", False, KINDS[kind][1])
+        ops.run_forward(*tensors, "tanh", False, KINDS[kind][1])
     assert len(launches) == 1
     assert "aten::new_empty" in recorder.names  # the recorder sees what is inside
     assert not [n for n in recorder.names if any(gemm in n for gemm in ("mm", "matmul", "linear", "dot", "conv"))]

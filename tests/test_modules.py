@@ -419,8 +419,8 @@ def test_no_warnings():
 
 def test_precision_reaches_the_op(monkeypatch):
     seen = []
-    original = rnn_triton.op.layer.rnn
-    monkeypatch.setattr(rnn_triton.op.layer, "rnn", lambda *a: seen.append(a[8]) or original(*a))
+    original = rnn_triton.op.autograd.network
+    monkeypatch.setattr(rnn_triton.op.autograd, "network", lambda *a: seen.append(a[4].precision) or original(*a))
     x = data(T, B, I, dtype=torch.float32)
     for precision in ("tf32", "tf32x3", "ieee"):
         rnn_triton.RNN(I, H, precision=precision)(x)

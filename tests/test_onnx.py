@@ -100,7 +100,7 @@ def test_a_program_exported_before(shared):
     with mock.patch("rnn_triton.functional.has_kernels", lambda _: True) if shared else mock.MagicMock():
         arguments = torch.randn(4, 2, I), torch.randn(4, 2, H)
         program = torch.export.export(module, arguments, dynamic_shapes=({0: T, 1: B}, {1: B}))
-    assert ("network_forward" in str(program.graph)) is shared
+    assert str(program.graph).count("rnn_triton.forward.default") == 1
     program = program.run_decompositions(rnn_triton.onnx.decompositions())
     check(export(program, ()), module, 7, 3)
 
@@ -141,11 +141,11 @@ def test_bf16_is_computed_in_fp32():
 
 def test_what_onnx_has_no_operator_for():
     table = rnn_triton.onnx.decompositions()
-    layer, network = table[torch.ops.rnn_triton.rnn_forward.default], table[torch.ops.rnn_triton.network_forward.default]
+    network = table[torch.ops.rnn_triton.forward.default]
     with pytest.raises(rnn_triton.UnsupportedError, match="ONNX has no operator for an ensemble"):
-        layer(torch.zeros(2, 4, 2, I), *[None] * 5, "tanh", False, None)
+        network(torch.zeros(2, 4, 2, I), [], None, None, True, True, "elman_tanh", "forward", None, 0, False)
     with pytest.raises(rnn_triton.UnsupportedError, match="dropout"):
-        network(torch.zeros(4, 2, I), [], None, None, False, "tanh", False, None, 7, False)
+        network(torch.zeros(4, 2, I), [], None, None, False, False, "elman_tanh", "forward", None, 7, False)
 
 
 def test_packed_input_is_refused_by_torch():

@@ -8,13 +8,15 @@ import itertools
 import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
+from support import ops
 from support.problems import gradients, like, over_present, problem
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
+from rnn_triton import functional
 from rnn_triton.cells import reference
-from rnn_triton.launch import gemm
-from rnn_triton.op import layer as op
+from rnn_triton.launch import dispatch, gemm
+from rnn_triton.op import network, on_cpu
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 # T, B, I, H
@@ -29,7 +31,9 @@ SUBNORMAL = {torch.float16: 2.0**-24}  # the spacing near zero, where it is not 
 
 def rnn(x, w_ih, w_hh, b_ih=None, b_hh=None, h0=None, nonlinearity="tanh", reverse=False):
     precision = "ieee" if x.dtype is torch.float32 else None
-    return op.rnn(x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, reverse, precision)
+    return functional.rnn(
+        x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity=nonlinearity, reverse=reverse, precision=precision
+    )
 
 
 def assert_close(actual, expected, T=8):
@@ -66,15 +70,15 @@ def check(tensors, nonlinearity="tanh", reverse=False, given=(True, True)):
 def calls(monkeypatch):
     """Counts of the two runs."""
     counts = dict(forward=0, backward=0)
-    for name, run in (("forward", "_cpu_forward"), ("backward", "_cpu_backward")):
-        for where, attribute in ((op, run), (op.dispatch, name)):
-            original = getattr(where, attribute)
+    for name in counts:
+        for where in (on_cpu, dispatch):
+            original = getattr(where, name)
 
             def counted(*arguments, original=original, name=name):
                 counts[name] += 1
                 return original(*arguments)
 
-            monkeypatch.setattr(where, attribute, counted)
+            monkeypatch.setattr(where, name, counted)
     return counts
 
 
@@ -101,9 +105,9 @@ def test_without_some_arguments(T, h0, bias, nonlinearity, reverse):
 @pytest.mark.parametrize("reverse", [False, True])
 def test_loss_of_y_or_hn_alone(given, T, reverse, monkeypatch):
     seen = []
-    for where, name in ((op, "_cpu_backward"), (op.dispatch, "backward")):
-        original = getattr(where, name)
-        monkeypatch.setattr(where, name, lambda *a, run=original: seen.append(a[2:4]) or run(*a))
+    for where in (on_cpu, dispatch):
+        original = where.backward
+        monkeypatch.setattr(where, "backward", lambda *a, run=original: seen.append(a[2:4]) or run(*a))
     check(problem(T, 3, 5, 7), reverse=reverse, given=given)
     assert [t is not None for t in seen[0]] == list(given)  # no tensor of zeros is made for the unused output
 
@@ -221,8 +225,7 @@ def test_saves_inputs_and_y_only():
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         y, _ = rnn(*tensors)
-    x, w_ih, w_hh, _, _, h0 = tensors
-    assert {t.data_ptr() for t in kept} <= {t.data_ptr() for t in (x, w_ih, w_hh, h0, y)}
+    assert {t.data_ptr() for t in kept} <= {t.data_ptr() for t in (*tensors, y)}
 
 
 @pytest.mark.parametrize("T, h0", [(4, True), (4, False), (1, True), (1, False)])
@@ -290,12 +293,12 @@ def test_one_op_each_way_no_host_sync_no_state_change(dtype, reverse):
         torch.autograd.grad((y, hn), tensors, (torch.ones_like(y), torch.ones_like(hn)))
     ours = [f for f in recorder.calls if f.namespace == "rnn_triton"]
     # detach: of y, to save it
-    assert {str(f) for f in forward} == {"rnn_triton.rnn_forward.default", "aten.detach.default"}
-    assert ours == [torch.ops.rnn_triton.rnn_forward.default, torch.ops.rnn_triton.rnn_backward.default]
+    assert {str(f) for f in forward} == {"rnn_triton.forward.default", "aten.detach.default"}
+    assert ours == [torch.ops.rnn_triton.forward.default, torch.ops.rnn_triton.backward.default]
     with Recorder() as inside:  # the launches themselves: the ops below the level that the first recorder saw
-        y, hn = op.run_forward(*(t.detach() for t in tensors), "tanh", reverse, None)
-        x, w_ih, w_hh, _, _, h0 = (t.detach() for t in tensors)
-        op._run_backward(x, w_ih, w_hh, h0, y, y, hn, "tanh", reverse, None, 31, None)
+        tensors_ = [t.detach() for t in tensors]
+        y, hn = ops.run_forward(*tensors_, "tanh", reverse, None)
+        ops.run_backward(tensors_, y, y, hn, ops.ALL, "tanh", reverse)
     assert not {"_local_scalar_dense", "item", "nonzero"} & {f.overloadpacket.__name__ for f in inside.calls}
     assert global_state() == before
     assert [t._version for t in tensors] == versions
@@ -644,7 +647,7 @@ def test_compile_of_transforms(which):
         compiled = torch.compile(transform(rnn), backend=each, fullgraph=True)
         torch.testing.assert_close(compiled(*arguments), expected)
     targets = {node.target for graph in graphs for node in graph.graph.nodes}
-    assert (torch.ops.rnn_triton.rnn_forward.default in targets) == which.startswith("vmap")
+    assert (torch.ops.rnn_triton.forward.default in targets) == which.startswith("vmap")
 
 
 @pytest.mark.usefixtures("fresh_dynamo")
@@ -675,7 +678,7 @@ def test_export_with_dynamic_sizes():
     layer = Layer(tensors)
     T, B = torch.export.Dim("T"), torch.export.Dim("B")
     program = torch.export.export(layer, (x, h0), dynamic_shapes=dict(x={0: T, 1: B}, h0={0: B}))
-    assert torch.ops.rnn_triton.rnn_forward.default in {n.target for n in program.graph.nodes}
+    assert torch.ops.rnn_triton.forward.default in {n.target for n in program.graph.nodes}
     x, *_, h0 = problem(6, 2, 5, 7)
     outputs, expected = program.module()(x, h0), layer(x, h0)
     torch.testing.assert_close(outputs, expected)
@@ -690,7 +693,7 @@ def test_export_with_dynamic_sizes():
 def test_make_fx_records_the_op():
     tensors = detached(problem(3, 2, 4, 5))
     graph = torch.fx.experimental.proxy_tensor.make_fx(lambda *t: rnn(*t))(*tensors)
-    assert torch.ops.rnn_triton.rnn_forward.default in {n.target for n in graph.graph.nodes}
+    assert torch.ops.rnn_triton.forward.default in {n.target for n in graph.graph.nodes}
     torch.testing.assert_close(graph(*tensors), rnn(*tensors))
 
 
@@ -703,9 +706,7 @@ def test_opcheck_forward(dtype, reverse, requires_grad):
     for h0, bias in ((True, (True, True)), (False, (False, False))):
         tensors = problem(3, 2, 4, 5, h0=h0, bias=bias, dtype=dtype)
         tensors = tensors if requires_grad else detached(tensors)
-        torch.library.opcheck(
-            torch.ops.rnn_triton.rnn_forward.default, (*tensors, "tanh", reverse, precision)
-        )
+        torch.library.opcheck(network.forward, (*ops.arguments(tensors, "tanh", reverse, precision), True))
 
 
 @pytest.mark.thin(3)
@@ -713,11 +714,12 @@ def test_opcheck_forward(dtype, reverse, requires_grad):
 @pytest.mark.parametrize("groups", [None, 2])
 @pytest.mark.parametrize("B", [4, 0])
 def test_opcheck_backward(needs, groups, B):
-    x, w_ih, w_hh, b_ih, b_hh, h0 = detached(problem(3, B, 4, 5))
-    y, hn = rnn(x, w_ih, w_hh, b_ih, b_hh, h0)
+    *tensors, h0 = detached(problem(3, B, 4, 5))
+    y, hn = rnn(*tensors, h0)
+    wanted = [needs & (1 | 16), needs & (2 | 4 | 8)]
     for dy, dhn, state in ((y, hn, h0), (y, None, None), (None, hn, h0)):
-        arguments = (x, w_ih, w_hh, state, y, dy, dhn, "tanh", False, None, needs, groups)
-        torch.library.opcheck(torch.ops.rnn_triton.rnn_backward.default, arguments)
+        x, weights, state, seed, *net = ops.arguments((*tensors, state))
+        torch.library.opcheck(network.backward, (x, weights, state, seed, y, dy, dhn, *net, wanted, groups))
 
 
 def test_meta_tensors():

@@ -19,15 +19,21 @@ from torch.utils.checkpoint import checkpoint
 import rnn_triton
 from rnn_triton import functional
 from rnn_triton.cells import reference
-from rnn_triton.launch import faults, gemm
+from rnn_triton.launch import dispatch, faults, gemm
 from rnn_triton.launch.launcher import DoesNotCompile
 from rnn_triton.launch.recurrence import Recurrence
-from rnn_triton.op import dropout, network
-from rnn_triton.op import layer as op
+from rnn_triton.op import autograd, dropout, network
+from rnn_triton.op.gradients import DB, DH0, DW_HH, DW_IH, DX
+from rnn_triton.op.layers import Settings, in_turn
 from rnn_triton.plan import choose, sharing
 from rnn_triton.plan.problem import ONE, Bundle
 
 CPU = torch.device("cpu")
+WEIGHTS = DW_IH | DW_HH | DB  # needed of a layer
+
+
+def one_layer(x, w_ih, w_hh, b_ih, b_hh, h0, n):
+    return functional.rnn(x, w_ih, w_hh, b_ih, b_hh, h0, precision="tf32x3")
 
 
 @pytest.fixture
@@ -51,6 +57,14 @@ def launches(monkeypatch):
 def rnn(x, layers, h0, precision=None, **options):
     """(y, hn) of functional.network, of weights layer by layer"""
     return functional.network(x, [t for layer in layers for t in layer], h0, precision=precision, **options)
+
+
+def layer_by_layer(f):
+    """What f() gives where each layer of a network is a call of its own, as those of packed sequences are"""
+    plain = functional.network
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(functional, "network", lambda *given, **options: plain(*given, **{**options, "packed": functional.rnn}))
+        return f()
 
 
 def run(x, layers, h0, precision=None, **options):
@@ -84,7 +98,7 @@ def test_operator(regime, L, D, I, H, dtype, precision, programs, device, launch
 
 
 @pytest.mark.interpret
-def test_the_module_under_autocast(launches, monkeypatch):
+def test_the_module_under_autocast(launches):
     """rnn_triton.RNN takes the one launch by itself; x, weights and h0 are cast, and gradients come back, as layer by layer."""
     torch.manual_seed(0)
     module = rnn_triton.RNN(9, 24, 2, batch_first=True)
@@ -97,29 +111,25 @@ def test_the_module_under_autocast(launches, monkeypatch):
 
     found = results()
     assert launches == [4, 4]
-    monkeypatch.setattr(functional, "_may_share", lambda *_: False)
-    alone = results()
+    alone = layer_by_layer(results)
     assert launches == [4, 4, 2, 2, 2, 2]
     assert [t.dtype for t in found] == [t.dtype for t in alone] and found[0].dtype is torch.bfloat16
     assert_close(found, [t.double() for t in alone], Stack(1, 2, 9, 24).tolerance)
 
 
 @pytest.mark.interpret
-def test_wrong_weights_raise_what_they_do_layer_by_layer(monkeypatch):
+def test_wrong_weights_raise_what_they_do_layer_by_layer():
     module, x = rnn_triton.RNN(5, 8, 2, bidirectional=True), torch.randn(2, 3, 5)
     wrong = {
         "weight_hh_l0_reverse": torch.zeros(8, 7), "weight_ih_l1": torch.zeros(8, 8), "bias_ih_l1": torch.zeros(8).bfloat16(),
         "weight_ih_l1_reverse": torch.zeros(8, 16, dtype=torch.float64), "bias_hh_l0": torch.zeros(9),
     }  # fmt: skip
-    assert functional._may_share(x, list(module.parameters()), None, 0.0)
     for name, tensor in wrong.items():
         raised = []
-        for allowed in (functional._may_share, lambda *_: False):
-            monkeypatch.setattr(functional, "_may_share", allowed)
+        for run in (lambda f: f(), layer_by_layer):
             with pytest.raises((ValueError, RuntimeError)) as error:
-                torch.func.functional_call(module, {name: tensor}, x)
+                run(lambda: torch.func.functional_call(module, {name: tensor}, x))  # noqa: B023
             raised.append((error.type, str(error.value)))
-            monkeypatch.undo()
         assert raised[0] == raised[1], name
 
 
@@ -145,12 +155,12 @@ def test_masks_do_not_depend_on_what_is_launched(launches, monkeypatch):
     x, layers, h0, _ = example(3, 1, 9, 16, T=2, B=2, dtype=torch.float32)
     weights = [t.detach() for layer in layers for t in layer]
     given = x.detach(), weights, h0.detach(), torch.tensor([7])
-    net = network.Settings(True, "relu", False, "tf32x3", 30000)
+    net = Settings(True, True, "elman_relu", "forward", "tf32x3", 30000)
     found = []
     for parts in ((Bundle(3, True, True),), (Bundle(2, True, True), ONE), (ONE, Bundle(2, True, True)), (ONE,) * 3):
         monkeypatch.setattr(network, "launches", lambda *_, parts=parts: parts)
         y, hn, kept = network.forward(*given, *net, True)
-        dx, dh0, dweights = network.backward(*given, kept, y, hn, *net, [True] * 11)
+        dx, dh0, dweights = network.backward(*given, kept, y, hn, *net, [DX | DH0, *[WEIGHTS] * 3], None)
         found.append([y, hn, kept, dx, dh0, *dweights])
     for other in found[1:]:
         assert_close(other, [t.double() for t in found[0]], 1e-5)
@@ -193,9 +203,9 @@ def test_second_derivatives(launches):
     ours = penalty(*rnn(x, layers, h0, "tf32x3", dropout=0.3))
     torch.manual_seed(3)
     seed = dropout.new_seed(CPU)
-    drop = lambda y, n: dropout.drop_by_mask(y, seed, n, dropout.count(0.3))  # noqa: E731
-    one = functools.partial(op.rnn, nonlinearity="tanh", precision="tf32x3")
-    theirs = penalty(*network.in_turn(x, layers, h0, False, one=one, between=drop))
+    count = dropout.count(0.3)
+    drop = lambda y, n: dropout.drop_by_mask(y, dropout.mask(y.shape, y.dtype, seed, n, count), count)  # noqa: E731
+    theirs = penalty(*in_turn(x, layers, h0, 1, one=one_layer, between=drop))
     assert_close(ours, [t.double() for t in theirs], 1e-4)  # first derivatives of fp32, differentiated once more
 
 
@@ -213,8 +223,7 @@ def test_derivatives_where_arguments_depend_on_each_other(launches):
 
     plain = gradients(False)
     assert_close(gradients(True), [t.double() for t in plain], 1e-5)  # both to a few roundings of fp32
-    one = functools.partial(op.rnn, nonlinearity="tanh", precision="tf32x3")
-    y, hn = network.in_turn(x, layers, torch.cat([x, 2 * x]) * 0.1, False, one=one, between=lambda y, _: y)
+    y, hn = in_turn(x, layers, torch.cat([x, 2 * x]) * 0.1, 1, one=one_layer, between=lambda y, _: y)
     assert_close(plain, [t.double() for t in torch.autograd.grad(y.square().sum() + hn.sum(), [x, w])], 1e-5)
 
 
@@ -233,24 +242,33 @@ def test_a_backward_pass_under_other_overrides(launches):
 
 @pytest.mark.interpret
 def test_what_lanes_cannot_do_goes_layer_by_layer():
-    """fp64, functorch transforms, forward mode: the same call, no launch of several recurrences"""
+    """fp64: the same call, no launch of several recurrences"""
     x, layers, h0, expected = example(2, 1, 5, 16, T=2, B=2, dtype=torch.float64)
     bundle = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(network, "_shared_forward", lambda *given: bundle.append(given))
+        forward = dispatch.forward
+        patch.setattr(dispatch, "forward", lambda *given: bundle.extend(given[9:]) or forward(*given))
         y, hn = rnn(x, layers, h0)
     assert_close([y, hn], expected()[:2], 1e-12)
     assert bundle == []
-    x, layers, h0, _ = example(2, 1, 5, 16, T=2, B=2, dtype=torch.float32)
-    with rnn_triton.overriding(regime="cta_group"):
-        weights = [t for layer in layers for t in layer]
-        assert functional._may_share(x, weights, h0, 0.0) and not functional._may_share(x[:, :0], weights, h0, 0.0)
-        seen = []
-        torch.func.vmap(lambda x: seen.append(functional._may_share(x, weights, h0, 0.0)) or x)(x)
-        with forward_ad.dual_level():
-            seen.append(functional._may_share(x, weights, h0, 0.0))
-        torch.jit.trace(lambda x: seen.append(functional._may_share(x, weights, h0, 0.0)) or x, x.detach(), check_trace=False)
-        assert seen == [False] * 3
+
+
+@pytest.mark.interpret
+def test_what_goes_through_the_operator(launches):
+    """Whatever surrounds a call: no batch, torch.func's transforms, forward mode, a trace; all layers share its launches there, too"""
+    x, layers, h0, weights = small(1)
+    module = lambda x: rnn(x, layers, h0, "tf32x3")[0]  # noqa: E731
+    plain = module(x).detach()
+    assert rnn(x[:, :0], layers, h0[:, :0], "tf32x3")[0].shape == (2, 0, 16)
+    del launches[:]
+    found = [torch.func.vmap(module)(torch.stack([x, x]))[1], torch.func.vjp(module, x)[0]]
+    with forward_ad.dual_level():
+        dual = module(forward_ad.make_dual(x.detach(), torch.ones_like(x)))
+        found.append(forward_ad.unpack_dual(dual).primal)
+    layers, h0 = [[w.detach() for w in layer] for layer in layers], h0.detach()
+    found.append(torch.jit.trace(module, x.detach(), check_trace=False)(x))
+    assert launches == [2] * 5  # the trace, and its first call
+    assert_close(found, [plain.double()] * 4, 1e-5)
 
 
 @pytest.mark.long
@@ -286,8 +304,7 @@ def test_peak_memory_of_a_train_step(p, launches, monkeypatch):
     T, B, H, L = 1, 24, 24, 2
     x, layers, h0, _ = example(L, 1, H, H, T=T, B=B)
     weights = [t for layer in layers for t in layer]
-    for name in ("forward", "backward"):  # what an op allocates inside is not seen by a mode
-        monkeypatch.setattr(network, name, getattr(network, f"_run_{name}"))
+    monkeypatch.setattr(autograd, "_may_be_seen", lambda *_: False)  # what an op allocates inside is not seen by a mode
     with Allocations() as memory:
         y, hn = rnn(x, layers, h0, dropout=p)
         torch.autograd.grad(y.sum() + hn.sum(), [x, h0, *weights])
@@ -506,12 +523,12 @@ def test_vmap_of_the_ops(p, launches):
     x, layers, h0, weights = (t.detach() if isinstance(t, torch.Tensor) else t for t in small(1))
     weights = [w.detach() for w in weights]
     seed = torch.tensor([3]) if p else None
-    net = True, "tanh", False, "tf32x3", dropout.count(p)
+    net = Settings(True, True, "elman_tanh", "forward", "tf32x3", dropout.count(p))
     xs, seconds = torch.stack([x, -x]), torch.stack([weights[5], 0.5 * weights[5]])
 
     def of(x, w_hh):
         y, hn, kept = network.forward(x, [*weights[:5], w_hh, *weights[6:]], h0, seed, *net, True)
-        dx, dh0, dweights = network.backward(x, [*weights[:5], w_hh, *weights[6:]], h0, seed, kept, y, hn, *net, [True] * 8)
+        dx, dh0, dweights = network.backward(x, [*weights[:5], w_hh, *weights[6:]], h0, seed, kept, y, hn, *net, [DX | DH0, WEIGHTS, WEIGHTS], None)
         return y, hn, kept, dx, dh0, *dweights
 
     for dims, given in (((0, None), (xs, weights[5])), ((0, 0), (xs, seconds)), ((None, 0), (x, seconds))):
@@ -540,7 +557,7 @@ def test_the_ops_without_kernels(directions, p):
     x, layers, h0, expected = example(2, directions, 5, 8, T=3, B=2, dtype=torch.float64)
     weights = [t for layer in layers for t in layer]
     seed = torch.tensor([3]) if p else None
-    net = True, "tanh", directions == 2, None, dropout.count(p)
+    net = Settings(True, True, "elman_tanh", "both" if directions == 2 else "forward", None, dropout.count(p))
     y, hn, _ = network.forward(x, weights, h0, seed, *net, True)
     tensors = [x, h0, *weights]
     found = [y, hn, *torch.autograd.grad(y.sum() + hn.sum(), tensors, retain_graph=True)]
@@ -565,13 +582,13 @@ def test_opcheck(directions, bias, p, launches):
     x_, h0_, *weights_ = [t.detach() for t in (x, h0, *weights)]
     dropped = dropout.count(p)
     seed = torch.tensor([3]) if dropped else None
-    net = bias, "tanh", directions == 2, "tf32", dropped
+    net = Settings(bias, bias, "elman_tanh", "both" if directions == 2 else "forward", "tf32", dropped)
     torch.library.opcheck(network.forward, (x, weights, h0, seed, *net, True))
     torch.library.opcheck(network.forward, (x_, weights_, h0_, seed, *net, False))
     y, hn, kept = network.forward(x_, weights_, h0_, seed, *net, True)
-    ys = y[None] if directions == 2 else kept
-    for needs in ([True] * 8, [False, True, False, True, False, False, False, True]):
-        torch.library.opcheck(network.backward, (x_, weights_, h0_, seed, ys, y, hn, *net, needs))
+    ys = y if directions == 2 else kept
+    for needs in ([DX | DH0, WEIGHTS, WEIGHTS], [DH0, DW_HH, DB]):
+        torch.library.opcheck(network.backward, (x_, weights_, h0_, seed, ys, y, hn, *net, needs, None))
 
 
 @pytest.mark.interpret
@@ -636,7 +653,7 @@ def test_launches_that_do_not_compile_give_way(what, launches, monkeypatch):
 def test_a_fault_names_the_layer_of_the_network(launches, monkeypatch):
     monkeypatch.setattr(network, "launches", lambda *_: (ONE, Bundle(2, True)))
     x, layers, h0, _ = example(3, 1, 5, 16, T=1, B=1, dtype=torch.float32)
-    network._launch_for.cache_clear()
+    dispatch._launch_for.cache_clear()
     rnn(x, layers, h0, "tf32")
     names = [text for text in faults._descriptions.values() if "2 recurrences" in text]
     assert names and names[-1].endswith("2 recurrences (layer 1, layer 2)")

@@ -7,6 +7,7 @@ kernels against the reference: what differs is the order of sums, so torch's own
 import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
+from support import ops
 from support.problems import gradients, like, problem
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
@@ -14,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 import rnn_triton
 from rnn_triton.cells import reference
 from rnn_triton.launch import gemm, launcher
-from rnn_triton.op import layer as op
+from rnn_triton.op.gradients import DB, DH0, DW_HH, DX
 
 T, B, I, H = 2, 2, 3, 4
 LAYERS = [dict(), dict(nonlinearity="relu"), dict(reverse=True)]
@@ -233,10 +234,10 @@ EDITS = {
     "w_ih": lambda y, hn, t: t[1].detach().mul_(2),
     "w_hh": lambda y, hn, t: t[2].detach().mul_(2),
     "h0": lambda y, hn, t: t[5].detach().mul_(2),
+    "bias": lambda y, hn, t: t[3].detach().mul_(2),  # which the gradients of the gradients read
 }
 HARMLESS = {
     "hn": lambda y, hn, t: hn.mul_(2),
-    "bias": lambda y, hn, t: t[3].detach().mul_(2),
     "a copy of y": lambda y, hn, t: (y * 1).mul_(2),
 }
 
@@ -353,12 +354,12 @@ def test_no_copy_within_the_ops_either(batch_first, device, monkeypatch):
     x, *rest = (t.detach().to(device) for t in problem(3, 4, 8, 16, dtype=torch.bfloat16))
     x = torch.zeros(4, 6, 8, dtype=x.dtype, device=device)[:, :3].transpose(0, 1) if batch_first else x
     with Recorder() as recorder:
-        y, hn = op.run_forward(x, *rest, "tanh", False, None)
+        y, hn = ops.run_forward(x, *rest, "tanh", False, None)
         dy = torch.zeros(4, 3, 16, dtype=y.dtype, device=device).transpose(0, 1) if batch_first else y
-        op._run_backward(x, *rest[:2], rest[4], y, dy, hn, "tanh", False, None, 1 | 4 | 8 | 16, None)
+        ops.run_backward((x, *rest), y, dy, hn, [DX | DH0, DW_HH | DB])
     assert "mm" in recorder.names and not COPIES & set(recorder.names)
     with Recorder() as recorder:  # dw_ih: the rows of a batch_first x have no common stride
-        op._run_backward(x, *rest[:2], rest[4], y, dy, hn, "tanh", False, None, 31, None)
+        ops.run_backward((x, *rest), y, dy, hn)
     assert sum(name in COPIES for name in recorder.names) == batch_first
 
 
@@ -367,7 +368,7 @@ def test_the_recorder_sees_copies(device, monkeypatch):
     monkeypatch.setattr(launcher.Launcher, "__call__", lambda *a: None)
     x, *rest = (t.detach().to(device) for t in problem(3, 4, 8, 16, dtype=torch.bfloat16))
     with Recorder() as recorder:
-        op.run_forward(x.mT.contiguous().mT, *rest, "tanh", False, None)
+        ops.run_forward(x.mT.contiguous().mT, *rest, "tanh", False, None)
     assert COPIES & set(recorder.names)
 
 

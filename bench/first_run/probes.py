@@ -10,9 +10,9 @@ from unittest import mock
 import torch
 
 import rnn_triton
-from rnn_triton.cells import reference
 from rnn_triton.cells.elman import ELMAN
 from rnn_triton.launch import dispatch, operands, recurrence
+from rnn_triton.op import on_cpu
 from rnn_triton.plan import latency
 from rnn_triton.plan.problem import plan_fields
 
@@ -53,11 +53,8 @@ def alone(case: Case, inputs: dict[str, torch.Tensor], direction: str, y: torch.
 def pre_activation_gradients(case: Case, inputs: dict[str, torch.Tensor], y: torch.Tensor) -> torch.Tensor:
     """da[T,B,H] in fp64"""
     wide = {name: value.double() for name, value in inputs.items()}
-    one = torch.eye(case.H, dtype=torch.float64, device=y.device)  # dx = da W_ih
-    wide_y = y.double()
-    return reference.backward(
-        wide_y, one, wide["weight_hh_l0"], wide["h0"][0], wide_y, wide["dy"], wide["dhn"][0], case.nonlinearity
-    )[0]
+    cell = ELMAN[case.nonlinearity].name
+    return on_cpu.backward(wide["weight_hh_l0"], y.double(), wide["dy"], wide["dhn"][0], cell, False)
 
 
 @dataclass(frozen=True)

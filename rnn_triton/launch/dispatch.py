@@ -16,48 +16,58 @@ from torch import Tensor
 
 from ..errors import UnsupportedError
 from ..plan import hardware
-from ..plan.choose import plan, reject
+from ..plan.choose import plan, reject, shared_plan
 from ..plan.hardware import Device
 from ..plan.overriding import Choices, overrides
 from ..plan.problem import DTYPES, ONE, Bundle, PerStep, Plan, Problem
 from . import faults, per_step, recurrence
 from .launcher import DoesNotCompile, DoesNotFit
+from .recurrence import Each
 
 
 def forward(
     x: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
+    w_ih: Each,
+    w_hh: Each,
+    b_ih: Each | None,
+    b_hh: Each | None,
     h0: Tensor | None,
     cell: str,
     reverse: bool,
     precision: str | None,
+    shared: tuple[Any, ...] = (),
+    *dropout: Any,
 ) -> tuple[Tensor, Tensor]:
-    """y[T,B,H], contiguous, and hn[B,H], its own memory.  x[T,B,I] of any strides; T, B >= 1.
+    """Returns y[T,B,H], contiguous, and hn[B,H], its own memory.  x[T,B,I] of any strides; T, B >= 1.
 
-    An ensemble of M models has M in front of every shape; stride 0 where the models share a tensor."""
+    An ensemble of M models has M in front of every shape; stride 0 where the models share a tensor.  With `shared` = (bundle, number
+    of the bottom layer) one launch carries several recurrences: shapes and lists as in Recurrence, `dropout` its (seed, dropped)."""
     *M, _, B, I = x.shape
-    call = ("forward", *M, B, I, w_hh.shape[-1], x.dtype, precision, cell, x.device)
-    return run(_launch_for, call, "forward", x, w_ih, w_hh, b_ih, b_hh, h0, reverse)
+    H = (w_hh[0] if shared else w_hh).shape[-1]
+    call = ("forward", *M, B, I, H, x.dtype, precision, cell, x.device)
+    return run(call, shared, "forward", x, w_ih, w_hh, b_ih, b_hh, h0, reverse, *dropout)
 
 
 def backward(
-    w_hh: Tensor,
+    w_hh: Each,
     y: Tensor,
     dy: Tensor | None,
     dhn: Tensor | None,
     cell: str,
     reverse: bool,
     precision: str | None,
+    shared: tuple[Any, ...] = (),
+    *linked: Any,
 ) -> Tensor:
-    """da[T,B,H], the gradient of every pre-activation, from y[T,B,H], dy[T,B,H] and dhn[B,H]; a view of longer rows, maybe.
+    """Returns da[T,B,H], the gradient of every pre-activation, from y[T,B,H], dy[T,B,H] and dhn[B,H]; a view of longer rows, maybe.
 
-    dy or dhn may be None, not both; any strides.  An ensemble as in `forward`."""
+    dy or dhn may be None, not both; any strides.  Ensembles and `shared` as in `forward`; `linked` layers have Recurrence's (w_ih,
+    seed, dropped)."""
     *M, _, B, H = y.shape
+    if shared:
+        M, H = [], w_hh[0].shape[-1]
     call = ("backward", *M, B, 1, H, y.dtype, precision, cell, y.device)
-    return run(_launch_for, call, "backward", w_hh, y, dy, dhn, reverse)
+    return run(call, shared, "backward", w_hh, y, dy, dhn, reverse, *linked)
 
 
 def compile_ahead(problem: Problem, p: Plan, device: Device, bundle: Bundle = ONE) -> Any:
@@ -74,35 +84,42 @@ def prepared(problem: Problem, p: Plan, bundle: Bundle = ONE, first: int = 0) ->
     return per_step.Steps(problem, p) if isinstance(p, PerStep) else recurrence.Recurrence(problem, p, bundle, first)
 
 
-def run(prepare: Any, call: tuple[Any, ...], pass_: str, *arguments: Any) -> Any:
-    """Calls the method `pass_` of the launch that prepare(call, overrides), a cached function, returns.  Where its kernel does not
-    compile, or its CTAs do not all fit on the device at once, prepares another one.  The last element of `call` is the device."""
-    faults.check(call[-1])
+def run(call: tuple[Any, ...], shared: tuple[Any, ...], pass_: str, *arguments: Any) -> Any:
+    """Calls the method `pass_` of the launch prepared for `call` and `shared`.  Where its kernel does not compile, or its CTAs do not
+    all fit on the device at once, prepares another one."""
+    device = call[-1]
+    faults.check(device)
     failure: Exception | None = None
     while True:
         try:
-            launch = prepare(call, overrides())
+            launch = _launch_for(call, overrides(), *shared)
         except (UnsupportedError, ValueError) as error:
             raise error from failure
         try:
             return getattr(launch, pass_)(*arguments)
         except DoesNotCompile as error:
             failure = error
-            reject(launch.problem, hardware.of(call[-1]), launch.plan, str(error), getattr(launch, "bundle", ONE))
-            prepare.cache_clear()
+            reject(launch.problem, hardware.of(device), launch.plan, str(error), getattr(launch, "bundle", ONE))
         except DoesNotFit as error:
             failure = error
-            hardware.too_many(call[-1], error.ctas)
-            prepare.cache_clear()
+            hardware.too_many(device, error.ctas)
+        _launch_for.cache_clear()
 
 
 @functools.lru_cache(maxsize=1024)
-def _launch_for(call: tuple[Any, ...], chosen: Choices) -> Any:
-    """The prepared launch of a call (direction, [M,] B, I, H, dtype, precision, cell, device) under the overrides `chosen`."""
+def _launch_for(call: tuple[Any, ...], chosen: Choices, bundle: Bundle = ONE, first: int = 0) -> Any:
+    """Returns the launch prepared for a call (direction, [M,] B, I, H, dtype, precision, cell, device) under the overrides `chosen`,
+    of the recurrences of `bundle`, `first` being the number of the bottom layer."""
     direction, *M, B, I, H, dtype, precision, cell, device = call
     problem = Problem(direction, B, I, H, DTYPES[dtype], precision, cell, *M)
-    p = plan(problem, hardware.of(device), chosen)
-    launch = prepared(problem, p)
+    p: Plan | None
+    if bundle.count == 1:
+        p = plan(problem, hardware.of(device), chosen)
+    else:
+        p = shared_plan(problem, bundle, hardware.of(device), chosen)
+    if p is None:
+        raise UnsupportedError(f"no plan for {bundle.count} recurrences of {problem} compiles on {hardware.of(device).name}")
+    launch = prepared(problem, p, bundle, first)
     return _Models(launch) if M and not p.ensembles else launch
 
 

@@ -64,12 +64,7 @@ def has_kernels(t: Tensor) -> bool:
     return t.is_cuda or (t.is_cpu and interpreter.active())
 
 
-def batched(*tensors: Tensor | None) -> bool:
-    """Does one of them stand for several, which vmap has made of it (or any transform of torch.func something else)?"""
-    return torch._C._are_functorch_transforms_active() or any(t is not None and _is_batched(t) for t in tensors)
-
-
-_is_batched = torch._C._functorch.is_legacy_batchedtensor  # by is_grads_batched, and by torch.autograd.functional
+is_batched = torch._C._functorch.is_legacy_batchedtensor  # by is_grads_batched, and by torch.autograd.functional
 
 
 class Launcher:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -50,18 +51,17 @@ def _drop_without_kernels(y: Tensor, seed: Tensor, layer: int, dropped: int) -> 
     generator = torch.Generator().manual_seed(int(seed))
     for _ in range(layer + 1):
         bits = torch.randint(65536, y.shape, generator=generator)
-    return _kept(y, bits >= dropped, dropped)
+    return drop_by_mask(y, bits >= dropped, dropped)
 
 
-def drop_by_mask(y: Tensor, seed: Tensor, layer: int, dropped: int) -> Tensor:
-    """`drop` by ordinary operations and a mask in memory: differentiable to any order, under every transform that leaves
-    the seed alone"""
+def mask(shape: Sequence[int], dtype: torch.dtype, seed: Tensor, layer: int, dropped: int) -> Tensor:
+    """Returns what `drop` keeps of such a y, as a mask in memory."""
     with torch.no_grad():
-        kept = drop(torch.ones(y.shape, dtype=y.dtype, device=y.device), seed, layer, dropped) != 0
-    return _kept(y, kept, dropped)
+        return drop(torch.ones(shape, dtype=dtype, device=seed.device), seed, layer, dropped) != 0
 
 
-def _kept(y: Tensor, mask: Tensor, dropped: int) -> Tensor:
+def drop_by_mask(y: Tensor, mask: Tensor, dropped: int) -> Tensor:
+    """Returns `drop` of y by ordinary operations: differentiable to any order, under every transform."""
     return torch.where(mask, y * (65536 / max(65536 - dropped, 1)), 0.0)
 
 

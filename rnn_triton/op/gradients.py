@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -12,10 +12,12 @@ from ..launch import gemm
 # Gradients that are asked for, added up in `needs`: what is frozen, or needs no gradient, costs no GEMM.
 DX, DW_IH, DW_HH, DB, DH0 = 1, 2, 4, 8, 16
 
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+
 
 @dataclass(frozen=True)
-class Layer:
-    """One layer in one direction; shapes as in functional.rnn, those of an ensemble with M in front."""
+class Saved:
+    """A layer in one direction as its backward pass finds it; shapes as in functional.rnn, those of an ensemble with M in front."""
 
     x: Tensor | Callable[[], Tensor]  # or a function that makes it, called where DW_IH is asked for
     w_ih: Tensor
@@ -26,17 +28,19 @@ class Layer:
     precision: str | None
     needs: int
 
-    def gradients(self, da: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """(dx, dw_ih, dw_hh, db, dh0) from da[..,T,B,H], each empty unless `needs` asks for it:
+    def gradients(self, da: Tensor, groups: int | None = None) -> Gradients:
+        """Returns (dx, dw_ih, dw_hh, db, dh0) from da[..,T,B,H], each None unless `needs` asks for it:
 
             dx = da W_ih    dh0 = da_first W_hh    dw_ih = sum over t of da_t^T x_t    dw_hh = sum of da_t^T h_{t-1}    db = sum of da_t
 
+        With `groups` = G the batch is G equal parts, and dw_ih[..,G,H,I], dw_hh[..,G,H,H] and db[..,G,H] come separately for each.
+
         Weight gradients and dh0 are accumulated in fp32 and rounded once: into 16 bits cuBLAS may add up parts of a long sum,
         T B of them, that it has rounded to 16 bits."""
+        if groups is not None:
+            return self._in_groups(da, groups)
         needs, precision = self.needs, self.precision
-        # a tensor each for what is not needed: the outputs of an op must not alias
-        dx, dh0 = (self.y.new_empty(0) for _ in range(2))
-        dw_ih, dw_hh, db = (self.y.new_empty(*self.y.shape[:-3], 0) for _ in range(3))
+        dx = dw_ih = dw_hh = db = dh0 = None
         rows = da.flatten(-3, -2)  # [T*B,H]: a view, as those of x and y are unless their strides forbid it
         if needs & DX:
             dx = gemm.matmul(rows, self.w_ih, precision).unflatten(-2, da.shape[-3:-1])
@@ -49,6 +53,19 @@ class Layer:
             db = rows.sum(-2)
         if needs & DH0:
             dh0 = gemm.wide(da.select(-3, -1 if self.reverse else 0), self.w_hh, precision).to(da.dtype)
+        return dx, dw_ih, dw_hh, db, dh0
+
+    def _in_groups(self, da: Tensor, groups: int) -> Gradients:
+        def parts(t: Tensor, dims: int) -> Tensor:
+            """Returns the last `dims` dimensions of t, the batch (next to last) in equal parts: [M G,..]"""
+            return t.unflatten(-2, (groups, t.shape[-2] // groups)).movedim(-3, -dims - 1).flatten(0, -dims - 1)
+
+        dx, *_, dh0 = replace(self, needs=self.needs & (DX | DH0)).gradients(da)
+        x = self.x if isinstance(self.x, Tensor) else self.x()
+        h0 = None if self.h0 is None else parts(self.h0, 2)
+        apart = replace(self, x=parts(x, 3), h0=h0, y=parts(self.y, 3), needs=self.needs & ~(DX | DH0))
+        found = apart.gradients(parts(da, 3))[1:4]
+        dw_ih, dw_hh, db = (g if g is None else g.unflatten(0, (*da.shape[:-3], groups)) for g in found)
         return dx, dw_ih, dw_hh, db, dh0
 
     def _dw_hh(self, rows: Tensor, B: int) -> Tensor:

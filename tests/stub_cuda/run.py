@@ -32,6 +32,8 @@ from triton.runtime.jit import JITFunction
 from rnn_triton import overriding
 from rnn_triton.launch import dispatch, faults, gemm
 from rnn_triton.op import network
+from rnn_triton.op.gradients import DW_HH, DW_IH, DX
+from rnn_triton.op.layers import Settings
 from rnn_triton.plan import choose, hardware
 from rnn_triton.plan.explain import explain
 from rnn_triton.plan.problem import DTYPES, Bundle, Problem, plan_fields
@@ -103,8 +105,7 @@ def on_device(**changes):
     record = dataclasses.replace(hardware.RECORDS["sm_90"], **changes)
     hardware._record = lambda device: record
     hardware._together.clear()
-    for sites in (dispatch._launch_for, network._launch_for):
-        sites.cache_clear()
+    dispatch._launch_for.cache_clear()
     return record
 
 
@@ -169,13 +170,13 @@ def layers(case, log, observed):
     biases = [tensor(H)] * L
 
     def function():
-        call = (case["direction"], B, I if forward else 1, H, torch.bfloat16, None, "tanh", bundle, 5, given["seed"].device)
+        settings = ("elman_tanh", False, None, (bundle, 5))
         if forward:
             tensors = (given["x"], w_ih, w_hh, biases, biases, given["h0"])
-            y, hn = dispatch.run(network._launch_for, call, "forward", *tensors, False, given["seed"], 100)
+            y, hn = dispatch.forward(*tensors, *settings, given["seed"], 100)
             return {"y": y, "hn": hn}
         tensors = (w_hh, given["y"], given["dy"], given["dhn"])
-        return {"da": dispatch.run(network._launch_for, call, "backward", *tensors, False, w_ih, given["seed"], 100)}
+        return {"da": dispatch.backward(*tensors, *settings, w_ih, given["seed"], 100)}
 
     of = Problem(case["direction"], B, I if forward else 1, H, "bf16", None, "elman_tanh")
     p = choose.shared_plan(of, bundle, record)
@@ -194,16 +195,15 @@ def whole_network(case, log, observed):
     network.has_kernels = lambda t: True
     weights = [w for layer in range(L) for _ in range(D) for w in (tensor(H, D * H if layer else I), tensor(H, H))]
     given = {"x": tensor(T, B, I), "dy": tensor(T, B, D * H)}
-    net = network.Settings(False, "tanh", D == 2, None, 0)
+    net = Settings(False, False, "elman_tanh", "both" if D == 2 else "forward", None)
 
     def function():
         if case["direction"] == "forward":
-            y, hn, _ = network._run_forward(given["x"], weights, None, None, *net, False)
+            y, hn, _ = network.run_forward(given["x"], weights, None, None, net, False)
             return {"y": y, "hn": hn}
-        ys = tensor(L, T, B, D * H)
-        dx, *_ = network._run_backward(
-            given["x"], weights, None, None, ys, given["dy"], None, *net, [True, False, *[True, True, False] * L * D]
-        )
+        kept = tensor(*([L] if L > 1 else []), T, B, D * H)
+        needs = [DX, *[DW_IH | DW_HH] * L * D]
+        dx, *_ = network.run_backward(given["x"], weights, None, None, kept, given["dy"], None, net, needs, None)
         return {"dx": dx}
 
     made = calls(function, given, log, observed, case.get("together"))

@@ -1,0 +1,123 @@
+"""vmap over the ops: data joins the batch, weights make an ensemble, and dropout, whose masks go by place, goes sample by sample."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from ..launch.launcher import is_batched
+from . import network
+from .gradients import DB, DH0, DW_HH, DW_IH, DX
+
+
+def _join(t: Tensor | None, mapped: int | None, n: int) -> Tensor | None:
+    """Returns t[..,B,N] with the mapped dimension (or n copies) merged into B, as its outer part."""
+    if t is None:
+        return None
+    t = t.unsqueeze(-3).expand(*t.shape[:-2], n, *t.shape[-2:]) if mapped is None else t.movedim(mapped, -3)
+    return t.flatten(-3, -2)
+
+
+def _part(t: Tensor, n: int, B: int) -> tuple[Tensor, int]:
+    """Returns what `_join` merged, n times B, as a dimension of its own again, and which."""
+    t = t.unflatten(-2, (n, B))
+    return t, t.dim() - 3
+
+
+def _stack(t: Any, mapped: Any, n: int, nested: bool) -> Any:
+    """Returns t, or a list of such, as of the models of an ensemble, which share what is not mapped; `nested`: it has models already."""
+    if isinstance(t, list):
+        return [_stack(*pair, n, nested) for pair in zip(t, mapped, strict=True)]
+    if t is None:
+        return None
+    t = t.expand(n, *t.shape) if mapped is None else t.movedim(mapped, 0)
+    return t.flatten(0, 1) if nested else t
+
+
+def _unstack(t: Tensor, n: int, nested: bool) -> tuple[Tensor, int]:
+    return (t.unflatten(0, (n, t.shape[0] // max(n, 1))) if nested else t), 0
+
+
+def _one_by_one(run: Any, n: int, dims: tuple, arguments: tuple) -> tuple[Any, Any]:
+    def sample(t: Any, d: Any, i: int) -> Any:
+        if isinstance(d, list | tuple):
+            return [sample(*pair, i) for pair in zip(t, d, strict=True)]
+        return t if d is None else t.select(d, i)
+
+    found = [run(*[sample(t, d, i) for t, d in zip(arguments, dims, strict=True)]) for i in range(n)]
+    stacked = [torch.stack(t) if isinstance(t[0], Tensor) else list(map(torch.stack, zip(*t))) for t in zip(*found)]
+    return tuple(stacked), tuple(0 if isinstance(t, Tensor) else [0] * len(t) for t in stacked)
+
+
+def _sizes(x: Tensor, mapped: int | None) -> tuple[int, bool]:
+    """Returns B of one sample of x, and whether it is an ensemble's."""
+    shape = [size for dim, size in enumerate(x.shape) if dim != mapped]
+    return shape[-2], len(shape) == 4
+
+
+def _forward(info: Any, dims: tuple, *arguments: Any) -> tuple[Any, Any]:
+    x, weights, h0, seed, *settings = arguments
+    n = info.batch_size
+    if seed is not None:
+        return _one_by_one(network.forward, n, dims, arguments)
+    B, nested = _sizes(x, dims[0])
+    if any(d is not None for d in dims[1]):
+        tensors = [_stack(t, d, n, nested) for t, d in zip((x, weights, h0), dims)]
+        outputs, apart = network.forward(*tensors, None, *settings), lambda t: _unstack(t, n, nested)
+    else:
+        outputs = network.forward(_join(x, dims[0], n), weights, _join(h0, dims[2], n), None, *settings)
+        apart = lambda t: _part(t, n, B)  # noqa: E731
+    found = [(t, None) if t.dim() == 1 else apart(t) for t in outputs]  # nothing is kept
+    return tuple(zip(*found))  # type: ignore[return-value]
+
+
+def _backward(info: Any, dims: tuple, *arguments: Any) -> tuple[Any, Any]:
+    x, weights, h0, seed, kept, dy, dhn, *settings, needs, groups = arguments
+    n = info.batch_size
+    if seed is not None:
+        return _one_by_one(network.backward, n, dims, arguments)
+    B, nested = _sizes(x, dims[0])
+    states, of_states = (kept, dy, dhn), dims[4:7]
+    if any(d is not None for d in dims[1]):
+        tensors = [_stack(t, d, n, nested) for t, d in zip((x, weights, h0), dims)]
+        states = [_stack(t, d, n, nested) for t, d in zip(states, of_states)]  # type: ignore[assignment]
+        *data, dweights = network.backward(*tensors, None, *states, *settings, needs, groups)
+        of_data = of_weights = lambda t: _unstack(t, n, nested)  # noqa: E731
+    else:
+        states = [_join(t, d, n) for t, d in zip(states, of_states)]  # type: ignore[assignment]
+        x, h0 = _join(x, dims[0], n), _join(h0, dims[2], n)
+        *data, dweights = network.backward(x, weights, h0, None, *states, *settings, needs, n * (groups or 1))
+        of_data = lambda t: _part(t, n, B)  # noqa: E731
+        dim = int(nested)  # behind the models
+        of_weights = lambda t: (t if groups is None else t.unflatten(dim, (n, groups)), dim)  # noqa: E731
+    (dx, x_dim), (dh0, h0_dim) = (
+        of_data(t) if needs[0] & need else (t, None) for t, need in zip(data, (DX, DH0), strict=True)
+    )
+    wanted = [need & w for need in needs[1:] for w in (DW_IH, DW_HH, DB)]
+    found: Any = [of_weights(t) if want else (t, None) for t, want in zip(dweights, wanted, strict=True)]
+    return (dx, dh0, [t for t, _ in found]), (x_dim, h0_dim, [d for _, d in found])
+
+
+torch.library.register_vmap("rnn_triton::forward", _forward)
+torch.library.register_vmap("rnn_triton::backward", _backward)
+
+
+def _older(*arguments: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """The backward op under torch's legacy vmap (is_grads_batched=True), whose fallback does not accept lists of tensors."""
+    level = torch._C._vmapmode_increment_nesting() - 1  # of the batches: it says the one within
+    torch._C._vmapmode_decrement_nesting()
+
+    def mapped(t: Any) -> bool:
+        return isinstance(t, Tensor) and is_batched(t)
+
+    plain = tree_map(lambda t: torch._remove_batch_dim(t, level, 1, 0) if mapped(t) else t, arguments)
+    dims = tree_map(lambda t: 0 if mapped(t) else None, arguments)
+    dx, dh0, dweights = torch.vmap(network.backward, in_dims=dims)(*plain)
+    dx, dh0, *dweights = (torch._add_batch_dim(t, 0, level) for t in (dx, dh0, *dweights))
+    return dx, dh0, dweights
+
+
+torch.library.impl("rnn_triton::backward", "Batched")(_older)
