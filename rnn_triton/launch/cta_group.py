@@ -1,4 +1,4 @@
-"""Launches of kernels/cta_group.py: W_hh over a group of CTAs."""
+"""Prepares launches of kernels/cta_group.py, in which a group of CTAs holds W_hh."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any
 from ..kernels import facts
 from ..kernels.cta_group import cta_group
 from ..plan.problem import ONE, SIZES, Bundle, CtaGroup, Problem, row_units
-from .launcher import TRITON_DTYPES, Launcher, cell
+from .launcher import Launcher, cell, tile
 from .operands import Engine, Operands, Scalars
 
 
 def engine(problem: Problem, plan: CtaGroup, bundle: Bundle = ONE) -> Engine:
-    of = functools.partial(constants, problem, plan, bundle=bundle)
-    launch = Launcher(cta_group, (plan.groups * plan.ctas, bundle.count, 1), of, options(plan))
+    """Returns the kernel of a plan, ready for a launch of these recurrences."""
+    facts_of = functools.partial(constants, problem, plan, bundle=bundle)
+    launch = Launcher(cta_group, (plan.groups * plan.ctas, bundle.count, 1), facts_of, options(plan))
     unit, row = row_units(1, problem.dtype), row_units(problem.H, problem.dtype)
     return Engine(
         launch, scalars=Scalars._fields.index("per_model"), groups=plan.groups, ctas=plan.ctas, row=row, recurrent=row,
@@ -23,45 +24,22 @@ def engine(problem: Problem, plan: CtaGroup, bundle: Bundle = ONE) -> Engine:
 
 
 def options(p: CtaGroup) -> dict[str, Any]:
+    registers = 255 if p.warps <= 8 else 128
     # num_stages: pipelined loads would be hoisted above the wait
-    return dict(
-        num_warps=p.warps, num_stages=1, maxnreg=255 if p.warps <= 8 else 128, launch_cooperative_grid=True
-    )
+    return dict(num_warps=p.warps, num_stages=1, maxnreg=registers, launch_cooperative_grid=True)
 
 
 def constants(problem: Problem, p: CtaGroup, present: tuple[bool, ...], bundle: Bundle = ONE) -> dict[str, Any]:
-    """The constexpr parameters of the kernel, in its order"""
-    forward = problem.direction == "forward"
+    """Returns the constexpr parameters of the kernel, in its order.  `present` says of each of Operands whether it is there."""
     has_x = present[Operands._fields.index("x")]
-    nothing = 0 if bundle.linked else 1
     row, word = row_units(problem.H, problem.dtype), 4 // SIZES[problem.dtype]  # elements
     apart = row if bundle.linked else bundle.count * row
     return dict(
-        TILE=facts.GroupTile(
-            dtype=TRITON_DTYPES[problem.dtype],
-            precision=p.precision,
-            block_b=p.block_b,
-            form=p.formulation,
-            warps=p.warps,
-            chains=p.chains,
-            w_in_home="none" if p.w_ih_home == "gemm" else p.w_ih_home,
-            ctas=p.ctas,
-            units=p.units,
-            shared_tiles=p.w_hh_shared,
-            protocol=p.protocol,
-            x_loads=p.x_loads,
-            look_every=p.look_every,
-            probe_delay=p.probe_delay,
-        ),
+        TILE=tile(facts.GroupTile, problem, p),
         SHAPE=facts.GroupShape(
-            I=row_units(problem.I, problem.dtype) if has_x else nothing,
-            H=problem.H,
-            row=row,
-            words=row // word,
-            apart=apart,
-            row_words=apart // word,
-            wide_u=forward,
-        ),
+            I=row_units(problem.I, problem.dtype) if has_x else 0 if bundle.linked else 1, H=problem.H, row=row,
+            words=row // word, apart=apart, row_words=apart // word, wide_u=problem.direction == "forward",
+        ),  # fmt: skip
         HAS=facts.Has.of(Operands._fields, present),
         CELL=cell(problem, p.accuracy),
         SHARE=facts.Share(lanes=bundle.count, linked=bundle.linked, dropout=bundle.dropout),

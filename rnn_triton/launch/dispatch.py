@@ -1,15 +1,13 @@
-"""The only way to the recurrence kernels: a plan for the call, and the regime that carries it out.
+"""The only way to the recurrence kernels: takes a plan for the call, and has it carried out.
 
-`forward` and `backward` run on CUDA tensors, or on CPU tensors by Triton's interpreter; `compile_ahead` compiles the
-same configuration for a device that need not be here.  A regime (one_cta.py, cta_group.py, per_step.py) builds the
-constexpr parameters of all three in one place, so what is checked ahead of time is what runs.  recurrence.py launches the
-first two.
+`forward` and `backward` run on CUDA tensors, or on CPU tensors by Triton's interpreter.  `compile_ahead` compiles what they would
+run for a device that need not be here.  Both take the constexpr parameters from one function of the regime (one_cta.py,
+cta_group.py, per_step.py), so what is checked ahead of time is what runs.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -22,26 +20,18 @@ from ..plan.overriding import Choices, overrides
 from ..plan.problem import DTYPES, ONE, Bundle, PerStep, Plan, Problem
 from . import faults, per_step, recurrence
 from .launcher import DoesNotCompile, DoesNotFit
-from .recurrence import Each
+from .recurrence import Weight
 
 
 def forward(
-    x: Tensor,
-    w_ih: Each,
-    w_hh: Each,
-    b_ih: Each | None,
-    b_hh: Each | None,
-    h0: Tensor | None,
-    cell: str,
-    reverse: bool,
-    precision: str | None,
-    shared: tuple[Any, ...] = (),
-    *dropout: Any,
-) -> tuple[Tensor, Tensor]:
-    """Returns y[T,B,H], contiguous, and hn[B,H], its own memory.  x[T,B,I] of any strides; T, B >= 1.
+    x: Tensor, w_ih: Weight, w_hh: Weight, b_ih: Weight | None, b_hh: Weight | None, h0: Tensor | None,
+    cell: str, reverse: bool, precision: str | None, shared: tuple[Any, ...] = (), *dropout: Any,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Returns y[T,B,H], contiguous, and hn[B,H] in memory of its own, from x[T,B,I] of any strides; T, B >= 1.
 
-    An ensemble of M models has M in front of every shape; stride 0 where the models share a tensor.  With `shared` = (bundle, number
-    of the bottom layer) one launch carries several recurrences: shapes and lists as in Recurrence, `dropout` its (seed, dropped)."""
+    An ensemble of M models has M in front of every shape, with stride 0 where the models share a tensor.  With `shared`, (bundle,
+    number of the bottom layer), one launch carries several recurrences, whose shapes and lists are those of Recurrence; `dropout`
+    is then its (seed, dropped)."""
     *M, _, B, I = x.shape
     H = (w_hh[0] if shared else w_hh).shape[-1]
     call = ("forward", *M, B, I, H, x.dtype, precision, cell, x.device)
@@ -49,20 +39,13 @@ def forward(
 
 
 def backward(
-    w_hh: Each,
-    y: Tensor,
-    dy: Tensor | None,
-    dhn: Tensor | None,
-    cell: str,
-    reverse: bool,
-    precision: str | None,
-    shared: tuple[Any, ...] = (),
-    *linked: Any,
-) -> Tensor:
-    """Returns da[T,B,H], the gradient of every pre-activation, from y[T,B,H], dy[T,B,H] and dhn[B,H]; a view of longer rows, maybe.
+    w_hh: Weight, y: Tensor, dy: Tensor | None, dhn: Tensor | None,
+    cell: str, reverse: bool, precision: str | None, shared: tuple[Any, ...] = (), *linked: Any,
+) -> Tensor:  # fmt: skip
+    """Returns da[T,B,H], the gradient of every pre-activation, from y[T,B,H], dy[T,B,H] and dhn[B,H] of any strides.
 
-    dy or dhn may be None, not both; any strides.  Ensembles and `shared` as in `forward`; `linked` layers have Recurrence's (w_ih,
-    seed, dropped)."""
+    da may be a view of longer rows.  dy or dhn may be None, but not both.  Ensembles and `shared` are as in `forward`; for layers
+    that share a launch `linked` is Recurrence's (w_ih, seed, dropped)."""
     *M, _, B, H = y.shape
     if shared:
         M, H = [], w_hh[0].shape[-1]
@@ -71,22 +54,23 @@ def backward(
 
 
 def compile_ahead(problem: Problem, p: Plan, device: Device, bundle: Bundle = ONE) -> Any:
-    """The compiled kernel (.asm, .metadata) of a plan for a device, which need not be present: the variant with every
-    optional tensor of its pass and with aligned rows wherever the sizes allow them."""
+    """Returns the compiled kernel (.asm, .metadata) of a plan for a device, which need not be present: the variant with every
+    optional tensor of its pass, and with aligned rows wherever the sizes allow them."""
     if isinstance(p, PerStep):
         return per_step.compile_ahead(problem, p, device)
     return recurrence.compile_ahead(problem, p, device, bundle)
 
 
 def prepared(problem: Problem, p: Plan, bundle: Bundle = ONE, first: int = 0) -> Any:
-    """The launch of a plan, or all of a call's launches for per_step.py: an object with the methods `forward` and `backward`.  Takes
-    what Recurrence takes."""
+    """Returns the launch of a plan, or per_step.py's launches for all steps: an object with methods `forward` and `backward`.  The
+    arguments are those of Recurrence."""
     return per_step.Steps(problem, p) if isinstance(p, PerStep) else recurrence.Recurrence(problem, p, bundle, first)
 
 
 def run(call: tuple[Any, ...], shared: tuple[Any, ...], pass_: str, *arguments: Any) -> Any:
-    """Calls the method `pass_` of the launch prepared for `call` and `shared`.  Where its kernel does not compile, or its CTAs do not
-    all fit on the device at once, prepares another one."""
+    """Calls the method `pass_` of the launch that is prepared for `call` and `shared`.
+
+    If its kernel does not compile, or its CTAs do not all fit on the device at once, another launch is prepared."""
     device = call[-1]
     faults.check(device)
     failure: Exception | None = None
@@ -108,8 +92,9 @@ def run(call: tuple[Any, ...], shared: tuple[Any, ...], pass_: str, *arguments: 
 
 @functools.lru_cache(maxsize=1024)
 def _launch_for(call: tuple[Any, ...], chosen: Choices, bundle: Bundle = ONE, first: int = 0) -> Any:
-    """Returns the launch prepared for a call (direction, [M,] B, I, H, dtype, precision, cell, device) under the overrides `chosen`,
-    of the recurrences of `bundle`, `first` being the number of the bottom layer."""
+    """Returns the prepared launch of a call (direction, [M,] B, I, H, dtype, precision, cell, device) under the overrides `chosen`.
+
+    It carries the recurrences of `bundle`, of which the bottom layer has the number `first`."""
     direction, *M, B, I, H, dtype, precision, cell, device = call
     problem = Problem(direction, B, I, H, DTYPES[dtype], precision, cell, *M)
     p: Plan | None
@@ -124,27 +109,24 @@ def _launch_for(call: tuple[Any, ...], chosen: Choices, bundle: Bundle = ONE, fi
 
 
 class _Models:
-    """An ensemble where a launch has room for one model: one after the other, on the current stream."""
+    """Runs the models of an ensemble one after the other on the current stream, where a launch has room for one model."""
 
     def __init__(self, launch: Any) -> None:
-        self.problem, self.plan = launch.problem, launch.plan
-        self.launch = launch
+        self.problem, self.plan, self.launch = launch.problem, launch.plan, launch
 
-    def forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
-        y, hn = self._each(self.launch.forward, arguments)
-        return y, hn
+    def forward(self, *arguments: Any) -> tuple[Tensor, ...]:
+        return self._run(self.launch.forward, arguments)
 
     def backward(self, *arguments: Any) -> Tensor:
-        (da,) = self._each(lambda *of_one: (self.launch.backward(*of_one),), arguments)
-        return da
+        return self._run(lambda *model: (self.launch.backward(*model),), arguments)[0]
 
-    def _each(self, run: Callable[..., tuple[Tensor, ...]], arguments: tuple[Any, ...]) -> list[Tensor]:
-        """The results of every model, [M,..], each put in its place as soon as it is there"""
+    def _run(self, launch: Any, arguments: tuple[Any, ...]) -> tuple[Tensor, ...]:
+        """Returns what `launch` returns for every model, [M,..], each result copied to its place before the next model runs."""
         M = self.problem.models
-        out: list[Tensor] = []
+        results: tuple[Tensor, ...] = ()
         for model in range(M):
-            found = run(*[a[model] if isinstance(a, Tensor) else a for a in arguments])
-            out = out or [t.new_empty((M, *t.shape)) for t in found]
-            for whole, t in zip(out, found, strict=True):
-                whole[model] = t
-        return out
+            parts = launch(*[t[model] if isinstance(t, Tensor) else t for t in arguments])
+            results = results or tuple(t.new_empty((M, *t.shape)) for t in parts)
+            for result, part in zip(results, parts, strict=True):
+                result[model] = part
+        return results

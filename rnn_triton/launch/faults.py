@@ -1,23 +1,23 @@
-"""Launches whose CTAs waited for each other in vain: how the host learns of one without ever waiting for the GPU.
+"""Reports launches whose CTAs waited for each other in vain, without ever waiting for the GPU.
 
-A launch that exchanges data between CTAs is given a 64-bit word in host memory, one per device, and its launch id.  A
-group that gives up (kernels/exchange.py) stores into it, by one store:
+A launch that exchanges data between CTAs is given its launch id and the address of a 64-bit word in host memory, one for each
+device.  A group that gives up (kernels/exchange.py) stores into the word, by one store:
 
-    bits 0-31   the time step it waited in, in launch order
-    bits 32-43  the group, of the n-th of several recurrences n * groups + group
+    bits 0-31   the time step it waited in, counted in the order of the launch
+    bits 32-43  the group; n * groups + group for the n-th of several recurrences
     bits 44-62  the launch id, never 0
 
-The host looks at the word, a load from its own memory, before every such launch and in `synchronize`: a stuck launch is
-an ExchangeError at the first look after its end.  With RNN_TRITON_SYNC=1 in the environment when the package is imported,
-every launch is waited for and looked at at once, so that the traceback shows the call (not while a CUDA graph is
-captured: nothing runs then).
+The host looks at the word, a load from its own memory, before every such launch and in `synchronize`, and raises an ExchangeError
+at the first look after the launch has ended.  With RNN_TRITON_SYNC=1 in the environment when the package is imported, the host waits
+for every launch and looks at once, so that the traceback shows the call (except while a CUDA graph is captured, when nothing runs).
 
-There is one word: of several failures between two looks the last one stored is reported, and one stored in the instant
-between reading the word and clearing it may go unreported.  Its outputs are NaN all the same.
+Of several failures between two looks the last one stored is reported.  One that is stored in the instant between reading the word
+and clearing it may go unreported; its outputs are NaN nevertheless.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import threading
@@ -27,56 +27,53 @@ from torch import Tensor
 
 from ..errors import ExchangeError
 
-_IDS = 2**19 - 1  # 1 .. _IDS
+_IDS = 2**19 - 1  # ids are 1 to this
 _SYNC = os.environ.get("RNN_TRITON_SYNC") == "1"
 _CPU = torch.device("cpu")
 
 _lock = threading.Lock()
-# By device, CUDA devices with their index.  Kept for ever: a captured graph may store into a word at any later time.
+# By device, with the index of CUDA devices.  Kept for ever: a captured graph may store into a word at any later time.
 _words: dict[torch.device, Tensor] = {}
 _views: dict[torch.device, ctypes.c_int64] = {}  # the same memory, read past torch and its modes
 _ids: dict[str, int] = {}
 _descriptions: dict[int, str] = {}
-_shared: dict[str, tuple[int, tuple[str, ...]]] = {}  # by description, where there are several
+_shared: dict[str, tuple[int, tuple[str, ...]]] = {}  # (groups, names) of several recurrences, by description
 _registered = 0
 
 
 def word(device: torch.device) -> Tensor:
-    """int64[1], always the same one for a device: pinned host memory for a CUDA device, else (interpreter) the CPU's.
+    """Returns the word of a device, int64[1]: in pinned host memory for a CUDA device, else (interpreter) in ordinary memory.
 
-    The first call for a CUDA device allocates, so it must not come while a CUDA graph is captured: warm up before."""
-    found = _words.get(device)
-    return _allocated(_key(device)) if found is None else found
+    The first call for a CUDA device allocates it, so it must not come while a CUDA graph is captured: warm up before."""
+    tensor = _words.get(device)
+    return _allocated(_key(device)) if tensor is None else tensor
 
 
 def register(description: str, groups: int = 0, names: tuple[str, ...] = ("",)) -> int:
-    """The launch id, 1 <= id < 2**19, by which a kernel names this launch; the same for the same description.
+    """Returns the launch id, 1 <= id < 2**19, by which a kernel names a launch of this description: one id for each description.
 
-    `names`: names of several recurrences of `groups` groups each, which are numbered through; part of the description.  After
-    2**19 - 1 descriptions the oldest is forgotten and its id given to the next."""
+    `names` names several recurrences, of `groups` groups each, whose groups are numbered through.  After 2**19 - 1 descriptions the
+    oldest one is forgotten, and its id is given to the next."""
     global _registered
     if len(names) > 1:
         description = f"{description}, {len(names)} recurrences ({', '.join(names)})"
         _shared[description] = groups, names
-    known = _ids.get(description)
-    if known is not None:
-        return known
     with _lock:
-        known = _ids.get(description)
-        if known is None:
-            known = _registered % _IDS + 1
+        launch = _ids.get(description)
+        if launch is None:
+            launch = _registered % _IDS + 1
             _registered += 1
-            forgotten = _descriptions.get(known)
+            forgotten = _descriptions.get(launch)
             if forgotten is not None:
                 del _ids[forgotten]
                 _shared.pop(forgotten, None)
-            _descriptions[known] = description
-            _ids[description] = known
-        return known
+            _descriptions[launch] = description
+            _ids[description] = launch
+        return launch
 
 
 def check(device: torch.device) -> None:
-    """Raise ExchangeError if a launch on the device has reported itself, once per report.  Waits for nothing."""
+    """Raises ExchangeError if a launch on the device has reported itself, once for each report.  Waits for nothing."""
     if not _views:
         return
     view = _views.get(device)
@@ -103,7 +100,7 @@ def synchronize(device: torch.device | str | int | None = None) -> None:
 
 
 def after_launch(device: torch.device) -> None:
-    """With RNN_TRITON_SYNC=1, unless the device's current stream is being captured: `synchronize`.  Else nothing."""
+    """Calls `synchronize` with RNN_TRITON_SYNC=1, unless the device's current stream is being captured.  Else does nothing."""
     if not _SYNC:
         return
     if device.type == "cuda":
@@ -120,20 +117,19 @@ def _key(device: torch.device) -> torch.device:
 
 
 def _allocated(device: torch.device) -> Tensor:
+    on_gpu = device.type == "cuda"
     with _lock:
         if device not in _words:
-            if device.type == "cuda":
-                with torch.cuda.device(device):  # else memory is pinned by a context on another device
-                    tensor = torch.zeros(1, dtype=torch.int64, device="cpu", pin_memory=True)
-            else:
-                tensor = torch.zeros(1, dtype=torch.int64, device="cpu")
+            # else memory would be pinned by a context on another device
+            with torch.cuda.device(device) if on_gpu else contextlib.nullcontext():
+                tensor = torch.zeros(1, dtype=torch.int64, device="cpu", pin_memory=on_gpu)
             _words[device] = tensor
             _views[device] = ctypes.c_int64.from_address(tensor.data_ptr())
         return _words[device]
 
 
 def _report(device: torch.device, view: ctypes.c_int64) -> None:
-    with _lock:  # of several threads one raises
+    with _lock:  # only one of several threads raises
         value = view.value
         view.value = 0
         description = _descriptions.get(value >> 44)

@@ -1,4 +1,4 @@
-"""The matrix products around the recurrence, in the op's own precision whatever torch's settings are."""
+"""The matrix products around the recurrence, in the precision of the call whatever torch's settings are."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from ..plan import hardware
 from .launcher import Launcher, compiled_ahead
 
 BLOCK_K = 32
-TILES = ((128, 128), (128, 64), (64, 128), (64, 64), (32, 64), (64, 32), (32, 32))  # of the output: rows, columns
+TILES = ((128, 128), (128, 64), (64, 128), (64, 64), (32, 64), (64, 32), (32, 32))  # rows and columns of an output tile
 MIN_SPLIT_K = 128  # below, a program's part is too short to pay for its partial result
 
-# For the choice among tilings alone, estimates for an H200, a cycle being 0.5 ns.
+# Estimates for an H200, in cycles of 0.5 ns, which only serve the choice among tilings.
 _FMA = {"tf32": 1024, "tf32x3": 341, "ieee": 128}  # multiply-adds a cycle of an SM, at best
-_SM_BYTES = 40  # from L2 a cycle and SM
+_SM_BYTES = 40  # bytes from L2 a cycle and SM
 _START = 1500  # cycles until a program's pipeline is full
-_REDUCTION = 5000  # cycles of another launch
-_L2_BYTES = 2800  # a cycle of the whole chip
+_REDUCTION = 5000  # cycles that another launch takes
+_L2_BYTES = 2800  # bytes a cycle of the whole chip
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """How products are divided: `splits` programs an output tile, each of `split_k` elements of K."""
+    """How products are divided: among `splits` programs for each output tile, each of which takes `split_k` elements of K."""
 
     block_m: int
     block_n: int
@@ -39,13 +39,13 @@ class Tiling:
 
 @functools.lru_cache(maxsize=4096)
 def tiling(M: int, N: int, K: int, sms: int, products: int = 1, precision: str = "tf32") -> Tiling:
-    """Of least estimated time.  Pure.
+    """Returns the tiling of least estimated time.
 
-    A large tile reads less, many programs fill the device: dx has M for them, a weight gradient only K, whose parts cost
-    their partial results."""
+    A large tile reads less, but many programs are needed to fill the device.  dx has rows enough for them; a weight gradient has
+    only K to divide, at the cost of partial results."""
 
     def candidates() -> Iterator[Tiling]:
-        for block_m, block_n in TILES[precision != "tf32" :]:  # others take their time, whatever is read
+        for block_m, block_n in TILES[precision != "tf32" :]:  # the others are bound by arithmetic, whatever they read
             tiles = products * triton.cdiv(M, block_m) * triton.cdiv(N, block_n)
             most = min(K // MIN_SPLIT_K, 65535)
             for programs in (sms, 2 * sms, 3 * sms, 4 * sms):
@@ -66,7 +66,7 @@ def tiling(M: int, N: int, K: int, sms: int, products: int = 1, precision: str =
 
 
 def _options(block_m: int, block_n: int, precision: str) -> dict[str, int | None]:
-    """Launch options that compile without spills, within 99 KB of shared memory (tests/test_gemm.py)."""
+    """Returns launch options that compile without spills, within 99 KB of shared memory (tests/test_gemm.py)."""
     # Left alone, ptxas spills a few registers to squeeze one more program onto an SM; given 255 in the FMA kernel of
     # small tiles, it hoists loads until it runs out.
     elements = block_m * block_n
@@ -77,12 +77,11 @@ def _options(block_m: int, block_n: int, precision: str) -> dict[str, int | None
 
 
 def matmul(a: torch.Tensor, b: torch.Tensor, precision: str | None) -> torch.Tensor:
-    """a[M, K] @ b[K, N] of any strides and one dtype, accumulated in fp32 (fp64 in fp64), in that dtype.
+    """Returns a[M, K] @ b[K, N], of any strides and one dtype, accumulated in fp32 (fp64 in fp64) and rounded to that dtype.
 
-    a[P, M, K] and b[P, K, N] are P products, one launch: an expanded P is not copied.
-    precision, for fp32: "tf32", "tf32x3" or "ieee"; None for other dtypes. By torch.mm or torch.bmm where torch's
-    current setting serves (its fp32 serves tf32x3), else by the Triton kernel; no setting is changed. Bitwise the
-    same from run to run.
+    a[P, M, K] and b[P, K, N] are P products in one launch; an expanded P is not copied. `precision` is "tf32", "tf32x3" or "ieee"
+    for fp32, None for other dtypes. torch.mm or torch.bmm computes the product if torch's current setting fits (its fp32 also fits
+    tf32x3), else the Triton kernel does; no setting is changed. Every run gives the same bits.
     """
     if torch.is_autocast_enabled(a.device.type):  # it would round fp32 operands to 16 bits
         with torch.autocast(a.device.type, enabled=False):
@@ -99,7 +98,7 @@ def matmul(a: torch.Tensor, b: torch.Tensor, precision: str | None) -> torch.Ten
 
 
 def wide(a: torch.Tensor, b: torch.Tensor, precision: str | None) -> torch.Tensor:
-    """a[.., M, K] @ b[.., K, N] as `matmul`, but in the dtype it was accumulated in: fp32, fp64 for fp64."""
+    """Returns the product that `matmul` returns, but in the dtype in which it was accumulated: fp32, or fp64 for fp64."""
     if torch.is_autocast_enabled(a.device.type):
         with torch.autocast(a.device.type, enabled=False):
             return wide(a, b, precision)
@@ -112,22 +111,17 @@ def wide(a: torch.Tensor, b: torch.Tensor, precision: str | None) -> torch.Tenso
 
 
 def _accumulates_wide(a: torch.Tensor) -> bool:
-    """Does torch.mm of such matrices accumulate in fp32? In fp16 a setting makes cuBLAS accumulate in fp16."""
+    """True if torch.mm of matrices like `a` accumulates in fp32; in fp16 a setting makes cuBLAS accumulate in fp16."""
     return not (a.is_cuda and a.dtype == torch.float16 and torch.backends.cuda.matmul.allow_fp16_accumulation)
 
 
 def project(
-    x: torch.Tensor,
-    w_ih: torch.Tensor,
-    b_ih: torch.Tensor | None,
-    b_hh: torch.Tensor | None,
-    precision: str | None,
+    x: torch.Tensor, w_ih: torch.Tensor, b_ih: torch.Tensor | None, b_hh: torch.Tensor | None, precision: str | None
 ) -> torch.Tensor:
-    """u[T,B,H] = x[T,B,I] w_ih[H,I]^T + b_ih + b_hh, contiguous, in the dtype it was accumulated in: fp32, fp64 for fp64; of an
-    ensemble all with M in front.
+    """Returns u[T,B,H] = x[T,B,I] w_ih[H,I]^T + b_ih + b_hh, contiguous, in fp32 (in fp64 if x is in fp64).
 
-    16-bit products are not rounded to 16 bits. x of any strides, copied where its T*B rows have no common one;
-    precision as in `matmul`.
+    x may have any strides; it is copied if its T*B rows do not lie at one stride. Tensors of an ensemble have M in front.
+    `precision` is that of `matmul`.
     """
     u = wide(x.flatten(-3, -2), w_ih.mT, precision)
     biases = [b.to(u.dtype).unsqueeze(-2) for b in (b_ih, b_hh) if b is not None]
@@ -137,7 +131,7 @@ def project(
 
 
 def triton_matmul(a: torch.Tensor, b: torch.Tensor, precision: str) -> torch.Tensor:
-    """fp32 a[M, K] @ b[K, N], or P of them, by the kernel, on CUDA tensors (in the interpreter: on CPU tensors)."""
+    """Returns a[M, K] @ b[K, N], or P such products, in fp32 by the Triton kernel (on CPU tensors by the interpreter)."""
     *several, M, K = a.shape
     N = b.shape[-1]
     P = several[0] if several else 1
@@ -153,16 +147,16 @@ def triton_matmul(a: torch.Tensor, b: torch.Tensor, precision: str) -> torch.Ten
 
 @functools.cache
 def _launcher(_device: torch.device, constants: tuple[tuple[str, Any], ...]) -> Launcher:
-    """One for each device: a kernel that is kept is loaded on one."""
-    given = dict(constants)
-    options = _options(given["BLOCK_M"], given["BLOCK_N"], given["PRECISION"])
-    return Launcher(matmul_kernel, None, lambda present: given, options)
+    """Returns a launcher for these constants. Each device has its own, because a kernel that is kept is loaded on one device."""
+    constexprs = dict(constants)
+    options = _options(constexprs["BLOCK_M"], constexprs["BLOCK_N"], constexprs["PRECISION"])
+    return Launcher(matmul_kernel, None, lambda present: constexprs, options)
 
 
 def arguments(
     a: torch.Tensor, b: torch.Tensor, plan: Tiling, precision: str
 ) -> tuple[dict[str, Any], tuple[int, ...]]:
-    """The kernel's constexprs and its scalars, in its order"""
+    """Returns the kernel's constexprs and its scalars, both in its order."""
     (*_, M, K), N = a.shape, b.shape[-1]
     a_inner, b_inner = _inner(a, "m", "k"), _inner(b, "k", "n")
     a_unit, b_unit = _unit(a, a_inner == "k"), _unit(b, b_inner == "n")
@@ -181,12 +175,12 @@ def arguments(
 
 
 def _inner(matrix: torch.Tensor, rows: str, columns: str) -> str:
-    """The dimension of stride 1"""
+    """Returns the name of the dimension of stride 1, or "" if there is none."""
     return columns if matrix.stride(-1) == 1 else rows if matrix.stride(-2) == 1 else ""
 
 
 def _unit(matrix: torch.Tensor, last: bool) -> int:
-    """4 where rows (columns, where not the last dimension is the inner one) are whole aligned vectors, else 1"""
+    """Returns 4 if rows (columns, unless the last dimension is the inner one) are whole aligned vectors, else 1."""
     inner, outer = (-1, -2) if last else (-2, -1)
     apart = matrix.stride(0) if matrix.dim() == 3 else 0
     whole = matrix.stride(inner) == 1 and not (matrix.shape[inner] % 4 or matrix.stride(outer) % 4 or apart % 4)
@@ -194,14 +188,11 @@ def _unit(matrix: torch.Tensor, last: bool) -> int:
 
 
 def _reach(matrix: torch.Tensor, rows: int, columns: int) -> int:
-    """How far, in elements, the last element of a tile of this size lies from its first."""
+    """Returns the distance, in elements, from the first element of a tile of this size to its last."""
     return (rows - 1) * abs(matrix.stride(-2)) + (columns - 1) * abs(matrix.stride(-1))
 
 
 def compile_ahead(a: torch.Tensor, b: torch.Tensor, plan: Tiling, precision: str, capability: int) -> Any:
-    """The kernel for a launch of such operands, on any device but "meta", compiled for sm_<capability>, without a GPU."""
-    constants, _ = arguments(a, b, plan, precision)
-    options = _options(plan.block_m, plan.block_n, precision)
-    return compiled_ahead(
-        matmul_kernel, constants, lambda name: "*fp32" if name.endswith("_ptr") else "i32", options, capability
-    )
+    """Returns the kernel for these operands, on any device but "meta", compiled for sm_<capability> without a GPU."""
+    constants, options = arguments(a, b, plan, precision)[0], _options(plan.block_m, plan.block_n, precision)
+    return compiled_ahead(matmul_kernel, constants, lambda name: "*fp32" if name.endswith("_ptr") else "i32", options, capability)

@@ -1,4 +1,4 @@
-"""Launches of kernels/one_cta.py: one CTA holds all of W_hh."""
+"""Prepares launches of kernels/one_cta.py, in which one CTA holds all of W_hh."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from typing import Any
 from ..kernels import facts
 from ..kernels.one_cta import one_cta
 from ..plan.problem import ONE, SIZES, Bundle, OneCta, Problem, row_units
-from .launcher import TRITON_DTYPES, Launcher, cell
+from .launcher import Launcher, cell, tile
 from .operands import Engine, Operands, Scalars
 
 
 def engine(problem: Problem, plan: OneCta, bundle: Bundle = ONE) -> Engine:
-    """A group of one CTA for each batch tile.  Only linked recurrences wait for each other; a single one has no padding but
-    what the plan or the rows of a GEMM's product ask for."""
+    """Returns the kernel of a plan, ready for a launch of these recurrences, with a group of one CTA for each batch tile.
+
+    Only linked recurrences wait for each other.  A single one is padded only where the plan or a GEMM's product needs it."""
     tiles = math.ceil(problem.B / plan.block_b)
     several = bundle.count > 1
     row, inputs = problem.H, problem.I
     if several:
         row, inputs = row_units(row, problem.dtype), row_units(inputs, problem.dtype)
-    of = functools.partial(constants, problem, plan, bundle=bundle)
-    launch = Launcher(one_cta, (problem.models * tiles, bundle.count, 1), of, options(plan, bundle))
+    facts_of = functools.partial(constants, problem, plan, bundle=bundle)
+    launch = Launcher(one_cta, (problem.models * tiles, bundle.count, 1), facts_of, options(plan, bundle))
     unit = _state_unit(plan)
     return Engine(
         launch, scalars=len(Scalars._fields), groups=tiles, ctas=1, row=row, recurrent=plan.h_pad if plan.pad_w_hh else row,
@@ -41,7 +42,7 @@ def options(p: OneCta, bundle: Bundle) -> dict[str, Any]:
 
 
 def constants(problem: Problem, p: OneCta, present: tuple[bool, ...], bundle: Bundle = ONE) -> dict[str, Any]:
-    """The constexpr parameters of the kernel, in its order"""
+    """Returns the constexpr parameters of the kernel, in its order.  `present` says of each of Operands whether it is there."""
     forward = problem.direction == "forward"
     has_x = present[Operands._fields.index("x")]
     several = bundle.count > 1
@@ -56,37 +57,21 @@ def constants(problem: Problem, p: OneCta, present: tuple[bool, ...], bundle: Bu
     whole_vectors = row % unit == 0
     u_aligned = whole_vectors or (forward and _pads_u(p))
     apart = row if bundle.linked else bundle.count * row
-    of = cell(problem, p.accuracy)
-    routes = of.plain["routes"]
+    step = cell(problem, p.accuracy)
+    routes = step.plain["routes"]
     return dict(
-        TILE=facts.OneCtaTile(
-            dtype=TRITON_DTYPES[problem.dtype],
-            precision=p.precision,
-            block_b=p.block_b,
-            form=p.formulation,
-            warps=p.warps,
-            chains=p.chains,
-            w_in_home="none" if p.w_ih_home == "gemm" else p.w_ih_home,
-            h_pad=p.h_pad,
-            chunk=p.chunk,
-            x_depth=p.x_depth,
-        ),
+        TILE=tile(facts.OneCtaTile, problem, p),
         SHAPE=facts.OneCtaShape(
-            I=I,
-            H=problem.H,
-            row=row,
-            k_in=k_in,
-            w_rows=p.h_pad if p.pad_w_hh else row,
-            w_aligned=inputs,
-            w_rec_aligned=p.pad_w_hh or whole_vectors,
+            I=I, H=problem.H, row=row, k_in=k_in, w_rows=p.h_pad if p.pad_w_hh else row,
+            w_aligned=inputs, w_rec_aligned=p.pad_w_hh or whole_vectors,
             x=facts.Stored(length=k_in, aligned=inputs, written=bundle.linked),
             u=facts.Stored(length=-(-row // unit) * unit if u_aligned else row, aligned=u_aligned, wide=forward),
             s=facts.Stored(length=row, aligned=whole_vectors, apart=apart),
             out=facts.Stored(length=row, aligned=whole_vectors, apart=apart * routes.plain["published"]),
             kept=facts.Stored(length=row, aligned=whole_vectors, apart=apart * routes.plain["kept"]),
-        ),
+        ),  # fmt: skip
         HAS=facts.Has.of(Operands._fields, present),
-        CELL=of,
+        CELL=step,
         SHARE=facts.Share(models=problem.models > 1, lanes=bundle.count, linked=bundle.linked, dropout=bundle.dropout),
     )
 
@@ -98,10 +83,10 @@ def _pads_u(p: OneCta) -> bool:
 
 
 def _input_unit(problem: Problem, p: OneCta) -> int:
-    """Elements of x in one 16-byte vector; the fma form counts strides in elements."""
+    """Returns the number of elements of x in one 16-byte vector; 1 in the fma form, which counts strides in elements."""
     return 1 if p.formulation == "fma" else 16 // SIZES[problem.dtype]
 
 
 def _state_unit(p: OneCta) -> int:
-    """Neighbouring hidden units a thread owns"""
+    """Returns the number of neighbouring hidden units that a thread owns."""
     return p.h_pad // (8 * p.warps)

@@ -1,5 +1,4 @@
-"""What kernels are called with: which tensors there are, and how they lie in memory: fit for accesses of 16 bytes, with rows
-of whole vectors where CTAs exchange them."""
+"""What kernels are called with: names the operands, and brings tensors into the form that kernels read and write by 16 bytes."""
 
 from __future__ import annotations
 
@@ -22,7 +21,7 @@ from .launcher import POINTERS, Launcher
 
 class Operands(NamedTuple):
     """The tensors of a launch, in the order of the pointer parameters of kernels/one_cta.py and kernels/cta_group.py, which give
-    their shapes.  One that is None is absent: the kernel never reads it."""
+    their shapes.  None stands for a tensor that is absent, which the kernel never reads."""
 
     x: Tensor | None = None
     w_in: Tensor | None = None
@@ -43,7 +42,7 @@ class Operands(NamedTuple):
 
 
 class Scalars(NamedTuple):
-    """The integers behind them, in order; the last three, of ensembles, are parameters of kernels/one_cta.py alone."""
+    """The integer parameters behind the pointers, in order.  Only kernels/one_cta.py has the last three, which are of ensembles."""
 
     T: int
     B: int
@@ -61,7 +60,7 @@ class Scalars(NamedTuple):
     stride_u_m: int = 0
 
 
-# What a call of the class does, in half the time: arguments by name go straight to its __new__.
+# They do what a call of the class does, in half the time: arguments by name go straight to its __new__.
 new_operands = functools.partial(Operands.__new__, Operands)
 new_scalars = functools.partial(Scalars.__new__, Scalars)
 
@@ -70,22 +69,22 @@ LINE_WORDS = int(LINE.value)
 # Polls before a group gives up.  A poll takes at least the 0.3 us of an access to L2, so this is more than a second:
 # far beyond any step, and far below a watchdog's patience.  Linked recurrences wait up to 16 times as long for each other.
 SPIN_LIMIT = 1 << 22
-# Triton's interpreter runs one program after another: a plan that is forced on it waits in vain, and slowly.
+# Triton's interpreter runs one program after another, so CTAs of a plan that is forced on it wait in vain, and slowly.
 INTERPRETED_LIMIT = 1 << 10
 
 
 @dataclass(frozen=True)
 class Engine:
-    """A kernel made ready for a problem, a plan and the recurrences of a launch, and how it wants its operands to lie"""
+    """A kernel prepared for a problem, a plan and the recurrences of a launch, and the form in which it takes its operands."""
 
     launch: Launcher
-    scalars: int  # how many of Scalars are its parameters
+    scalars: int  # number of Scalars that are its parameters
     groups: int  # of CTAs that compute a recurrence
-    ctas: int  # of a group
-    row: int  # elements of a row of first, saved, out and last: H and zeros
+    ctas: int  # in a group
+    row: int  # elements in a row of first, saved, out and last: H values and zeros
     recurrent: int  # rows and columns of W_rec
-    input: int  # elements of a row of x, and of W_in of a single recurrence or of directions
-    projected: int  # elements of a row of what a GEMM projects
+    input: int  # elements in a row of x, and in a row of W_in unless recurrences are linked
+    projected: int  # elements in a row of u, if a GEMM projects x
     x_unit: int  # elements in which the strides of x are counted
     u_unit: int
     words: bool = True  # out and last are words, with synchronisation words behind out
@@ -94,56 +93,46 @@ class Engine:
 
 
 def described(problem: Problem, w_ih_home: str, bundle: Bundle, words: bool) -> tuple[tuple[bool, ...], Callable[[str], str]]:
-    """Which of Operands the launch with every optional tensor of its pass has, and the type of a parameter by its name.
-    `words` as in Engine."""
-    forward = problem.direction == "forward"
+    """Returns which of Operands a launch with every optional tensor of its pass has, and a function that gives the type of a
+    parameter by its name.  `words` is that of Engine."""
+    forward, linked = problem.direction == "forward", bundle.linked
     routes = cells.named(problem.cell).routes(forward)
-    absent = [name for name in ("carried", "kept", "vectors") if not getattr(routes, name)]
-    if not routes.reads_y:
-        absent.append("saved")
-    if not forward:
-        absent.append("last")
-    if not forward or (w_ih_home == "gemm" and words and not bundle.linked):  # elsewhere the kernel adds the biases
-        absent += ["bias0", "bias1"]
-    if not bundle.linked and (not forward or w_ih_home == "gemm"):
-        absent.append("w_in")
-    has_x = forward and w_ih_home != "gemm" and not (bundle.linked and is_wide(problem.I, problem.H, problem.dtype))
-    absent.append("u" if has_x else "x")
-    if not words:
-        absent += ["sync", "report"]
-    if not bundle.dropout:
-        absent.append("seed")
-    pointer = POINTERS[problem.dtype]
-    wide = "*fp64" if problem.dtype == "fp64" else "*fp32"
-    pointers = {"seed_ptr": "*i64", "carried_ptr": wide, "vectors_ptr": wide}
-    if words:
-        pointers |= {f"{name}_ptr": "*i32" for name in ("out", "last", "sync")} | {"report_ptr": "*i64"}
-    if forward:
-        pointers["u_ptr"] = wide
-    pointers |= {f"{name}_ptr": pointers.get("out_ptr", pointer) for name in absent}  # out stands for them
-    present = tuple([name not in absent for name in Operands._fields])
-    return present, lambda name: pointers.get(name, pointer) if name.endswith("_ptr") else "i32"
+    gemm = w_ih_home == "gemm"
+    has_x = forward and not gemm and not (linked and is_wide(problem.I, problem.H, problem.dtype))
+    biases = forward and not (gemm and words and not linked)  # else the GEMM adds them
+    present = dict.fromkeys(Operands._fields, True) | dict(
+        x=has_x, u=not has_x, w_in=linked or (forward and not gemm), bias0=biases, bias1=biases, saved=routes.reads_y,
+        last=forward, sync=words, report=words, seed=bundle.dropout, carried=routes.carried > 0, kept=routes.kept > 0,
+        vectors=routes.vectors > 0,
+    )  # fmt: skip
+    element, wide = POINTERS[problem.dtype], "*fp64" if problem.dtype == "fp64" else "*fp32"
+    state = "*i32" if words else element
+    types = dict.fromkeys(Operands._fields, element) | dict(
+        u=wide if forward else element, out=state, last=state, sync="*i32", report="*i64", seed="*i64", carried=wide, vectors=wide,
+    )  # fmt: skip
+    types |= {name: state for name in types if not present[name]}  # the address of out stands for them
+    return tuple(present.values()), lambda name: types[name.removesuffix("_ptr")] if name.endswith("_ptr") else "i32"
 
 
 def poll_limit() -> int:
-    """Returns the polls after which a group gives up, in a launch that comes now."""
+    """Returns the number of polls after which a group of the next launch gives up."""
     return min(SPIN_LIMIT, INTERPRETED_LIMIT) if interpreter.active() else SPIN_LIMIT
 
 
 def words(like: Tensor, row: int, shape: tuple[int, ...], sync_words: int, filled: bool) -> tuple[Tensor, Tensor]:
-    """The int32 words of [*shape, row] elements of `like`, and behind them, on lines of their own, the synchronisation words:
-    one allocation and, where they are `filled` with 0xFF bytes, one fill, so that they are together in a CUDA graph, too"""
-    of_row = row * like.element_size() // 4
-    n = math.prod(shape) * of_row
+    """Returns the int32 words of [*shape, row] elements of the dtype of `like`, and behind them, on lines of their own, the
+    synchronisation words.  They are one allocation and, where they are `filled` with 0xFF bytes, one fill, in a CUDA graph, too."""
+    row_words = row * like.element_size() // 4
+    n = math.prod(shape) * row_words
     start = -(-n // LINE_WORDS) * LINE_WORDS
     buffer = torch.empty(start + sync_words, dtype=torch.int32, device=like.device)
     if filled:
         buffer.fill_(-1)
-    return buffer[:n].view(*shape, of_row), buffer[start:]
+    return buffer[:n].view(*shape, row_words), buffer[start:]
 
 
 def missing(columns: int, rows: int = 0) -> tuple[int, ...]:
-    """What `padded` takes to add so many zeros behind every row, and so many rows of zeros below"""
+    """Returns what `padded` takes to add this many zeros behind every row, and this many rows of zeros below."""
     return (0, columns, 0, rows) if rows else (0, columns) if columns else ()
 
 
@@ -153,37 +142,33 @@ def padded(t: Tensor, missing: tuple[int, ...]) -> Tensor:
 
 
 def unpadded(t: Tensor, missing: tuple[int, ...]) -> Tensor:
-    """t without the zeros that `padded` put behind every row: a copy, where there are any"""
+    """Returns t without the zeros that `padded` put behind every row; a copy, if there are any."""
     return t[..., : -missing[1]].clone(memory_format=torch.contiguous_format) if missing else t
 
 
 def units(words: Tensor, dtype: torch.dtype, missing: tuple[int, ...]) -> Tensor:
-    """Words of states -> [.., H], contiguous"""
-    t = words.view(dtype)
-    if missing:
-        t = unpadded(t, missing)
-    # detach: torch marks t as a view of the words, and autograd would then refuse in-place changes to it
-    return t.detach()
+    """Returns the states [.., H] that lie in these words, contiguous."""
+    # detach: torch marks the result as a view of the words, and autograd would then refuse in-place changes to it
+    return unpadded(words.view(dtype), missing).detach()
 
 
 def whole(t: Tensor, missing: tuple[int, ...] = ()) -> Tensor:
-    """t, `padded`, contiguous and at an address that vectors of 16 bytes divide; copied where it is not."""
-    if missing:
-        t = pad(t, missing)
-    t = t.contiguous()
+    """Returns t, `padded`, contiguous, and at an address that 16 bytes divide; copied where it is not."""
+    t = (pad(t, missing) if missing else t).contiguous()
     return t.clone() if t.data_ptr() % 16 else t
 
 
 def empty(like: Tensor, *shape: int) -> Tensor:
+    """Returns a tensor that a kernel will fill, of the dtype and on the device of `like`."""
     return like.new_empty(*shape)  # cheaper on the host than a tuple, and than torch.empty with its keywords
 
 
 def strided(t: Tensor, unit: int) -> tuple[Tensor, int, int, int]:
-    """t[T,B,N] and the strides of T and B as kernels take them: in vectors of `unit` elements where rows are whole
-    vectors, else in elements; and 0.  t is copied where its address or, rows being whole vectors, its strides are not.
+    """Returns t[T,B,N], the strides of T and B as kernels take them, and 0 for the stride of M.
 
-    t[M,T,B,N] of an ensemble: the stride of M is the last one; 0 where the models share one, which is all that is then
-    copied."""
+    Strides are counted in vectors of `unit` elements if N is a multiple of `unit`, else in elements.  t is copied if its address or
+    its strides are no whole vectors.  The last result for an ensemble, t[M,T,B,N], is the stride of M: 0 where the models share a
+    tensor, of which then only one is copied."""
     if t.dim() == 4:
         return _strided_models(t, unit)
     T, B, N = t.shape
@@ -213,6 +198,7 @@ def _strided_models(t: Tensor, unit: int) -> tuple[Tensor, int, int, int]:
 
 
 def per_model(*tensors: Tensor | None) -> tuple[tuple[Any, ...], int]:
-    """w_in, w_rec, bias0, bias1 and first of an ensemble, without M where the models share one; bit i: the i-th has it."""
+    """Returns w_in, w_rec, bias0, bias1 and first of an ensemble, without the dimension M where the models share a tensor, and a
+    number whose bit i says that the i-th one has M."""
     parts = tuple([t[0] if t is not None and (t.stride(0) == 0 or t.shape[0] == 1) else t for t in tensors])
     return parts, sum(1 << i for i, (t, part) in enumerate(zip(tensors, parts, strict=True)) if part is t is not None)

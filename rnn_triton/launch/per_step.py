@@ -1,6 +1,6 @@
-"""Launches of kernels/per_step.py: x projected by a GEMM, then one launch a time step on the current stream.
+"""Prepares launches of kernels/per_step.py: projects x by a GEMM, then launches the kernel for every time step.
 
-They are plain launches: no CUDA graph of their own, and nothing that keeps them from being captured in one.
+They are plain launches on the current stream: not a CUDA graph, but nothing keeps them from being captured in one.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from ..kernels.per_step import per_step
 from ..plan.hardware import Device
 from ..plan.problem import SIZES, PerStep, Problem, row_units
 from . import gemm
-from .launcher import POINTERS, TRITON_DTYPES, Launcher, cell, compiled_ahead, current
+from .launcher import POINTERS, Launcher, cell, compiled_ahead, current, tile
 from .operands import empty, missing, padded, strided, unpadded, whole
 
 
 class Operands(NamedTuple):
-    """The tensors of a launch, in the order of the kernel's pointer parameters.  One that is None is absent: never read."""
+    """The tensors of a launch, in the order of the kernel's pointer parameters.  None stands for an absent one, never read."""
 
     u: Tensor | None = None
     w_rec: Tensor | None = None
@@ -40,7 +40,7 @@ BACKWARD = (True,) * len(Operands._fields)
 
 
 class Steps:
-    """The launches of a call, prepared for a problem and a plan.  Takes and returns what recurrence.py's Recurrence does."""
+    """The launches of a call, prepared for a problem and a plan, to be called as recurrence.py's Recurrence is."""
 
     def __init__(self, problem: Problem, plan: PerStep) -> None:
         self.problem = problem
@@ -53,17 +53,11 @@ class Steps:
         self.launch = Launcher(per_step, grid, functools.partial(constants, problem, plan), options(problem, plan))
 
     def forward(
-        self,
-        x: Tensor,
-        w_ih: Tensor,
-        w_hh: Tensor,
-        b_ih: Tensor | None,
-        b_hh: Tensor | None,
-        h0: Tensor | None,
+        self, x: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, h0: Tensor | None,
         reverse: bool = False,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         T, B, _ = x.shape
-        # the smallest operands of the projection, so that u has whole rows
+        # Padding the smallest operands of the projection gives u whole rows.
         w_ih = padded(w_ih, self.rows)
         b_ih, b_hh = (None if b is None else padded(b, self.state) for b in (b_ih, b_hh))
         u, *strides, _ = strided(gemm.project(x, w_ih, b_ih, b_hh, self.problem.precision), self.unit)
@@ -91,20 +85,21 @@ class Steps:
     def _run(
         self, out: Tensor, state: Tensor, first_k: int, descending: bool, strides: list[int], **others: Tensor | None
     ) -> None:
-        """Launches all steps, into `out`.  `state` and `first_k`, the columns of W_rec to multiply, are the first step's."""
+        """Launches all steps, which write `out`.  The first step reads `state` and multiplies `first_k` columns of W_rec; each
+        later one reads what the step before it has written, and multiplies all of W_rec."""
         T, B, row = out.shape
         times = range(T - 1, -1, -1) if descending else range(T)
         self.launch(new_operands(state=state, out=out, **others), out, (times[0], 0, first_k, B, *strides))
         tensors = new_operands(state=out, out=out, **others)
-        known = self.launch.kept.get(tuple([t is not None for t in tensors]))
-        if known is None or max(strides) >= 2**31:  # such strides are arguments of another type, and of another kernel
+        kept = self.launch.kept.get(tuple([t is not None for t in tensors]))
+        if kept is None or max(strides) >= 2**31:  # such strides are arguments of another type, and of another kernel
             with interpreter.accurate():
                 for before, t in itertools.pairwise(times):
                     self.launch(tensors, out, (t, before, row, B, *strides))
             return
-        # What the launcher looks up on every call is the same for all that follow.  Addresses may stand for tensors, and
-        # Triton then need not ask the driver whose they are.
-        kernel, constexprs = known
+        # All further steps need what the launcher would look up for each of them.  Addresses may stand for tensors, and Triton
+        # then need not ask the driver whose they are.
+        kernel, constexprs = kept
         addresses = [(out if t is None else t).data_ptr() for t in tensors]
         with current(out.device):
             launch = kernel[self.launch.grid]
@@ -114,14 +109,12 @@ class Steps:
 
 
 def compile_ahead(problem: Problem, plan: PerStep, device: Device) -> Any:
-    """The compiled kernel of a plan for a device, which need not be present: the variant with every optional tensor."""
-    present = FORWARD if problem.direction == "forward" else BACKWARD
-    pointer = POINTERS[problem.dtype]
-    projected = pointer if problem.direction == "backward" or problem.dtype == "fp64" else "*fp32"
-    kinds = {"u_ptr": projected}
+    """Returns the compiled kernel of a plan for a device, which need not be present: the variant with every optional tensor."""
+    forward, pointer = problem.direction == "forward", POINTERS[problem.dtype]
+    types = {"u_ptr": "*fp32"} if forward and problem.dtype != "fp64" else {}
     return compiled_ahead(
-        per_step, constants(problem, plan, present), lambda n: kinds.get(n, pointer) if n.endswith("_ptr") else "i32",
-        options(problem, plan), device.capability,
+        per_step, constants(problem, plan, FORWARD if forward else BACKWARD),
+        lambda name: types.get(name, pointer) if name.endswith("_ptr") else "i32", options(problem, plan), device.capability,
     )  # fmt: skip
 
 
@@ -133,15 +126,9 @@ def options(problem: Problem, p: PerStep) -> dict[str, int]:
 
 
 def constants(problem: Problem, p: PerStep, present: tuple[bool, ...]) -> dict[str, Any]:
-    """The constexpr parameters of the kernel, in its order"""
+    """Returns the constexpr parameters of the kernel, in its order.  `present` says of each of Operands whether it is there."""
     return dict(
-        TILE=facts.StepTile(
-            dtype=TRITON_DTYPES[problem.dtype],
-            precision=p.precision,
-            block_b=p.block_b,
-            block_h=p.block_h,
-            block_k=p.block_k,
-        ),
+        TILE=tile(facts.StepTile, problem, p),
         SHAPE=facts.StepShape(H=problem.H, row=row_units(problem.H, problem.dtype), u_unit=_unit(problem)),
         HAS=facts.Has.of(Operands._fields, present),
         CELL=cell(problem, p.accuracy),
@@ -149,6 +136,6 @@ def constants(problem: Problem, p: PerStep, present: tuple[bool, ...]) -> dict[s
 
 
 def _unit(problem: Problem) -> int:
-    """Elements of a 16-byte vector of u: the projection's in the forward pass, fp32 or fp64; dy's in the backward pass"""
+    """Returns the elements in a 16-byte vector of u: forward the projected x, in fp32 or fp64; backward dy."""
     size = max(4, SIZES[problem.dtype]) if problem.direction == "forward" else SIZES[problem.dtype]
     return 16 // size

@@ -1,5 +1,5 @@
-"""A launch of one recurrence, a layer in one direction, or of several: the layers of a stack as a wavefront, or both directions
-of a layer.  By kernels/one_cta.py or by kernels/cta_group.py: one_cta.py and cta_group.py say how each wants its operands."""
+"""Launches one recurrence, a layer in one direction, or several: the layers of a stack as a wavefront, or both directions of a
+layer.  The kernel is that of one_cta.py or of cta_group.py, which say in what form it takes its operands."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .operands import (
     whole,
 )
 
-Each = Any  # a tensor of one recurrence, or a list with one for each of several
+Weight = Any  # a tensor or, if there are several recurrences, a list with a tensor for each
 
 
 def _engine(problem: Problem, plan: OneCta | CtaGroup, bundle: Bundle) -> Engine:
@@ -39,7 +39,7 @@ def _engine(problem: Problem, plan: OneCta | CtaGroup, bundle: Bundle) -> Engine
 
 
 def compile_ahead(problem: Problem, plan: OneCta | CtaGroup, device: Device, bundle: Bundle = ONE) -> Any:
-    """The compiled kernel of a launch for a device, which need not be present: the variant with every optional tensor."""
+    """Returns the compiled kernel of a launch for a device, which need not be present: the variant with every optional tensor."""
     engine = _engine(problem, plan, bundle)
     present, parameter = operands.described(problem, plan.w_ih_home, bundle, engine.words)
     launch = engine.launch
@@ -49,7 +49,7 @@ def compile_ahead(problem: Problem, plan: OneCta | CtaGroup, device: Device, bun
 class Recurrence:
     """A launch prepared for a problem, a plan and the recurrences it carries, to be called with tensors.
 
-    `problem` is one recurrence's, the bottom layer's of a stack.  With `bundle` as in plan/problem.py a call is given
+    `problem` is that of one recurrence, in a stack of the bottom layer.  What a call takes depends on `bundle` (plan/problem.py):
 
                                         one recurrence      layers (linked)         both directions
         weights and biases              a tensor            a list, bottom          a list, forward in time
@@ -59,22 +59,19 @@ class Recurrence:
         dy                              [T,B,H]             [T,B,H], of the top     [T,B,2H]
         h0, hn, dhn                     [B,H]               [L,B,H]                 [2,B,H]
 
-    Every tensor of an ensemble, which is one recurrence in one CTA, has M in front.  What passes between layers is dropped,
-    where `bundle` says so, by `seed` (int64 [1] on the device) and `dropped` (of 65536)."""
+    Every tensor of an ensemble, which is one recurrence in one CTA, has M in front.  If `bundle` has dropout, elements of what
+    passes between layers are dropped, `dropped` of 65536 on average, chosen by `seed`, int64 [1] on the device."""
 
     def __init__(self, problem: Problem, plan: OneCta | CtaGroup, bundle: Bundle = ONE, first: int = 0) -> None:
-        """`first`: the number of the bottom layer, for reports and masks."""
-        self.problem = problem
-        self.plan = plan
-        self.bundle = bundle
-        self.first = first
+        """`first` is the number of the bottom layer, for reports and masks."""
+        self.problem, self.plan, self.bundle, self.first = problem, plan, bundle, first
         self.engine = engine = _engine(problem, plan, bundle)
         self.several = bundle.count > 1
         self.directions = self.several and not bundle.linked
         wide = bundle.linked and is_wide(problem.I, problem.H, problem.dtype)
         self.projects = wide if bundle.linked else plan.w_ih_home == "gemm"
         self.projects_biases = self.projects and engine.words and not bundle.linked  # the GEMM adds the biases, not the kernel
-        # what rows and columns lack
+        # the zeros that each tensor lacks
         H, I = problem.H, problem.I
         self.state = missing(engine.row - H)
         self.recurrent = missing(engine.recurrent - H, engine.recurrent - H)
@@ -92,27 +89,19 @@ class Recurrence:
             self.id = faults.register(name, engine.groups, bundle.names(p.direction, first))
 
     def forward(
-        self,
-        x: Tensor,
-        w_ih: Each,
-        w_hh: Each,
-        b_ih: Each | None,
-        b_hh: Each | None,
-        h0: Tensor | None,
-        reverse: bool = False,
-        seed: Tensor | None = None,
-        dropped: int = 0,
-    ) -> tuple[Tensor, Tensor]:
-        """Returns y and hn, of no other tensor's memory.  x of any strides; T, B >= 1."""
+        self, x: Tensor, w_ih: Weight, w_hh: Weight, b_ih: Weight | None, b_hh: Weight | None, h0: Tensor | None,
+        reverse: bool = False, seed: Tensor | None = None, dropped: int = 0,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Returns y and hn, each in memory of its own.  x may have any strides; T, B >= 1."""
         *models, T, B, _ = x.shape
         engine, linked = self.engine, self.bundle.linked
         if self.several:
             w_hh, b_ih, b_hh = (None if t is None else torch.stack(t) for t in (w_hh, b_ih, b_hh))
             w_ih = w_ih if linked else torch.stack(w_ih)
+        dtype = w_hh.dtype
         outer = [self.bundle.count] if linked else models
         out, sync, report, limit = self._out(w_hh, *outer, T, B)
-        last = self._last(out, *outer, B)
-        dtype = w_hh.dtype
+        last = empty(out, *outer, B, *out.shape[len(outer) + 2 :])
         x_in: Tensor | None = None
         u: Tensor | None = None
         x_t = x_b = x_m = u_t = u_b = u_m = models_with = 0
@@ -131,19 +120,9 @@ class Recurrence:
         elif w_ih is not None:
             w_ih = whole(w_ih, self.input)
         tensors = new_operands(
-            x=x_in,
-            w_in=w_ih,
-            w_rec=whole(w_hh, self.recurrent),
-            bias0=None if b_ih is None else whole(b_ih, self.state),
-            bias1=None if b_hh is None else whole(b_hh, self.state),
-            first=None if h0 is None else whole(h0.transpose(0, 1) if self.directions else h0, self.state),
-            u=u,
-            out=out,
-            last=last,
-            sync=sync,
-            report=report,
-            seed=seed,
-        )
+            x=x_in, w_in=w_ih, w_rec=whole(w_hh, self.recurrent), bias0=self._whole(b_ih), bias1=self._whole(b_hh),
+            first=self._whole(self._by_row(h0)), u=u, out=out, last=last, sync=sync, report=report, seed=seed,
+        )  # fmt: skip
         scalars = new_scalars(
             T=T, B=B, reverse=int(reverse), stride_x_t=x_t, stride_x_b=x_b, stride_u_t=u_t, stride_u_b=u_b, launch=self.id,
             limit=limit, dropped=dropped, bottom=self.first, per_model=models_with, stride_x_m=x_m, stride_u_m=u_m,
@@ -157,18 +136,13 @@ class Recurrence:
         return y, hn
 
     def backward(
-        self,
-        w_hh: Each,
-        y: Tensor,
-        dy: Tensor | None,
-        dhn: Tensor | None,
-        reverse: bool = False,
-        w_ih: Sequence[Tensor] | None = None,
-        seed: Tensor | None = None,
-        dropped: int = 0,
-    ) -> Tensor:
-        """Returns da, the gradient of every pre-activation; a view of longer rows, maybe.  `w_ih` is given for linked layers only, of
-        all of them.  dy or dhn may be None, not both; `reverse` is what the forward pass had."""
+        self, w_hh: Weight, y: Tensor, dy: Tensor | None, dhn: Tensor | None, reverse: bool = False,
+        w_ih: Sequence[Tensor] | None = None, seed: Tensor | None = None, dropped: int = 0,
+    ) -> Tensor:  # fmt: skip
+        """Returns da, the gradient of every pre-activation, which may be a view of longer rows.
+
+        dy or dhn may be None, but not both.  `reverse` is that of the forward pass.  `w_ih` has the weights of all layers if they
+        are linked, else it is None."""
         *outer, T, B, _ = y.shape
         out, sync, report, limit = self._out(y, *outer, T, B)
         u_t = u_b = u_m = models_with = 0
@@ -181,19 +155,12 @@ class Recurrence:
         elif outer:
             (_, w_hh, _, _, dhn), models_with = per_model(None, w_hh, None, None, dhn)
         w_in: Tensor | None = None
-        if w_ih is not None:  # of the layer above each; nothing comes from above the last one but dy
+        if w_ih is not None:  # each layer takes W_ih of the layer above it; nothing but dy comes from above the last one
             w_in = torch.stack([*[padded(w.t(), self.recurrent) for w in w_ih[1:]], self._zeros(y)])
         tensors = new_operands(
-            w_in=w_in,
-            w_rec=whole(w_hh, self.recurrent),
-            first=None if dhn is None else whole(dhn.transpose(0, 1) if self.directions else dhn, self.state),
-            u=dy,
-            saved=whole(self._padded_rows(y) if self.state else y),
-            out=out,
-            sync=sync,
-            report=report,
-            seed=seed,
-        )
+            w_in=w_in, w_rec=whole(w_hh, self.recurrent), first=self._whole(self._by_row(dhn)), u=dy,
+            saved=whole(self._padded_rows(y) if self.state else y), out=out, sync=sync, report=report, seed=seed,
+        )  # fmt: skip
         scalars = new_scalars(
             T=T, B=B, reverse=int(not reverse), stride_u_t=u_t, stride_u_b=u_b, launch=self.id, limit=limit, dropped=dropped,
             bottom=self.first, per_model=models_with, stride_u_m=u_m,
@@ -207,10 +174,17 @@ class Recurrence:
         if engine.words:
             faults.after_launch(out.device)
 
-    def _project(self, x: Tensor, w_ih: Each, b_ih: Tensor | None, b_hh: Tensor | None) -> Tensor:
-        """u by a GEMM: of the bottom layer, or of both directions at once"""
-        # what is padded is smaller than u
-        w = padded(w_ih[0] if self.bundle.linked else w_ih, self.projected)
+    def _whole(self, t: Tensor | None) -> Tensor | None:
+        """Returns a bias or a state as a kernel takes it, or None."""
+        return None if t is None else whole(t, self.state)
+
+    def _by_row(self, state: Tensor | None) -> Tensor | None:
+        """Returns h0 or dhn of both directions as [B,2,H], and any other as it is."""
+        return state.transpose(0, 1) if self.directions and state is not None else state
+
+    def _project(self, x: Tensor, w_ih: Weight, b_ih: Tensor | None, b_hh: Tensor | None) -> Tensor:
+        """Returns u, which a GEMM makes of x: that of the bottom layer, or those of both directions at once."""
+        w = padded(w_ih[0] if self.bundle.linked else w_ih, self.projected)  # it is smaller than u, whose rows this pads
         if self.directions:
             w = w.flatten(0, 1)
         biases = (b_ih, b_hh) if self.projects_biases else (None, None)
@@ -218,12 +192,12 @@ class Recurrence:
         return gemm.project(x, w, b_ih, b_hh, self.problem.precision)
 
     def _zeros(self, like: Tensor) -> Tensor:
-        """W_in of a layer that is given u"""
+        """Returns W_in of a layer that is given u."""
         return like.new_zeros(self.engine.row, self.engine.row)
 
     def _out(self, like: Tensor, *shape: int) -> tuple[Tensor, Tensor | None, Tensor | None, int]:
-        """What the kernel writes states [*shape, H] to; and of a launch with words the synchronisation words, the host's word, and
-        the limit of polls"""
+        """Returns the tensor to which the kernel writes states [*shape, H], the synchronisation words, the host's word, and the
+        limit of polls; None and 0 for what a launch without words has not."""
         engine = self.engine
         if not engine.words:
             return empty(like, *shape, engine.row), None, None, 0
@@ -231,13 +205,8 @@ class Recurrence:
         out, sync = operands.words(like, engine.row, shape, self.sync_words, engine.waits)
         return out, sync, faults.word(out.device), operands.poll_limit()
 
-    def _last(self, out: Tensor, *shape: int) -> Tensor:
-        """What the kernel writes the last states [*shape, H] to, as it writes all to `out`"""
-        shape = (*shape, 2) if self.directions else shape
-        return empty(out, *shape, out.shape[-1] if self.engine.words else self.engine.row)
-
     def _padded_rows(self, states: Tensor) -> Tensor:
-        """y or dy, of both directions each one's part of a row padded"""
+        """Returns y or dy with padded rows; if it has both directions, with the part of each direction padded."""
         if self.directions:
             return pad(states.unflatten(2, (2, -1)), self.state).flatten(2)
         return pad(states, self.state)
