@@ -1,7 +1,8 @@
 """Activations, elementwise on fp32 tiles (fp64 for "double").  ACCURACY says what the storage dtype can hold; the errors are
 relative, at every size of z (tests/test_activations.py), so that a small signal arrives as a large one does:
 
-"approx"  2^-11: tanh.approx.f32, one instruction; bf16's unit roundoff is 2^-8
+"approx"  2^-11: tanh.approx.f32, one instruction; bf16's unit roundoff is 2^-8.  sigmoid is that of "fast": 0.5 + 0.5 tanh(z / 2)
+          would save an instruction of two, but lose a gate that is nearly closed
 "fast"    2^-14: fp16, and fp32 in "tf32", which round to 2^-11
 "full"    8 fp32 unit roundoffs: fp32 in "tf32x3" and "ieee"
 "double"  8 fp64 unit roundoffs: fp64
@@ -59,3 +60,19 @@ def tanh(z, ACCURACY: tl.constexpr):
 @triton.jit
 def relu(z):
     return tl.where(z <= 0.0, 0.0, z)  # NaN goes through, as in torch
+
+
+@triton.jit
+def sigmoid(z, ACCURACY: tl.constexpr):
+    """1 / (1 + exp(-z)).  Below -88.7 (fp64: -709.7) exp overflows, and the result is 0."""
+    if ACCURACY == "double":
+        return 1.0 / (1.0 + tl.exp(-z))
+    elif ACCURACY == "full":
+        # exp2 of a rounded product would err by its size; what rounding loses of it is a factor of its own
+        p = z * -1.4426950408889634  # 1 / ln 2
+        lost = tl.fma(z, -1.4426950216293335, -p) - z * 1.925963033500011e-08  # in two parts, the first a number of fp32
+        lost = tl.where(tl.abs(z) < 128.0, lost, 0.0)  # inf - inf
+        return 1.0 / (1.0 + tl.exp2(p) * (1.0 + lost * 0.6931471805599453))
+    else:
+        tl.static_assert(ACCURACY == "approx" or ACCURACY == "fast", "unknown ACCURACY")
+        return reciprocal_approx(tl.exp2(z * -1.4426950408889634) + 1.0)

@@ -24,7 +24,7 @@ their own.
 import triton
 import triton.language as tl
 
-from .activations import relu, tanh
+from .activations import relu, sigmoid, tanh
 
 
 @triton.jit
@@ -47,3 +47,50 @@ def elman_relu_forward(a, carried, saved, vectors, ACCURACY: tl.constexpr):
 def elman_relu_backward(a, carried, saved, vectors, ACCURACY: tl.constexpr):
     # torch's threshold_backward: no gradient where y <= 0; a NaN output passes it on
     return (tl.where(saved[0] <= 0.0, 0.0, a[0]),), (), ()
+
+
+# What the forward cells below keep are derivatives: a backward step then only multiplies, and each of them is rounded once.  1 - n * n
+# of an n near 1 that was rounded to 16 bits would be mostly rounding error.
+
+
+@triton.jit
+def gru_forward(a, carried, saved, vectors, ACCURACY: tl.constexpr):
+    # parts: r, z, and n in two, W_hn h + b_hn and W_in x + b_in; carried: h before it was rounded
+    r = sigmoid(a[0], ACCURACY)
+    z = sigmoid(a[1], ACCURACY)
+    n = tanh(a[3] + r * a[2], ACCURACY)
+    h = n + z * (carried[0] - n)
+    dn = (1.0 - z) * (1.0 - n * n)
+    return (h,), (h,), (dn, r, dn * a[2] * r * (1.0 - r), (carried[0] - n) * z * (1.0 - z), z)
+
+
+@triton.jit
+def gru_backward(a, carried, saved, vectors, ACCURACY: tl.constexpr):
+    # publishes the gradients of W_hn h + b_hn, r, z and W_in x + b_in
+    dh = a[0] + carried[0]
+    dn = dh * saved[0]
+    return (dn * saved[1], dh * saved[2], dh * saved[3], dn), (dh * saved[4],), ()
+
+
+@triton.jit
+def lstm_forward(a, carried, saved, vectors, ACCURACY: tl.constexpr):
+    # parts: i, f, g, o; carried: c
+    i = sigmoid(a[0], ACCURACY)
+    f = sigmoid(a[1], ACCURACY)
+    g = tanh(a[2], ACCURACY)
+    o = sigmoid(a[3], ACCURACY)
+    c = f * carried[0] + i * g
+    tanh_c = tanh(c, ACCURACY)
+    kept = (
+        g * i * (1.0 - i), carried[0] * f * (1.0 - f), i * (1.0 - g * g), tanh_c * o * (1.0 - o),
+        o * (1.0 - tanh_c * tanh_c), f,
+    )  # fmt: skip
+    return (o * tanh_c,), (c,), kept
+
+
+@triton.jit
+def lstm_backward(a, carried, saved, vectors, ACCURACY: tl.constexpr):
+    # carried: what reaches c of this step from the next one; publishes the gradients of i, f, g, o
+    dh = a[0]
+    dc = carried[0] + dh * saved[4]
+    return (dc * saved[0], dc * saved[1], dc * saved[2], dh * saved[3]), (dc * saved[5],), ()

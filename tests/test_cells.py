@@ -1,41 +1,126 @@
-"""Every registered cell: its step in torch against torch's own cell, its description against its kernels."""
+"""Every registered cell: its step in torch against torch's own cell, its device functions against the derivatives of that step."""
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 
 from rnn_triton import cells
-from rnn_triton.cells import elman
+from rnn_triton.cells import elman, gru, lstm
+from rnn_triton.interpret import interpreter
 from rnn_triton.kernels import cells as device
 
-
-@pytest.mark.parametrize("nonlinearity", elman.ELMAN)
-def test_a_step_is_that_of_torchs_cell(nonlinearity):
-    cell = elman.ELMAN[nonlinearity]
-    torch.manual_seed(0)
-    theirs = torch.nn.RNNCell(3, 4, nonlinearity=nonlinearity, dtype=torch.float64)
-    x, h = torch.randn(2, 3, dtype=torch.float64), torch.randn(2, 4, dtype=torch.float64)
-    a = x @ theirs.weight_ih.T + theirs.bias_ih + h @ theirs.weight_hh.T + theirs.bias_hh
-    states = cell.step((a,), (h,))
-    assert len(states) == len(cell.states)
-    torch.testing.assert_close(states[0], theirs(x, h))
+CELLS = {cell.name: cell for cell in (*elman.ELMAN.values(), gru.GRU, lstm.LSTM)}
+TORCHS = {
+    "elman_tanh": torch.nn.RNNCell(3, 4, nonlinearity="tanh", dtype=torch.float64),
+    "elman_relu": torch.nn.RNNCell(3, 4, nonlinearity="relu", dtype=torch.float64),
+    "gru": torch.nn.GRUCell(3, 4, dtype=torch.float64),
+    "lstm": torch.nn.LSTMCell(3, 4, dtype=torch.float64),
+}
+by_name = pytest.mark.parametrize("name", CELLS)
 
 
-@pytest.mark.parametrize("cell", elman.ELMAN.values(), ids=lambda cell: cell.name)
-def test_a_cell_names_its_own_device_functions(cell):
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def parts(cell, of_x, of_h):
+    """The pre-activations of a cell from those of its gates, W_ih x + b_ih and W_hh h + b_hh, [B, gates H] each"""
+    of_x, of_h = (t.chunk(len(cell.gates), -1) for t in (of_x, of_h))
+    whole = len(cell.gates) - len(cell.split)
+    return (*(i + h for i, h in zip(of_x[:whole], of_h[:whole])), *of_h[whole:], *of_x[whole:])
+
+
+@by_name
+def test_a_step_is_that_of_torchs_cell(name):
+    cell, theirs = CELLS[name], TORCHS[name]
+    x, states = normal(2, 3), tuple(normal(len(cell.states), 2, 4, seed=1))
+    a = parts(cell, x @ theirs.weight_ih.T + theirs.bias_ih, states[0] @ theirs.weight_hh.T + theirs.bias_hh)
+    expected = theirs(x, states if name == "lstm" else states[0])
+    torch.testing.assert_close(cell.step(a, states), expected if name == "lstm" else (expected,))
+
+
+@by_name
+def test_a_cell_names_its_own_device_functions(name):
+    cell = CELLS[name]
     assert cells.named(cell.name) is cell
     assert cell.forward is getattr(device, f"{cell.name}_forward") and cell.backward is getattr(device, f"{cell.name}_backward")
+
+
+@triton.jit
+def load(ptr, n: tl.constexpr, BLOCK: tl.constexpr):
+    tiles = ()
+    for k in tl.static_range(n):
+        tiles = tiles + (tl.load(ptr + k * BLOCK + tl.arange(0, BLOCK)),)
+    return tiles
+
+
+@triton.jit
+def call(a_ptr, carried_ptr, saved_ptr, out_ptr, FUNCTION: tl.constexpr, A: tl.constexpr, CARRIED: tl.constexpr, SAVED: tl.constexpr,
+         BLOCK: tl.constexpr):  # fmt: skip
+    """out [published + carried + kept, BLOCK]: what a device function makes of a [A, BLOCK], carried and saved"""
+    function: tl.constexpr = FUNCTION
+    published, carried, kept = function(
+        load(a_ptr, A, BLOCK), load(carried_ptr, CARRIED, BLOCK), load(saved_ptr, SAVED, BLOCK), (), "double"
+    )
+    tiles = published + carried + kept
+    for k in tl.static_range(len(tiles)):
+        tl.store(out_ptr + k * BLOCK + tl.arange(0, BLOCK), tiles[k])
+
+
+def called(function, number, a, carried, saved):
+    tensors = [torch.stack(t) if t else torch.empty(0, dtype=torch.float64) for t in (a, carried, saved)]
+    out = torch.full((number, a[0].numel()), float("nan"), dtype=torch.float64)
+    with interpreter.accurate():
+        call[(1,)](*tensors, out, function, len(a), len(carried), len(saved), a[0].numel())
+    return out.unbind()
+
+
+@pytest.mark.interpret
+@by_name
+def test_device_functions_against_the_step_and_its_derivatives(name):
+    """fp64, a few roundings of values below 10"""
+    cell, tolerance = CELLS[name], dict(rtol=0, atol=1e-14)
+    forward, backward = cell.routes(True), cell.routes(False)
+    a = [t.requires_grad_() for t in normal(forward.parts, 64)]
+    states = [t.requires_grad_() for t in normal(len(cell.states), 64, seed=1)]
+    new = cell.step(tuple(a), tuple(states))
+    given = [t.detach() for t in a], [states[cell.states.index(state)].detach() for state in cell.carried]
+    y, *others = called(cell.forward, 1 + forward.carried + forward.kept, *given, [])
+    carried, kept = others[: forward.carried], others[forward.carried :]
+    torch.testing.assert_close(y, new[0], **tolerance)
+    for state, tile in zip(cell.carried, carried, strict=True):
+        torch.testing.assert_close(tile, new[cell.states.index(state)], **tolerance)
+
+    # dh of y; of a carried state that is not y a gradient of its own, of one that is y none but what later steps leave there
+    dh, *later = normal(1 + backward.carried, 64, seed=2)
+    cotangents = {"h": dh}
+    for state, gradient in zip(cell.carried, later, strict=True):
+        cotangents[state] = cotangents.get(state, 0) + gradient
+    expected = torch.autograd.grad(
+        new, (*a, *states), [cotangents.get(s, torch.zeros(64, dtype=torch.float64)) for s in cell.states], allow_unused=True
+    )
+    da, dstates = expected[: forward.parts], expected[forward.parts :]
+    saved = ([y] if backward.reads_y else []) + kept
+    found = called(cell.backward, backward.published + backward.carried, [dh], later, saved)
+    gates, split = len(cell.gates), len(cell.split)
+    published = (*da[gates - split : gates], *da[: gates - split], *da[gates:])
+    for tile, gradient in zip(found, published):
+        torch.testing.assert_close(tile, gradient, **tolerance)
+    for state, tile in zip(cell.carried, found[backward.published :], strict=True):
+        torch.testing.assert_close(tile, dstates[cell.states.index(state)], **tolerance)
 
 
 def test_a_cell_can_be_registered_again_but_not_replaced():
     tanh = cells.named("elman_tanh")
     assert cells.register(tanh) is tanh
     with pytest.raises(ValueError, match="elman_tanh"):
-        cells.register(cells.Cell(**{**vars(tanh), "transcendentals": 2}))
+        cells.register(cells.Cell(**{**vars(tanh), "special": 2}))
     assert cells.named("elman_tanh") is tanh
 
 
 def cell(gates, states, **others):
-    nothing = dict(name="", step=None, forward=None, backward=None, transcendentals=0, aten="", onnx=("", ()))
+    nothing = dict(name="", step=None, forward=None, backward=None, special=0, aten="", onnx=("", ()))
     return cells.Cell(gates=gates, states=states, **(nothing | others))
 
 

@@ -1,6 +1,6 @@
-"""Cells: what a recurrent layer computes in a step.  `Cell` describes one; Elman's are registered here."""
+"""Cells: what a recurrent layer computes in a step.  `Cell` describes one; Elman's, GRU and LSTM are registered here."""
 
-from . import elman as _  # noqa: F401  (registers its cells)
+from . import elman, gru, lstm  # noqa: F401  (each registers its cells)
 from .cell import Cell, named, register
 
 __all__ = ["Cell", "named", "register"]

@@ -26,7 +26,7 @@ ELMAN = {  # by torch's name of f, its argument `nonlinearity`
             step=_tanh,
             forward=cells.elman_tanh_forward,
             backward=cells.elman_tanh_backward,
-            transcendentals=1,
+            special=1,
             aten="rnn_tanh",
             onnx=("RNN", ("Tanh",)),
         )
@@ -40,7 +40,7 @@ ELMAN = {  # by torch's name of f, its argument `nonlinearity`
             step=_relu,
             forward=cells.elman_relu_forward,
             backward=cells.elman_relu_backward,
-            transcendentals=0,
+            special=0,
             aten="rnn_relu",
             onnx=("RNN", ("Relu",)),
         )

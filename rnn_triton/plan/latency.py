@@ -230,7 +230,7 @@ def _floor_cta_group(problem: Problem, device: Device, c: Constants) -> float:
         rows * problem.H * size / c.l2_port,
         ctas * gathered / c.l2,
         _shared_out(problem, device),
-        problem.B * problem.H * _transcendentals(problem) / c.mufu / device.sms,
+        problem.B * problem.H * _special(problem) / c.mufu / device.sms,
     )
     cycles = _chain(problem, c) + c.hand_over_cycles + max(throughput)
     return c.sentinel_us[0] + cycles * 1e-3 / device.clock_ghz
@@ -247,7 +247,7 @@ def _floor_per_step(problem: Problem, device: Device, c: Constants) -> float:
 
 def _chain(problem: Problem, c: Constants) -> float:
     """Returns the cycles from the last operand of a product to a rounded state."""
-    return c.mma_cycles + (c.tanh_cycles if _transcendentals(problem) else c.relu_cycles)
+    return c.mma_cycles + (c.tanh_cycles if _special(problem) else c.relu_cycles)
 
 
 def _shared_out(problem: Problem, device: Device) -> float:
@@ -300,7 +300,7 @@ def _cta_group(problem: Problem, plan: CtaGroup, device: Device, c: Constants) -
         "L2": plan.block_b * row_units(problem.H, problem.dtype) * size / l2 * cycle,
         "MMA": us(2.0 * plan.units * tiles * depth * plan.block_b / rate),
         "shared": us((plan.w_hh_shared * tile + 8.0 * plan.warps * plan.units * plan.block_b) / c.shared),
-        "MUFU": us(plan.units * plan.block_b * _transcendentals(problem) / c.mufu),
+        "MUFU": us(plan.units * plan.block_b * _special(problem) / c.mufu),
     }
     # dependent products beyond the first, in cycles that no other warp's work fills
     dependent = max(0, products * tiles // plan.chains - 1)
@@ -392,9 +392,9 @@ def _inputs(problem: Problem) -> int:
     return problem.I if problem.direction == "forward" else 0
 
 
-def _transcendentals(problem: Problem) -> int:
+def _special(problem: Problem) -> int:
     """Returns how many values of tanh, exp or the like a step evaluates for each hidden unit and batch row."""
-    return cells.named(problem.cell).transcendentals if problem.direction == "forward" else 0
+    return cells.named(problem.cell).special if problem.direction == "forward" else 0
 
 
 def _flop_rate(problem: Problem, device: Device, sync: bool = False) -> float:
@@ -414,7 +414,7 @@ def _cycles(problem: Problem, rows: int, inputs: int, device: Device, c: Constan
     size = SIZES[problem.dtype]
     return {
         "MMA": 2.0 * problem.H * (problem.H + inputs) * rows / _flop_rate(problem, device),
-        "MUFU": problem.H * rows * _transcendentals(problem) / c.mufu,
+        "MUFU": problem.H * rows * _special(problem) / c.mufu,
         "shared": 2.0 * rows * problem.H * size / c.shared,  # h written and read once
     }
 

@@ -85,7 +85,7 @@ def _lstm(vectors, a, states):
     return o * torch.tanh(c), c
 
 
-_NO_MATTER = dict(transcendentals=0, aten="", onnx=("", ()))
+_NO_MATTER = dict(special=0, aten="", onnx=("", ()))
 CELLS = {  # `step` gets the cell's own vectors, too
     "leaky": Cell(
         name="leaky", gates=("a",), states=("h",), carried=("h",), vectors=("leak",), kept=1, step=_leaky,
