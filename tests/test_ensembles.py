@@ -572,12 +572,12 @@ def explained(**options):
 
 
 def test_explain_names_the_launch_and_the_waves():
-    one, many, waves = (explained(H=h, models=m).splitlines() for h, m in ((128, 1), (128, 64), (512, 5)))
+    one, many, models = (explained(H=h, models=m).splitlines() for h, m in ((128, 1), (128, 64), (512, 5)))
     assert "one launch of 1 CTA of 8 warps" in one[0] and "models" not in one[0]
     assert "of each of 64 models" in many[0] and "one launch of 64 CTAs of 8 warps" in many[0]
     assert "all of W_hh of one model" in many[0]
-    assert "of each of 5 models" in waves[0]
-    assert "5 waves of one model each, one after the other: one launch of 32 CTAs" in waves[0]
+    assert "of each of 5 models" in models[0]
+    assert "5 models, one after the other: one launch of 32 CTAs" in models[0]
     assert "for one model after the other" in many[2] and "for one model" not in one[2]
     with pytest.raises(ValueError, match="models must be at least 1, got 0"):
         explained(H=128, models=0)

@@ -370,7 +370,7 @@ def test_explain():
     both = explained(10, 64, 1, bidirectional=True)[1]
     assert both.startswith("layer 0, both directions: one launch of 2 CTAs of 4 warps, 2 directions of 1 CTA") and "side by side" in both
     assert explained(10, 8192, 2)[1].startswith("layer 0: ") and "2 parts" in explained(10, 8192, 2)[0]
-    assert explained(10, 1024, 3, models=2)[3].startswith("layer 2: 2 waves")
+    assert explained(10, 1024, 3, models=2)[3].startswith("layer 2: 2 models")
     with rnn_triton.overriding(recurrences=1):
         assert explained(10, 512, 2)[3] == "2 parts, because overriding(recurrences=...) lets no launch hold more."
     ieee = rnn_triton.explain(10, 8, 64, 64, precision="ieee", device=H200, num_layers=2)

@@ -8,8 +8,9 @@ device.  A group that gives up (kernels/exchange.py) stores into the word, by on
     bits 44-62  the launch id, never 0
 
 The host looks at the word, a load from its own memory, before every such launch and in `synchronize`, and raises an ExchangeError
-at the first look after the launch has ended.  With RNN_TRITON_SYNC=1 in the environment when the package is imported, the host waits
-for every launch and looks at once, so that the traceback shows the call (except while a CUDA graph is captured, when nothing runs).
+at the first look after the launch has ended.  With RNN_TRITON_SYNC=1 in the environment when the package is imported, the host
+waits for every launch and looks at once, so that the traceback shows the call (except while a CUDA graph is captured, when
+nothing runs).
 
 Of several failures between two looks the last one stored is reported.  One that is stored in the instant between reading the word
 and clearing it may go unreported; its outputs are NaN nevertheless.

@@ -1,8 +1,8 @@
 """Lists every way to run a problem on a device: the plans of each regime whose resources fit, best or not.
 
-The limits are those of the register allocator.  For one CTA each is the largest size that tests/test_compile.py finds free
-of spills on every architecture and Triton version it compiles for; for a group of CTAs, a sum of what a thread holds, checked the
-same way.
+The limits are those of the register allocator.  A limit for one CTA is the largest size that tests/test_compile.py finds free of
+spills on every architecture and Triton version it compiles for.  A limit for a group of CTAs is a sum of what a thread holds, which
+these tests check, too.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class Form:
     h_max: int  # H_PAD
     chunk: int
     two_chains_from: int  # smallest H_PAD with two accumulators
-    # Chunks of W_ih by home, for H_PAD <= 128 and for 256; beyond both, x is projected by a GEMM.
+    # Most chunks of W_ih in either home, for H_PAD <= 128 and for 256; beyond both, a GEMM projects x.
     registers: tuple[int, int]
     shared: tuple[int, int]
-    twice: int  # chunks of x that a thread holds of two steps
-    # H_PAD of linked recurrences, whose W_in is all in registers: the largest with x two steps ahead, and with x one step ahead.
+    twice: int  # most chunks of x of which a thread holds two steps
+    # The largest H_PAD of linked recurrences, whose W_in is all in registers: with x two steps ahead, and with x one step ahead.
     linked: tuple[int, int]
 
 
@@ -49,16 +49,16 @@ class _Room:
     """What a thread of a group holds besides its part of the weights, the state and x, in registers."""
 
     base: int  # addresses, bias, loop state, at 8 batch rows
-    rows: int  # more for every further 8 rows
-    weight: int  # 32-bit words that one of the weights becomes on chip: tf32x3 keeps two halves
+    rows: int  # in addition, for every further 8 rows
+    weight: int  # 32-bit words that a weight takes on chip: tf32x3 keeps two halves
     staged: int  # K tiles of weights in flight from shared memory
-    warps16: int = 14  # more at 16 warps, whose reduction is a level deeper
-    from_shared: int = 8  # more where W_ih comes from shared memory
-    linked: int = 32  # more where x comes from another recurrence and is waited for
-    dropout: int = 48  # more where it is dropped
+    warps16: int = 14  # in addition, at 16 warps, whose reduction is a level deeper
+    from_shared: int = 8  # in addition, if W_ih comes from shared memory
+    linked: int = 32  # in addition, if x comes from another recurrence and is waited for
+    dropout: int = 48  # in addition, if elements of it are dropped
 
 
-# What ptxas is seen to need beside weights and state.
+# What ptxas has been seen to need beside weights and state.
 _ROOM = {
     "16-bit": _Room(base=50, rows=16, weight=1, staged=0),
     "tf32": _Room(base=58, rows=16, weight=1, staged=1),
@@ -71,12 +71,12 @@ _PROTOCOLS = ("sentinel", "counter")
 _X_LOADS = ("behind", "before")
 _LOOK_EVERY = (64, 32, 16, 8, 4, 2, 1)
 _PROBE_DELAYS = range(1001)  # cycles
-_PROBE_DELAY = 200  # where nothing else is choices for, an estimate: the store of a state takes as long to arrive in L2
+_PROBE_DELAY = 200  # unless overridden; an estimate of how long the store of a state takes to arrive in L2
 _TWO_CHAINS_FROM = 4  # K tiles
-_ONE_PASS = 256  # units times rows for each warp: the sums of more pass through shared memory in two parts, with a barrier each
-_SHARED_EXTRA = 1024  # bytes beside the weights and the buffer of the reduction
+_ONE_PASS = 256  # units times rows a warp: sums of more pass through shared memory twice, with a barrier each time
+_SHARED_EXTRA = 1024  # bytes of shared memory beside the weights and the buffer of the reduction
 
-# Tiles of the kernel that is launched for every step: block_k by element size, and what may be choices for.
+# Tiles of the kernel that is launched for every step: block_k by element size, and the values that may be overridden.
 _STEP_BLOCK_K = {2: 64, 4: 32, 8: 16}
 _STEP_VALUES = {
     "block_b": (16, 32, 64),
@@ -95,8 +95,8 @@ def kind(problem: Problem) -> str:
 
 
 def candidates(problem: Problem, device: Device, choices: Mapping[str, Any] | None = None) -> Iterator[Plan]:
-    """Yields the plans that fit.  `choices` sets fields that are derived otherwise ("groups", "chains", "w_hh_shared", tiles of the step
-    kernel); with regime="cta_group" groups are planned on a device, too, that does not run all programs of a launch at once."""
+    """Yields the plans that fit.  `choices` sets fields that would be derived ("groups", "chains", "w_hh_shared", tiles of the step
+    kernel).  With regime="cta_group" groups are planned even for a device that does not run all programs of a launch at once."""
     choices = choices or {}
     yield from one_cta(problem, device, choices)
     groups = list(cta_group(problem, device, choices))
@@ -113,18 +113,24 @@ def _accuracy(problem: Problem) -> str:
     return "fast" if problem.dtype == "fp16" or problem.precision == "tf32" else "full"
 
 
+_HOMES = {  # of W_ih, in the words of a plan's reason
+    "none": "",
+    "registers": ", W_ih in registers",
+    "shared": ", W_ih in shared memory",
+    "gemm": ", x projected by a GEMM before the launch",
+}
+
+
 # ---- one CTA --------------------------------------------------------------------------------------------------------
 
 
 def one_cta(
     problem: Problem, device: Device, choices: Mapping[str, Any] | None = None, bundle: Bundle = ONE
 ) -> Iterator[OneCta]:
-    """Yields the plan for one CTA, if W_hh fits on it; for linked recurrences, if W_in of as many columns fits beside it, and the CTAs of
-    all recurrences fit on the device at once."""
+    """Yields the plan for one CTA, if W_hh fits on it.  For linked recurrences, W_in of as many columns must fit beside it, and the
+    CTAs of all recurrences must fit on the device at once."""
     form = FORMS[kind(problem)]
-    size = SIZES[problem.dtype]
     h_pad = max(16, 1 << (problem.H - 1).bit_length())
-    weights = h_pad * h_pad * size
     if h_pad > form.h_max:
         return
     warps = min(8, h_pad // 16)  # 16 warps would leave 128 registers a thread, too few at H_PAD = 256
@@ -138,7 +144,7 @@ def one_cta(
         problem = replace(problem, I=row_units(problem.I, problem.dtype), H=row_units(problem.H, problem.dtype))
     crowded = programs > device.sms
     if form.formulation == "mma16" and crowded and problem.B > 8 and h_pad <= 128 and device.capability < 100:
-        # tiles of 8 no longer fit on the chip at once (sm_100: a tile of 16 goes to tcgen05, 4 to 11 barriers)
+        # Tiles of 8 no longer fit on the chip at once.  On sm_100 a tile of 16 would go to tcgen05, with 4 to 11 barriers.
         block_b = 16
     chunk = form.chunk
     if form.formulation == "fma":
@@ -152,36 +158,23 @@ def one_cta(
     elif problem.direction == "forward":
         home, x_depth = "gemm", 1
         if not ragged_h and (choices or {}).get("w_ih_home") != "gemm":
-            home, x_depth = _w_ih_home(problem, form, h_pad, block_b, chunk, size, device)
+            home, x_depth = _w_ih_home(problem, form, h_pad, block_b, chunk, device)
         if home == "gemm" and form.formulation != "fma" and h_pad <= 128:
             x_depth = 2
-    # At batch tiles above 8 other products fill the gaps of one chain.
+    # In batch tiles above 8, other products fill the gaps of one chain.
     two_chains = h_pad >= form.two_chains_from and block_b == 8
     if problem.precision == "ieee" and problem.direction == "backward" and 32 <= problem.H != h_pad:
         two_chains = True  # one spills where H is padded (relu, Triton 3.6)
     if problem.dtype == "fp64" and h_pad == form.h_max and device.capability not in (80, 90):
         two_chains = True  # one spills where Triton does not use DMMA
+    weights = f"{h_pad * h_pad * SIZES[problem.dtype] / 1024:.3g} KB as padded to {h_pad} units"
     held = "registers and shared memory" if form.formulation == "fma" else "registers"
-    where = {
-        "none": "",
-        "registers": ", W_ih in registers",
-        "shared": ", W_ih in shared memory",
-        "gemm": f", x projected by a GEMM before the launch (no room for I={problem.I} beside W_hh)",
-    }[home]
+    where = _HOMES[home] + f" (no room for I={problem.I} beside W_hh)" * (home == "gemm")
     yield OneCta(
-        block_b=block_b,
-        warps=warps,
-        formulation=form.formulation,
-        precision=form.precision,
-        accuracy=_accuracy(problem),
-        h_pad=h_pad,
-        w_ih_home=home,
-        chunk=chunk,
-        chains=2 if two_chains else 1,
-        x_depth=x_depth,
-        pad_w_hh=ragged_h,
-        reason=f"W_hh ({weights / 1024:.3g} KB as padded to {h_pad} units) fits in the {held} of one CTA{where}",
-    )
+        block_b=block_b, warps=warps, formulation=form.formulation, precision=form.precision, accuracy=_accuracy(problem),
+        h_pad=h_pad, w_ih_home=home, chunk=chunk, chains=2 if two_chains else 1, x_depth=x_depth, pad_w_hh=ragged_h,
+        reason=f"W_hh ({weights}) fits in the {held} of one CTA{where}",
+    )  # fmt: skip
 
 
 def _ragged(problem: Problem, form: Form) -> bool:
@@ -189,16 +182,14 @@ def _ragged(problem: Problem, form: Form) -> bool:
     return form.formulation != "fma" and problem.I * SIZES[problem.dtype] % 16 != 0
 
 
-def _w_ih_home(
-    problem: Problem, form: Form, h_pad: int, block_b: int, chunk: int, size: int, device: Device
-) -> tuple[str, int]:
+def _w_ih_home(problem: Problem, form: Form, h_pad: int, block_b: int, chunk: int, device: Device) -> tuple[str, int]:
     """Returns (home of W_ih, number of steps of which a thread holds x)."""
-    wide = int(h_pad == 256)
+    wide, size = int(h_pad == 256), SIZES[problem.dtype]
     # x takes registers in proportion to the batch tile, and twice as many where its rows are no 16-byte vectors.
     chunks = math.ceil(problem.I / chunk) * (block_b // 8) * (2 if _ragged(problem, form) else 1)
     if chunks <= form.registers[wide] - (wide and device.capability >= 100):  # two chunks of bf16 spill a word on sm_100
-        # ptxas aims at 128 registers for two CTAs on an SM and would spill for them: ragged fp32 holds x of one step only, and
-        # so does a kernel whose W_hh leaves too few registers for two
+        # ptxas aims at 128 registers, for two CTAs on an SM, and would spill for that.  So ragged fp32 holds x of one step only, and
+        # so does a kernel whose W_hh leaves too few registers for two steps.
         once = wide or chunks > form.twice or _ragged(problem, form)
         return "registers", 1 if once else 2
     shared = h_pad * math.ceil(problem.I / chunk) * chunk * size + 4 * h_pad * block_b * size + 4096
@@ -224,7 +215,7 @@ def tile_bytes(units: int, warps: int) -> int:
 
 
 def group_registers(problem: Problem, plan: CtaGroup, bundle: Bundle = ONE) -> int:
-    """Estimates the registers of a thread: its parts of the weights there, of the state and of x, and the rest."""
+    """Estimates the registers of a thread: for its parts of the weights, of the state and of x, and for the rest."""
     room = _ROOM[kind(problem)]
     state = k_tiles(problem.H, plan.warps, problem.dtype)
     held, x = state - plan.w_hh_shared, 0
@@ -242,7 +233,7 @@ def group_registers(problem: Problem, plan: CtaGroup, bundle: Bundle = ONE) -> i
 
 
 def group_shared_bytes(problem: Problem, plan: CtaGroup) -> int:
-    """Estimates the shared memory of a CTA in bytes: its weights there and the buffer of the reduction over warps."""
+    """Estimates the shared memory of a CTA in bytes: for weights and for the buffer of the reduction over warps."""
     tiles = plan.w_hh_shared
     if plan.w_ih_home == "shared":
         tiles += k_tiles(problem.I, plan.warps, problem.dtype)
@@ -252,7 +243,7 @@ def group_shared_bytes(problem: Problem, plan: CtaGroup) -> int:
 
 
 def fits(problem: Problem, plan: CtaGroup, device: Device, bundle: Bundle = ONE) -> bool:
-    """True if a launch's CTAs are on the device at once, and each fits its registers and its shared memory."""
+    """True if all CTAs of a launch fit on the device at once, and each has enough registers and shared memory."""
     return (
         bundle.count * plan.groups * plan.ctas <= device.coresident
         and group_registers(problem, plan, bundle) <= _REGISTERS[plan.warps]
@@ -261,14 +252,15 @@ def fits(problem: Problem, plan: CtaGroup, device: Device, bundle: Bundle = ONE)
 
 
 def cta_group(problem: Problem, device: Device, choices: Mapping[str, Any], bundle: Bundle = ONE) -> Iterator[CtaGroup]:
-    """Yields plans that spread W_hh's rows over the CTAs of a group and the batch over groups, in each of the recurrences.  Linked recurrences all
-    have a W_in of H columns on chip, in either pass."""
+    """Yields plans that spread the rows of W_hh over the CTAs of a group and the batch over groups, in each recurrence.  Linked
+    recurrences have a W_in of H columns on chip, in either pass."""
     if kind(problem) not in _ROOM or not (device.cooperative or choices.get("regime") == "cta_group"):
         return
     x_loads, look_every = choices.get("x_loads", _X_LOADS[0]), choices.get("look_every", _LOOK_EVERY[0])
     if x_loads not in _X_LOADS or look_every not in _LOOK_EVERY:
         return
-    delays = {"sentinel": choices.get("probe_delay", _PROBE_DELAY), "counter": 0}  # who polls a counter loads no state in vain
+    # a CTA that polls a counter loads no state in vain
+    delays = {"sentinel": choices.get("probe_delay", _PROBE_DELAY), "counter": 0}
     if delays["sentinel"] not in _PROBE_DELAYS:
         return
     form = FORMS[kind(problem)]
@@ -312,25 +304,20 @@ def cta_group(problem: Problem, device: Device, choices: Mapping[str, Any], bund
 def _on_chip(
     problem: Problem, plan: CtaGroup, device: Device, state: int, tiles: int | None, bundle: Bundle
 ) -> CtaGroup | None:
-    """Returns the plan with `tiles` of the `state` K tiles of W_hh in shared memory (None: as few as it takes); None if it does not fit."""
+    """Returns the plan with `tiles` of the `state` K tiles of W_hh in shared memory, by default as few as it takes; None if the
+    plan does not fit."""
     room = _REGISTERS[plan.warps]
     if tiles is None:
         enough = (n for n in range(state + 1) if group_registers(problem, _replaced(plan, w_hh_shared=n), bundle) <= room)
         tiles = next(enough, None)
         if tiles is None or (tiles and plan.w_ih_home == "registers"):
-            return None  # W_ih out of the registers first: its reading hides behind the exchange, W_hh's does not
+            return None  # W_ih has to leave the registers first: reading it hides behind the exchange, reading W_hh does not
     if not 0 <= tiles <= state:
         return None
     size = state * tile_bytes(plan.units, plan.warps) / 1024
     shared = tiles * tile_bytes(plan.units, plan.warps) / 1024
     held = "registers" if not tiles else "shared memory" if tiles == state else f"registers, {shared:.3g} KB shared"
-    where = {
-        "none": "",
-        "registers": ", W_ih in registers",
-        "shared": ", W_ih in shared memory",
-        "gemm": ", x projected by a GEMM before the launch",
-    }[plan.w_ih_home]
-    reason = f"{size:.3g} KB of W_hh a CTA stay on chip ({held}){where}"
+    reason = f"{size:.3g} KB of W_hh a CTA stay on chip ({held}){_HOMES[plan.w_ih_home]}"
     plan = _replaced(plan, w_hh_shared=tiles, reason=reason)
     return plan if fits(problem, plan, device, bundle) else None
 
@@ -344,15 +331,15 @@ def _replaced(plan: CtaGroup, **changes: Any) -> CtaGroup:
 
 
 def per_step(problem: Problem, device: Device, on_chip: bool, choices: Mapping[str, Any]) -> Iterator[PerStep]:
-    """Yields the plan that always exists.  `on_chip`: a group of CTAs would hold W_hh, too."""
+    """Yields the plan that always exists.  `on_chip` says that a group of CTAs could hold W_hh."""
     form = FORMS[kind(problem)]
     size = SIZES[problem.dtype]
     weights = f"W_hh ({math.ceil(problem.H**2 * size / 1024)} KB)"
     rows = _STEP_VALUES["block_b"]
     block_b = min(b for b in rows if b >= min(problem.B, rows[-1]))
     fills = math.ceil(problem.B / block_b) * math.ceil(problem.H / 64) >= device.sms
-    # Tiles that compile without spills everywhere (tests/test_per_step.py).  Of fp32 only narrow ones: wide ones become
-    # wgmma and tcgen05 in tf32, with dozens of barriers, and spill in tf32x3 and ieee; of fp64 narrow ones spill.
+    # Tiles that compile without spills everywhere (tests/test_per_step.py).  In fp32 only narrow ones do: wide ones become wgmma and
+    # tcgen05 in tf32, with dozens of barriers, and spill in tf32x3 and ieee.  In fp64 narrow ones spill.
     wide = problem.dtype == "fp64" or (fills and problem.dtype != "fp32")
     warps = 8 if problem.dtype == "fp64" and block_b == 64 else 4
     tiles = dict(block_b=block_b, block_h=64 if wide else 32, block_k=_STEP_BLOCK_K[size], warps=warps, stages=3)
@@ -365,11 +352,7 @@ def per_step(problem: Problem, device: Device, on_chip: bool, choices: Mapping[s
         reason = f"{weights} is beyond one CTA, and CTAs do not run at the same time here"
     else:
         reason = f"{weights} does not fit on the chip beside h"
+    home = "gemm" if problem.direction == "forward" else "none"
     yield PerStep(
-        **tiles,
-        formulation="tiles",
-        precision=form.precision,
-        accuracy=_accuracy(problem),
-        w_ih_home="gemm" if problem.direction == "forward" else "none",
-        reason=reason,
+        **tiles, formulation="tiles", precision=form.precision, accuracy=_accuracy(problem), w_ih_home=home, reason=reason
     )

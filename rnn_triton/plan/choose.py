@@ -1,9 +1,9 @@
 """Chooses the plan that runs a problem on a device: pure, total, deterministic.
 
-Of all plans that fit (candidates.py) it takes, in this order: those that `overriding` asks for (overriding.py); those that were
-fastest where they were measured (measured.py); those of one CTA, where it holds W_hh; the one of the smallest practical time in
-the latency model (latency.py).  Every problem on a device of compute capability 8.0 or newer has a plan; UnsupportedError says
-which device is older.
+From all plans that fit (candidates.py) it takes first those that `overriding` asks for (overriding.py), then those that a
+measurement found fastest (measured.py), then those of one CTA, if it holds W_hh, and at last the one of the smallest practical time
+in the latency model (latency.py).  Every problem on a device of compute capability 8.0 or newer has a plan; for an older device
+UnsupportedError is raised.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _TRIES = 4  # plans of a regime that may fail to compile before the regime is gi
 def plan(problem: Problem, device: Device, chosen: Choices | None = None) -> Plan:
     """Returns the plan for this problem on this device, under the overrides `chosen`, by default those that are open.
 
-    UnsupportedError: the device is older than Ampere, or every plan failed to compile.  ValueError: no plan of the problem
-    agrees with the overrides."""
+    Raises UnsupportedError if the device is older than Ampere or every plan failed to compile, and ValueError if no plan of the
+    problem agrees with the overrides."""
     return _decide(problem, device, overrides() if chosen is None else chosen, rejected(problem, device))
 
 
@@ -54,12 +54,12 @@ def _decide(problem: Problem, device: Device, chosen: Choices, failed: Failures)
         why = "; ".join(dict.fromkeys(why for _, why in (failed[0], failed[-1])))
         raise UnsupportedError(f"no plan for {problem} compiles on {device.name}: {why}")
     plans = measured_plans(problem, device, plans) or plans
-    # Rule until a GPU has measured it: one CTA, which exchanges nothing, wherever it holds W_hh.
+    # The rule until a GPU has measured it: one CTA, which exchanges nothing, wherever it holds W_hh.
     plans = [p for p in plans if p.regime == "one_cta"] or plans
     return best(problem, device, plans)
 
 
-# A GEMM before the launch is a launch more and T*B*H values in memory: it has to be worth them.
+# A GEMM before the launch costs another launch and T*B*H values in memory: it has to be worth them.
 _GEMM_ADVANTAGE = 1.05
 # What a launch per step is estimated to cost is mostly the host's time for it, the least certain constant of the model;
 # until it is measured the host must not decide a near tie against keeping W_hh on chip.
@@ -67,7 +67,7 @@ _PER_STEP_ADVANTAGE = 1.2
 
 
 def best(problem: Problem, device: Device, plans: Sequence[Plan]) -> Plan:
-    """Returns the plan of least practical time; of equals the one that takes fewer CTAs, then the first."""
+    """Returns the plan of least practical time; among equals the one of fewest CTAs, then the first."""
 
     def cost(p: Plan) -> tuple[float, int]:
         us = latency.practical_us(problem, p, device)
@@ -79,8 +79,8 @@ def best(problem: Problem, device: Device, plans: Sequence[Plan]) -> Plan:
 
 
 def shared_plan(problem: Problem, bundle: Bundle, device: Device, chosen: Choices | None = None) -> OneCta | CtaGroup | None:
-    """Returns the plan of least estimated time for a launch of these recurrences; None if no plan fits, or none compiles.  `problem` is
-    that of the first recurrence."""
+    """Returns the plan of least estimated time for a launch of these recurrences; None if no plan fits, or none compiles.
+    `problem` is that of the first recurrence."""
     chosen = overrides() if chosen is None else chosen
     return _shared_plan(problem, bundle, device, chosen, rejected(problem, device, bundle))
 
@@ -116,7 +116,7 @@ def _no_choice(problem: Problem, device: Device, choices: Mapping[str, Any], fit
 
 
 def reject(problem: Problem, device: Device, p: Plan, why: str, bundle: Bundle = ONE) -> None:
-    """Records that the kernel of `p` did not compile: plan() and shared_plan() give the next plan from now on."""
+    """Records that the kernel of `p` did not compile, so that plan() and shared_plan() return another plan from now on."""
     with _lock:
         _rejected[_compiled_for(problem), device, bundle] = (*rejected(problem, device, bundle), (p, why))
 
@@ -127,23 +127,23 @@ def rejected(problem: Problem, device: Device, bundle: Bundle = ONE) -> Failures
 
 
 def failures() -> int:
-    """Returns the number of plans that failed to compile so far, of any problem.  It is part of cache keys: a decision made before the
-    last failure may be stale."""
+    """Returns the number of plans, for any problem, that failed to compile so far.  It is part of cache keys, because a decision
+    made before the last failure may be stale."""
     return sum(map(len, tuple(_rejected.values())))
 
 
 def remaining(plans: Sequence[Any], failed: Failures) -> list[Any]:
-    """Returns the plans whose kernel is not among the failed ones, of regimes in which fewer than _TRIES have failed."""
+    """Returns the plans whose kernel has not failed, from regimes in which fewer than _TRIES plans have failed."""
     kernels = {_kernel(p) for p, _ in failed}
     tried = Counter(p.regime for p, _ in failed)
     return [p for p in plans if _kernel(p) not in kernels and tried[p.regime] < _TRIES]
 
 
 def _compiled_for(problem: Problem) -> Problem:
-    """Returns the problem as far as kernels depend on it: not on the batch or the models, and backward not on I."""
+    """Returns the problem without what kernels do not depend on: the batch, the models, and I in the backward pass."""
     return replace(problem, B=1, models=1, I=1 if problem.direction == "backward" else problem.I)
 
 
 def _kernel(p: Plan) -> Plan:
-    """Returns the plan as far as its kernel depends on it."""
+    """Returns the plan without what its kernel does not depend on."""
     return replace(p, groups=1, reason="") if isinstance(p, CtaGroup) else replace(p, reason="")

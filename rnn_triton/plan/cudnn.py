@@ -1,4 +1,4 @@
-"""Which algorithm of cuDNN runs torch.nn.RNN on a GPU: PyTorch's choice, in words."""
+"""Says which algorithm of cuDNN PyTorch chooses to run torch.nn.RNN on a GPU."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .problem import Problem
 
 
 class Algorithm(NamedTuple):
-    """What PyTorch asks cuDNN for."""
+    """An algorithm of cuDNN, and why PyTorch chooses it."""
 
     name: str  # in cudnnRNNAlgo_t, without its prefix
     rule: str  # the condition that decided
@@ -18,9 +18,9 @@ class Algorithm(NamedTuple):
 def cudnn_algorithm(
     problem: Problem, *, layers: int = 1, bidirectional: bool = False, packed: bool = False
 ) -> Algorithm:
-    """Returns the algorithm PyTorch picks for this pass of torch.nn.RNN; `problem.I` is the input size in the backward pass, too.
+    """Returns the algorithm that PyTorch chooses for this pass of torch.nn.RNN, by the rules of ATen's RNN.cpp, in their order.
 
-    The rules are those of ATen's RNN.cpp, in its order; forward and backward are decided separately."""
+    `problem.I` is the input size in the backward pass, too.  The algorithms of the two passes are chosen separately."""
     if packed:
         return Algorithm("STANDARD", "the input is packed")
     if problem.dtype != "fp64":

@@ -1,4 +1,4 @@
-"""Says in words which plan runs a problem, and why, and what torch would have run."""
+"""Says in words which plan runs a problem, why, and what torch would have run."""
 
 from __future__ import annotations
 
@@ -21,30 +21,20 @@ from .sharing import Launch, launches, placed
 
 
 def explain(
-    T: int,
-    B: int,
-    I: int,
-    H: int,
-    *,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str | Device | None = None,
-    nonlinearity: str = "tanh",
-    precision: str | None = None,
-    direction: str = "forward",
-    models: int = 1,
-    num_layers: int = 1,
-    bidirectional: bool = False,
-    dropout: float = 0.0,
-) -> str:
+    T: int, B: int, I: int, H: int, *, dtype: torch.dtype = torch.float32, device: torch.device | str | Device | None = None,
+    nonlinearity: str = "tanh", precision: str | None = None, direction: str = "forward", models: int = 1, num_layers: int = 1,
+    bidirectional: bool = False, dropout: float = 0.0,
+) -> str:  # fmt: skip
     """Returns a text that says how a pass over x[T,B,I] with hidden size H runs, and why.
 
-    Its lines give the plan and the reason for it, the estimated time per step of the best plan of each regime (in us), the plans that
-    failed to compile, and the algorithm that cuDNN would have run. For more than one layer or direction they give each launch of the
-    pass: its layers and directions, its CTAs, how they overlap, and its estimated time.
+    Its lines give the plan and the reason for it, the estimated time per step of the best plan of each regime (in us), the plans
+    that failed to compile, and the algorithm that cuDNN would have run. For more than one layer or direction they give each
+    launch of the pass: its layers and directions, its CTAs, how they overlap, and its estimated time.
 
-    `direction` is the pass, "forward" or "backward". `models` is the size of an ensemble, as torch.vmap over weights makes it; B is then
-    the batch of one model. `num_layers`, `bidirectional` and `dropout` are those of rnn_triton.RNN. `device` is a torch device, a
-    hardware.Device record, or None for the current GPU (an H200 where there is none). `precision` is that of rnn_triton.rnn.
+    `direction` is the pass, "forward" or "backward". `models` is the size of an ensemble, as torch.vmap over weights makes it; B
+    is then the batch of one model. `num_layers`, `bidirectional` and `dropout` are those of rnn_triton.RNN. `device` is a torch
+    device, a hardware.Device record, or None for the current GPU (an H200 where there is none). `precision` is that of
+    rnn_triton.rnn.
 
     Raises ValueError for an argument that no layer can have. Where no plan runs the problem the text says so.
     """
@@ -95,7 +85,7 @@ def _refused(p: Plan, why: str) -> str:
 
 
 def _fewer(device: Device) -> list[str]:
-    """Says, in a line, that other work takes a part of the device's SMs, if a launch has found that out."""
+    """Returns a line that says that other work takes a part of the device's SMs, if a launch has found that out."""
     if device.together is None:
         return []
     return [
@@ -117,7 +107,8 @@ def _cudnn(problem: Problem, layers: int = 1, bidirectional: bool = False) -> st
 def _network(
     T: int, problem: Problem, device: Device, layers: int, bidirectional: bool, dropout: bool
 ) -> list[str]:
-    """Describes each launch of a pass of several layers or directions, in a line; the first line has their number and total time."""
+    """Describes each launch of a pass of several layers or directions in a line. The first line gives their number and total
+    time."""
     directions = 2 if bidirectional else 1
     sharing = (ONE,) * layers * directions
     if problem.models == 1 and not (dropout and layers > 1 and problem.dtype == "fp64"):  # whose masks are torch's
@@ -163,7 +154,7 @@ def _where(launch: Launch, directions: int) -> str:
 
 
 def _shared(problem: Problem, bundle: Bundle, p: OneCta | CtaGroup, T: int) -> str:
-    """Describes a launch of several layers or directions, whose first one is `problem`."""
+    """Describes a launch of several layers or directions; `problem` is that of the first one."""
     what, overlap = "directions", "side by side"
     if bundle.linked:
         behind = "a step" if isinstance(p, CtaGroup) else "two steps"
@@ -191,7 +182,7 @@ def _ran(problem: Problem, p: Plan, T: int) -> str:
             f"{' of one model' if problem.models > 1 else ''} ({p.formulation} products)"
         )
     if problem.models > 1:
-        return f"{problem.models} waves of one model each, one after the other: {_ran(replace(problem, models=1), p, T)}"
+        return f"{problem.models} models, one after the other: {_ran(replace(problem, models=1), p, T)}"
     if isinstance(p, CtaGroup):
         rounds = math.ceil(math.ceil(problem.B / p.block_b) / p.groups)
         return (

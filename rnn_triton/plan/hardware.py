@@ -17,11 +17,11 @@ class Device:
     capability: int  # 10 * major + minor
     sms: int
     shared_bytes: int  # per CTA, with opt-in
-    registers: int  # 32-bit, per CTA at most
+    registers: int  # of 32 bits, per CTA at most
     l2_bytes: int
     clock_ghz: float  # boost
     cooperative: bool = True  # all programs of a launch can run at the same time
-    together: int | None = None  # CTAs that can, where a launch has shown that there is not one for every SM
+    together: int | None = None  # CTAs that can, if a launch has shown that they are fewer than the SMs
 
     @property
     def coresident(self) -> int:
@@ -42,8 +42,8 @@ _CPU = replace(RECORDS["sm_90"], cooperative=False)
 
 
 def of(device: torch.device) -> Device:
-    """Returns the record of a torch device; for the CPU, where the interpreter runs programs one after another, and where there is no
-    GPU to ask, an H200's."""
+    """Returns the record of a torch device; an H200's for the CPU, where the interpreter runs programs one after another, and for
+    devices that cannot be asked."""
     together = _together.get(_index(device)) if _together else None
     return _record(device) if together is None else replace(_record(device), together=together)
 
@@ -52,7 +52,7 @@ _together: dict[int, int] = {}  # by index
 
 
 def too_many(device: torch.device, ctas: int) -> None:
-    """Records that a cooperative launch of `ctas` CTAs did not fit, since MPS or a green context gave a part of the SMs to others.  From
+    """Records that a cooperative launch of `ctas` CTAs did not fit, because MPS or a green context keeps a part of the SMs.  From
     now on `of` says so."""
     _together[_index(device)] = min(ctas - 1, of(device).coresident)
 

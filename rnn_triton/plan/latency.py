@@ -1,4 +1,4 @@
-"""Latency model: the time of one step, estimated from sourced constants. Nothing here is measured.
+"""Estimates the time of a step, from constants with a source. Nothing here is measured.
 
 Two numbers, in microseconds per step, launch cost excluded:
 
@@ -29,7 +29,7 @@ class Rates:
     """Peak rates of one architecture, per SM and cycle unless said otherwise."""
 
     mma: float  # FLOP, dense 16-bit operands, fp32 accumulation
-    mma_sync: float  # FLOP, the same by mma.sync, which is what the products of a group of CTAs compile to
+    mma_sync: float  # FLOP of these products by mma.sync, to which those of a group of CTAs compile
     fma: float  # FLOP, fp32 FFMA
     fp64: float  # FLOP, the faster of DFMA and DMMA
     dram: float  # bytes per microsecond, whole chip
@@ -48,17 +48,15 @@ RATES = {
 
 @dataclass(frozen=True)
 class Constants:
-    """What the model takes from elsewhere, for every architecture unless Rates says otherwise: cycles of an SM ("_cycles"),
-    microseconds ("_us"), rates per cycle. One object, so that constants fitted to records can stand in for all of them."""
+    """The constants of the model, for every architecture unless Rates says otherwise: cycles of an SM ("_cycles"), microseconds
+    ("_us"), rates per cycle. They are one object, so that constants fitted to records can take the place of all of them."""
 
     mufu: float = 16.0  # results per SM: 4 per scheduler (CUDA programming guide, throughput table)
     shared: float = 128.0  # bytes per SM: 32 banks of 4 bytes
     issue: float = 4.0  # instructions of a warp per SM: one per scheduler
     l2_port: float = 64.0  # bytes into one SM
     l2: float = 5120.0  # bytes out of L2, whole chip: A100 white paper; 38 a SM with all SMs reading
-    l2_read: float = (
-        3134.0  # the same as reached by plain reads: 5.5 TB/s of an H100 PCIe at 1.755 GHz (Chips and Cheese)
-    )
+    l2_read: float = 3134.0  # bytes out of L2 that plain reads reach: 5.5 TB/s of an H100 PCIe at 1.755 GHz (Chips and Cheese)
 
     # The dependent chain of a step, each the smallest published for Hopper: MMA result, bias and activation and
     # rounding, then the hand-over of h to the next step's operand.
@@ -76,19 +74,19 @@ class Constants:
     # Floor of the counter: fence and arrival 0.26, poll 0.16, load 0.13, an estimate. Practical: 1.18 to 1.22 us an
     # iteration with about 130 CTAs on an H200 (RRZE-HPC/gpu-benches, gpu-small-kernels/h200_pt.txt).
     counter_us: tuple[float, float] = (0.55, 1.18)
-    # What of it another tile's work cannot hide, for a CTA does its tiles in order: a load of what is there already (L2
-    # hit, 260 cycles, arXiv 2501.12084 table IV); with a counter also the fence and the poll.
+    # The part that the work on other tiles cannot hide, because a CTA takes its tiles in order: a load of what is in L2 already
+    # (a hit, 260 cycles, arXiv 2501.12084 table IV); with a counter also the fence and the poll.
     sentinel_busy_us: float = 0.13
     counter_busy_us: float = 0.55
 
     local_us: float = 0.20  # practical chain inside a CTA of 8 warps: layout conversions, a second barrier. An estimate
-    warp_cycles: float = 6  # more for every further warp that both barriers wait for, an estimate
+    warp_cycles: float = 6  # in addition, for every further warp that both barriers wait for, an estimate
     efficiency: float = 0.75  # of each peak rate, practical
     weight_registers: float = 0.75  # of the register file, for weights
     threads_per_sm: int = 2048
 
-    # Instructions a warp issues in a step of a tile, fitted to compiled kernels (sm_90, 16-bit): a base, more for every
-    # hidden unit and row of the CTA, more for every K tile and 8 rows, one for every mma.
+    # Instructions that a warp issues in a step of a tile, fitted to compiled kernels (sm_90, 16-bit): a base, some for every hidden
+    # unit and row of the CTA, some for every K tile and 8 rows, one for every mma.
     instructions: float = 112
     instructions_unit_row: float = 0.08
     instructions_tile: float = 9
@@ -97,7 +95,7 @@ class Constants:
     node_us: float = 1.31  # from one small kernel to the next, GPU side (RRZE-HPC/gpu-benches, h200_graph.txt)
     host_us: float = 6.0  # a launch of a kept Triton kernel from Python, an estimate
     k_loop_cycles: float = 100  # an iteration of a pipelined K loop that waits for its loads, an estimate
-    cooperative_us: float = 4.0  # more than a plain launch, an estimate
+    cooperative_us: float = 4.0  # of a cooperative launch, beyond those of a plain one, an estimate
     fill: float = 0.8  # of the DRAM rate, for a fill, an estimate
 
 
@@ -106,7 +104,7 @@ CONSTANTS = Constants()
 
 @dataclass(frozen=True)
 class Estimate:
-    """Microseconds per step; `parts` add up to nothing in particular: each is one limit of the practical number."""
+    """Microseconds per step. Each of `parts` is one limit of the practical number; they do not add up to it."""
 
     floor_us: float
     practical_us: float
@@ -124,7 +122,7 @@ def rates(device: Device) -> Rates:
 
 
 def step(problem: Problem, plan: Plan, device: Device, constants: Constants = CONSTANTS) -> Estimate:
-    """Estimates the floor of the problem and the practical time of this plan, per step of all its launches together."""
+    """Estimates the floor of the problem and the practical time of this plan, for a step of all its launches together."""
     practical, parts = _practical(problem, plan, device, constants)
     return Estimate(floor_us(problem, device, constants), practical, parts)
 
@@ -137,19 +135,21 @@ def practical_us(problem: Problem, plan: Plan, device: Device, constants: Consta
 def _practical(problem: Problem, plan: Plan, device: Device, c: Constants) -> tuple[float, dict[str, float]]:
     if problem.models == 1 or plan.ensembles:
         return REGIMES[plan.regime](problem, plan, device, c)
-    us, parts = REGIMES[plan.regime](replace(problem, models=1), plan, device, c)  # a wave, one after the other
+    us, parts = REGIMES[plan.regime](replace(problem, models=1), plan, device, c)  # one model after the other
     return problem.models * us, {name: problem.models * value for name, value in parts.items()}
 
 
 def shared_step(
     problem: Problem, plan: OneCta | CtaGroup, device: Device, bundle: Bundle, constants: Constants = CONSTANTS
 ) -> tuple[float, dict[str, float]]:
-    """Returns (practical us, parts) of a step of all recurrences of a launch, which run side by side and share L2 and DRAM, and of the GEMMs
-    for x before it.  A step of a stack takes as long as its slowest layer, one fed by another; T steps of x take T + `fill` of them."""
+    """Returns (practical us, parts) of a step of all recurrences of a launch, which share L2 and DRAM, and of the GEMMs for x
+    before it.
+
+    A step of a stack takes as long as its slowest layer, which is one fed by another; T steps of x take T + `fill` of them."""
     shared = replace(constants, l2=constants.l2 / bundle.count, l2_read=constants.l2_read / bundle.count)
-    # batch tiles of two directions on one CTA each are as those of two models
+    # batch tiles of two directions, on one CTA each, take what batch tiles of two models take
     models = not bundle.linked and isinstance(plan, OneCta)
-    gemm = 0.0  # besides what `_practical` has of one recurrence, or of all models
+    gemm = 0.0  # in addition to the GEMM that `_practical` counts, of one recurrence or of all models
     if projects_before(problem, plan, bundle) and not models:
         gemm = _projection_us(problem, device, constants)
     if bundle.linked:  # both passes project what comes from the other layer
@@ -162,13 +162,10 @@ def shared_step(
 
 
 def projects_before(problem: Problem, plan: OneCta | CtaGroup, bundle: Bundle) -> bool:
-    """True if a GEMM projects x before a launch of several recurrences: x of the bottom layer, if it has more columns than the layers; x of
-    both directions, if the plan says so."""
-    if problem.direction != "forward":
-        return False
-    if bundle.linked:
-        return is_wide(problem.I, problem.H, problem.dtype)
-    return plan.w_ih_home == "gemm"
+    """True if a GEMM projects x before a launch of several recurrences: for layers, if x has more columns than they; for
+    directions, if the plan says so."""
+    gemm = is_wide(problem.I, problem.H, problem.dtype) if bundle.linked else plan.w_ih_home == "gemm"
+    return problem.direction == "forward" and gemm
 
 
 def shared_us(problem: Problem, plan: OneCta | CtaGroup, device: Device, bundle: Bundle) -> float:
@@ -177,13 +174,13 @@ def shared_us(problem: Problem, plan: OneCta | CtaGroup, device: Device, bundle:
 
 
 def fill(plan: OneCta | CtaGroup, bundle: Bundle) -> int:
-    """Returns how many steps the last of linked recurrences is behind the first, at least.  On one CTA x of the next step is waited for in
-    this one, so a layer is a step further back."""
+    """Returns how many steps, at least, the last of linked recurrences is behind the first.  On one CTA each step waits for the x
+    of the next one, so every layer is a step further back."""
     return (bundle.count - 1) * (1 if isinstance(plan, CtaGroup) else 2) if bundle.linked else 0
 
 
 def launch_us(problem: Problem, plan: Plan, device: Device, T: int, constants: Constants = CONSTANTS) -> float:
-    """Estimates what T steps of one model cost besides, in us: the launch, the fill of what CTAs exchange, the loading of the weights."""
+    """Estimates the us that T steps of one model take in addition: to launch, to fill what CTAs exchange, to load the weights."""
     c, dram = constants, rates(device).dram
     size = SIZES[problem.dtype]
     if plan.regime == "per_step":
@@ -201,7 +198,7 @@ def launch_us(problem: Problem, plan: Plan, device: Device, T: int, constants: C
 
 
 def floor_us(problem: Problem, device: Device, constants: Constants = CONSTANTS) -> float:
-    """Returns a bound in us: no plan of the three regimes runs a step of this problem faster."""
+    """Returns a bound in us: no plan of the three regimes runs a step of this problem in less time."""
     regimes = (_floor_one_cta, _floor_cta_group, _floor_per_step)
     return max(min(floor(problem, device, constants) for floor in regimes), _traffic(problem) / rates(device).dram)
 
@@ -260,7 +257,7 @@ def _shared_out(problem: Problem, device: Device) -> float:
 
 
 def _one_cta(problem: Problem, plan: OneCta, device: Device, c: Constants) -> tuple[float, dict[str, float]]:
-    """One CTA holds all of W_hh for its batch tile; CTAs that do not fit side by side run in waves."""
+    """Estimates a step of CTAs that each hold all of W_hh for a batch tile; those that do not fit side by side run in rounds."""
     cycle = 1e-3 / device.clock_ghz
     gemm = _projection_us(problem, device, c) if plan.w_ih_home == "gemm" else 0.0
     inputs = 0 if gemm else _inputs(problem)
@@ -268,8 +265,7 @@ def _one_cta(problem: Problem, plan: OneCta, device: Device, c: Constants) -> tu
     capacity = 4 * device.registers * c.weight_registers + device.shared_bytes
     resident = max(1, min(c.threads_per_sm // (32 * plan.warps), int(capacity // weights)))
     per_sm = math.ceil(problem.models * math.ceil(problem.B / plan.block_b) / device.sms)
-    waves = math.ceil(per_sm / resident)
-    parts = {"chain": waves * c.local_us}
+    parts = {"chain": math.ceil(per_sm / resident) * c.local_us}
     rows = per_sm * 8 * math.ceil(plan.block_b / 8)
     for name, cycles in _cycles(problem, rows, inputs, device, c).items():
         parts[name] = cycles * cycle / c.efficiency
@@ -280,8 +276,9 @@ def _one_cta(problem: Problem, plan: OneCta, device: Device, c: Constants) -> tu
 
 
 def _cta_group(problem: Problem, plan: CtaGroup, device: Device, c: Constants) -> tuple[float, dict[str, float]]:
-    """Each CTA takes its M batch tiles through a step one after the other. Either a tile waits for its own state of the
-    step before, hand-over and all, or there are tiles enough for the hand-over to pass meanwhile."""
+    """Estimates a step of a group, whose CTAs take their batch tiles through it one after the other.
+
+    Either a tile waits for its state of the step before, or there are tiles enough to hide that hand-over."""
     cycle = 1e-3 / device.clock_ghz
     size = SIZES[problem.dtype]
     rounds = math.ceil(math.ceil(problem.B / plan.block_b) / plan.groups)
@@ -309,7 +306,7 @@ def _cta_group(problem: Problem, plan: CtaGroup, device: Device, c: Constants) -
     exchange = (c.sentinel_us if sentinel else c.counter_us)[1]
     busy = c.sentinel_busy_us if sentinel else c.counter_busy_us
 
-    # x is loaded a step ahead, so its bytes only take up the port to L2; its products and W_ih take the CTA's time
+    # x is loaded a step ahead, so its bytes only occupy the port to L2; its products and W_ih take the CTA's time
     projection = ahead = 0.0
     if plan.w_ih_home in ("registers", "shared"):
         x_tiles = k_tiles(problem.I, plan.warps, problem.dtype)
@@ -337,22 +334,22 @@ def _cta_group(problem: Problem, plan: CtaGroup, device: Device, c: Constants) -
 
 
 def gather_rate(plan: CtaGroup, c: Constants = CONSTANTS) -> float:
-    """Returns the bytes per cycle that each CTA of a group reads from L2 while all of them do, as reached in practice."""
+    """Returns the bytes per cycle that each CTA of a group reaches in practice when all of them read from L2."""
     return min(c.efficiency * c.l2_port, c.l2_read / (plan.groups * plan.ctas))
 
 
 def _per_step(problem: Problem, plan: PerStep, device: Device, c: Constants) -> tuple[float, dict[str, float]]:
-    """A launch a step: the host issues it, W_hh is read, the tiles of h_t are computed in waves over the SMs."""
+    """Estimates a step that is a launch: the host issues it, W_hh is read, the SMs compute the tiles of h_t in rounds."""
     cycle = 1e-3 / device.clock_ghz
     weights = problem.H**2 * SIZES[problem.dtype]
     tiles = math.ceil(problem.B / plan.block_b) * math.ceil(problem.H / plan.block_h)
-    waves = math.ceil(tiles / device.sms)
+    rounds = math.ceil(tiles / device.sms)
     depth = math.ceil(problem.H / plan.block_k)
     columns = depth * plan.block_k
     read = weights * math.ceil(problem.B / plan.block_b) / c.l2_read * cycle
     if weights > device.l2_bytes:
         read = max(read, weights / rates(device).dram)
-    flop = 2.0 * waves * plan.block_b * plan.block_h * columns
+    flop = 2.0 * rounds * plan.block_b * plan.block_h * columns
     parts = {
         "host": c.host_us,
         "W_hh": read / c.efficiency,
@@ -380,7 +377,7 @@ def gemm_us(problem: Problem, device: Device, flop: float, moved: float) -> floa
 
 
 def _projection_us(problem: Problem, device: Device, c: Constants) -> float:
-    """Estimates the us per step of x W_ih^T over all T*B rows before the recurrence, and of reading its result again there."""
+    """Estimates the us per step of x W_ih^T over all T*B rows before the recurrence, which then reads the result."""
     wide = 4 if SIZES[problem.dtype] < 8 else 8
     rows = problem.models * problem.B
     moved = rows * (problem.I * SIZES[problem.dtype] + 2 * problem.H * wide)
@@ -388,7 +385,7 @@ def _projection_us(problem: Problem, device: Device, c: Constants) -> float:
 
 
 def _inputs(problem: Problem) -> int:
-    """Returns the columns of the input projection: the backward pass has none."""
+    """Returns the number of columns of x that a step projects: none in the backward pass."""
     return problem.I if problem.direction == "forward" else 0
 
 
@@ -410,7 +407,7 @@ def _flop_rate(problem: Problem, device: Device, sync: bool = False) -> float:
 
 
 def _cycles(problem: Problem, rows: int, inputs: int, device: Device, c: Constants) -> dict[str, float]:
-    """Returns the cycles that each unit of an SM is busy in a step over `rows` batch rows, which projects `inputs` columns of x, too."""
+    """Returns the cycles that each unit of an SM is busy in a step over `rows` batch rows that projects `inputs` columns of x."""
     size = SIZES[problem.dtype]
     return {
         "MMA": 2.0 * problem.H * (problem.H + inputs) * rows / _flop_rate(problem, device),
@@ -420,6 +417,6 @@ def _cycles(problem: Problem, rows: int, inputs: int, device: Device, c: Constan
 
 
 def _traffic(problem: Problem) -> float:
-    """Returns the bytes a step must move through DRAM: x (of each model) and y forward; dy, y and da backward."""
+    """Returns the bytes that a step must move through DRAM: x (of each model) and y forward; dy, y and da backward."""
     values = problem.I + problem.H if problem.direction == "forward" else 3 * problem.H
     return problem.models * problem.B * values * SIZES[problem.dtype]

@@ -1,4 +1,4 @@
-"""Choices that were fastest where they were measured: the rows of measured.json, which overrule the latency model."""
+"""Reads measured.json, whose rows say which choices were fastest where they were measured; they overrule the latency model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .problem import DTYPES, Plan, Problem
 
 @dataclass(frozen=True)
 class Measured:
-    """The choices that were fastest where they were measured, for one model: a row of measured.json."""
+    """A row of measured.json: the choices that were fastest for some problems of one model."""
 
     device: str  # part of the device's name
     direction: str
@@ -28,14 +28,12 @@ class Measured:
 
     def covers(self, problem: Problem, device: Device) -> bool:
         """True if the row is about this problem, of one model, on this device."""
-        same = (self.direction, self.dtype, self.precision, self.H) == (
-            problem.direction, problem.dtype, problem.precision, problem.H,
-        )  # fmt: skip
-        return same and problem.models == 1 and self.device in device.name and self.B[0] <= problem.B <= self.B[1]
+        equal = all(getattr(self, name) == getattr(problem, name) for name in ("direction", "dtype", "precision", "H"))
+        return equal and problem.models == 1 and self.device in device.name and self.B[0] <= problem.B <= self.B[1]
 
 
 def read_measured(text: str) -> list[Measured]:
-    """Reads the rows of a table, a JSON text.  ValueError: a row has wrong names or values, or two rows cover one problem."""
+    """Returns the rows of a table in JSON.  Raises ValueError if a row has wrong names or values, or two rows cover one problem."""
     names = {field.name for field in fields(Measured)}
     rows: list[Measured] = []
     for number, row in enumerate(json.loads(text)):
@@ -69,7 +67,7 @@ def _table() -> list[Measured]:
 
 
 def measured_plans(problem: Problem, device: Device, plans: Sequence[Plan]) -> list[Plan]:
-    """Returns those of the plans that a measured row chooses: none if no row covers the problem or its choice is gone."""
+    """Returns the plans that a measured row chooses; none if no row covers the problem, or if no plan has its choices."""
     for row in _table():
         if row.covers(problem, device):
             return [p for p in plans if matches(p, row.choices)]

@@ -1,4 +1,4 @@
-"""Choices that a caller makes in place of the planner: `overriding(name=value)`, and which plans agree with them."""
+"""Lets a caller choose in place of the planner, by `overriding(name=value)`, and says which plans agree with the choices."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from .problem import CtaGroup, OneCta, PerStep, Plan
 
 PLAN_FIELDS = {"regime"} | {field.name for regime in (OneCta, CtaGroup, PerStep) for field in fields(regime)} - {"reason"}
-BESIDES = {"recurrences"}  # choices that no plan has as a field: the most layers or directions of a launch
+BESIDES = {"recurrences"}  # choices that are no field of a plan
 CHOICES = PLAN_FIELDS | BESIDES
 
 Choices = tuple[tuple[str, Any], ...]
@@ -26,9 +26,10 @@ def overriding(**choices: Any) -> Iterator[None]:
     """Makes the planner choose only plans with these values, in the whole process, while the block is open.
 
     Names are `regime` ("one_cta", "cta_group", "per_step"), the fields of a plan, such as block_b, protocol or w_ih_home
-    (rnn_triton/plan/problem.py lists them with their values; docs/cta_group.md explains some), and `recurrences`, the most layers of a stack,
-    or directions of a layer, that a launch may hold: 1 gives each a launch of its own.  `w_ih_home` concerns forward passes only,
-    because backward passes project nothing.  Blocks nest, and the inner value wins.  On CPU tensors nothing is planned.
+    (rnn_triton/plan/problem.py lists them with their values; docs/cta_group.md explains some), and `recurrences`, the most layers
+    of a stack, or directions of a layer, that a launch may carry: 1 gives each a launch of its own.  `w_ih_home` concerns forward
+    passes only, because backward passes project nothing.  Blocks nest, and the inner value wins.  On CPU tensors nothing is
+    planned.
 
     Raises ValueError on entry if no plan has such a field, and at a call if no plan of its problem has these values."""
     unknown = sorted(set(choices) - CHOICES)
@@ -56,7 +57,7 @@ def _combine() -> None:
 
 
 def overrides() -> Choices:
-    """Returns the choices of every open `overriding`, hashable: a cache of plans must have them in its key."""
+    """Returns the choices of every open `overriding` as a hashable value, which a cache of plans must have in its key."""
     return _overrides
 
 

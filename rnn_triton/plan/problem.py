@@ -1,4 +1,4 @@
-"""What the planner decides about: problems, and the plans that run them.  Data only."""
+"""Defines what the planner decides about: problems, and the plans that run them.  Data only."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class OneCta:
     w_ih_home: str  # "registers", "shared", "gemm" (projected before the launch), "none" (backward)
     chunk: int  # inputs a tile of the projection
     chains: int  # independent accumulators of the recurrent product
-    x_depth: int  # of how many steps a thread holds x that is not projected yet, or what the GEMM made of it, forward
+    x_depth: int  # forward: number of steps whose x, or what the GEMM made of it, a thread holds before it is used
     pad_w_hh: bool  # the launch pads W_hh to h_pad x h_pad in global memory first
     reason: str
 
@@ -74,11 +74,11 @@ class CtaGroup:
 
 @dataclass(frozen=True)
 class Bundle:
-    """The second axis of a kernel's programs (kernels/cta_group.py, kernels/one_cta.py): the layer itself, layers of a stack, or
-    directions."""
+    """The recurrences that a launch of kernels/one_cta.py or kernels/cta_group.py carries, along the second axis of its programs:
+    layers of a stack, both directions of a layer, or one recurrence alone."""
 
     count: int = 1
-    linked: bool = False  # layers, each fed by the one before; else directions
+    linked: bool = False  # layers, each fed by the one before it; else directions
     dropout: bool = False  # between linked recurrences
 
     def names(self, direction: str, first: int = 0) -> tuple[str, ...]:
@@ -120,7 +120,7 @@ def plan_fields(plan: Plan) -> dict[str, Any]:
 
 
 def plan_from_fields(values: Mapping[str, Any]) -> Plan:
-    """Returns the plan whose `plan_fields` these are.  ValueError: they are those of no plan, or of another version's."""
+    """Returns the plan with these `plan_fields`.  Raises ValueError if no plan of this version has them."""
     regimes: dict[str, type[Plan]] = {regime.regime: regime for regime in (OneCta, CtaGroup, PerStep)}
     values = dict(values)
     regime = values.pop("regime", None)

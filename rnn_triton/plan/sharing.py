@@ -1,8 +1,7 @@
-"""Which layers and directions of a network share a launch.
+"""Decides which layers and directions of a network share a launch.
 
-Where a wavefront (launch/recurrence.py) of all layers fits the device it is one launch forward and one backward; where it does
-not, or where the latency model finds more launches faster, the stack is cut into launches whose numbers of
-layers are as equal as can be.
+If all layers fit the device as one wavefront (launch/recurrence.py), they take one launch in each pass.  If they do not fit, or
+if the latency model finds more launches faster, the stack is cut into launches with as equal numbers of layers as possible.
 """
 
 from __future__ import annotations
@@ -24,9 +23,10 @@ from .problem import ONE, Bundle, CtaGroup, OneCta, Plan, Problem
 def launches(
     problem: Problem, layers: int, bidirectional: bool, dropout: bool, device: Device, chosen: Choices | None = None
 ) -> tuple[Bundle, ...]:
-    """Returns what each launch of a pass carries, bottom layer first: layers, both directions of one, or a layer in one direction
-    (ONE).  `problem` is the bottom layer's, of either pass, with its I.  Both passes have the same launches, chosen for the
-    time of both, so that inference runs what training runs."""
+    """Returns what each launch of a pass carries, bottom layer first: layers, both directions of a layer, or one recurrence (ONE).
+
+    `problem` is that of the bottom layer, in either pass, with its I.  The launches of the backward pass are those of the forward
+    pass, chosen for the time of both, so that inference runs what training runs."""
     chosen = overrides() if chosen is None else chosen
     return _launches(problem, layers, bidirectional, dropout, device, chosen, failures())
 
@@ -44,8 +44,8 @@ def _launches(
 
 
 def layers_per_launch(problem: Problem, layers: int, dropout: bool, device: Device, chosen: Choices) -> tuple[int, ...]:
-    """Returns how many layers of one direction each launch takes, bottom layer first."""
-    above = replace(problem, I=problem.H)  # for every launch but the bottom one
+    """Returns the number of layers that each launch carries, bottom layer first."""
+    above = replace(problem, I=problem.H)  # of every launch but the bottom one
 
     @functools.cache
     def us(first: Problem, size: int) -> float:
@@ -70,14 +70,14 @@ def share_directions(problem: Problem, device: Device, chosen: Choices) -> bool:
 
 
 class Launch(NamedTuple):
-    """What one launch of each pass carries."""
+    """A launch of each pass, and what it carries."""
 
     bundle: Bundle
-    first: int  # layer, or layer and direction in the order of h_n
-    problem: Problem  # forward, of the first layer or direction
+    first: int  # the number of its first layer, or of its first recurrence in the order of h_n
+    problem: Problem  # the forward problem of that layer or recurrence
 
     def plan(self, direction: str, device: Device) -> tuple[Problem, Plan]:
-        """Returns what runs in one of the passes: the problem of each layer or direction, and the plan."""
+        """Returns the problem of a recurrence in this pass, and the plan of the launch."""
         problem = in_direction(self.problem, direction)
         if self.bundle.count == 1:
             return problem, plan(problem, device)
@@ -88,7 +88,7 @@ class Launch(NamedTuple):
     def step(
         self, direction: str, device: Device, T: int, constants: latency.Constants = latency.CONSTANTS
     ) -> tuple[float, dict[str, float]]:
-        """Returns the estimated us per step of T, what a wavefront takes besides T steps included, and its parts."""
+        """Returns the estimated us per step of T, which include the steps that a wavefront takes in addition, and their parts."""
         problem, p = self.plan(direction, device)
         if self.bundle.count == 1:
             estimate = latency.step(problem, p, device, constants)
@@ -101,7 +101,7 @@ class Launch(NamedTuple):
 
 def placed(problem: Problem, layers: int, bidirectional: bool, sharing: Sequence[Bundle]) -> list[Launch]:
     """Returns the launches that carry `sharing`, in order, each with its first layer and the problem of that layer.  `problem` is
-    the bottom layer's, forward."""
+    the forward problem of the bottom layer."""
     directions = 2 if bidirectional else 1
     launches: list[Launch] = []
     first = 0
@@ -114,12 +114,12 @@ def placed(problem: Problem, layers: int, bidirectional: bool, sharing: Sequence
 
 
 def in_direction(problem: Problem, direction: str) -> Problem:
-    """Returns the problem of one of the passes, made of one in the forward pass (or, for linked recurrences, in either)."""
+    """Returns the problem in this pass of the recurrence whose forward problem is given (or, if it is linked, whose either)."""
     return replace(problem, direction=direction, I=problem.I if direction == "forward" else 1)
 
 
 def _shared(problem: Problem, bundle: Bundle, device: Device, chosen: Choices) -> float:
-    """Returns the estimated us of a step forward and one backward of a launch of these recurrences; inf if a pass has no plan for it."""
+    """Returns the estimated us of a forward and a backward step of a launch that carries `bundle`; inf if a pass has no plan."""
     if bundle.count > dict(chosen).get("recurrences", bundle.count):
         return math.inf
     total = 0.0
@@ -131,8 +131,8 @@ def _shared(problem: Problem, bundle: Bundle, device: Device, chosen: Choices) -
 
 
 def _alone(problem: Problem, device: Device, chosen: Choices) -> float:
-    """Returns the estimated us of a step forward and one backward of one layer in one direction; inf if the overrides ask for what
-    one of the passes does not have."""
+    """Returns the estimated us of a forward and a backward step of one recurrence; inf if a pass has no plan under the
+    overrides."""
     passes = [in_direction(problem, direction) for direction in ("forward", "backward")]
     try:
         return sum(latency.practical_us(one, plan(one, device, chosen), device) for one in passes)
