@@ -1,4 +1,4 @@
-"""What a call may be given: arguments are refused in torch's words where it has any; dtype and precision are settled here."""
+"""Refuses arguments that do not fit, in torch's words where it has any, and settles dtype and precision."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def check_precision(precision: str | None) -> None:
 
 
 def precision_of(dtype: torch.dtype, precision: str | None) -> str | None:
-    """Returns how values of `dtype` are multiplied: of fp32 the precision, or torch's setting where it is None; else None.
+    """Returns how values of `dtype` are multiplied: for fp32 the precision, by default torch's setting; for other dtypes None.
 
-    ValueError: another dtype was given a precision."""
+    Raises ValueError if another dtype than fp32 comes with a precision."""
     if dtype is torch.float32:
         return _default_precision() if precision is None else precision
     if precision is not None:
@@ -55,22 +55,16 @@ def precision_of(dtype: torch.dtype, precision: str | None) -> str | None:
 def _default_precision() -> str:
     try:
         return "tf32" if _cudnn_rnn.fp32_precision == "tf32" else "ieee"
-    except RuntimeError:  # torch refuses to answer where its older and newer TF32 switches were both set
+    except RuntimeError:  # torch refuses to answer if both its older and its newer TF32 switches were set
         return "ieee"
 
 
 def settled(
-    x: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    h0: Tensor | None,
-    nonlinearity: str,
-    precision: str | None,
-) -> tuple[Any, ...]:
-    """Returns (x, w_ih, w_hh, b_ih, b_hh, h0, precision) of one layer as the operator takes them: checked, cast where autocast is
-    on, and precision replaced by what None stands for.  Shapes and errors are those of functional.rnn."""
+    x: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, h0: Tensor | None,
+    nonlinearity: str, precision: str | None,
+) -> tuple[Any, ...]:  # fmt: skip
+    """Returns (x, w_ih, w_hh, b_ih, b_hh, h0, precision) of one layer as the operator takes them: checked, cast if autocast is on,
+    and with what None stands for in place of a precision of None.  Shapes and errors are those of functional.rnn."""
     elman(nonlinearity)
     check_precision(precision)
 
@@ -93,8 +87,9 @@ def settled_network(
     bidirectional: bool,
     precision: str | None,
 ) -> tuple[Tensor, list[Tensor], Tensor | None, str | None]:
-    """Returns (x, weights, h0, precision) of a network as the operator takes them, each layer and direction settled as one layer
-    is.  `layers` has (w_ih, w_hh, b_ih, b_hh) for each, in the order of h_n; shapes and errors are those of functional.network."""
+    """Returns (x, weights, h0, precision) of a network as the operator takes them, each layer and direction `settled`.
+
+    `layers` has (w_ih, w_hh, b_ih, b_hh) for each, in the order of h_n.  Shapes and errors are those of functional.network."""
     directions = 2 if bidirectional else 1
     states = [None] * len(layers) if h0 is None else list(h0)
     flat: list[Tensor] = []
@@ -114,7 +109,7 @@ def settled_network(
 def _check(
     x: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, h0: Tensor | None
 ) -> None:
-    """Raises what torch.nn.RNN does, in its words where it has any, unless the tensors belong together."""
+    """Raises the error of torch.nn.RNN, in its words where it has any, unless the tensors fit together."""
     dtype, device = x.dtype, x.device
     if w_ih.dtype is not dtype:
         raise ValueError(
@@ -152,7 +147,7 @@ def _check(
                     f"found input tensor at {device} and {kind} tensor at {t.device}"
                 )
             if T == 0:
-                break  # to what torch raises then
+                break  # torch raises its error for T == 0
             raise RuntimeError(
                 f"Input and {kind} tensors are not the same dtype, "
                 f"found input tensor with {dtype_name(dtype)} and {kind} tensor with {dtype_name(t.dtype)}"
@@ -162,5 +157,5 @@ def _check(
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """Returns the name that torch's C++ messages have for it: Float, Double, Half, BFloat16, ..."""
+    """Returns the name of a dtype in torch's C++ messages: Float, Double, Half, BFloat16, ..."""
     return torch.empty(0, dtype=dtype).type().split(".")[-1].removesuffix("Tensor")

@@ -71,8 +71,8 @@ class RNN(nn.RNNBase):
         self._take_weights()
 
     def _take_weights(self) -> list[Any]:
-        """Returns the weights as they are now, and keeps them for torch's checks in a form that can be copied: of weights that a
-        parametrization computes the values, without the graph that computed them."""
+        """Returns the weights as they are now, and keeps them for torch's checks in a form that can be copied: without the graph,
+        if a parametrization computes them."""
         super()._init_flat_weights()
         weights = self._flat_weights
         self._flat_weights = [w if w is None or w.is_leaf else w.detach() for w in weights]
@@ -81,10 +81,10 @@ class RNN(nn.RNNBase):
     def forward(self, input: Tensor | PackedSequence, hx: Tensor | None = None) -> tuple[Any, Tensor]:
         """Returns (output, h_n) for L layers in D directions.
 
-        input is [T,B,I], [B,T,I] if batch_first, [T,I] without a batch, or a PackedSequence. hx (zeros if None) and h_n are [L*D,B,H],
-        or [L*D,H] with an input [T,I]: layer by layer, and in each layer the forward direction before the reverse one. With a
-        PackedSequence their rows are in the order of its sequences before they were sorted. output has the form of input, with D*H
-        features in place of I.
+        input is [T,B,I], [B,T,I] if batch_first, [T,I] without a batch, or a PackedSequence. hx (zeros if None) and h_n are
+        [L*D,B,H], or [L*D,H] with an input [T,I]: layer by layer, and in each layer the forward direction before the reverse one.
+        With a PackedSequence their rows are in the order of its sequences before they were sorted. output has the form of input,
+        with D*H features in place of I.
 
         Raises torch.nn.RNN's errors for shapes, dtypes and devices that do not fit together.
         """
@@ -115,9 +115,9 @@ class RNN(nn.RNNBase):
         sizes = batch_sizes.tolist()  # of a tensor on the CPU
         if data.dim() != 2 or hx is not None and hx.size() != self._state_shape(sizes[0]):
             self._refuse(data, hx, batch_sizes)
-        runs = packed.runs_of(sizes, data.shape[0])
+        pieces = packed.pieces_of(sizes, data.shape[0])
         h0 = None if hx is None else self.permute_hidden(hx, sorted_indices)
-        y, h_n = self._run(data, h0, runs)
+        y, h_n = self._run(data, h0, pieces)
         return (
             PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices),
             self.permute_hidden(h_n, unsorted_indices),
@@ -127,17 +127,15 @@ class RNN(nn.RNNBase):
         return self.num_layers * (2 if self.bidirectional else 1), batch, self.hidden_size
 
     def _refuse(self, input: Tensor, hx: Tensor | None, batch_sizes: Tensor | None) -> None:
-        """Raises torch's error for arguments that do not fit.  Like torch, it looks at the input before hx."""
+        """Raises torch's error for arguments that do not fit.  Like torch, it checks the input before hx."""
         self._update_flat_weights()
         self.check_input(input, batch_sizes)
         if hx is not None:
             self.check_hidden_size(hx, self.get_expected_hidden_size(input, batch_sizes))
 
-    def _run(
-        self, x: Tensor, h0: Tensor | None, runs: list[tuple[int, int]] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        # as they are now: functional_call, load_state_dict(assign=True), parametrizations and pruning put others in
-        # place. Of what is registered, as it mostly is, Module.__getattr__ would take 4 times as long.
+    def _run(self, x: Tensor, h0: Tensor | None, pieces: list[tuple[int, int]] | None = None) -> tuple[Tensor, Tensor]:
+        # The weights as they are now: functional_call, load_state_dict(assign=True), parametrizations and pruning put others in
+        # place. They are mostly registered parameters, for which Module.__getattr__ would take 4 times as long.
         registered = self._parameters
         try:
             weights: list[Any] = [registered[name] for name in self._flat_weights_names]
@@ -152,12 +150,12 @@ class RNN(nn.RNNBase):
             bidirectional=self.bidirectional,
             dropout=self.dropout if self.training else 0.0,
             precision=self.precision,
-            packed=None if runs is None else functools.partial(packed.rnn, runs=runs),
+            packed=None if pieces is None else functools.partial(packed.rnn, pieces=pieces),
         )
 
     def _computed(self) -> list[Any]:
-        """Returns the weights where parametrizations compute some, as often as torch computes them: one with a state, such as
-        spectral_norm, then trains as in torch.nn.RNN."""
+        """Returns the weights if parametrizations compute some of them, computing each as often as torch does: one with a state,
+        such as spectral_norm, then trains as in torch.nn.RNN."""
         if torch.compiler.is_compiling() or not self._weights_have_changed():
             return [getattr(self, name) for name in self._flat_weights_names]
         return self._take_weights()
@@ -229,17 +227,17 @@ class RNNCell(nn.RNNCellBase):
             if h0.dim() == 3:
                 raise ValueError(f"hx must have shape [H] = [{H}] for an input [I], got {list(h0.shape[1:])}")
         if not torch._C._is_any_autocast_enabled():
-            for given, weight in ((x if h0 is None else h0, w_hh), (x, w_ih)):
-                if given.dtype is not weight.dtype:
-                    names = [checks.dtype_name(t.dtype) for t in (given, weight)]
+            for t, weight in ((x if h0 is None else h0, w_hh), (x, w_ih)):
+                if t.dtype is not weight.dtype:
+                    names = [checks.dtype_name(dtype) for dtype in (t.dtype, weight.dtype)]
                     raise RuntimeError("mat1 and mat2 must have the same dtype, but got {} and {}".format(*names))
 
 
 class SimpleRNN(nn.Module):
     """Runs the recurrence h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh) and its linear readout y_t = W_hy h_t + b_y.
 
-    `rnn` is the recurrence (an RNN). `readout` (an nn.Linear, W_hy and b_y) reads the states of the last layer, of both directions if
-    bidirectional. bias=False leaves out all biases. The other arguments are those of RNN.
+    `rnn` is the recurrence (an RNN). `readout` (an nn.Linear, W_hy and b_y) reads the states of the last layer, of both
+    directions if bidirectional. bias=False leaves out all biases. The other arguments are those of RNN.
     """
 
     def __init__(

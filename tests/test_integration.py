@@ -149,7 +149,7 @@ def test_autocast_casts_end_with_the_region():
     with torch.autocast("cpu", torch.bfloat16):
         with torch.autocast("cpu", torch.bfloat16):
             net(data(3, 2, 5)[0])
-        entry = weakref.ref(before[torch.device("cpu")]().of(net.weight_hh, torch.bfloat16))
+        entry = weakref.ref(before[torch.device("cpu")]().entry(net.weight_hh, torch.bfloat16))
         assert entry() is not None
         with torch.autocast("cpu", torch.float16):  # another dtype, in the same region
             assert net(data(3, 2, 5)[0]).dtype is torch.float16
@@ -215,7 +215,7 @@ def test_autocast_shares_no_cast_among_streams(monkeypatch):
 def test_autocast_of_a_thread_beside_a_backward_pass(monkeypatch):
     """A gradient of another thread reaches a weight after its cast was found, and before the call has it."""
     cell, x = rnn_triton.RNNCell(5, 18), data(3, 2, 5)[0]
-    find = rnn_triton.autocast._Casts.of
+    find = rnn_triton.autocast._Casts.entry
 
     def find_late(self, *arguments):
         entry = find(self, *arguments)
@@ -224,7 +224,7 @@ def test_autocast_of_a_thread_beside_a_backward_pass(monkeypatch):
 
     with torch.autocast("cpu", torch.bfloat16):
         first = cell(x).float().sum()
-        monkeypatch.setattr(rnn_triton.autocast._Casts, "of", find_late)
+        monkeypatch.setattr(rnn_triton.autocast._Casts, "entry", find_late)
         assert torch.equal(cell(x).float().sum(), first)
 
 

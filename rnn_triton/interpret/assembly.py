@@ -1,6 +1,7 @@
-"""What Triton's interpreter runs in place of the kernels' inline assembly that is about more than one element.
+"""Registers what Triton's interpreter runs in place of the kernels' inline assembly that takes more than one element at a time.
 
-The one-element texts are registered in interpreter.py.  Imported where kernels are launched; empty on a GPU."""
+Assembly for single elements is registered in interpreter.py.  This module is imported where kernels are launched, and registers
+nothing on a GPU."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ if interpreter.active():
 
 
 def register(exchange: Any, slices: Any) -> None:
-    """The implementations for the helpers of these modules; nothing where kernels are not interpreted."""
+    """Registers implementations for the helpers of these modules, or nothing where kernels are not interpreted."""
     if not interpreter.active():
         return
 
@@ -42,7 +43,7 @@ def register(exchange: Any, slices: Any) -> None:
             return _scalar(tl.load(_pointer(group[3]), volatile=True)) % 2**32 <= _scalar(step) + 1
 
         a = addresses.handle.data.astype(np.int64)
-        if (a[..., 0] % 16).any() or (np.diff(a, axis=-1) != 4).any():  # the assembly takes it for granted
+        if (a[..., 0] % 16).any() or (np.diff(a, axis=-1) != 4).any():  # the assembly relies on it
             raise ValueError("exchange.verify: the last dimension is not an aligned 16-byte chunk")
         values = list(words)
         polls = 0
@@ -59,8 +60,8 @@ def register(exchange: Any, slices: Any) -> None:
                 if _scalar(tl.load(_pointer(error_address), volatile=True)) != -1:
                     break
                 if others_failed() or polls >= _scalar(limit):
-                    words_of = _pointer(error_address).to(tl.pointer_type(tl.uint32), bitcast=True)
-                    tl.atomic_min(words_of, interpreter_semantic.to_tensor(step).to(tl.uint32, bitcast=True), sem="relaxed", scope="gpu")
+                    word = _pointer(error_address).to(tl.pointer_type(tl.uint32), bitcast=True)
+                    tl.atomic_min(word, interpreter_semantic.to_tensor(step).to(tl.uint32, bitcast=True), sem="relaxed", scope="gpu")
                     break
         return tuple(values)
 
@@ -70,11 +71,11 @@ def register(exchange: Any, slices: Any) -> None:
 
     @interpreter.interpreter_impl(exchange.hold_back)
     def hold_back(since: Any, cycles: Any) -> None:
-        """no time passes here"""
+        """Does nothing, because no time passes here."""
 
     @interpreter.interpreter_impl(exchange.fence)
     def fence() -> None:
-        """programs run in one thread, or under tests/cooperative, in the order of their accesses"""
+        """Does nothing: programs run in one thread, or under tests/cooperative, in the order of their accesses."""
 
     @interpreter.interpreter_impl(slices.chunk_halves)
     def chunk_halves(words: Any, DTYPE: Any) -> tuple:

@@ -2,18 +2,18 @@
 
 The stock interpreter (3.6 to 3.9) keeps bfloat16 as uint16 and then adds, compares and multiplies those
 integers, rounds fp32 -> bf16 wrongly, ignores `input_precision`, knows neither libdevice nor inline assembly,
-and patches `triton.language` again on every call of a device function. While `accurate()` is open that is
-mended:
+and patches `triton.language` again on every call of a device function. `accurate()` mends that while it is
+open:
 
 * bf16: operands widen to fp32, each result rounds to nearest even (NaN stays NaN, overflow gives inf).
 * dot, 16-bit operands: exact products, fp32 accumulation.
 * dot, "tf32": operands are TRUNCATED to 10 mantissa bits. The code Triton emits for sm_80, sm_90 and sm_100
   contains no conversion, so the tensor core gets the fp32 bits and drops the low 13. Rounding to nearest
-  would be half the error, and right only for kernels that round explicitly (`cvt.rna.tf32.f32`, below):
-  truncation leaves what they rounded alone.
-* dot, "tf32x3": three tf32 products of the big (rna) and small parts, non-finite cross terms dropped, as the
-  compiler does it.
-* min/max drop NaN like `min.f32`/`max.f32` do (3.6 and 3.7 propagated it); `tl.fma` rounds once.
+  would have half the error, and would be right only for kernels that round explicitly (`cvt.rna.tf32.f32`,
+  below), whose operands truncation does not change.
+* dot, "tf32x3": three tf32 products of the big (rna) and small parts, without non-finite cross terms, as in
+  compiled code.
+* min and max drop NaN as `min.f32` and `max.f32` do (3.6 and 3.7 propagate it); `tl.fma` rounds once.
 * sums of 16-bit floats round after every addition, in a tree (scans widen bf16 by themselves).
 * libdevice functions, and the inline assembly and helpers registered here.
 
@@ -44,24 +44,23 @@ _MISSING = object()
 
 
 def active() -> bool:
-    """Whether kernels of this process run in the interpreter (`TRITON_INTERPRET=1` at import)."""
+    """True if kernels of this process run in the interpreter (`TRITON_INTERPRET=1` at import)."""
     return _ACTIVE
 
 
 def register_asm(text: str, implementation: Callable[..., Any]) -> None:
-    """Run `implementation` for `tl.inline_asm_elementwise` with this text (compared up to white space).
+    """Has `implementation` run for `tl.inline_asm_elementwise` with this text (compared up to white space).
 
-    It gets one numpy array per operand, already broadcast (bf16 as the uint16 bits), and returns an array, or
-    a tuple of arrays for several results, of the results' width. It works element by element, whatever `pack`
-    is.
+    It takes one numpy array per operand, already broadcast (bf16 as uint16 bits), and returns an array, or a
+    tuple of arrays for several results. It works element by element, whatever `pack` is.
     """
     _asm[" ".join(text.split())] = implementation
 
 
 def interpreter_impl(jit_fn: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorator: run this Python function instead of the body of the `@triton.jit` helper while interpreting.
+    """Returns a decorator that has a Python function run in place of a `@triton.jit` helper while interpreting.
 
-    It gets and returns what the helper does: `tl.tensor` (values in `.handle.data`) and constexpr arguments.
+    The function takes and returns what the helper does: `tl.tensor` (values in `.handle.data`) and constexprs.
     """
 
     def register(implementation: Callable[..., Any]) -> Callable[..., Any]:
@@ -75,12 +74,12 @@ def interpreter_impl(jit_fn: Any) -> Callable[[Callable[..., Any]], Callable[...
 
 
 def bf16_to_f32(bits: np.ndarray) -> np.ndarray:
-    """uint16 bits -> float32, exact."""
+    """Returns the float32 values of bf16 values given as uint16 bits."""
     return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
 def f32_to_bf16(x: np.ndarray) -> np.ndarray:
-    """float -> uint16 bits, to nearest even; NaN stays a (quiet) NaN. float64 is rounded once, not twice."""
+    """Returns floats rounded to bf16, to nearest even and once, as uint16 bits; NaN stays a (quiet) NaN."""
     if x.dtype == np.float64:
         x = _round_to_odd(x)
     bits = np.ascontiguousarray(x, dtype=np.float32).view(np.uint32)
@@ -90,7 +89,7 @@ def f32_to_bf16(x: np.ndarray) -> np.ndarray:
 
 
 def _round_to_odd(x: np.ndarray) -> np.ndarray:
-    """float64 -> float32 such that a later rounding to fewer bits equals rounding x itself."""
+    """Returns float64 values as float32 values whose rounding to fewer bits equals that of the float64 values."""
     y = x.astype(np.float32)
     y = np.where(np.abs(y) > np.abs(x), np.nextafter(y, np.float32(0)), y)  # toward zero
     inexact = (y != x) & np.isfinite(x)
@@ -98,12 +97,12 @@ def _round_to_odd(x: np.ndarray) -> np.ndarray:
 
 
 def tf32_truncate(x: np.ndarray) -> np.ndarray:
-    """What a tf32 tensor core reads of an fp32 operand: the low 13 bits are dropped."""
+    """Returns fp32 values without their low 13 bits, as a tf32 tensor core reads them."""
     return (np.ascontiguousarray(x).view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32).reshape(x.shape)
 
 
 def tf32_round(x: np.ndarray) -> np.ndarray:
-    """`cvt.rna.tf32.f32`: nearest, ties away from zero; inf stays, NaN becomes the canonical NaN."""
+    """Returns what `cvt.rna.tf32.f32` makes: the nearest, ties away from zero; of NaN the canonical NaN."""
     bits = np.ascontiguousarray(x).view(np.uint32)
     rounded = (bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)
     special = np.where(np.isnan(x), np.uint32(0x7FFFFFFF), bits)
@@ -111,7 +110,7 @@ def tf32_round(x: np.ndarray) -> np.ndarray:
 
 
 def _flush(x: np.ndarray) -> np.ndarray:
-    """Subnormals to zero of the same sign (.ftz)."""
+    """Returns x with subnormals replaced by zeros of their sign (.ftz)."""
     return np.where(np.abs(x) < np.finfo(np.float32).tiny, np.copysign(np.float32(0), x), x)
 
 
@@ -128,12 +127,12 @@ register_asm(
 
 
 def _pair(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """uint16 bits -> int32 words"""
+    """Returns int32 words of two 16-bit values each."""
     return (low.astype(np.uint32) | high.astype(np.uint32) << np.uint32(16)).view(np.int32)
 
 
 def _f32_to_fp16(x: np.ndarray) -> np.ndarray:
-    """float32 -> fp16 bits; NaN is canonical, as `cvt` makes it"""
+    """Returns float32 values rounded to fp16, as bits; NaN is canonical, as `cvt` makes it."""
     return np.where(np.isnan(x), np.uint16(0x7FFF), x.astype(np.float16).view(np.uint16))
 
 
@@ -159,7 +158,7 @@ def _values(handle: Any) -> np.ndarray:
 
 
 def _handle(values: np.ndarray, dtype: Any) -> Any:
-    """Values as a handle: bool as int1 whatever the operands were, floats rounded to `dtype`."""
+    """Returns a handle of the values: bools as int1 whatever `dtype` is, floats rounded to `dtype`."""
     if values.dtype == np.bool_:
         return stock.TensorHandle(values, tl.int1)
     if dtype.scalar == tl.bfloat16:
@@ -179,7 +178,7 @@ def _dot(a: np.ndarray, b: np.ndarray, precision: str) -> np.ndarray:
 
 
 def _tree_sum(x: np.ndarray, rounded: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Sum of the last axis (a power of two long), rounded after every addition."""
+    """Returns the sums over the last axis (a power of two long), rounded after every addition."""
     while x.shape[-1] > 1:
         half = x.shape[-1] // 2
         x = rounded(x[..., :half] + x[..., half:])
@@ -330,7 +329,7 @@ def _patch_libdevice(patches: _Patches) -> None:
 
 
 def _patch_language(patches: _Patches) -> None:
-    """What the stock interpreter does at every launch and at every device-function call, done once."""
+    """Patches once what the stock interpreter patches at every launch and at every call of a device function."""
     patches.set_attr(stock, "_LangPatchScope", lambda: patches)  # the stock patches go on our list
     stock._patch_lang(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
     patches.set_attr(stock, "_patch_lang", lambda fn: SimpleNamespace(restore=lambda: None))
@@ -351,7 +350,7 @@ def _patch_language(patches: _Patches) -> None:
 
 
 class _Patches:
-    """Attributes set, in order; `restore` undoes them, `apply` sets them again."""
+    """A list of attributes that were set, in order; `restore` undoes them, `apply` sets them again."""
 
     def __init__(self) -> None:
         self.entries: list[tuple[Any, str, Any, Any]] = []
@@ -378,7 +377,7 @@ _depth = 0
 
 @contextlib.contextmanager
 def accurate() -> Iterator[None]:
-    """While open, interpreted kernels compute as on a GPU. Nested: free. Not interpreting: a no-op."""
+    """Has interpreted kernels compute what a GPU computes while it is open; blocks may nest. Does nothing on a GPU."""
     global _depth, _patches
     if not _ACTIVE or _depth:
         yield
