@@ -533,7 +533,7 @@ def opcheck(groups, needs, device):
     if needs == 31:
         torch.library.opcheck(network.forward, forward)
     wanted = [needs & (1 | 16), needs & (2 | 4 | 8)]
-    torch.library.opcheck(network.backward, (x, weights, h0, seed, y, y, hn, *net, wanted, groups))
+    torch.library.opcheck(network.backward, (x, weights, h0, seed, *net, y, y, hn, wanted, groups))
 
 
 @pytest.mark.long

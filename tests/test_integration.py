@@ -52,7 +52,7 @@ def test_opcheck_by_the_kernels(device):
     torch.library.opcheck(network.forward, forward)
     x, weights, h0, seed, *net = ops.arguments([t.detach() for t in tensors])
     y, hn, _ = (t.detach() for t in network.forward(*forward))
-    torch.library.opcheck(network.backward, (x, weights, h0, seed, y, y, hn, *net, ops.ALL, None))
+    torch.library.opcheck(network.backward, (x, weights, h0, seed, *net, y, y, hn, ops.ALL, None))
 
 
 # ---- autocast ------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 Everything here holds for CPU tensors whatever runs them: torch's own RNN, or the kernels by interpreter.
 """
 
+import contextlib
 import itertools
 
 import pytest
@@ -10,13 +11,15 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from support import ops
 from support.problems import gradients, like, over_present, problem
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from rnn_triton import functional
 from rnn_triton.cells import reference
 from rnn_triton.launch import dispatch, gemm
-from rnn_triton.op import network, on_cpu
+from rnn_triton.op import autograd, network, on_cpu
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 # T, B, I, H
@@ -303,6 +306,60 @@ def test_one_op_each_way_no_host_sync_no_state_change(dtype, reverse):
     assert global_state() == before
     assert [t._version for t in tensors] == versions
     assert all(torch.equal(a, b) for a, b in zip(tensors, values))
+
+
+# What must see a call of the ops, though eager mode calls their bodies where nothing does
+
+
+def calls_of(surroundings, tensors):
+    """The ops that the dispatcher is asked for in a call and its backward pass, in some surroundings"""
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("forward", "backward"):
+            run = getattr(network, name)
+            patch.setattr(network, name, lambda *a, name=name, run=run: seen.append(name) or run(*a))
+        with surroundings:
+            outputs = rnn(*tensors)
+            gradients(outputs, [torch.ones_like(o) for o in outputs], tensors)
+    return seen
+
+
+class FunctionMode(torch.overrides.TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize(
+    "mode", [Recorder, FunctionMode, lambda: FlopCounterMode(display=False), lambda: torch.profiler.profile(), FakeTensorMode]
+)
+def test_modes_see_the_ops(mode):
+    tensors = problem(2, 3, 5, 7)
+    assert calls_of(contextlib.nullcontext(), tensors) == []
+    surroundings = mode()
+    if isinstance(surroundings, FakeTensorMode):
+        tensors = [surroundings.from_tensor(t) for t in tensors]
+    # torch runs no backward pass under a mode of functions
+    assert calls_of(surroundings, tensors) == (["forward"] if mode is FunctionMode else ["forward", "backward"])
+
+
+def test_tensors_that_the_dispatcher_must_see():
+    """Transforms, subclasses, meta tensors, and tensors whose memory does not say all: negative views, zeros without memory"""
+
+    class Plain(torch.Tensor):
+        pass
+
+    x, *rest = [t.detach() for t in problem(2, 3, 5, 7)]
+    assert not autograd._may_be_seen(x, None, *rest, torch.nn.Parameter(x))
+    negative = torch.complex(x, -x).conj().imag
+    assert negative.is_neg() and torch.equal(negative, x)
+    special = [negative, x.as_subclass(Plain), x.to("meta"), torch._efficientzerotensor(x.shape)]
+    assert all(autograd._may_be_seen(t, *rest) and autograd._may_be_seen(t, t) for t in special)
+    seen = []
+    for transform in (torch.func.grad, torch.vmap):
+        transform(lambda t: seen.append(autograd._may_be_seen(x)) or t.sum())(x[0, 0, 0] if transform is torch.func.grad else x)
+    assert seen == [True, True]
+    assert torch.equal(rnn(negative, *rest)[0], rnn(x, *rest)[0])
+    assert type(rnn(x.as_subclass(Plain), *rest)[0]) is Plain
 
 
 # ---- autograd ----------------------------------------------------------------------------------------------
@@ -719,7 +776,7 @@ def test_opcheck_backward(needs, groups, B):
     wanted = [needs & (1 | 16), needs & (2 | 4 | 8)]
     for dy, dhn, state in ((y, hn, h0), (y, None, None), (None, hn, h0)):
         x, weights, state, seed, *net = ops.arguments((*tensors, state))
-        torch.library.opcheck(network.backward, (x, weights, state, seed, y, dy, dhn, *net, wanted, groups))
+        torch.library.opcheck(network.backward, (x, weights, state, seed, *net, y, dy, dhn, wanted, groups))
 
 
 def test_meta_tensors():

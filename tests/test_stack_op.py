@@ -160,7 +160,7 @@ def test_masks_do_not_depend_on_what_is_launched(launches, monkeypatch):
     for parts in ((Bundle(3, True, True),), (Bundle(2, True, True), ONE), (ONE, Bundle(2, True, True)), (ONE,) * 3):
         monkeypatch.setattr(network, "launches", lambda *_, parts=parts: parts)
         y, hn, kept = network.forward(*given, *net, True)
-        dx, dh0, dweights = network.backward(*given, kept, y, hn, *net, [DX | DH0, *[WEIGHTS] * 3], None)
+        dx, dh0, dweights = network.backward(*given, *net, kept, y, hn, [DX | DH0, *[WEIGHTS] * 3], None)
         found.append([y, hn, kept, dx, dh0, *dweights])
     for other in found[1:]:
         assert_close(other, [t.double() for t in found[0]], 1e-5)
@@ -527,8 +527,9 @@ def test_vmap_of_the_ops(p, launches):
     xs, seconds = torch.stack([x, -x]), torch.stack([weights[5], 0.5 * weights[5]])
 
     def of(x, w_hh):
-        y, hn, kept = network.forward(x, [*weights[:5], w_hh, *weights[6:]], h0, seed, *net, True)
-        dx, dh0, dweights = network.backward(x, [*weights[:5], w_hh, *weights[6:]], h0, seed, kept, y, hn, *net, [DX | DH0, WEIGHTS, WEIGHTS], None)
+        call = x, [*weights[:5], w_hh, *weights[6:]], h0, seed, *net
+        y, hn, kept = network.forward(*call, True)
+        dx, dh0, dweights = network.backward(*call, kept, y, hn, [DX | DH0, WEIGHTS, WEIGHTS], None)
         return y, hn, kept, dx, dh0, *dweights
 
     for dims, given in (((0, None), (xs, weights[5])), ((0, 0), (xs, seconds)), ((None, 0), (x, seconds))):
@@ -588,7 +589,7 @@ def test_opcheck(directions, bias, p, launches):
     y, hn, kept = network.forward(x_, weights_, h0_, seed, *net, True)
     ys = y if directions == 2 else kept
     for needs in ([DX | DH0, WEIGHTS, WEIGHTS], [DH0, DW_HH, DB]):
-        torch.library.opcheck(network.backward, (x_, weights_, h0_, seed, ys, y, hn, *net, needs, None))
+        torch.library.opcheck(network.backward, (x_, weights_, h0_, seed, *net, ys, y, hn, needs, None))
 
 
 @pytest.mark.interpret

@@ -42,7 +42,7 @@ class _Facts:
     """What the Functions are given besides tensors.  Not a tuple, which torch.func would take apart."""
 
     net: Settings
-    needs: list[int] = field(default_factory=list)  # network.run_backward
+    needs: list[int] = field(default_factory=list)  # those of network.Call.backward
 
 
 # ---- below autograd --------------------------------------------------------------------------------------------------
@@ -66,7 +66,7 @@ def _forward(
     with _below_autograd():
         if _may_be_seen(x, h0, *weights):
             return ops.forward(x, weights, h0, seed, *net, keep)
-        return ops.run_forward(x, weights, h0, seed, net, keep)
+        return ops.Call(x, net.layers(weights), h0, seed, net).forward(keep)
 
 
 def _backward(x: Tensor, h0: Any, seed: Any, kept: Tensor, dy: Any, dhn: Any, facts: _Facts, *weights: Tensor) -> Any:
@@ -74,9 +74,10 @@ def _backward(x: Tensor, h0: Any, seed: Any, kept: Tensor, dy: Any, dhn: Any, fa
     net, needs = facts.net, facts.needs
     with _below_autograd():
         if not _may_be_seen(x, h0, kept, dy, dhn, *weights):
-            dx, dh0, dweights = ops.run_backward(x, weights, h0, seed, kept, dy, dhn, net, needs, None)
+            call = ops.Call(x, net.layers(weights), h0, seed, net)
+            dx, dh0, dweights = call.backward(kept, dy, dhn, needs, None)
             return dx, dh0, *dweights
-        dx, dh0, dweights = ops.backward(x, weights, h0, seed, kept, dy, dhn, *net, needs, None)
+        dx, dh0, dweights = ops.backward(x, weights, h0, seed, *net, kept, dy, dhn, needs, None)
     wanted = [needs[0] & DX, needs[0] & DH0, *[need & w for need in needs[1:] for w in (DW_IH, DW_HH, DB)]]
     return tuple([g if want else None for g, want in zip((dx, dh0, *dweights), wanted, strict=True)])
 

@@ -75,21 +75,21 @@ def _forward(info: Any, dims: tuple, *arguments: Any) -> tuple[Any, Any]:
 
 
 def _backward(info: Any, dims: tuple, *arguments: Any) -> tuple[Any, Any]:
-    x, weights, h0, seed, kept, dy, dhn, *settings, needs, groups = arguments
+    x, weights, h0, seed, *settings, kept, dy, dhn, needs, groups = arguments
     n = info.batch_size
     if seed is not None:
         return _one_by_one(network.backward, n, dims, arguments)
     B, nested = _sizes(x, dims[0])
-    states, of_states = (kept, dy, dhn), dims[4:7]
+    states, of_states = (kept, dy, dhn), dims[-5:-2]
     if any(d is not None for d in dims[1]):
         tensors = [_stack(t, d, n, nested) for t, d in zip((x, weights, h0), dims)]
         states = [_stack(t, d, n, nested) for t, d in zip(states, of_states)]  # type: ignore[assignment]
-        *data, dweights = network.backward(*tensors, None, *states, *settings, needs, groups)
+        *data, dweights = network.backward(*tensors, None, *settings, *states, needs, groups)
         of_data = of_weights = lambda t: _unstack(t, n, nested)  # noqa: E731
     else:
         states = [_join(t, d, n) for t, d in zip(states, of_states)]  # type: ignore[assignment]
         x, h0 = _join(x, dims[0], n), _join(h0, dims[2], n)
-        *data, dweights = network.backward(x, weights, h0, None, *states, *settings, needs, n * (groups or 1))
+        *data, dweights = network.backward(x, weights, h0, None, *settings, *states, needs, n * (groups or 1))
         of_data = lambda t: _part(t, n, B)  # noqa: E731
         dim = int(nested)  # behind the models
         of_weights = lambda t: (t if groups is None else t.unflatten(dim, (n, groups)), dim)  # noqa: E731

@@ -197,13 +197,15 @@ def whole_network(case, log, observed):
     given = {"x": tensor(T, B, I), "dy": tensor(T, B, D * H)}
     net = Settings(False, False, "elman_tanh", "both" if D == 2 else "forward", None)
 
+    call = network.Call(given["x"], net.layers(weights), None, None, net)
+
     def function():
         if case["direction"] == "forward":
-            y, hn, _ = network.run_forward(given["x"], weights, None, None, net, False)
+            y, hn, _ = call.forward(False)
             return {"y": y, "hn": hn}
         kept = tensor(*([L] if L > 1 else []), T, B, D * H)
         needs = [DX, *[DW_IH | DW_HH] * L * D]
-        dx, *_ = network.run_backward(given["x"], weights, None, None, kept, given["dy"], None, net, needs, None)
+        dx, *_ = call.backward(kept, given["dy"], None, needs, None)
         return {"dx": dx}
 
     made = calls(function, given, log, observed, case.get("together"))

@@ -16,13 +16,17 @@ def arguments(tensors, nonlinearity="tanh", reverse=False, precision=None):
     return x, [w for w in weights if w is not None], h0, None, *net
 
 
+def call(x, weights, h0, seed, net):
+    return network.Call(x, net.layers(weights), h0, seed, net)
+
+
 def run_forward(*arguments_of_a_layer):
     """(y, hn) of a layer by the forward op's body, from its tensors, nonlinearity, reverse and precision"""
     x, weights, h0, seed, *net = arguments(arguments_of_a_layer[:6], *arguments_of_a_layer[6:])
-    return network.run_forward(x, weights, h0, seed, Settings(*net), False)[:2]
+    return call(x, weights, h0, seed, Settings(*net)).forward(False)[:2]
 
 
 def run_backward(tensors, y, dy, dhn, needs=ALL, *options):
     """(dx, dh0, [dw_ih, dw_hh, db]) by the backward op's body"""
     x, weights, h0, seed, *net = arguments(tensors, *options)
-    return network.run_backward(x, weights, h0, seed, y, dy, dhn, Settings(*net), needs, None)
+    return call(x, weights, h0, seed, Settings(*net)).backward(y, dy, dhn, needs, None)
