@@ -36,12 +36,8 @@ class _Entry:
         self.has_gradient = False  # since the cast was made
 
     def holds(self, weight: Tensor, dtype: torch.dtype) -> bool:
-        return (
-            not self.has_gradient
-            and self.cast.dtype is dtype
-            and self.version == weight._version
-            and self.memory.is_set_to(weight)
-        )
+        unchanged = not self.has_gradient and self.version == weight._version and self.memory.is_set_to(weight)
+        return unchanged and self.cast.dtype is dtype
 
 
 class _Casts:
@@ -101,15 +97,9 @@ def _cast(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 def _can_keep(t: Tensor | None) -> bool:
     """True if a cast of t may serve several calls."""
-    return (
-        t is not None
-        and t.requires_grad
-        and t.dim() == 2
-        and t.dtype is torch.float32
-        and t.is_leaf
-        and not t.is_inference()  # such a tensor has no version
-        and (type(t) is nn.Parameter or type(t) is Tensor)
-    )
+    if t is None or not (t.requires_grad and t.dim() == 2 and t.dtype is torch.float32 and t.is_leaf):
+        return False
+    return not t.is_inference() and (type(t) is nn.Parameter or type(t) is Tensor)  # a tensor of inference mode has no version
 
 
 def _open(device: torch.device) -> _Casts:

@@ -25,33 +25,18 @@ class RNN(nn.RNNBase):
 
     # nn.RNNBase, not nn.RNN: Dynamo refuses to trace instances of the latter
     def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        nonlinearity: str = "tanh",
-        bias: bool = True,
-        batch_first: bool = False,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
+        self, input_size: int, hidden_size: int, num_layers: int = 1, nonlinearity: str = "tanh", bias: bool = True,
+        batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False,
         *args: Any,  # as torch takes them: proj_size, which must be 0, device, dtype
         precision: str | None = None,
         **kwargs: Any,  # device, dtype
-    ) -> None:
+    ) -> None:  # fmt: skip
         if "proj_size" in kwargs:
             raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
         checks.elman(nonlinearity)
+        mode = f"RNN_{nonlinearity.upper()}"
         super().__init__(
-            f"RNN_{nonlinearity.upper()}",
-            input_size,
-            hidden_size,
-            num_layers,
-            bias,
-            batch_first,
-            dropout,
-            bidirectional,
-            *args,
-            **kwargs,
+            mode, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, *args, **kwargs
         )
         if self.proj_size:
             raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
@@ -169,16 +154,9 @@ class RNNCell(nn.RNNCellBase):
     """
 
     def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        bias: bool = True,
-        nonlinearity: str = "tanh",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        precision: str | None = None,
-    ) -> None:
+        self, input_size: int, hidden_size: int, bias: bool = True, nonlinearity: str = "tanh",
+        device: torch.device | str | None = None, dtype: torch.dtype | None = None, *, precision: str | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype)
         if input_size == 0 or hidden_size == 0:
             raise UnsupportedError(
@@ -201,16 +179,9 @@ class RNNCell(nn.RNNCellBase):
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
         w_ih, w_hh = self.weight_ih, self.weight_hh  # once: parametrizations may compute them
         self._check(x, h0, w_ih, w_hh)
-        h = functional.rnn(
-            x.unsqueeze(0),
-            w_ih,
-            w_hh,
-            self.bias_ih,
-            self.bias_hh,
-            h0,
-            nonlinearity=self.nonlinearity,
-            precision=self.precision,
-        )[1]
+        _, h = functional.rnn(
+            x.unsqueeze(0), w_ih, w_hh, self.bias_ih, self.bias_hh, h0, nonlinearity=self.nonlinearity, precision=self.precision
+        )
         return h if dim == 2 else h.squeeze(0)
 
     def _check(self, x: Tensor, h0: Tensor | None, w_ih: Tensor, w_hh: Tensor) -> None:
@@ -241,38 +212,17 @@ class SimpleRNN(nn.Module):
     """
 
     def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        output_size: int,
-        nonlinearity: str = "tanh",
-        bias: bool = True,
-        batch_first: bool = False,
-        *,
-        num_layers: int = 1,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
-        precision: str | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
+        self, input_size: int, hidden_size: int, output_size: int, nonlinearity: str = "tanh", bias: bool = True,
+        batch_first: bool = False, *, num_layers: int = 1, dropout: float = 0.0, bidirectional: bool = False,
+        precision: str | None = None, device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.rnn = RNN(
-            input_size,
-            hidden_size,
-            num_layers,
-            nonlinearity,
-            bias,
-            batch_first,
-            dropout,
-            bidirectional,
-            precision=precision,
-            device=device,
-            dtype=dtype,
-        )
-        self.readout = nn.Linear(
-            hidden_size * (2 if bidirectional else 1), output_size, bias=bias, device=device, dtype=dtype
-        )
+            input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout, bidirectional,
+            precision=precision, device=device, dtype=dtype,
+        )  # fmt: skip
+        states = hidden_size * (2 if bidirectional else 1)
+        self.readout = nn.Linear(states, output_size, bias=bias, device=device, dtype=dtype)
         _make_leaf(self, SimpleRNN)
 
     def forward(self, input: Tensor | PackedSequence, hx: Tensor | None = None) -> tuple[Any, Tensor]:

@@ -29,17 +29,9 @@ def pieces_of(batch_sizes: list[int], rows: int) -> list[tuple[int, int]]:
 
 
 def rnn(
-    data: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None = None,
-    b_hh: Tensor | None = None,
-    h0: Tensor | None = None,
-    *,
-    pieces: list[tuple[int, int]],
-    reverse: bool = False,
-    **options: Any,
-) -> tuple[Tensor, Tensor]:
+    data: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None = None, b_hh: Tensor | None = None, h0: Tensor | None = None,
+    *, pieces: list[tuple[int, int]], reverse: bool = False, **options: Any,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Returns (y[N,H], hn[B,H]) of data[N,I], whose rows lie as `pieces` says, and h0[B,H] (zeros if None).
 
     B is the size of the first piece. Each sequence starts from its row of h0 at its own first step (with `reverse`, at

@@ -227,9 +227,7 @@ def _patch_builder(patches: _Patches) -> None:
             return self.binary_op(self.binary_op(arg, low, np.fmax), high, np.fmin)
         return self.binary_op(self.binary_op(arg, low, np.maximum), high, np.minimum)
 
-    def create_inline_asm(
-        self: Any, text: str, constraints: str, operands: Any, types: Any, pure: Any, pack: Any
-    ) -> Any:
+    def create_inline_asm(self: Any, text: str, constraints: str, operands: Any, types: Any, pure: Any, pack: Any) -> Any:
         implementation = _asm.get(" ".join(text.split()))
         if implementation is None:
             raise NotImplementedError(f"no interpreter implementation registered for inline asm: {text}")
@@ -242,15 +240,7 @@ def _patch_builder(patches: _Patches) -> None:
         ]
         return SimpleNamespace(get_result=handles.__getitem__)
 
-    for function in (
-        binary_op,
-        unary_op,
-        cast_impl,
-        create_dot,
-        create_fma,
-        create_clampf,
-        create_inline_asm,
-    ):
+    for function in (binary_op, unary_op, cast_impl, create_dot, create_fma, create_clampf, create_inline_asm):
         patches.set_attr(builder, function.__name__, function)
     patches.set_attr(builder, "create_minnumf", lambda self, lhs, rhs: self.binary_op(lhs, rhs, np.fmin))
     patches.set_attr(builder, "create_maxnumf", lambda self, lhs, rhs: self.binary_op(lhs, rhs, np.fmax))
@@ -290,19 +280,14 @@ def _patch_reductions(patches: _Patches) -> None:
 
 
 def _libdevice() -> dict[str, Callable[[np.ndarray], np.ndarray]]:
-    def each(fn: Callable[[float], float]) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns what runs in place of libdevice's functions, by name."""
+
+    def vectorized(fn: Callable[[float], float]) -> Callable[[np.ndarray], np.ndarray]:
         return lambda x: np.vectorize(fn, otypes=[x.dtype])(x)
 
-    same = "tanh sinh cosh sin cos tan exp exp2 expm1 log log2 log10 log1p sqrt floor ceil rint trunc"
-    functions: dict[str, Callable[[np.ndarray], np.ndarray]] = {n: getattr(np, n) for n in same.split()}
-    functions |= {
-        "isnan": np.isnan,
-        "isinf": np.isinf,
-        "abs": np.abs,
-        "fabs": np.abs,
-        "rsqrt": lambda x: np.reciprocal(np.sqrt(x)),
-    }
-    functions |= {"erf": each(math.erf), "erfc": each(math.erfc)}
+    numpys = "tanh sinh cosh sin cos tan exp exp2 expm1 log log2 log10 log1p sqrt floor ceil rint trunc isnan isinf abs fabs"
+    functions: dict[str, Callable[[np.ndarray], np.ndarray]] = {name: getattr(np, name) for name in numpys.split()}
+    functions |= {"rsqrt": lambda x: np.reciprocal(np.sqrt(x)), "erf": vectorized(math.erf), "erfc": vectorized(math.erfc)}
     functions |= {"fast_tanhf": lambda x: tf32_round(np.tanh(x)), "fast_expf": np.exp, "fast_logf": np.log}
     return functions
 

@@ -156,7 +156,7 @@ def one_cta(
     if bundle.linked:
         home, x_depth = "registers", 2 if h_pad <= form.linked[0] else 1
     elif problem.direction == "forward":
-        home, x_depth = "gemm", 1
+        home = "gemm"
         if not ragged_h and (choices or {}).get("w_ih_home") != "gemm":
             home, x_depth = _w_ih_home(problem, form, h_pad, block_b, chunk, device)
         if home == "gemm" and form.formulation != "fma" and h_pad <= 128:

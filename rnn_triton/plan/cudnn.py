@@ -15,9 +15,7 @@ class Algorithm(NamedTuple):
     rule: str  # the condition that decided
 
 
-def cudnn_algorithm(
-    problem: Problem, *, layers: int = 1, bidirectional: bool = False, packed: bool = False
-) -> Algorithm:
+def cudnn_algorithm(problem: Problem, *, layers: int = 1, bidirectional: bool = False, packed: bool = False) -> Algorithm:
     """Returns the algorithm that PyTorch chooses for this pass of torch.nn.RNN, by the rules of ATen's RNN.cpp, in their order.
 
     `problem.I` is the input size in the backward pass, too.  The algorithms of the two passes are chosen separately."""

@@ -104,9 +104,7 @@ def _cudnn(problem: Problem, layers: int = 1, bidirectional: bool = False) -> st
 # ---- stacks and directions ------------------------------------------------------------------------------------------
 
 
-def _network(
-    T: int, problem: Problem, device: Device, layers: int, bidirectional: bool, dropout: bool
-) -> list[str]:
+def _network(T: int, problem: Problem, device: Device, layers: int, bidirectional: bool, dropout: bool) -> list[str]:
     """Describes each launch of a pass of several layers or directions in a line. The first line gives their number and total
     time."""
     directions = 2 if bidirectional else 1
@@ -137,9 +135,7 @@ def _network(
             why = "layers share a launch in bf16, fp16, tf32 and tf32x3"
         lines.append(f"{len(parts)} parts, because {why}.")
     if problem.models == 1 and any(bundle.count > 1 for bundle in sharing):
-        lines.append(
-            "Packed sequences, torch.func and forward-mode derivatives take a launch for each layer and direction."
-        )
+        lines.append("Packed sequences, torch.func and forward-mode derivatives take a launch for each layer and direction.")
     return lines + _fewer(device)
 
 
@@ -203,14 +199,11 @@ def _estimates(problem: Problem, chosen: Plan, device: Device) -> str:
     estimates = []
     for regime in latency.REGIMES:
         plans = [chosen] if regime == chosen.regime else [p for p in fitting if p.regime == regime]
-        if not plans:
-            estimates.append(f"{regime} none that fits")
-            continue
-        estimate = latency.step(problem, best(problem, device, plans), device)
-        estimates.append(
-            f"{regime} {estimate.practical_us:.2f} (mostly {estimate.bound})"
-            f"{', chosen' if regime == chosen.regime else ''}"
-        )
+        text = "none that fits"
+        if plans:
+            estimate = latency.step(problem, best(problem, device, plans), device)
+            text = f"{estimate.practical_us:.2f} (mostly {estimate.bound}){', chosen' * (regime == chosen.regime)}"
+        estimates.append(f"{regime} {text}")
     return f"us per step, estimates: {'; '.join(estimates)}; floor {latency.floor_us(problem, device):.2f}."
 
 

@@ -181,13 +181,12 @@ def fill(plan: OneCta | CtaGroup, bundle: Bundle) -> int:
 
 def launch_us(problem: Problem, plan: Plan, device: Device, T: int, constants: Constants = CONSTANTS) -> float:
     """Estimates the us that T steps of one model take in addition: to launch, to fill what CTAs exchange, to load the weights."""
-    c, dram = constants, rates(device).dram
-    size = SIZES[problem.dtype]
+    c, dram, size = constants, rates(device).dram, SIZES[problem.dtype]
+    gemm = c.host_us * (plan.w_ih_home == "gemm")
     if plan.regime == "per_step":
-        return c.host_us * (plan.w_ih_home == "gemm")
+        return gemm
     resident = problem.H * (problem.H + (problem.I if plan.w_ih_home in ("registers", "shared") else 0)) * size
     loading = resident / dram + c.node_us
-    gemm = c.host_us if plan.w_ih_home == "gemm" else 0.0
     if plan.regime == "one_cta":
         return c.host_us + gemm + loading
     filled = T * problem.B * row_units(problem.H, problem.dtype) * size
@@ -279,8 +278,7 @@ def _cta_group(problem: Problem, plan: CtaGroup, device: Device, c: Constants) -
     """Estimates a step of a group, whose CTAs take their batch tiles through it one after the other.
 
     Either a tile waits for its state of the step before, or there are tiles enough to hide that hand-over."""
-    cycle = 1e-3 / device.clock_ghz
-    size = SIZES[problem.dtype]
+    cycle, size = 1e-3 / device.clock_ghz, SIZES[problem.dtype]
     rounds = math.ceil(math.ceil(problem.B / plan.block_b) / plan.groups)
     tiles = k_tiles(problem.H, plan.warps, problem.dtype)
     depth = 64 * plan.warps // size  # columns of a K tile
@@ -316,11 +314,8 @@ def _cta_group(problem: Problem, plan: CtaGroup, device: Device, c: Constants) -
         if plan.w_ih_home == "shared":
             projection += us(x_tiles * tile / c.shared)
 
-    instructions = (
-        c.instructions
-        + c.instructions_unit_row * plan.units * plan.block_b
-        + tiles * (c.instructions_tile * plan.block_b / 8 + products * fragments)
-    )
+    instructions = c.instructions + c.instructions_unit_row * plan.units * plan.block_b
+    instructions += tiles * (c.instructions_tile * plan.block_b / 8 + products * fragments)
     issue = us(plan.warps * instructions / c.issue)
     own = local + sum(work.values())
     chain = own + max(exchange, projection + busy)
