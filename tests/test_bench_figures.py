@@ -74,7 +74,7 @@ def few(rows):
 
 NAMES = [
     "speedup", "speedup-over-H", "speedup-over-B", "speedup-over-T", "speedup-over-L", "step-over-H", "step-over-B",
-    "step-over-T", "step-over-L", "roofline", "memory-over-T", "memory-over-H", "scaling", "accuracy",
+    "step-over-T", "step-over-L", "roofline", "memory-over-T", "memory-over-H", "accuracy",
 ]  # fmt: skip
 
 
@@ -353,39 +353,6 @@ def test_memory_is_in_mebibytes(pages):
     expected = [T * 64 * 128 * 2 / 2**20 for T in (64, 256, 1024)]
     assert lines(axis, style.PROVIDERS["rnn_triton"]["color"])[0] == [[64, 256, 1024], pytest.approx(expected)]
     assert lines(axis, style.PROVIDERS["cudnn"]["color"])[0][1] == pytest.approx([1.5 * e for e in expected])
-
-
-def test_scaling_is_relative_to_the_smallest_beside_the_growth_of_the_work(pages):
-    axes = {axis.get_xlabel(): axis for axis in pages["scaling"].figure.axes if axis.get_xlabel()}
-    assert list(axes) == ["hidden size H", "batch B", "time steps T", "layers L"]
-    guides = {name: lines(axis, "#000000")[0][1] for name, axis in axes.items()}
-    assert guides == {"hidden size H": [1, 64], "batch B": [1, 64], "time steps T": [1, 16], "layers L": [1, 4]}
-    us = (0.2 + 128 / 512 + 64 / 1024) * 2.5
-    expected = [(5 + T * us) / (5 + 64 * us) for T in (64, 256, 1024)]
-    assert lines(axes["time steps T"], style.ARITHMETIC["bf16"]["color"])[0][1] == pytest.approx(expected)
-
-
-def scaled(measured):
-    """[x, y] of ours, and of cuDNN's, in the figure of scaling over T; measured: provider -> the T that have a time"""
-    made = []
-    for T in (64, 256, 1024):
-        for provider in ("rnn_triton", "cudnn"):
-            status = "ok" if T in measured[provider] else "error"
-            made.append(timing(case(128, 16, T, "bf16"), "fwd", provider, 1.0, launch_us=0.0, status=status))
-    with style.context():
-        (page,) = figures.pages(rows_of(made), ["scaling"])
-    drawn = lines(page.figure.axes[0], style.ARITHMETIC["bf16"]["color"])
-    return [line for line in drawn if len(line[0]) > 1], page.note
-
-
-def test_scaling_draws_nothing_that_lacks_the_smallest_size():
-    every = (64, 256, 1024)
-    drawn, note = scaled({"rnn_triton": every, "cudnn": every})
-    assert drawn == [[[64, 256, 1024], [1, 4, 16]]] * 2 and "over that of the axis's smallest size" in note
-    drawn, _ = scaled({"rnn_triton": every, "cudnn": (256, 1024)})
-    assert drawn == [[[64, 256, 1024], [1, 4, 16]]]
-    drawn, _ = scaled({"rnn_triton": (256, 1024), "cudnn": every})  # the axis is that of ours
-    assert drawn == [[[256, 1024], [1, 4]]] * 2
 
 
 def test_accuracy_marks_the_quantity_that_is_wrong_alone():

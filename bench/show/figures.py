@@ -18,7 +18,7 @@ from ..records.rows import Row
 from ..records.schema import OURS
 from . import style
 from .formats import label
-from .over_sizes import COMPARED, accuracy, memory, scaling, speedup_over, step
+from .over_sizes import COMPARED, accuracy, memory, speedup_over, step
 from .panels import Page
 from .roofline import roofline
 from .rows_in_words import EVERYTHING, PASS_TITLES, arithmetic, by_device, by_suite, caption
@@ -119,6 +119,6 @@ def extremes(suites: Iterable[Sequence[Row]], count: int) -> set[str]:
 
 
 FIGURES: dict[str, Callable[[Sequence[Row]], Iterator[Page]]] = {
-    "speedup": speedup, "speedup-over": speedup_over, "step": step, "roofline": roofline, "memory": memory, "scaling": scaling,
+    "speedup": speedup, "speedup-over": speedup_over, "step": step, "roofline": roofline, "memory": memory,
     "accuracy": accuracy,
 }  # fmt: skip

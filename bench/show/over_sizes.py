@@ -1,4 +1,4 @@
-"""Figures over one size at a time: speedup, time of a step, memory, scaling, accuracy."""
+"""Figures over one size at a time: speedup, time of a step, memory, accuracy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ..records.rows import Row
-from ..records.schema import BASELINES, OURS
+from ..records.schema import OURS
 from . import style
 from .panels import Line, Page, Point, Series, draw_lines, drawable, point_of
 from .rows_in_words import PASS_TITLES, arithmetic, caption
@@ -27,16 +27,10 @@ def speedup_over(rows: Sequence[Row]) -> Iterator[Page]:
         found = sweeps([row for row in rows if row.provider == OURS], axis)
         lines: list[Line] = []
         for pass_ in passes_of(rows):
-            panels = [
-                (
-                    "" if lines else sweep.title,
-                    [
-                        Series(kind, style.ARITHMETIC[kind], _over(index, sweep, kind, pass_, OURS, lambda r: r.speedup))
-                        for kind in kinds(rows)
-                    ],
-                )
-                for sweep in found
-            ]
+            panels = []
+            for sweep in found:
+                points = {kind: _over(index, sweep, kind, pass_, OURS, lambda r: r.speedup) for kind in kinds(rows)}
+                panels.append(("" if lines else sweep.title, [Series(k, style.ARITHMETIC[k], p) for k, p in points.items()]))
             lines.append(Line(f"{PASS_TITLES[pass_]}\nspeedup", panels, level=(1.0, "1x: as fast as cuDNN")))
         if not any(map(drawable, lines)):
             continue
@@ -86,13 +80,7 @@ def memory(rows: Sequence[Row]) -> Iterator[Page]:
             continue
         lines: list[Line] = []
         for pass_ in passes_of(rows):
-            panels = [
-                (
-                    "" if lines else kind,
-                    _providers(index, sweep, kind, pass_, lambda r: (r.peak_bytes or 0) / 2**20 or None),
-                )
-                for kind in kinds(rows)
-            ]
+            panels = [("" if lines else kind, _providers(index, sweep, kind, pass_, _mebibytes)) for kind in kinds(rows)]
             lines.append(Line(f"{PASS_TITLES[pass_]}\npeak memory, MiB", panels))
         figure, legend = draw_lines(lines, [(sweep.label, sweep.values)] * len(kinds(rows)))
         title = f"Peak memory over {sweep.label}: {sweep.title}"
@@ -100,46 +88,8 @@ def memory(rows: Sequence[Row]) -> Iterator[Page]:
         yield Page(f"memory-over-{axis}", title, note, caption(rows), figure, legend)
 
 
-SLOPES = {"T": 1, "B": 1, "H": 2, "L": 1, "models": 1, "head": 1}  # of the work of a call over the size
-
-
-def scaling(rows: Sequence[Row]) -> Iterator[Page]:
-    """The cost of a call over each size alone, as a multiple of the smallest one's, beside what the work grows by"""
-    index = indexed(rows)
-    found = [sweep for axis in AXES if (sweep := middle_sweep([r for r in rows if r.provider == OURS and r.us], axis))]
-    if not found:
-        return
-    lines: list[Line] = []
-    for pass_ in passes_of(rows):
-        panels = []
-        for sweep in found:
-            several = []
-            for kind in kinds(rows):
-                ours, theirs = (_relative(index, sweep, kind, pass_, name) for name in (OURS, BASELINES[0]))
-                look = style.ARITHMETIC[kind]
-                several.append(Series(kind, look, ours))
-                hollow = look | {"markerfacecolor": "white", "linewidth": 0.8}
-                several.append(Series(f"{kind}, cuDNN", hollow, theirs))
-            ends = (sweep.values[0], sweep.values[-1])
-            guide = [Point(v, (v / ends[0]) ** SLOPES[sweep.axis]) for v in ends]
-            panels.append(
-                ("" if lines else sweep.title, [*several, Series("proportional to the work", style.GUIDE, guide)])
-            )
-        lines.append(Line(f"{PASS_TITLES[pass_]}\ntime of a call, relative", panels))
-    figure, legend = draw_lines(lines, [(sweep.label, sweep.values) for sweep in found], width=2.6)
-    note = (
-        "Median device time over that of the axis's smallest size; what was not measured there is not drawn. Work grows with T, B, "
-        "L and the number of models as they do, with H squared, with the head dimension as it does where heads x dimension is held. Hollow: torch.nn on cuDNN."
-    )
-    yield Page("scaling", "Cost against one size at a time", note, caption(rows), figure, legend)
-
-
-def _relative(index: Index, sweep: Sweep, kind: str, pass_: str, provider: str) -> list[Point]:
-    """Median times of a call over that of the sweep's smallest size; none without it"""
-    first, *rest = _over(index, sweep, kind, pass_, provider, lambda r: r.us[1] if r.us else None)
-    if first.y is None:
-        return []
-    return [Point(p.x, None if p.y is None else p.y / first.y) for p in (first, *rest)]
+def _mebibytes(row: Row) -> float | None:
+    return (row.peak_bytes or 0) / 2**20 or None
 
 
 def accuracy(rows: Sequence[Row]) -> Iterator[Page]:
@@ -158,19 +108,12 @@ def accuracy(rows: Sequence[Row]) -> Iterator[Page]:
             mine = [row for row in chosen if arithmetic(row) == kind]
             several = []
             for provider, look in looks.items():
-                points = _error_points([row for row in mine if row.provider == provider], wanted)
-                if points:
+                if points := _error_points([row for row in mine if row.provider == provider], wanted):
                     look = look if sweep else look | {"linestyle": ""}
                     several.append(Series(style.LABELS.get(provider, provider), look, points))
-            tolerances = {
-                row.shape["T"]: e["rel_tol"]
-                for row in mine
-                for name, e in _of(row, wanted).items()
-                if e["rel_tol"] > 0
-            }
+            tolerances = {r.shape["T"]: e["rel_tol"] for r in mine for e in _of(r, wanted).values() if e["rel_tol"] > 0}
             if tolerances:
-                points = [Point(t, tolerance) for t, tolerance in sorted(tolerances.items())]
-                several.append(Series("tolerance", style.TOLERANCE, points))
+                several.append(Series("tolerance", style.TOLERANCE, [Point(*pair) for pair in sorted(tolerances.items())]))
             panels.append((kind if not lines else "", several))
         lines.append(Line(label, panels))
     if any(map(drawable, lines)):
@@ -203,9 +146,7 @@ def _error_points(rows: Sequence[Row], wanted: Sequence[str] | None) -> list[Poi
     return sorted(worst.values(), key=lambda p: p.x)
 
 
-def _over(
-    index: Index, sweep: Sweep, kind: str, pass_: str, provider: str, value: Callable[[Row], Any]
-) -> list[Point]:
+def _over(index: Index, sweep: Sweep, kind: str, pass_: str, provider: str, value: Callable[[Row], Any]) -> list[Point]:
     return [point_of(index.get((sweep.names.get((kind, v), ""), pass_, provider)), v, value) for v in sweep.values]
 
 

@@ -43,8 +43,7 @@ _OTHERS: tuple[Style, ...] = (
 )
 LABELS = {OURS: "rnn_triton", "rnn_triton-layers": "rnn_triton, a launch a layer", "cudnn": "torch.nn on cuDNN", "cudnn-layers": "cuDNN, a module a layer"}
 FLOOR: Style = {"color": "#595959", "marker": "", "linestyle": ":", "linewidth": 1.4}
-GUIDE: Style = {"color": "#000000", "marker": "", "linestyle": (0, (1, 2)), "linewidth": 1.2}
-TOLERANCE: Style = GUIDE | {"marker": "_", "markersize": 9}
+TOLERANCE: Style = {"color": "#000000", "marker": "_", "markersize": 9, "linestyle": (0, (1, 2)), "linewidth": 1.2}
 
 _RC: dict[Any, Any] = {
     "svg.hashsalt": "rnn_triton",

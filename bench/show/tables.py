@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,9 @@ from ..cases.case import DTYPES, PASSES
 from ..cases.suites import SUITES
 from ..records.rows import APART, Row
 from ..records.schema import BASELINES, OURS
+from . import rows_in_words as words
 from .formats import NONE, Body, Table, csv_text, label, latex, markdown
-from .rows_in_words import (
-    EVERYTHING,
-    OTHER,
-    PASS_TITLES,
-    REGIMES,
-    arithmetic,
-    by_device,
-    by_suite,
-    caption,
-    summed,
-)
+from .rows_in_words import REGIMES, arithmetic, by_device, by_suite, caption
 
 FLOOR_MARK = 0.45  # of the floor: a case that reaches less is listed with what remains to be done
 
@@ -44,31 +36,25 @@ LEGEND = (
 
 def timing_rows(rows: Iterable[Row]) -> Body:
     """A line of HEADINGS per (case, pass) of ours beside the best of cuDNN; what is missing or wrong is said in its place."""
-    rows = list(rows)
     index = {_key(r): r for r in rows}
     out: Body = []
-    for device, case, pass_ in dict.fromkeys(_key(r)[:3] for r in rows):
+    for device, case, pass_ in dict.fromkeys(key[:3] for key in index):
         ours = index.get((device, case, pass_, OURS))
         theirs = [r for name in BASELINES if (r := index.get((device, case, pass_, name)))]
         best = min((r for r in theirs if r.us_per_step), key=lambda r: r.us_per_step or math.inf, default=None)
-        regime = (ours and ours.regime) or ""
-        out.append(
-            (
-                case,
-                pass_,
-                _time(ours, ours.us_per_step if ours else None),
-                _number(ours.slope_us_per_step if ours else None),
-                _time(best or (theirs[0] if theirs else None), best.us_per_step if best else None),
-                best.provider if best else NONE,
-                _speedup(ours),
-                _number(ours.graph_speedup if ours else None, "x", 2),
-                _number(ours.floor_us_per_step if ours else None),
-                _percent(ours.fraction_of_floor if ours else None),
-                (ours and ours.bound) or NONE,
-                REGIMES.get(regime, regime or NONE),
-            )
-        )
+        *times, floor, of_floor, bound, regime = _judged(ours) if ours else (NONE,) * 6
+        line = (_number(ours and ours.slope_us_per_step), _time(best or next(iter(theirs), None)), best.provider if best else NONE)
+        out.append((case, pass_, _time(ours), *line, *times, floor, of_floor, bound, regime))
     return out
+
+
+def _judged(row: Row) -> tuple[str, ...]:
+    """Speedups, floor, the part of it, bound and regime"""
+    regime = row.regime or NONE
+    return (
+        APART if row.gap == APART else _number(row.speedup, "x", 2), _number(row.graph_speedup, "x", 2),
+        _number(row.floor_us_per_step), _percent(row.fraction_of_floor), row.bound or NONE, REGIMES.get(regime, regime),
+    )  # fmt: skip
 
 
 def results(rows: Iterable[Row], name: str = "results", title: str = "Results") -> Table:
@@ -80,11 +66,9 @@ def published(rows: Sequence[Row]) -> Table:
     from ..cases import published as others
 
     body: Body = []
-    for row in rows:
-        if row.provider == OURS:
-            for p in others.of(row.case, row.pass_):
-                ours = _time(row, row.us_per_step)
-                body.append((row.case, row.pass_, ours, f"{p.us_per_step:g}", p.what, p.device, p.source))
+    for row in _ours(rows):
+        for p in others.of(row.case, row.pass_):
+            body.append((row.case, row.pass_, _time(row), f"{p.us_per_step:g}", p.what, p.device, p.source))
     headings = ("case", "pass", "ours, us/step", "published, us/step", "of", "on", "source")
     return Table(
         "published", "Beside published figures", headings, body,
@@ -96,7 +80,7 @@ def published(rows: Sequence[Row]) -> Table:
 def per_suite(rows: Sequence[Row]) -> list[Table]:
     """results() of each suite touched"""
     return [
-        results(mine, f"suite-{label(suite)}", f"Suite {suite}" if suite != OTHER else "Other cases")
+        results(mine, f"suite-{label(suite)}", f"Suite {suite}" if suite != words.OTHER else "Other cases")
         for suite, mine in by_suite(rows).items()
     ]
 
@@ -106,41 +90,27 @@ def providers(rows: Sequence[Row]) -> Table:
     names = sorted({r.provider for r in rows}, key=lambda n: (n != OURS, n not in BASELINES, n))
     index = {_key(r): r for r in rows}
     body: Body = []
-    for key in dict.fromkeys(_key(r)[:3] for r in rows):
+    for key in dict.fromkeys(key[:3] for key in index):
         found = [index.get((*key, name)) for name in names]
         least = min((r.us_per_step for r in found if r and r.us_per_step), default=None)
-        cells = [
-            _time(r, r.us_per_step if r else None) + (" (fastest)" if r and least and r.us_per_step == least else "")
-            for r in found
-        ]
+        cells = [_time(r) + " (fastest)" * bool(r and least and r.us_per_step == least) for r in found]
         body.append((*key[1:], *cells))
     return Table("providers", "All providers, us/step", ("case", "pass", *names), body, "Median device time over T.")
 
 
 def summary(rows: Iterable[Row]) -> Table:
     """A line per pass and arithmetic: how many cases were compared, their speedups, and what of the floor was reached."""
-    ours = [row for row in rows if row.provider == OURS]
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in sorted(_ours(rows), key=lambda r: (PASSES.index(r.pass_), DTYPES.index(r.shape["dtype"]), arithmetic(r))):
+        groups.setdefault((words.PASS_TITLES[row.pass_], arithmetic(row)), []).append(row)
     body: Body = []
-    for pass_ in PASSES:
-        kinds = sorted({arithmetic(row) for row in ours}, key=lambda k: (DTYPES.index(k[:4]), k))
-        for kind in kinds:
-            mine = [row for row in ours if row.pass_ == pass_ and arithmetic(row) == kind]
-            found = sorted(row.speedup for row in mine if row.speedup)
-            reached = [row.fraction_of_floor for row in mine if row.fraction_of_floor]
-            if not mine:
-                continue
-            line = (
-                (
-                    f"{found[0]:.2f}x",
-                    f"{geometric_mean(found):.2f}x",
-                    f"{found[-1]:.2f}x",
-                    str(sum(s < 1 for s in found)),
-                )
-                if found
-                else (NONE,) * 4
-            )
-            floor = f"{min(reached):.0%} to {max(reached):.0%}" if reached else NONE
-            body.append((PASS_TITLES[pass_], kind, str(len(mine)), str(len(found)), *line, floor))
+    for key, mine in groups.items():
+        found = sorted(row.speedup for row in mine if row.speedup)
+        reached = [row.fraction_of_floor for row in mine if row.fraction_of_floor]
+        line = [f"{value:.2f}x" for value in (found[0], geometric_mean(found), found[-1])] if found else [NONE] * 3
+        below = str(sum(s < 1 for s in found)) if found else NONE
+        floor = f"{min(reached):.0%} to {max(reached):.0%}" if reached else NONE
+        body.append((*key, str(len(mine)), str(len(found)), *line, below, floor))
     headings = ("pass", "dtype", "cases", "compared", "lowest", "geometric mean", "highest", "below 1x", "of floor*")
     return Table(
         "summary", "Speedup over the best of cuDNN", headings, body,
@@ -154,25 +124,19 @@ def geometric_mean(values: Sequence[float]) -> float:
 
 def wins(rows: Iterable[Row]) -> Table:
     """Every case of ours at 1x or above, the largest speedup first"""
-    chosen = sorted(
-        _chosen(rows, lambda r: r.speedup is not None and r.speedup >= 1), key=lambda r: -(r.speedup or 0)
-    )
+    chosen = sorted((r for r in _ours(rows) if (r.speedup or 0) >= 1), key=lambda r: -(r.speedup or 0))
     return _listing("wins", "Where ours wins: at 1x or above", chosen)
 
 
 def losses(rows: Iterable[Row]) -> Table:
     """Every case of ours below 1x, the smallest speedup first"""
-    chosen = sorted(_chosen(rows, lambda r: r.speedup is not None and r.speedup < 1), key=lambda r: r.speedup or 0)
+    chosen = sorted((r for r in _ours(rows) if (r.speedup or 1) < 1), key=lambda r: r.speedup or 0)
     return _listing("losses", "Where ours loses: below 1x", chosen)
 
 
 def far_from_floor(rows: Iterable[Row]) -> Table:
     """Every case of ours that reaches less than FLOOR_MARK of the floor, the smallest part first"""
-
-    def far(row: Row) -> bool:
-        return row.fraction_of_floor is not None and row.fraction_of_floor < FLOOR_MARK
-
-    chosen = sorted(_chosen(rows, far), key=lambda r: r.fraction_of_floor or 0)
+    chosen = sorted((r for r in _ours(rows) if (r.fraction_of_floor or 1) < FLOOR_MARK), key=lambda r: r.fraction_of_floor or 0)
     return _listing("floor", f"Below {FLOOR_MARK:.0%} of the floor (an estimate)", chosen)
 
 
@@ -188,7 +152,7 @@ def missing(rows: Sequence[Row]) -> Table:
             for name in dict.fromkeys([c.name for c in SUITES.get(suite, ())] or [r.case for r in mine]):
                 lacks = [(p, provider) for p in passes for provider in expected if (name, p, provider) not in there]
                 if name not in cases:
-                    body.append((device, suite, name, EVERYTHING))
+                    body.append((device, suite, name, words.EVERYTHING))
                 elif lacks:
                     body.append((device, suite, name, ", ".join(f"{provider} {p}" for p, provider in lacks)))
     return Table("missing", "Not measured", ("device", "suite", "case", "no record of"), body)
@@ -232,7 +196,7 @@ def not_timed(rows: Iterable[Row], statuses: Sequence[str], name: str, title: st
 
 
 def wrong(rows: Sequence[Row]) -> Table:
-    return not_timed(rows, ("wrong",), "wrong", "Wrong results", summed(rows))
+    return not_timed(rows, ("wrong",), "wrong", "Wrong results", words.summed(rows))
 
 
 def failed(rows: Iterable[Row]) -> Table:
@@ -250,19 +214,12 @@ def every(rows: Sequence[Row]) -> list[Table]:
     return [table for table in found if table.body or table.name in ("losses", "floor")]
 
 
-def _chosen(rows: Iterable[Row], condition: Callable[[Row], bool]) -> list[Row]:
-    return [row for row in rows if row.provider == OURS and condition(row)]
+def _ours(rows: Iterable[Row]) -> list[Row]:
+    return [row for row in rows if row.provider == OURS]
 
 
 def _listing(name: str, title: str, rows: Iterable[Row]) -> Table:
-    body = [
-        (
-            r.case, r.pass_, _speedup(r), _number(r.graph_speedup, "x", 2), _time(r, r.us_per_step),
-            _number(r.floor_us_per_step), _percent(r.fraction_of_floor), r.bound or NONE,
-            REGIMES.get(r.regime or "", r.regime or NONE),
-        )
-        for r in rows
-    ]  # fmt: skip
+    body = [(r.case, r.pass_, *_judged(r)[:2], _time(r), *_judged(r)[2:]) for r in rows]
     headings = ("case", "pass", "speedup", "graph speedup", "us/step", "floor*", "of floor*", "bound*", "regime")
     return Table(name, title, headings, body, "*: estimates by the latency model.")
 
@@ -271,18 +228,15 @@ def _key(row: Row) -> tuple[str, str, str, str]:
     return row.environment["device"], row.case, row.pass_, row.provider
 
 
-def _time(row: Row | None, value: float | None) -> str:
-    if value is not None:
-        return f"{value:.3f}"
+def _time(row: Row | None) -> str:
+    """us/step, or why there is none"""
+    if row is not None and row.us_per_step is not None:
+        return f"{row.us_per_step:.3f}"
     return row.status if row is not None and row.status != "ok" else "not measured"
 
 
 def _number(value: float | None, unit: str = "", digits: int = 3) -> str:
     return NONE if value is None else f"{value:.{digits}f}{unit}"
-
-
-def _speedup(row: Row | None) -> str:
-    return APART if row is not None and row.gap == APART else _number(row.speedup if row else None, "x", 2)
 
 
 def _percent(value: float | None) -> str:
@@ -301,20 +255,16 @@ def resource_rows(records: Iterable[dict[str, Any]]) -> Body:
     for record in records:
         problem, plan, found = record["problem"], record["plan"], record["resources"]
         dtype = problem["dtype"] + (f" {problem['precision']}" if problem["precision"] else "")
-        head = (problem["direction"], str(problem["H"]), str(problem["I"]), str(problem["B"]), dtype)
+        head = (problem["direction"], *(str(problem[size]) for size in "HIB"), dtype)
         shape = f"{plan.get('regime', '')} {plan.get('warps', '?')} warps, {plan.get('block_b', '?')} rows"
         if record["status"] != "ok":
             out.append((*head, shape, f"{record['status']}: {record['message']}", *["-"] * 8))
             continue
         loads = ", ".join(f"{name} {count}" for name, count in found["global_load_arguments"].items()) or "none"
-        out.append(
-            (
-                *head, shape, str(found["registers"]), f"{found['spill_stores']}/{found['spill_loads']}",
-                f"{found['shared_bytes'] / 1024:.1f}", f"{found['barriers']:g}", loads, f"{found['mma']:g}",
-                f"{found['instructions']:.0f}",
-                _number(record["floor_us_per_step"]), _number(record["practical_us_per_step"]),
-            )
-        )  # fmt: skip
+        counts = (str(found["registers"]), f"{found['spill_stores']}/{found['spill_loads']}", f"{found['shared_bytes'] / 1024:.1f}")
+        times = (_number(record["floor_us_per_step"]), _number(record["practical_us_per_step"]))
+        step = (f"{found['barriers']:g}", loads, f"{found['mma']:g}", f"{found['instructions']:.0f}")
+        out.append((*head, shape, *counts, *step, *times))
     return out
 
 
@@ -341,9 +291,7 @@ def markdown_document(rows: Sequence[Row], level: int = 2) -> str:
         parts.append(f"{'#' * level} {device}\n\n{caption(here)}\n")
         for table in every(here):
             shown = markdown(table.headings, table.body) if table.body else "none\n"
-            parts.append(
-                f"{'#' * (level + 1)} {table.title}\n\n{shown}" + (f"\n{table.note}\n" if table.note else "")
-            )
+            parts.append(f"{'#' * (level + 1)} {table.title}\n\n{shown}" + (f"\n{table.note}\n" if table.note else ""))
     return "\n".join(parts) or "No timing records.\n"
 
 
@@ -353,9 +301,7 @@ def latex_document(rows: Sequence[Row]) -> str:
     parts = ["% needs \\usepackage{booktabs}\n"]
     for device, here in devices.items():
         prefix = f"{label(device)}-" if len(devices) > 1 else ""
-        for table in every(here):
-            named = Table(prefix + table.name, table.title, table.headings, table.body, table.note)
-            parts.append(latex(named, caption(here)))
+        parts += [latex(replace(table, name=prefix + table.name), caption(here)) for table in every(here)]
     return "\n".join(parts)
 
 
