@@ -8,10 +8,10 @@ import pytest
 from support import bench_records
 from support.bench_records import ENVIRONMENT, timing
 
-from bench.cases import case as cases
+from bench.cases.case import case
 from bench.records import compare, schema, statistics
 
-CASE = cases.case(128, 16, 256, "bf16")
+CASE = case(128, 16, 256, "bf16")
 N = 120  # simulations of each statistic
 
 
@@ -21,10 +21,10 @@ def side(name, *given):
     return compare.Side(name, tuple(given))
 
 
-def record(us, *, case=CASE, status="ok", run="run-1", environment=(), **fields):
+def record(us, *, of=CASE, status="ok", run="run-1", environment=(), **fields):
     """A record of ours with these samples; us: how many, or the samples"""
-    of = timing(case, "fwd", fields.pop("provider", "rnn_triton"), 0.3, status=status, run=run, **fields)
-    return of | {"device_us": schema.sampled(list(map(float, us))), "environment": ENVIRONMENT | dict(environment)}
+    made = timing(of, "fwd", fields.pop("provider", "rnn_triton"), 0.3, status=status, run=run, **fields)
+    return made | {"device_us": schema.sampled(list(map(float, us))), "environment": ENVIRONMENT | dict(environment)}
 
 
 def lognormal(generator, n, sigma=0.05, rho=0.0, middle=100.0):
@@ -105,9 +105,9 @@ def test_p_is_that_of_a_ratio_at_the_end_of_the_band():
 
 def drifting(generator, name, factor=1.0, drift=0.006, sigma=0.01, n=30, of=40):
     """A run of `of` cases; each by itself is off by a shift that all its samples share, as from one run to the next"""
-    shapes = [cases.case(16 + i, 16, 256, "bf16") for i in range(of)]
+    shapes = [case(16 + i, 16, 256, "bf16") for i in range(of)]
     shifts = factor * np.exp(drift * generator.standard_normal(of))
-    return side(name, *[record(shift * lognormal(generator, n, sigma), case=c) for shift, c in zip(shifts, shapes)])
+    return side(name, *[record(shift * lognormal(generator, n, sigma), of=c) for shift, c in zip(shifts, shapes)])
 
 
 @pytest.mark.parametrize("sigma", [0.002, 0.01])
@@ -117,7 +117,7 @@ def test_how_runs_differ_is_no_regression(sigma):
     for seed in range(4):
         generator = np.random.default_rng(seed)
         found = compare.compare(drifting(generator, "a", drift=0.0, sigma=sigma), drifting(generator, "b", sigma=sigma))
-        assert found.exit_code == 0 and not [pair for pair in found.pairs if pair.verdict in ("slower", "faster")]
+        assert not found.regressions and not [pair for pair in found.pairs if pair.verdict in ("slower", "faster")]
         shifted = [pair for pair in found.pairs if not pair.low <= 1 <= pair.high]
         assert len(shifted) > 2  # there is something to mistake for a change
 
@@ -173,7 +173,7 @@ def test_verdicts(factor, sigma, verdict):
     assert (pair.verdict, pair.samples, pair.runs) == (verdict, (60, 60), (1, 1))
     assert pair.ratio == pytest.approx(factor) and pair.low <= pair.ratio <= pair.high
     assert [p.verdict for p in found.regressions] == ["slower"] * (verdict == "slower")
-    assert found.exit_code == (verdict == "slower")
+    assert bool(found.regressions) == (verdict == "slower")
 
 
 def test_equal_inputs_give_equal_output():
@@ -187,23 +187,23 @@ def test_few_samples_say_nothing(n):
     (pair,) = found.pairs
     assert (pair.verdict, pair.ratio, pair.low, pair.p) == ("noise", 2.0, None, None)
     assert pair.message == f"{n} samples say nothing; 5 or more would"
-    assert found.exit_code == 0 and found.tested == 0
+    assert not found.regressions and found.tested == 0
 
 
 def test_false_alarms_are_controlled_over_all_pairs():
     """100 cases as slow as the band allows: 2.5 look slower by chance, with a deviation of 1.6; a regression is reported in 5 %
     of such comparisons at most"""
-    shapes = [cases.case(16 + i, 16, 256, "bf16") for i in range(100)]
+    shapes = [case(16 + i, 16, 256, "bf16") for i in range(100)]
     generator = np.random.default_rng(5)
     a, b = (
-        side(n, *[record(us * lognormal(generator, 20), case=c) for c in shapes]) for n, us in (("a", 1), ("b", 1.02))
+        side(n, *[record(us * lognormal(generator, 20), of=c) for c in shapes]) for n, us in (("a", 1), ("b", 1.02))
     )
     found = compare.compare(a, b)
     assert found.expected_false_alarms == pytest.approx(2.5)
     assert sum(pair.verdict == "slower" for pair in found.pairs) <= 7
-    assert found.regressions == [] and found.exit_code == 0
+    assert found.regressions == [] and not found.regressions
     # one that is slower stands out of them
-    slow = side("b", *b.records[1:], record(lognormal(generator, 20) * 1.2, case=shapes[0]))
+    slow = side("b", *b.records[1:], record(lognormal(generator, 20) * 1.2, of=shapes[0]))
     assert [pair.case for pair in compare.compare(a, slow).regressions] == [shapes[0].name]
 
 
@@ -217,16 +217,16 @@ def test_discoveries_of_benjamini_and_hochberg():
 @pytest.mark.parametrize("status", schema.STATUSES[1:])
 def test_what_no_longer_runs_is_a_regression(status):
     good, bad = (record(lognormal(np.random.default_rng(1), 20), status=s) for s in ("ok", status))
-    other = record([100.0] * 20, case=CASE.at(7))
+    other = record([100.0] * 20, of=CASE.at(7))
     found = compare.compare(side("a", good, other), side("b", bad, other))
     if status == "missing":  # the provider is not there: nothing is known
-        assert [pair.case for pair in found.pairs] == [CASE.at(7).name] and found.exit_code == 0
+        assert [pair.case for pair in found.pairs] == [CASE.at(7).name] and not found.regressions
         assert found.only_b == (f"{CASE.name} fwd rnn_triton on Test GPU: missing",)
         return
-    assert [pair.verdict for pair in found.pairs] == ["broken", "same"] and found.exit_code == 1
+    assert [pair.verdict for pair in found.pairs] == ["broken", "same"] and found.regressions
     assert found.pairs[0].message == f"{status}: it is {status}"
     back = compare.compare(side("b", bad, other), side("a", good, other))
-    assert [pair.verdict for pair in back.pairs] == ["fixed", "same"] and back.exit_code == 0
+    assert [pair.verdict for pair in back.pairs] == ["fixed", "same"] and not back.regressions
 
 
 def test_the_newest_record_of_a_side_decides():
@@ -237,8 +237,8 @@ def test_the_newest_record_of_a_side_decides():
 
 
 def test_cases_of_one_side_are_listed():
-    shared, left, right = (record([100.0] * 9, case=CASE.at(T)) for T in (4, 5, 6))
-    theirs = record([90.0] * 9, case=CASE.at(4), provider="cudnn")
+    shared, left, right = (record([100.0] * 9, of=CASE.at(T)) for T in (4, 5, 6))
+    theirs = record([90.0] * 9, of=CASE.at(4), provider="cudnn")
     a, b = side("a", shared, left, theirs), side("b", shared, right)
     found = compare.compare(a, b)
     assert found.only_a == (f"{CASE.at(5).name} fwd rnn_triton on Test GPU: ok",)
@@ -267,8 +267,8 @@ def test_other_devices_are_refused_and_other_versions_said():
 def test_text():
     good = record([100.0] * 9)
     slow = record(np.linspace(120, 121, 9))
-    broken = record([1.0] * 9, case=CASE.at(4), status="wrong")
-    a, b = side("a", good, record([100.0] * 9, case=CASE.at(4))), side("b", slow, broken)
+    broken = record([1.0] * 9, of=CASE.at(4), status="wrong")
+    a, b = side("a", good, record([100.0] * 9, of=CASE.at(4))), side("b", slow, broken)
     found = compare.compare(a, b)
     first, second = compare.body(found)
     assert len(first) == len(second) == len(compare.HEADINGS)
@@ -317,7 +317,7 @@ def test_clocks_stand_beside_the_verdict_and_veto_it(factor, clocks, verdict):
     found = compare.compare(clocked("a", 1.0, *clocks[:2]), clocked("b", factor, *clocks[2:]))
     (pair,) = found.pairs
     assert (pair.verdict, pair.mhz) == (verdict, (clocks[0], clocks[2]))
-    assert pair.ratio == pytest.approx(factor, rel=0.01) and found.exit_code == (verdict == "slower")
+    assert pair.ratio == pytest.approx(factor, rel=0.01) and bool(found.regressions) == (verdict == "slower")
     assert compare.body(found)[0][-3:] == (str(clocks[0]), str(clocks[2]), "slower*" if verdict == "slower" else verdict)
     assert (pair.p == 1) == (verdict in ("clocks", "same")) and found.notes == ()
 
@@ -331,7 +331,7 @@ def test_regressions_of_a_whole_suite_at_a_lower_clock_are_none():
         later.append(r | fields | {"telemetry": r["telemetry"] | {"sm_mhz": 1400.0}})
     early = [r | {"telemetry": r["telemetry"] | {"sm_mhz": 1755.0}} for r in listed]
     found = compare.compare(side("a", *early), side("b", *later))
-    assert len(found.pairs) == 24 and {pair.verdict for pair in found.pairs} <= {"clocks", "noise"} and found.exit_code == 0
+    assert len(found.pairs) == 24 and {pair.verdict for pair in found.pairs} <= {"clocks", "noise"} and not found.regressions
     assert any(pair.verdict == "clocks" for pair in found.pairs)
 
 

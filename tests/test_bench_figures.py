@@ -241,17 +241,7 @@ def test_bars_show_the_speedups_and_say_what_is_missing(pages):
         assert sorted(reasons) == ["no cuDNN time", "unsupported", "wrong"]
 
 
-def test_many_cases_take_several_pages():
-    many = [case(H, 1, 64, "bf16") for H in range(1, 40)]
-    with style.context():
-        found = list(
-            figures.pages(rows_of([timing(c, "fwd", "rnn_triton", 1.0) for c in many]), ["speedup"])
-        )
-    assert [page.name for page in found] == ["speedup", "speedup-2"]
-    assert [len(page.figure.axes[0].texts) for page in found] == [figures.BARS, 39 - figures.BARS]
-
-
-def test_more_cases_than_pages_hold_are_thinned_to_the_extremes(monkeypatch):
+def test_more_cases_than_bars_are_thinned_to_the_extremes(monkeypatch):
     monkeypatch.setattr(figures, "BARS", 5)
     in_suite = list(suites.suite("quick"))
     others = [case(H, 1, 64, "bf16") for H in range(1, 9)]

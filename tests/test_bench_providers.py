@@ -18,7 +18,7 @@ from bench.cases import inputs
 from bench.cases.case import Job, case
 from bench.cases.suites import parse
 from bench.measure import check, compiling
-from bench.providers import interface, loops, peers, registry
+from bench.providers import interface, loops, peers, registry, sessions
 from bench.records import schema
 from rnn_triton import UnsupportedError
 from rnn_triton.plan.problem import plan_from_fields
@@ -37,7 +37,7 @@ def small(**how):
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
 def test_tensors_have_torchs_names_and_shapes(cell):
     of = replace(small(cell=cell), layers=2, bidirectional=True)
-    module = interface.module_of(nn, of, torch.empty(0))
+    module = sessions.module_of(nn, of, torch.empty(0))
     found = inputs.tensors(of, CPU)
     weights = {name: tuple(p.shape) for name, p in module.named_parameters()}
     assert {name: tuple(t.shape) for name, t in found.items() if name in weights} == weights
@@ -111,7 +111,7 @@ def test_the_reference_of_packed_sequences_is_that_of_each_sequence():
     of = replace(small(lengths="uniform"), B=4, bidirectional=True)
     given = inputs.tensors(of, CPU)
     found, lengths = check.reference(of, given), inputs.lengths_of(of)
-    packed = interface.packed(of, given["x"])
+    packed = inputs.packed(of, given["x"])
     y, _ = nn.utils.rnn.pad_packed_sequence(packed._replace(data=found["y"]))
     dx, _ = nn.utils.rnn.pad_packed_sequence(packed._replace(data=found["dx"]))
     total = 0
@@ -175,7 +175,7 @@ def test_our_layers_apart():
     assert check.gate(of, apart, CPU).ok and overrides() == ()
     session = apart.session(of, inputs.tensors(of, CPU))
     seen = []
-    session.session.call = lambda: seen.append(overrides()) or (torch.zeros(1), (torch.zeros(1),))
+    session.call = lambda: seen.append(overrides()) or (torch.zeros(1), (torch.zeros(1),))
     session.forward()
     assert seen == [(("recurrences", 1),)] and overrides() == ()
     plans = apart.plan(parse("h512-b8-t9-l4-bf16"), torch.device("meta"))

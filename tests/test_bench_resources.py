@@ -3,6 +3,7 @@
 import pytest
 import triton
 import triton.language as tl
+from support import first_reads
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -130,7 +131,7 @@ def test_the_outer_loop_is_the_time_loop():
 def test_where_a_load_is_read_first():
     def reads(*lines):
         return [
-            (r.opcode, r.behind, r.same_trip, r.moves) for r in machine_code.first_reads(machine_code.parse_sass(sass(*lines)))
+            (r.opcode, r.behind, r.same_trip, r.moves) for r in first_reads.first_reads(machine_code.parse_sass(sass(*lines)))
         ]
 
     # by a move at the end of the trip; by a product of the next trip; not by one that writes the register

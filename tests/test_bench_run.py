@@ -29,7 +29,7 @@ from bench.instruments.worker import Worker, WorkerError
 from bench.measure import check, digits, host, run
 from bench.measure import job as measure_job
 from bench.model import job as model_job
-from bench.providers import interface, registry, torch_nn
+from bench.providers import registry, sessions, torch_nn
 from bench.records import rows as records_rows
 from bench.records import schema, store
 from rnn_triton.plan.choose import plan
@@ -232,7 +232,7 @@ def judged(request):
 def test_the_reference_agrees_with_torch_in_fp64(judged):
     case, _, truth = judged
     inputs = {name: t.double() for name, t in cases_inputs.tensors(case, CPU).items()}
-    session = interface.ModuleSession(torch.nn.RNN(case.I, case.H, dtype=torch.float64), inputs)
+    session = sessions.ModuleSession(torch.nn.RNN(case.I, case.H, dtype=torch.float64), inputs)
     for name, value in session.train().items():
         assert torch.allclose(value, truth[name], rtol=1e-12, atol=1e-12), name
 

@@ -304,7 +304,7 @@ def gpu(monkeypatch):
     monkeypatch.setattr(measure_job.environment, "describe", lambda device: ENVIRONMENT)
     monkeypatch.setattr(measure_job, "compile_calls", lambda calls, seconds: ({}, 0))
     monkeypatch.setattr(measure_job, "providers_here", lambda names: {name: schedule.Here("", None) for name in names})
-    monkeypatch.setattr(store, "recorded", lambda: [])
+    monkeypatch.setattr(store, "RESULTS", tmp_path / "none")
     monkeypatch.setattr(measure_job.time, "monotonic", clock)
     monkeypatch.setattr(run, "Worker", Instant(clock))
     monkeypatch.setattr(measure_job, "run", functools.partial(run.run, clock=clock))

@@ -16,7 +16,7 @@ from bench.cases import suites
 from bench.first_run import dry
 from bench.instruments import timing
 from bench.measure import run
-from bench.providers import interface, loops, ours, registry, torch_nn
+from bench.providers import interface, registry, sessions, torch_nn
 from rnn_triton.plan import hardware
 
 CPU = torch.device("cpu")
@@ -231,7 +231,7 @@ def a_session_sets_the_precision_of_its_case(m):
     before = rnn.fp32_precision
     try:
         for name, precision in (("h8-b2-t3-fp32", "tf32"), ("h8-b2-t3-fp32-ieee", "ieee"), ("h8-b2-t3-fp32", "tf32")):
-            m.sessions.set_precision(suites.parse(name))
+            m.interface.set_precision(suites.parse(name))
             assert rnn.fp32_precision == precision
     finally:
         rnn.fp32_precision = before
@@ -251,13 +251,13 @@ CHECKS = {
 
 @pytest.mark.parametrize("check", CHECKS)
 def test_of_measuring(check):
-    CHECKS[check](SimpleNamespace(timing=timing, run=run, sessions=interface))
+    CHECKS[check](SimpleNamespace(timing=timing, run=run, sessions=sessions, interface=interface))
 
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_planted_fault_is_seen(name):
     fault = FAULTS[name]
-    modules = SimpleNamespace(**({"timing": timing, "run": run, "sessions": interface} | {fault.file: changed(fault)}))
+    modules = SimpleNamespace(**({"timing": timing, "run": run, "sessions": sessions, "interface": interface} | {fault.file: changed(fault)}))
     with pytest.raises((AssertionError, RuntimeError)):
         CHECKS[fault.seen_by](modules)
 
@@ -270,8 +270,7 @@ def test_every_provider_sets_the_precision(monkeypatch):
     """of its own modules: what reads torch's switch runs in the case's precision"""
     case, seen = suites.parse("h8-b2-t3-l2-fp32-ieee"), []
     for name, provider in registry.PROVIDERS.items():
-        for module in (ours, torch_nn, loops):
-            monkeypatch.setattr(module, "set_precision", lambda case, name=name: seen.append(name))
+        monkeypatch.setattr(interface, "set_precision", lambda case, name=name: seen.append(name))
         if not provider.missing(CPU) and not provider.unsupported(case):
             provider.session(case, cases_inputs.tensors(case, CPU))
     assert set(seen) == {"rnn_triton", "rnn_triton-layers", "cudnn", "cudnn-layers", "loop", "compile"}

@@ -13,6 +13,7 @@ import re
 
 import pytest
 import torch
+from support import first_reads
 from support.layouts import check_verify_layout
 from support.planned import planned_otherwise
 
@@ -166,10 +167,10 @@ def check(kernel, problem, p, device):
     assert set(r.global_load_arguments) <= read
     assert r.barriers <= barrier_limit(p)
     if p.regime == "one_cta":
-        check_runs_ahead(r, problem, p)
+        check_runs_ahead(kernel, r, problem, p)
 
 
-def check_runs_ahead(r, problem, p):
+def check_runs_ahead(kernel, r, problem, p):
     """What is loaded for later steps is not waited for in this one, and comes from L2.
 
     A thread that holds x of two steps has a step and what is before x's product to wait; less where fp32 rounds x early, and in a
@@ -178,7 +179,8 @@ def check_runs_ahead(r, problem, p):
     thread holds one step of it, and read where the next step's products begin.  What ptxas makes for sm_100, and backward the fma
     form in fp32, move what was loaded about half a step ago or more."""
     moves = r.arch == "sm_100" or (p.formulation == "fma" and problem.dtype == "fp32" and problem.direction == "backward")
-    assert r.moved == 0 or (moves and r.read_behind >= 0.45), "a prefetched register is moved in the step that loads it"
+    behind, moved = first_reads.of(kernel)
+    assert moved == 0 or (moves and behind >= 0.45), "a prefetched register is moved in the step that loads it"
     assert r.l2_prefetches > 0
     if problem.direction == "forward":
         apart = 0.25
@@ -190,7 +192,7 @@ def check_runs_ahead(r, problem, p):
             apart = 0.9
         elif p.x_depth == 2:
             apart = 0.98 if p.formulation == "mma16" and p.block_b == 8 else 0.8
-        assert r.read_behind >= (apart if p.x_depth else 0.1)
+        assert behind >= (apart if p.x_depth else 0.1)
 
 
 def check_exchange(kernel, r, problem, p):

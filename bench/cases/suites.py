@@ -40,14 +40,12 @@ _FIRST = (
 
 
 def _small_h() -> Iterator[Case]:
-    """Neuroscience and RL"""
     yield from _each((H, B, 1024) for H in (32, 64, 128, 192, 256) for B in (1, 16, 256))
     yield from _each((H, 4096, 128) for H in (32, 128, 256))
     yield from _each((128, 16, T) for T in (64, 256, 2048))
 
 
 def _odd() -> Iterator[Case]:
-    """H and I that are no multiples of 8, 16 or 32"""
     yield from _each(
         (H, B, 256, I) for H, I in ((13, 7), (50, 50), (100, 1), (250, 30), (333, 100), (1000, 1000), (1023, 513))
         for B in (1, 3, 17)
@@ -55,7 +53,6 @@ def _odd() -> Iterator[Case]:
 
 
 def _scaling() -> Iterator[Case]:
-    """One size at a time, to 8 times the usual"""
     shapes = [(128, 16, T) for T in (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)]
     shapes += [(1024, 16, T) for T in (64, 256, 1024, 4096)]
     shapes += [(512, B, 256) for B in (1, 4, 16, 32, 64, 128, 256, 512, 1024)]
@@ -71,19 +68,13 @@ def _varlen() -> Iterator[Case]:
 
 
 def _flashrnn() -> Iterator[Case]:
-    """arXiv 2412.07752: heads x head dimension = 768, a head being a model of its own"""
+    """A head is a model of its own"""
     for cell in CELLS:
         for H in (768, 384, 256, 192, 128, 64, 32, 16):
             yield from _each([(H, 16, 1024)], ("bf16", "fp16"), cell=cell, models=768 // H)
 
 
-def _stack() -> Iterator[Case]:
-    for layers in (1, 2, 4, 8):
-        yield from _each(((H, 16, 512) for H in (128, 256, 512, 1024)), layers=layers)
-
-
 def _published() -> Iterator[Case]:
-    """What others published times of, and no other suite has: published.py"""
     one_layer = (
         (160, 44, 1125, 40), (360, 6, 4814, 160), (168, 62, 2058, 16), (288, 4, 4720, 352), (296, 6, 3047, 104),
         (120, 34, 1406), (264, 16, 4600, 24),
@@ -93,53 +84,50 @@ def _published() -> Iterator[Case]:
     yield from _each([(1152, 4, 512)], ("fp32",))
 
 
-SUITES: dict[str, tuple[Case, ...]] = {
-    "quick": tuple(case(*shape) for shape in _QUICK),
-    "small-h": tuple(_small_h()),
-    "cliff": tuple(_each((H, B, 512) for H in (256, 264, 320, 384, 392) for B in (16, 64))),
-    "medium": tuple(_each((H, B, 512) for H in (512, 640, 768, 896, 1024) for B in (1, 8, 16, 32, 64, 128))),
-    "large": tuple(_each((H, B, 256) for H in (1536, 2048, 3072, 4096) for B in (1, 8, 16, 32, 64))),
-    "deepbench": tuple(
-        _each(((H, B, T) for T in (50, 500) for H in (1760, 2048, 2560) for B in (16, 32, 64, 128)), ("fp16", "fp32"))
+# suite: (what it is, its cases)
+_SUITES: dict[str, tuple[str, Iterable[Case]]] = {
+    "quick": ("12 points across the regimes, under 2 minutes with ours and cuDNN", (case(*shape) for shape in _QUICK)),
+    "small-h": ("H up to 256: neuroscience, RL", _small_h()),
+    "cliff": (
+        "around the end of cuDNN's persistent kernels for small H",
+        _each((H, B, 512) for H in (256, 264, 320, 384, 392) for B in (16, 64)),
     ),
-    "flashrnn-paper": tuple(_flashrnn()),
-    "stack": tuple(_stack()),
-    "published": tuple(_published()),
-    "bidirectional": tuple(
-        c for bidirectional in (False, True)
-        for c in _each(((H, 16, 512) for H in (128, 256, 512, 1024)), bidirectional=bidirectional)
+    "medium": ("H 512 to 1024", _each((H, B, 512) for H in (512, 640, 768, 896, 1024) for B in (1, 8, 16, 32, 64, 128))),
+    "large": ("H 1536 to 4096", _each((H, B, 256) for H in (1536, 2048, 3072, 4096) for B in (1, 8, 16, 32, 64))),
+    "deepbench": (
+        "vanilla RNNs of baidu-research/DeepBench, and the same over 500 steps",
+        _each(((H, B, T) for T in (50, 500) for H in (1760, 2048, 2560) for B in (16, 32, 64, 128)), ("fp16", "fp32")),
     ),
-    "varlen": tuple(_varlen()),
-    "odd": tuple(_odd()),
-    "scaling": tuple(dict.fromkeys(_scaling())),
-    "ensemble": tuple(c for models in (1, 4, 16, 64, 256) for c in _each([(128, 8, 512)], models=models)),
-    "first": tuple(case(*shape) for shape in _FIRST),
-    "check": tuple(
-        [case(H, B, T, dtype, I) for H, B, T, I in _CHECK for dtype in DTYPES]
-        + [case(16, 3, 5, "fp32", ieee=True), case(16, 3, 5, "bf16", relu=True)]
+    "flashrnn-paper": ("arXiv 2412.07752: heads x head dimension = 768", _flashrnn()),
+    "stack": (
+        "1 to 8 layers",
+        (c for layers in (1, 2, 4, 8) for c in _each(((H, 16, 512) for H in (128, 256, 512, 1024)), layers=layers)),
+    ),
+    "published": ("what others published times of, and no other suite has", _published()),
+    "bidirectional": (
+        "one direction and both",
+        (c for both in (False, True) for c in _each(((H, 16, 512) for H in (128, 256, 512, 1024)), bidirectional=both)),
+    ),
+    "varlen": ("sequences of different lengths, packed", _varlen()),
+    "odd": ("sizes that are no multiples of anything", _odd()),
+    "scaling": ("cost against T, B, H and L, one at a time", _scaling()),
+    "ensemble": (
+        "many independent networks at once",
+        (c for models in (1, 4, 16, 64, 256) for c in _each([(128, 8, 512)], models=models)),
+    ),
+    "first": ("what the first run on a GPU times", (case(*shape) for shape in _FIRST)),
+    "check": (
+        "tiny: right or wrong, for the interpreter too",
+        [
+            *(case(H, B, T, dtype, I) for H, B, T, I in _CHECK for dtype in DTYPES), case(16, 3, 5, "fp32", ieee=True),
+            case(16, 3, 5, "bf16", relu=True),
+        ],
     ),
 }  # fmt: skip
+SUITES: dict[str, tuple[Case, ...]] = {name: tuple(dict.fromkeys(cases)) for name, (_, cases) in _SUITES.items()}
+ABOUT = {name: about for name, (about, _) in _SUITES.items()}
 
 LEAST_ACCURACY = 0.96  # of training on handwritten digits: the mean test accuracy over the seeds
-
-ABOUT = {
-    "quick": "12 points across the regimes, under 2 minutes with ours and cuDNN",
-    "small-h": "H up to 256: neuroscience, RL",
-    "cliff": "around the end of cuDNN's persistent kernels for small H",
-    "medium": "H 512 to 1024",
-    "large": "H 1536 to 4096",
-    "deepbench": "vanilla RNNs of baidu-research/DeepBench, and the same over 500 steps",
-    "flashrnn-paper": "arXiv 2412.07752: heads x head dimension = 768",
-    "stack": "1 to 8 layers",
-    "published": "what others published times of, and no other suite has",
-    "bidirectional": "one direction and both",
-    "varlen": "sequences of different lengths, packed",
-    "odd": "sizes that are no multiples of anything",
-    "scaling": "cost against T, B, H and L, one at a time",
-    "ensemble": "many independent networks at once",
-    "first": "what the first run on a GPU times",
-    "check": "tiny: right or wrong, for the interpreter too",
-}
 
 
 # ---- names ----------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ does not enter it.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import subprocess
@@ -21,7 +22,7 @@ import tempfile
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import machine_code as code
 from .machine_code import Graph, count_of, ratio, time_loop, width_of
@@ -53,9 +54,6 @@ class Resources:
     mma: float  # HMMA, HGMMA, IMMA, DMMA, UTCHMMA
     shuffles: float
     l2_prefetches: float  # CCTL.PF2
-    # of the global loads that the time loop does itself, outside of its inner loops
-    read_behind: float | None  # fewest instructions from a load to the first that reads its registers, in steps
-    moved: int  # loads that are first read by a move in the same trip, which waits for them and does nothing else
 
     @property
     def global_load_bytes(self) -> float:
@@ -70,28 +68,47 @@ class Resources:
         return out
 
 
-def analyze(kernel: Any) -> Resources:
-    """Resources of a triton CompiledKernel (NVIDIA). ValueError where the time loop cannot be told apart."""
-    name, ptx, signature = kernel.metadata.name, kernel.asm["ptx"], _argument_names(kernel.src.signature)
-    steps = _steps_a_trip(kernel.asm["ttgir"])
-    (registers, stack, static_shared), listing = _cuobjdump(kernel.asm["cubin"])
+class Loops(NamedTuple):
+    """The time loop of a kernel, in machine code and in PTX."""
+
+    machine: Graph[code.SassInstruction]
+    virtual: Graph[code.PtxInstruction]
+    body: list[code.SassInstruction]
+    inner: list[list[code.SassInstruction]]
+    waiting: list[code.SassInstruction]  # of the body, in inner loops that poll
+    trip: list[code.PtxInstruction]
+    steps: int  # a trip of the PTX's loop
+    unroll: int  # steps a trip of the machine code's
+    usage: tuple[int, int, int]  # registers, stack bytes, static shared bytes
+
+
+@functools.lru_cache(maxsize=1)
+def time_loops(kernel: Any) -> Loops:
+    """ValueError where the time loop cannot be told apart."""
+    name, steps = kernel.metadata.name, _steps_a_trip(kernel.asm["ttgir"])
+    usage, listing = _cuobjdump(kernel.asm["cubin"])
     machine = Graph(code.parse_sass(listing), code.sass_flow)
-    virtual = Graph(code.parse_ptx(ptx), code.ptx_flow)
+    virtual = Graph(code.parse_ptx(kernel.asm["ptx"]), code.ptx_flow)
     body, inner = time_loop(machine, lambda i: i.opcode.startswith(("STG", "ST.")), f"the machine code of {name}")
     trip, _ = time_loop(virtual, code.stores_globally, f"the PTX of {name}")
-
-    stores = count_of(body, "STG", "ST.")
-    stores_per_trip = sum(map(code.stores_globally, trip))
+    stores, stores_per_trip = count_of(body, "STG", "ST."), sum(map(code.stores_globally, trip))
     unroll, rest = divmod(stores, stores_per_trip)
     if rest or not unroll:
         raise ValueError(
             f"{name}: {stores} global stores in the machine code's time loop against {stores_per_trip} in the PTX's: "
             "the loop cannot be normalised to one step"
         )
-    unroll *= steps
-    reads = code.first_reads(body, inner)
-    waiting = {id(i) for loop in inner for i in loop if any(map(code.polls, loop))}
-    body = [i for i in body if id(i) not in waiting]
+    waiting = [i for loop in inner for i in loop if any(map(code.polls, loop))]
+    return Loops(machine, virtual, body, inner, waiting, trip, steps, unroll * steps, usage)
+
+
+def analyze(kernel: Any) -> Resources:
+    """Resources of a triton CompiledKernel (NVIDIA). ValueError where the time loop cannot be told apart."""
+    loops = time_loops(kernel)
+    (registers, stack, static_shared), unroll = loops.usage, loops.unroll
+    waiting = set(map(id, loops.waiting))
+    body = [i for i in loops.body if id(i) not in waiting]
+    names = _argument_names(kernel.src.signature)
 
     def per_step(*prefixes: str) -> float:
         return ratio(count_of(body, *prefixes), unroll)
@@ -101,27 +118,25 @@ def analyze(kernel: Any) -> Resources:
         return {width: ratio(count, unroll) for width, count in sorted(found.items())}
 
     return Resources(
-        name=name,
+        name=kernel.metadata.name,
         arch=f"sm_{kernel.metadata.target.arch}",
         warps=kernel.metadata.num_warps,
         registers=registers,
         stack_bytes=stack,
-        spill_stores=count_of(machine.code, "STL"),
-        spill_loads=count_of(machine.code, "LDL"),
+        spill_stores=count_of(loops.machine.code, "STL"),
+        spill_loads=count_of(loops.machine.code, "LDL"),
         shared_bytes=kernel.metadata.shared + max(0, static_shared - RESERVED_SHARED),
         unroll=unroll,
         instructions=ratio(len(body), unroll),
         barriers=per_step("BAR."),
         global_loads=widths("LDG.", "LD.", "LDGSTS"),
-        global_load_arguments=code.load_arguments(virtual.code, trip, ptx, signature, steps),
+        global_load_arguments=code.load_arguments(loops.virtual.code, loops.trip, kernel.asm["ptx"], names, loops.steps),
         global_stores=widths("STG", "ST."),
         shared_loads=per_step("LDS"),
         shared_stores=per_step("STS"),
         mma=per_step("HMMA", "HGMMA", "IMMA", "IGMMA", "DMMA", "UTCHMMA", "UTCQMMA"),
         shuffles=per_step("SHFL"),
         l2_prefetches=per_step("CCTL.E.PF2", "CCTL.PF2"),
-        read_behind=min((round(read.behind * unroll / len(body), 2) for read in reads), default=None),
-        moved=sum(read.moves and read.same_trip for read in reads),
     )
 
 

@@ -47,8 +47,9 @@ from torch import Tensor
 
 from ..cases.case import Case
 from ..cases.inputs import SMALL, tensors
-from ..providers.interface import ModuleSession, Provider, Result, Session, module_of
+from ..providers.interface import Provider, Result, Session
 from ..providers.loops import by_formula, of_formulas
+from ..providers.sessions import ModuleSession, module_of
 
 ROUNDOFF = {"bf16": 2.0**-8, "fp16": 2.0**-11, "tf32": 2.0**-10, "ieee": 2.0**-24}
 GAIN = 1 / math.sqrt(3)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import sys
 import time
@@ -12,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from rnn_triton.interpret import interpreter
+from rnn_triton.plan import hardware
+from rnn_triton.plan.choose import plan
 
 from ..cases import case as cases
 from ..cases import estimate as model
@@ -41,19 +44,14 @@ class NeedsGPU(RuntimeError):
 
 def check_case(case: cases.Case) -> dict[str, Any]:
     """The fields of one check record of rnn_triton; runs in a worker."""
-    from rnn_triton.interpret import interpreter
-
-    device = environment.best_device()
-    plan = PROVIDERS["rnn_triton"].plan(case, device)
-    verdict = check.gate_of_sizes(case, PROVIDERS["rnn_triton"], device)
+    device, ours = environment.best_device(), PROVIDERS[OURS]
+    plan, verdict = ours.plan(case, device), check.gate_of_sizes(case, ours, device)
     if device.type == "cuda":
-        implementation = f"Triton kernels on {torch.cuda.get_device_name(device)}"
+        ran = f"Triton kernels on {torch.cuda.get_device_name(device)}"
     else:
-        implementation = "Triton kernels by the interpreter" if interpreter.active() else "torch on the CPU"
+        ran = "Triton kernels by the interpreter" if interpreter.active() else "torch on the CPU"
     status = "ok" if verdict.ok else "wrong"
-    return {
-        "status": status, "message": verdict.message, "errors": verdict.errors, "implementation": implementation, "plan": plan,
-    }  # fmt: skip
+    return {"status": status, "message": verdict.message, "errors": verdict.errors, "implementation": ran, "plan": plan}
 
 
 def run_check(chosen: Sequence[cases.Case], out: Path) -> tuple[str, list[str]]:
@@ -68,19 +66,13 @@ def run_check(chosen: Sequence[cases.Case], out: Path) -> tuple[str, list[str]]:
                     found = worker.call(case, CHECK_TIMEOUT)
                 except WorkerError as error:
                     found = {"status": error.status, "message": str(error)}
-                fields = schema.blank("check", case=case.name, shape=dataclasses.asdict(case), **found)
-                record = writer.write("check", **fields)
+                record = writer.write("check", **schema.blank("check", case=case.name, shape=vars(case), **found))
                 progress.step(failed=record["status"] != "ok")
-    return _check_table(out)
-
-
-def _check_table(out: Path) -> tuple[str, list[str]]:
-    found = load([out / "check.jsonl"])
-    failures = [f"check: {r['case']}: {r['status']}: {r['message']}" for r in found if r["status"] != "ok"]
-    verdicts = [(r["case"], check.Verdict(r["errors"], r["message"])) for r in found]
+    records = load([out / "check.jsonl"])
+    failures = [f"check: {r['case']}: {r['status']}: {r['message']}" for r in records if r["status"] != "ok"]
+    verdicts = [(r["case"], check.Verdict(r["errors"], r["message"])) for r in records]
     table = formats.text(("case", "worst", "error", "tolerance", "verdict"), check.summary(verdicts))
-    ran = ", ".join(sorted({r["implementation"] for r in found}))
-    return f"y, hn and all gradients against fp64, {ran}:\n{table}", failures
+    return f"y, hn and all gradients against fp64, {', '.join(sorted({r['implementation'] for r in records}))}:\n{table}", failures
 
 
 def needs_gpu() -> None:
@@ -93,20 +85,13 @@ def needs_gpu() -> None:
 
 
 def run_timing(
-    chosen: Sequence[cases.Case],
-    passes: Sequence[str],
-    providers: Sequence[str],
-    out: Path,
-    deadline: float,
-    again: bool = False,
-    repeats: int = 1,
-) -> tuple[list[Row], list[str]]:
+    chosen: Sequence[cases.Case], passes: Sequence[str], providers: Sequence[str], out: Path, deadline: float,
+    again: bool = False, repeats: int = 1,
+) -> tuple[list[Row], list[str]]:  # fmt: skip
     """(rows, failures) of the cases on the GPU: those without a record of this source and these versions, the most
     informative first, as many as `deadline` on time.monotonic() allows.  `again`: also those that are recorded.  `repeats`: each
     in so many runs, one run of all after the other."""
     needs_gpu()
-    from rnn_triton.plan import hardware
-
     began = time.monotonic()
     described = environment.describe(environment.best_device())
     estimate = model_estimate(hardware.of(environment.best_device()))
@@ -187,9 +172,6 @@ def _compile(wave: Sequence[cases.Job], here: Sequence[str], seconds: float) -> 
 @functools.cache
 def regime(case: cases.Case) -> str | None:
     """Of the forward plan of a case, here or on an H200; None where there is none"""
-    from rnn_triton.plan import hardware
-    from rnn_triton.plan.choose import plan
-
     device = hardware.of(environment.best_device())
     try:
         return plan(model.problems(case)[0], device).regime

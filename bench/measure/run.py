@@ -223,17 +223,12 @@ def fail(records: Iterable[Fields], status: str, message: str) -> None:
 
 
 def run(
-    jobs: Sequence[Job],
-    writer: Writer,
-    deadline: float,
-    *,
+    jobs: Sequence[Job], writer: Writer, deadline: float, *,
     seconds: Callable[[Job], float] = lambda job: 1.0,
     function: Callable[[Job], list[Fields]] = measure,
     estimate: Callable[[Case, str], Fields] = lambda case, pass_: {},
-    timeout: float = TIMEOUT,
-    clock: Callable[[], float] = time.monotonic,
-    eager: bool = True,
-) -> tuple[list[Fields], list[Job]]:
+    timeout: float = TIMEOUT, clock: Callable[[], float] = time.monotonic, eager: bool = True,
+) -> tuple[list[Fields], list[Job]]:  # fmt: skip
     """(records, jobs left out because `deadline`, on `clock`, came first). A failed case costs itself alone.
 
     `function` runs in the worker.  `seconds`: how long a job is expected to take; what those that are done took corrects
@@ -246,19 +241,16 @@ def run(
     behind = took = 0.0  # of the jobs that are done, expected and real; less the first one, which pays for the start of CUDA
     with Worker(function) as worker, Progress("measuring", len(jobs), weights=expected, clock=clock) as progress:
         for number, job in enumerate(jobs):
-            began = clock()
+            began, found = clock(), None
             scale = took / behind if behind else 1.0
-            if began >= deadline or (not (eager and number == 0) and began + scale * expected[number] > deadline):
-                left.append(job)
-                progress.step()
-                continue
-            progress.now(job.case.name)
-            failed = False
-            found = _attempts(job, worker, timeout, lambda: deadline - clock())
+            if began < deadline and (eager and number == 0 or began + scale * expected[number] <= deadline):
+                progress.now(job.case.name)
+                found = _attempts(job, worker, timeout, lambda: deadline - clock())
             if found is None:
                 left.append(job)
                 progress.step()
                 continue
+            failed = False
             for fields in found:
                 if fields["provider"] == OURS:
                     fields |= estimate(job.case, fields["pass"])
@@ -281,25 +273,18 @@ def _attempts(job: Job, worker: Worker, timeout: float, left: Callable[[], float
     except WorkerError as error:
         if error.status == "timeout" and left() <= 0:
             return None
-        if error.at == NOBODY:
-            guilty: tuple[str, ...] = job.providers
-        elif error.at in job.providers:
-            guilty = (error.at,)
-        else:
-            guilty = job.providers if len(job.providers) == 1 else ()
+        everyone = error.at == NOBODY or len(job.providers) == 1
+        guilty = tuple(name for name in job.providers if everyone or name == error.at)
+        failed = [blank(job.case, pass_, name) for name in guilty for pass_ in job.passes]
+        for fields in failed:
+            fields |= {"status": error.status, "message": str(error), "seconds": time.monotonic() - began}
         if guilty:
-            failed = [blank(job.case, pass_, name) for name in guilty for pass_ in job.passes]
-            fail(failed, error.status, str(error))
-            for fields in failed:
-                fields["seconds"] = time.monotonic() - began
-            others = tuple(name for name in job.providers if name not in guilty)
-            parts = [others] if others else []
+            parts = [tuple(name for name in job.providers if name not in guilty)]
         else:
-            failed = []
             trusted = tuple(name for name in job.providers if name in (OURS, *BASELINES))
             alone = [(name,) for name in job.providers if name not in trusted or trusted == job.providers]
-            parts = [*([trusted] if trusted and trusted != job.providers else []), *alone]
-    for part in parts:
+            parts = [*([trusted] if trusted != job.providers else []), *alone]
+    for part in filter(None, parts):
         found = _attempts(dataclasses.replace(job, providers=part), worker, timeout, left)
         if found is None:
             return None
@@ -315,9 +300,7 @@ def model_estimate(device: Any) -> Callable[[Case, str], Fields]:
             found = model.of_case(case, pass_, device)
         except NotImplementedError:
             return {}
-        return {
-            "floor_us_per_step": found.floor_us, "practical_us_per_step": found.practical_us,
-            "parts_us_per_step": found.parts,
-        }  # fmt: skip
+        fields = zip(("floor_us_per_step", "practical_us_per_step", "parts_us_per_step"), (found.floor_us, found.practical_us, found.parts))
+        return dict(fields)
 
     return estimate

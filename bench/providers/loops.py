@@ -17,20 +17,8 @@ from torch import Tensor
 from ..cases.case import Case
 from ..cases.inputs import KINDS, weight_names
 from ..instruments import timing
-from .interface import (
-    FEW_STEPS,
-    MODULES,
-    Differentiated,
-    Provider,
-    Result,
-    Session,
-    cotangents_of,
-    leaf,
-    load,
-    set_precision,
-    state_leaves,
-    weight_leaves,
-)
+from .interface import FEW_STEPS, Provider, Result, Session
+from .sessions import MODULES, Differentiated, cotangents_of, leaf, load, state_leaves, weight_leaves
 
 State = tuple[Tensor, ...]
 Weights = tuple[Tensor, ...]
@@ -100,8 +88,7 @@ class Loop(Provider):
     def unsupported(self, case: Case) -> str:
         return "" if case.lengths == "full" else "the loop takes padded tensors"
 
-    def session(self, case: Case, inputs: dict[str, Tensor]) -> Session:
-        set_precision(case)
+    def set_up(self, case: Case, inputs: dict[str, Tensor]) -> Session:
         if case.models > 1:
             return of_formulas(case, inputs, by_formula(case))
         leaves = {"x": leaf(inputs["x"])} | state_leaves(inputs)
@@ -162,7 +149,7 @@ class Compiled(Loop):
     def __init__(self, backend: Any = "inductor"):
         self.backend = backend
 
-    def session(self, case: Case, inputs: dict[str, Tensor]) -> Session:
+    def set_up(self, case: Case, inputs: dict[str, Tensor]) -> Session:
         import torch._dynamo
 
         # Every layer, pass and remainder is a compilation of one function. Past the limit it would run eagerly, and
@@ -170,7 +157,6 @@ class Compiled(Loop):
         torch._dynamo.reset()
         torch._dynamo.config.recompile_limit = 64
         torch._dynamo.config.fail_on_recompile_limit_hit = True
-        set_precision(case)
         chunk = torch.compile(by_formula(case), dynamic=False, backend=self.backend)
 
         def steps(x: Tensor, state: State, weights: Weights) -> tuple[Tensor, State]:
@@ -204,8 +190,8 @@ class Graphed(Loop):
     def missing(self, device: torch.device) -> str:
         return "" if device.type == "cuda" else "a CUDA graph needs a CUDA GPU"
 
-    def session(self, case: Case, inputs: dict[str, Tensor]) -> Session:
-        return Replayed(super().session(case, inputs))
+    def set_up(self, case: Case, inputs: dict[str, Tensor]) -> Session:
+        return Replayed(super().set_up(case, inputs))
 
 
 class Replayed:

@@ -8,18 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import rnn_triton
+from rnn_triton.plan import hardware
+from rnn_triton.plan.problem import plan_fields
+
 from ..cases.case import Case
-from .interface import (
+from ..cases.estimate import launches
+from .interface import Provider, Session
+from .sessions import (
     MODULES,
     Differentiated,
     ModuleSession,
-    Provider,
-    Result,
-    Session,
     cotangents_of,
     leaf,
     module_of,
-    set_precision,
     state_leaves,
     weight_leaves,
 )
@@ -32,16 +34,12 @@ class Ours(Provider):
     compiles = True
 
     def version(self) -> str | None:
-        import rnn_triton
-
         return rnn_triton.__version__
 
     def missing(self, device: torch.device) -> str:
         return ""
 
     def unsupported(self, case: Case) -> str:
-        import rnn_triton
-
         name = MODULES[case.cell]
         if not hasattr(rnn_triton, name):
             return f"rnn_triton has no {name}"
@@ -49,16 +47,11 @@ class Ours(Provider):
             return "torch.func.vmap takes no PackedSequence"
         return ""
 
-    def session(self, case: Case, inputs: dict[str, Tensor]) -> Session:
-        import rnn_triton
-
-        set_precision(case)
+    def set_up(self, case: Case, inputs: dict[str, Tensor]) -> Session:
         module = module_of(rnn_triton, case, inputs["x"])
         return ModuleSession(module, inputs, case) if case.models == 1 else stacked(case, module, inputs)
 
     def plan(self, case: Case, device: torch.device) -> dict[str, Any] | None:
-        from rnn_triton.plan import hardware
-
         return plans_on(case, hardware.of(device))
 
 
@@ -74,42 +67,20 @@ class OurLayers(Ours):
             return "several models and sequences of different lengths share no launch: the same as rnn_triton"
         return super().unsupported(case)
 
-    def session(self, case: Case, inputs: dict[str, Tensor]) -> Session:
-        return Apart(super().session(case, inputs))
+    def set_up(self, case: Case, inputs: dict[str, Tensor]) -> Session:
+        session = super().set_up(case, inputs)
+        apart = rnn_triton.overriding(recurrences=1)
+        session.forward, session.train = apart(session.forward), apart(session.train)  # type: ignore[method-assign]
+        return session
 
     def plan(self, case: Case, device: torch.device) -> dict[str, Any] | None:
-        import rnn_triton
-
         with rnn_triton.overriding(recurrences=1):
             return super().plan(case, device)
-
-
-class Apart:
-    """A session whose layers share no launch"""
-
-    def __init__(self, session: Session):
-        self.session = session
-
-    def forward(self) -> tuple[Any, Any]:
-        import rnn_triton
-
-        with rnn_triton.overriding(recurrences=1):
-            return self.session.forward()
-
-    def train(self) -> Result:
-        import rnn_triton
-
-        with rnn_triton.overriding(recurrences=1):
-            return self.session.train()
 
 
 def plans_on(case: Case, device: Any) -> dict[str, Any]:
     """rnn_triton's plans for a hardware.Device: of the first launch, for one model, in each pass, and of a network of several
     layers or directions of every launch with the layers or directions it carries"""
-    from rnn_triton.plan.problem import plan_fields
-
-    from ..cases.estimate import launches
-
     found = []
     for part in launches(case, device):
         ran = {pass_: plan_fields(part.plan(pass_, device)[1]) for pass_ in ("forward", "backward")}

@@ -18,16 +18,8 @@ from torch import Tensor
 from ..cases.case import Case
 from ..cases.inputs import KINDS, weight_names
 from . import loops
-from .interface import (
-    Differentiated,
-    Provider,
-    Session,
-    cotangents_of,
-    leaf,
-    load,
-    set_precision,
-    state_leaves,
-)
+from .interface import Provider, Session
+from .sessions import Differentiated, cotangents_of, leaf, load, state_leaves
 
 
 def lying(value: Tensor, *order: int) -> Tensor:
@@ -125,8 +117,7 @@ class FlashRNN(Provider):
             return "FlashRNN's Elman cell is tanh"
         return "" if case.lengths == "full" else "FlashRNN takes padded tensors"
 
-    def session(self, case: Case, inputs: dict[str, Tensor]) -> Session:
-        set_precision(case)
+    def set_up(self, case: Case, inputs: dict[str, Tensor]) -> Session:
         return _FlashRNN(case, inputs, self.backend)
 
     def plan(self, case: Case, device: torch.device) -> dict[str, Any] | None:
@@ -212,8 +203,7 @@ class XMA(Provider):
             return f"XMA holds W_hh in the registers of one CTA: H up to {self.most_H}, got {case.H}"
         return "" if case.lengths == "full" else "XMA takes sequences one after the other, not packed by step"
 
-    def session(self, case: Case, inputs: dict[str, Tensor]) -> Session:
-        set_precision(case)
+    def set_up(self, case: Case, inputs: dict[str, Tensor]) -> Session:
         return _XMA(case, inputs, self.backend)
 
 
@@ -257,8 +247,7 @@ class FlagGems(Provider):
             return "FlagGems runs one model a call"
         return "" if case.lengths == "full" else "FlagGems takes padded tensors"
 
-    def session(self, case: Case, inputs: dict[str, Tensor]) -> Session:
-        set_precision(case)
+    def set_up(self, case: Case, inputs: dict[str, Tensor]) -> Session:
         name = f"rnn_{case.nonlinearity}"
         function = getattr(importlib.import_module("flag_gems.ops"), name, None)
         if function is None:
@@ -313,8 +302,7 @@ class TorchRL(Provider):
             return "TorchRL runs one model a call"
         return "" if case.lengths == "full" else "TorchRL packs sequences by resets, which is another input"
 
-    def session(self, case: Case, inputs: dict[str, Tensor]) -> Session:
-        set_precision(case)
+    def set_up(self, case: Case, inputs: dict[str, Tensor]) -> Session:
         return _TorchRL(case, inputs, self.backend)
 
 

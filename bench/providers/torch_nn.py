@@ -10,18 +10,8 @@ from torch import Tensor
 from ..cases.case import Case
 from ..cases.inputs import KINDS, weight_names
 from . import loops
-from .interface import (
-    Differentiated,
-    ModuleSession,
-    Provider,
-    Session,
-    load,
-    module_of,
-    one_by_one,
-    packed_inputs,
-    set_precision,
-    state_leaves,
-)
+from .interface import Provider, Session
+from .sessions import Differentiated, ModuleSession, load, module_of, one_by_one, packed_inputs, state_leaves
 
 
 class TorchRNN(Provider):
@@ -37,8 +27,7 @@ class TorchRNN(Provider):
             return "this torch has no cuDNN"
         return ""
 
-    def session(self, case: Case, inputs: dict[str, Tensor]) -> Session:
-        set_precision(case)
+    def set_up(self, case: Case, inputs: dict[str, Tensor]) -> Session:
 
         def of_one(values: dict[str, Tensor]) -> Session:
             return ModuleSession(module_of(torch.nn, case, values["x"]), values, case)
@@ -62,8 +51,7 @@ class TorchLayers(TorchRNN):
             return "a PackedSequence cannot be flipped without unpacking it"
         return ""
 
-    def session(self, case: Case, inputs: dict[str, Tensor]) -> Session:
-        set_precision(case)
+    def set_up(self, case: Case, inputs: dict[str, Tensor]) -> Session:
         return one_by_one(case, inputs, lambda values: self._one(case, values))
 
     def plan(self, case: Case, device: torch.device) -> dict[str, Any] | None:

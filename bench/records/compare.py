@@ -87,10 +87,6 @@ class Comparison:
         return [pair for pair in self.pairs if pair.regression]
 
     @property
-    def exit_code(self) -> int:
-        return 1 if self.regressions else 0
-
-    @property
     def tested(self) -> int:
         return sum(pair.p is not None for pair in self.pairs)
 

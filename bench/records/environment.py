@@ -16,12 +16,14 @@ from typing import Any
 import torch
 import triton
 
+import rnn_triton
+from rnn_triton.plan import hardware
+
 COMMIT = "RNN_TRITON_COMMIT"  # in the environment: the commit of a copy without its git directory
 _MEASURING = (  # the files of bench that a time depends on
     "cases/inputs.py", "instruments/timing.py", "measure/check.py", "measure/run.py", "providers/*.py",
 )  # fmt: skip
 
-_QUERY = {"driver": "driver_version"}
 CLOCKS = {  # name in a record -> name that nvidia-smi takes
     "sm_mhz": "clocks.sm", "sm_max_mhz": "clocks.max.sm", "memory_mhz": "clocks.mem", "power_w": "power.draw",
     "power_limit_w": "power.limit", "temperature_c": "temperature.gpu",
@@ -42,8 +44,6 @@ def source() -> str:
     """A digest of all code that a time depends on: the same for a commit, its copy without git, and its wheel.
 
     Commits that change only texts, tests or figures have the same one, and what they measured is comparable."""
-    import rnn_triton
-
     bench, package = Path(__file__).resolve().parents[1], Path(rnn_triton.__file__).resolve().parent
     rooms = [room for room in package.iterdir() if (room / "__init__.py").exists() and room.name != "bench"]
     files = [file for room in (package, *rooms) for form in ("*.py", "*.json") for file in room.glob(form)]
@@ -61,38 +61,25 @@ def new_run() -> str:
 
 def describe(device: torch.device) -> dict[str, Any]:
     """The environment of a record; None for what cannot be found out."""
-    commit = _output("git", "-C", str(root()), "rev-parse", "HEAD") if (root() / ".git").exists() else None
-    changed = _output("git", "-C", str(root()), "status", "--porcelain", "--untracked-files=no") if commit else None
+    git = ("git", "-C", str(root()))
+    commit = _output(*git, "rev-parse", "HEAD") if (root() / ".git").exists() else None
+    changed = _output(*git, "status", "--porcelain", "--untracked-files=no") if commit else None
     out: dict[str, Any] = {
-        "commit": commit or os.environ.get(COMMIT) or None,
-        "dirty": None if changed is None else bool(changed),
-        "source": source(),
-        "device": f"CPU ({platform.machine()})",
-        "capability": None,
-        "hardware": None,
-        "driver": None,
-        "clocks": {},
-        "torch": torch.__version__,
-        "triton": triton.__version__,
-        "cudnn": None,
-        "cuda": torch.version.cuda,
+        "commit": commit or os.environ.get(COMMIT) or None, "dirty": None if changed is None else bool(changed), "source": source(),
+        "device": f"CPU ({platform.machine()})", "capability": None, "hardware": None, "driver": None, "clocks": {},
+        "torch": torch.__version__, "triton": triton.__version__, "cudnn": None, "cuda": torch.version.cuda,
         "python": platform.python_version(),
-    }
+    }  # fmt: skip
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
-        fields = _QUERY | CLOCKS
+        fields = CLOCKS | {"driver": "driver_version"}
         line = _output("nvidia-smi", f"--query-gpu={','.join(fields.values())}", "--format=csv,noheader,nounits", "-i", smi_name(device))
         values = dict(zip(fields, (part.strip() for part in line.splitlines()[0].split(",")))) if line else {}
-        from rnn_triton.plan import hardware
-
         out |= {
-            "device": torch.cuda.get_device_name(device),
-            "capability": 10 * major + minor,
-            "hardware": dataclasses.asdict(hardware.of(device)),
-            "driver": values.get("driver"),
-            "clocks": {name: _number(values[name]) for name in CLOCKS if name in values},
-            "cudnn": torch.backends.cudnn.version(),
-        }
+            "device": torch.cuda.get_device_name(device), "capability": 10 * major + minor,
+            "hardware": dataclasses.asdict(hardware.of(device)), "driver": values.get("driver"),
+            "clocks": {name: _number(values[name]) for name in CLOCKS if name in values}, "cudnn": torch.backends.cudnn.version(),
+        }  # fmt: skip
     return out
 
 
@@ -116,6 +103,7 @@ def _output(*command: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
+
 
 PACKAGE = (__package__ or "bench.records").removesuffix(".records")
 

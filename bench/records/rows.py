@@ -132,26 +132,18 @@ def measured(record: dict[str, Any], field: str) -> Quantiles | None:
     return (s["p20"], s["median"], s["p80"]) if record["status"] == "ok" and s["samples"] else None
 
 
-def _compared(
-    record: dict[str, Any], runs: Iterable[dict[str, dict[str, Any]]]
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """(the record of this provider, the records of BASELINES) of the run that speedups are of, by rows(); no baseline where
-    there is none. `runs`: the records of each run by provider."""
-    timed = [{name: r for name, r in run.items() if measured(r, "device_us")} for run in runs]
-    pairs = []
-    for run in timed:
-        mine, baselines = run.get(record["provider"]), [run[name] for name in BASELINES if name in run]
-        if mine and baselines and _code(mine) == _code(record):
-            pairs.append((mine, baselines))
-    return max(pairs, key=lambda pair: pair[0]["date"], default=(record, []))
-
-
 def _code(record: dict[str, Any]) -> list[Any]:
     return [record["version"], *(record["environment"][name] for name in VERSIONS)]
 
 
 def _row(record: dict[str, Any], runs: Sequence[dict[str, dict[str, Any]]]) -> Row:
-    compared, baselines = _compared(record, runs)
+    """`runs`: the records of each run by provider; a speedup is of the newest that has both sides, by rows()."""
+    us, compared, baselines = measured(record, "device_us"), record, list[dict[str, Any]]()
+    timed = [{name: r for name, r in run.items() if measured(r, "device_us")} for run in runs]
+    for run in sorted((run for run in timed if record["provider"] in run), key=lambda run: run[record["provider"]]["date"]):
+        mine, theirs = run[record["provider"]], [run[name] for name in BASELINES if name in run]
+        if theirs and _code(mine) == _code(record):
+            compared, baselines = mine, theirs
 
     def over_fastest(field: str) -> tuple[float | None, str | None]:
         """(the speedup over the fastest baseline, which one that is)"""
@@ -159,8 +151,7 @@ def _row(record: dict[str, Any], runs: Sequence[dict[str, dict[str, Any]]]) -> R
         best = min(((q[1], b["provider"]) for b in baselines if (q := measured(b, field))), default=None)
         return (best[0] / mine[1], best[1]) if us and mine and best else (None, None)
 
-    us = measured(record, "device_us")
     speedup, baseline = over_fastest("device_us")
-    there = any(measured(run[name], "device_us") for run in runs for name in BASELINES if name in run)
+    there = any(name in run for run in timed for name in BASELINES)
     gap = "" if speedup or not us else APART if there else NO_BASELINE
     return Row(record, baseline, speedup, over_fastest("graph_us")[0], gap)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from reprlib import repr as _brief
@@ -35,17 +36,10 @@ VERSIONS = ("source", "device", "driver", "torch", "triton", "cudnn", "cuda")
 
 def quantiles(samples: Sequence[float]) -> tuple[float, float, float] | None:
     """(p20, median, p80), linear interpolation between the sorted samples; None for no samples."""
-    if not samples:
-        return None
-    ordered = sorted(samples)
-
-    def at(q: float) -> float:
-        position = q * (len(ordered) - 1)
-        low = math.floor(position)
-        high = min(low + 1, len(ordered) - 1)
-        return ordered[low] + (position - low) * (ordered[high] - ordered[low])
-
-    return at(0.2), at(0.5), at(0.8)
+    if len(samples) < 2:
+        return (float(samples[0]),) * 3 if samples else None
+    deciles = statistics.quantiles(samples, n=10, method="inclusive")
+    return deciles[1], deciles[4], deciles[7]
 
 
 def sampled(samples: Sequence[float] = ()) -> dict[str, Any]:

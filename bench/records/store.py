@@ -49,7 +49,7 @@ class Writer:
         except ValueError as refused:
             if "status" not in fields_of(KINDS[kind]):
                 raise
-            why = "; ".join(f"{part}" for part in (f"cannot be recorded: {refused}", fields.get("message")) if part)
+            why = "; ".join(filter(None, (f"cannot be recorded: {refused}", fields.get("message"))))
             try:
                 line = _line(record | _emptied(kind, fields) | {"status": "error", "message": why})
             except ValueError:
@@ -115,31 +115,25 @@ def read(paths: Iterable[Path]) -> tuple[list[dict[str, Any]], list[Problem]]:
 def now() -> str:
     """UTC, to the second: a record's date"""
     return f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%dT%H:%M:%SZ}"
+
+
 DRY_FILE = "dry-run.jsonl"  # its times are a stub's: nothing else reads it
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 MOST_PROBLEMS = 5  # lines of a record file that are named one by one
 
 
-def recorded() -> list[Path]:
-    """The record files that came with the source."""
-    return sorted(RESULTS.rglob("*.jsonl"))
-
-
 def known(out: Path) -> list[Path]:
     """The record files that came with the source, and those of runs in `out`; a dry run's times are nobody's."""
-    return [*recorded(), *(path for path in sorted(out.glob("*.jsonl")) if path.name != DRY_FILE)]
+    return [*sorted(RESULTS.rglob("*.jsonl")), *(path for path in sorted(out.glob("*.jsonl")) if path.name != DRY_FILE)]
 
 
 def load(paths: Sequence[Path]) -> list[dict[str, Any]]:
     """The records of the files; what is damaged or foreign is said on standard error, line by line, and left out."""
     found, problems = read(paths)
-    by_path: dict[str, list[Any]] = {}
-    for problem in problems:
-        by_path.setdefault(problem.path, []).append(problem)
-    for path, those in by_path.items():
+    for path in dict.fromkeys(problem.path for problem in problems):
+        those = [problem for problem in problems if problem.path == path]
         for problem in those[:MOST_PROBLEMS]:
             print(f"skipped {problem}", file=sys.stderr)
-        if len(those) > MOST_PROBLEMS:
-            rest = len(those) - MOST_PROBLEMS
+        if rest := len(those[MOST_PROBLEMS:]):
             print(f"skipped {path}: {rest} more lines, the last {those[-1].line}; nothing was changed", file=sys.stderr)
     return found

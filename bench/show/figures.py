@@ -52,12 +52,11 @@ def pages(rows: Sequence[Row], names: Sequence[str] | None = None) -> Iterator[P
                 yield replace(page, name=prefix + page.name)
 
 
-BARS, BAR_PAGES = 36, 2  # cases of a page; of more pages than that one remains
+BARS = 60  # cases; of more than that those with the extremes are shown
 
 
 def speedup(rows: Sequence[Row]) -> Iterator[Page]:
-    """Bars: the speedup of every case, suite by suite, a panel a pass, BARS cases a page; of more than BAR_PAGES pages one
-    with the extremes"""
+    """Bars: the speedup of every case, suite by suite, a panel a pass; of more than BARS cases those with the extremes"""
     index, passes, there = indexed(rows), passes_of(rows), kinds(rows)
     if not any(row.us for row in rows if row.provider == OURS):
         return
@@ -65,42 +64,34 @@ def speedup(rows: Sequence[Row]) -> Iterator[Page]:
     kind_of = {row.case: arithmetic(row) for mine in suites.values() for row in mine}
     cases, every = list(kind_of), "every case"
     most = max((row.speedup for row in rows if row.provider == OURS and row.speedup), default=1.0)
-    legend = {
-        kind: style.patch(facecolor=style.ARITHMETIC[kind]["color"], hatch=style.HATCHES[kind]) for kind in there
-    }
+    looks = {kind: {"facecolor": style.ARITHMETIC[kind]["color"], "hatch": style.HATCHES[kind]} for kind in there}
     lacking = len({line[2] for line in missing(rows).body if line[-1] == EVERYTHING})
     note = f"{COMPARED[0].upper()}{COMPARED[1:]}; the line is 1x."
-    if len(cases) > BARS * BAR_PAGES:
+    if len(cases) > BARS:
         chosen = extremes(suites.values(), BARS)
         every = f"{len(chosen)} of {len(cases)} cases"
         note += " Of each suite the cases with the lowest and the highest speedup, then those with the lowest of all: the "
         note += f"other {len(cases) - len(chosen)} are in the tables alone."
         cases = [name for name in cases if name in chosen]
     note += f" Of the cases of these suites {lacking} have no record." if lacking else ""
-    chunks = [cases[i : i + BARS] for i in range(0, len(cases), BARS)]
-    for number, chunk in enumerate(chunks):
-        figure, axes = style.panels(1, len(passes), 3.6, 0.7 + 0.185 * max(len(chunk), 3), sharey=True)
-        for axis, pass_ in zip(axes[0], passes):
-            for i, name in enumerate(chunk):
-                row, kind = index.get((name, pass_, OURS)), kind_of[name]
-                text: dict[str, Any] = {"va": "center", "fontsize": 6.5, "bbox": {"color": "white", "pad": 0.3}}
-                if row is not None and row.speedup is not None:
-                    look = {"color": style.ARITHMETIC[kind]["color"], "hatch": style.HATCHES[kind]}
-                    axis.barh(i, row.speedup, 0.78, edgecolor="black", linewidth=0.5, **look)
-                    at = {"xytext": (3, 0), "textcoords": "offset points"}
-                    axis.annotate(f"{row.speedup:.2f}", (row.speedup, i), **at, **text)
-                else:
-                    reason = "not measured" if row is None else row.gap or row.status
-                    axis.text(0.02 * most, i, reason, style="italic", **text)
-            axis.axvline(1, color="black", linewidth=1)
-            axis.set_xlim(0, 1.18 * max(most, 1.0))
-            axis.set_title(PASS_TITLES[pass_])
-            axis.set_xlabel("speedup over cuDNN")
-        axes[0][0].set_yticks(range(len(chunk)), chunk, fontsize=7)
-        axes[0][0].set_ylim(len(chunk) - 0.4, -0.6)
-        name = f"speedup-{number + 1}" if number else "speedup"
-        title = f"Speedup of {every}" + (f", page {number + 1} of {len(chunks)}" if len(chunks) > 1 else "")
-        yield Page(name, title, note, caption(rows), figure, legend)
+    figure, axes = style.panels(1, len(passes), 3.6, 0.7 + 0.185 * max(len(cases), 3), sharey=True)
+    text: dict[str, Any] = {"va": "center", "fontsize": 6.5, "bbox": {"color": "white", "pad": 0.3}}
+    for axis, pass_ in zip(axes[0], passes):
+        for i, name in enumerate(cases):
+            row = index.get((name, pass_, OURS))
+            if row is not None and row.speedup is not None:
+                axis.barh(i, row.speedup, 0.78, edgecolor="black", linewidth=0.5, **looks[kind_of[name]])
+                at = {"xytext": (3, 0), "textcoords": "offset points"}
+                axis.annotate(f"{row.speedup:.2f}", (row.speedup, i), **at, **text)
+            else:
+                reason = "not measured" if row is None else row.gap or row.status
+                axis.text(0.02 * most, i, reason, style="italic", **text)
+        axis.axvline(1, color="black", linewidth=1)
+        axis.set(xlim=(0, 1.18 * max(most, 1.0)), title=PASS_TITLES[pass_], xlabel="speedup over cuDNN")
+    axes[0][0].set_yticks(range(len(cases)), cases, fontsize=7)
+    axes[0][0].set_ylim(len(cases) - 0.4, -0.6)
+    legend = {kind: style.patch(**look) for kind, look in looks.items()}
+    yield Page("speedup", f"Speedup of {every}", note, caption(rows), figure, legend)
 
 
 def extremes(suites: Iterable[Sequence[Row]], count: int) -> set[str]:

@@ -43,7 +43,7 @@ def timing_rows(rows: Iterable[Row]) -> Body:
         theirs = [r for name in BASELINES if (r := index.get((device, case, pass_, name)))]
         best = min((r for r in theirs if r.us_per_step), key=lambda r: r.us_per_step or math.inf, default=None)
         *times, floor, of_floor, bound, regime = _judged(ours) if ours else (NONE,) * 6
-        line = (_number(ours and ours.slope_us_per_step), _time(best or next(iter(theirs), None)), best.provider if best else NONE)
+        line = (_number(ours.slope_us_per_step if ours else None), _time(best or next(iter(theirs), None)), best.provider if best else NONE)
         out.append((case, pass_, _time(ours), *line, *times, floor, of_floor, bound, regime))
     return out
 

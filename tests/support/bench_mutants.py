@@ -5,7 +5,7 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-MODULES = {"timing": "instruments.timing", "run": "measure.run", "sessions": "providers.interface"}
+MODULES = {"timing": "instruments.timing", "run": "measure.run", "sessions": "providers.sessions", "interface": "providers.interface"}
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ FAULTS = {
     "forward in training mode": Fault("sessions", "module.eval()", "module.train()", "forward_is_in_eval_without_gradients"),
     "training in eval mode": Fault("sessions", "module.train()", "module.eval()", "forward_is_in_eval_without_gradients"),
     "the precision is not set": Fault(
-        "sessions", "    if case.precision is not None:", "    if False:", "a_session_sets_the_precision_of_its_case"
+        "interface", "    if case.precision is not None:", "    if False:", "a_session_sets_the_precision_of_its_case"
     ),
 }  # fmt: skip
 
