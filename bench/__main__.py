@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import listing, quick
-from .command import OUT, budget_argument, out_argument
+from .command import BUDGET, OUT, OUT_ARGUMENT
 from .compiled import job as of_compiled
 from .first_run import run as of_first_run
 from .measure import job as of_measure
@@ -18,7 +18,7 @@ from .model import job as of_model
 from .records.environment import needs
 from .show import job as of_show
 
-BUDGET = 480.0  # seconds
+DEFAULT_BUDGET = 480.0  # seconds
 _JOBS = (of_measure, of_first_run, of_show, of_model, listing, of_compiled)
 COMMANDS = {command.name: command for job in _JOBS for command in job.COMMANDS}
 
@@ -26,13 +26,13 @@ COMMANDS = {command.name: command for job in _JOBS for command in job.COMMANDS}
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     top.add_argument("--quick", action="store_true", help="the job of `make bench`")
-    out_argument(top)
-    budget_argument(top)
+    for names, how in (OUT_ARGUMENT, BUDGET):
+        top.add_argument(*names, **how)
     commands = top.add_subparsers(dest="command")
     for name, command in COMMANDS.items():
         added = commands.add_parser(name, help=command.help, description=command.help)
-        command.arguments(added)
-        out_argument(added)
+        for names, how in (*command.arguments, OUT_ARGUMENT):
+            added.add_argument(*names, **how)
     return top
 
 
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = top.parse_args(_joined(sys.argv[1:] if arguments is None else arguments))
     out: Path = getattr(given, "out", OUT)
     began = time.monotonic()
-    budget: float = getattr(given, "budget", BUDGET)
+    budget: float = getattr(given, "budget", DEFAULT_BUDGET)
     try:
         if given.quick and given.command is None:
             failures = quick.quick(out, budget)

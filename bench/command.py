@@ -1,10 +1,10 @@
-"""What a command of the benchmark is: a name, its arguments, what it does; and arguments that several commands share."""
+"""What a command of the benchmark is: a name, what it does, its arguments; and arguments that several commands share."""
 
 from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,21 @@ OUT = Path(__file__).resolve().parent / "out" if (environment.root() / "pyprojec
 Answer = tuple[str, list[str]]  # (what to show, what failed)
 
 
+Argument = tuple[tuple[str, ...], dict[str, Any]]  # of ArgumentParser.add_argument
+
+
+def argument(*names: str, **how: Any) -> Argument:
+    return names, how
+
+
 @dataclass(frozen=True)
 class Command:
     """`run` takes the arguments, the folder for files and the end of the budget on time.monotonic()."""
 
     name: str
     help: str
-    arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace, Path, float], Answer]
+    arguments: Sequence[Argument] = ()
 
 
 def seconds(text: str) -> float:
@@ -53,27 +60,22 @@ def count(text: str) -> int:
     return int(text)
 
 
-def out_argument(to: argparse.ArgumentParser) -> None:
-    to.add_argument("--out", type=Path, default=argparse.SUPPRESS, help=f"folder for records and figures ({OUT})")
+OUT_ARGUMENT = argument("--out", type=Path, default=argparse.SUPPRESS, help=f"folder for records and figures ({OUT})")
+BUDGET = argument("--budget", type=seconds, default=argparse.SUPPRESS, help="time to use, such as 8m (default)")
+RECORDS = argument("records", nargs="*", type=Path, help="record files (default: those that came with the source and those in --out)")
+ARCH = argument("--arch", default="sm_90", help="sm_80, sm_90, sm_100, ...")
 
 
-def budget_argument(to: argparse.ArgumentParser) -> None:
-    to.add_argument("--budget", type=seconds, default=argparse.SUPPRESS, help="time to use, such as 8m (default)")
-
-
-def records_argument(to: argparse.ArgumentParser) -> None:
-    help = "record files (default: those that came with the source and those in --out)"
-    to.add_argument("records", nargs="*", type=Path, help=help)
+def case_arguments(suite: str | None) -> tuple[Argument, Argument]:
+    return (
+        argument("--suite", default=suite, help=f"separated by commas, or all: {', '.join(SUITES)}"),
+        argument("--case", help=f"case names, separated by commas, in place of a suite and dtypes: {FORM}"),
+    )
 
 
 def records_of(given: argparse.Namespace, out: Path) -> list[dict[str, Any]]:
-    """The records that records_argument names"""
+    """The records that RECORDS names"""
     return store.load(given.records or store.known(out))
-
-
-def case_arguments(to: argparse.ArgumentParser, suite: str | None) -> None:
-    to.add_argument("--suite", default=suite, help=f"separated by commas, or all: {', '.join(SUITES)}")
-    to.add_argument("--case", help=f"case names, separated by commas, in place of a suite and dtypes: {FORM}")
 
 
 def cases_of(given: argparse.Namespace) -> list[Case]:

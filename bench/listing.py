@@ -9,7 +9,7 @@ import torch
 
 from .cases.case import nearest
 from .cases.suites import ABOUT, SUITES, suites
-from .command import Answer, Command
+from .command import Answer, Command, argument
 from .measure.job import providers_here
 from .providers.registry import PROVIDERS
 from .records import environment
@@ -24,15 +24,12 @@ def run(given: argparse.Namespace, out: Path, deadline: float) -> Answer:
     what = given.what or ("cases" if given.suite else "suites")
     if what not in LISTS:
         raise ValueError(f"unknown list {what!r}; {nearest(what, LISTS)}")
-    if what == "cases":
-        return "\n".join(case.name for case in suites(given.suite or "all")), []
-    if what == "figures":
-        return "\n".join(FIGURES), []
-    if what == "providers":
-        return _providers(), []
-    if what == "results":
-        return _results(out), []
-    return text(("suite", "cases", "what"), [(name, str(len(members)), ABOUT[name]) for name, members in SUITES.items()]), []
+    lists = {
+        "suites": lambda: text(("suite", "cases", "what"), [(name, str(len(cases)), ABOUT[name]) for name, cases in SUITES.items()]),
+        "cases": lambda: "\n".join(case.name for case in suites(given.suite or "all")), "figures": lambda: "\n".join(FIGURES),
+        "providers": _providers, "results": lambda: _results(out),
+    }  # fmt: skip
+    return lists[what](), []
 
 
 def _providers() -> str:
@@ -49,8 +46,7 @@ def _results(out: Path) -> str:
     body = []
     for path in known(out):
         found, problems = read([path])
-        devices = ", ".join(sorted({r["environment"]["device"] for r in found}))
-        kinds = ", ".join(sorted({r["kind"] for r in found}))
+        devices, kinds = (", ".join(sorted(names)) for names in ({r["environment"]["device"] for r in found}, {r["kind"] for r in found}))
         body.append((str(path), str(len(found)), str(len(problems)), kinds, devices))
     lines = text(("file", "records", "damaged lines", "kinds", "devices"), body) if body else "no record files"
     if torch.cuda.is_available():
@@ -64,9 +60,5 @@ def slug(device: str) -> str:
     return "-".join("".join(c if c.isalnum() else " " for c in device.lower()).split())
 
 
-def _arguments(to: argparse.ArgumentParser) -> None:
-    to.add_argument("what", nargs="?", help=", ".join(LISTS))
-    to.add_argument("--suite", help=", ".join(SUITES))
-
-
-COMMANDS = (Command("list", "suites, the cases of a suite, providers, figures, recorded results", _arguments, run),)
+_ARGUMENTS = (argument("what", nargs="?", help=", ".join(LISTS)), argument("--suite", help=", ".join(SUITES)))
+COMMANDS = (Command("list", "suites, the cases of a suite, providers, figures, recorded results", run, _ARGUMENTS),)

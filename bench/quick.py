@@ -47,12 +47,9 @@ def quick(out: Path, budget: float) -> list[str]:
         failures += failed
         show(model_table(architecture("sm_90"), suites.suites("quick,stack")))
 
-    outcome = _train(out)
-    if outcome is None:
-        show("examples/digits.py is not here (an installed wheel has no examples): nothing was trained")
-    else:
-        show(_training_text(outcome))
-        failures += outcome.failures
+    table, failed = _train(out)
+    show(table)
+    failures += failed
     show(run_host())
 
     found = load(known(out))
@@ -70,13 +67,15 @@ def quick(out: Path, budget: float) -> list[str]:
     return failures
 
 
-def _train(out: Path) -> digits.Outcome | None:
+def _train(out: Path) -> tuple[str, list[str]]:
+    """(what training says, what failed)"""
     path = digits.example()
     if path is None:
-        return None
+        return "examples/digits.py is not here (an installed wheel has no examples): nothing was trained", []
     device = environment.best_device()
     with Writer(out / "training.jsonl", environment.new_run(), environment.describe(device)) as writer:
-        return digits.train(digits.load(path), device, writer)
+        outcome = digits.train(digits.load(path), device, writer)
+    return _training_text(outcome), outcome.failures
 
 
 def _training_text(outcome: digits.Outcome) -> str:

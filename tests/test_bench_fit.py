@@ -10,7 +10,7 @@ from support.bench_records import ENVIRONMENT, timing
 
 from bench.cases import estimate
 from bench.cases.case import case
-from bench.model import bottlenecks, fit, job, observations
+from bench.model import fit, job, observations
 from bench.records import schema
 from rnn_triton.plan import latency
 from rnn_triton.plan.candidates import candidates
@@ -251,12 +251,12 @@ def test_bottlenecks():
         timing(fast, "train", "rnn_triton", 0.3, status="wrong"),
         timing(fast, "fwd", "cudnn", 0.3),
     ]
-    lines = bottlenecks.bottlenecks(given)
+    lines = job.bottlenecks(given)
     assert [line[0] for line in lines] == [slow.name, fast.name]
     us = (5 + 256 * 0.3) / 256
     assert lines[0] == (
         slow.name, "fwd", "Test GPU", f"{us:.3f}", "0.300", "0.030", f"{0.03 / us:.0%}", "exchange 0.150, local 0.100",
     )  # fmt: skip
     assert lines[1][-1] == "DRAM 0.400, host 0.200, MMA 0.100"
-    assert len(lines[0]) == len(bottlenecks.BOTTLENECK_HEADINGS)
-    assert bottlenecks.bottlenecks(given, parts=1)[1][-1] == "DRAM 0.400"
+    assert len(lines[0]) == len(job.BOTTLENECK_HEADINGS)
+    assert job.bottlenecks(given, parts=1)[1][-1] == "DRAM 0.400"

@@ -37,19 +37,11 @@ class Case:
     def name(self) -> str:
         """h128-b16-t256-bf16: what differs from the usual comes between, in the order of _NAME."""
         parts = [
-            "" if self.cell == "rnn" else self.cell,
-            f"h{self.H}",
-            f"i{self.I}" if self.I != self.H else "",
-            f"b{self.B}",
-            f"t{self.T}",
-            f"l{self.layers}" if self.layers != 1 else "",
-            "bi" if self.bidirectional else "",
-            f"m{self.models}" if self.models != 1 else "",
-            self.lengths if self.lengths != "full" else "",
-            self.dtype,
-            "ieee" if self.precision == "ieee" else "",
-            "relu" if self.nonlinearity == "relu" else "",
-        ]
+            self.cell if self.cell != "rnn" else "", f"h{self.H}", f"i{self.I}" if self.I != self.H else "", f"b{self.B}",
+            f"t{self.T}", f"l{self.layers}" if self.layers != 1 else "", "bi" if self.bidirectional else "",
+            f"m{self.models}" if self.models != 1 else "", self.lengths if self.lengths != "full" else "", self.dtype,
+            "ieee" if self.precision == "ieee" else "", "relu" if self.nonlinearity == "relu" else "",
+        ]  # fmt: skip
         return "-".join(part for part in parts if part)
 
     def at(self, T: int) -> Case:

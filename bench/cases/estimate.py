@@ -20,7 +20,6 @@ from math import ceil
 from rnn_triton.cells.elman import ELMAN
 from rnn_triton.errors import UnsupportedError
 from rnn_triton.plan import sharing
-from rnn_triton.plan.choose import plan
 from rnn_triton.plan.hardware import Device
 from rnn_triton.plan.latency import CONSTANTS, Constants, Estimate, floor_us, gemm_us, step
 from rnn_triton.plan.problem import ONE, SIZES, OneCta, Plan, Problem
@@ -28,8 +27,6 @@ from rnn_triton.plan.sharing import Launch
 
 from .case import Case
 from .inputs import lengths_of
-
-__all__ = ["Estimate", "Layer", "gemms", "launches", "layers", "of_case", "plan", "problems", "shares", "step"]
 
 
 @dataclass(frozen=True)
@@ -113,16 +110,11 @@ def launches(case: Case, device: Device) -> list[Launch]:
     return sharing.placed(first, case.layers, case.bidirectional, bundle)
 
 
-def _models(
-    ran: tuple[Problem, Plan], models: int, device: Device, constants: Constants
-) -> tuple[float, dict[str, float]]:
+def _models(ran: tuple[Problem, Plan], models: int, device: Device, constants: Constants) -> tuple[float, dict[str, float]]:
     """(microseconds, parts) per step of one layer and direction of all models"""
-    problem, chosen = ran
-    times = models
-    if isinstance(chosen, OneCta):
-        # every model has tiles of its own, padded to whole ones
-        problem = replace(problem, B=models * chosen.block_b * ceil(problem.B / chosen.block_b))
-        times = 1
+    (problem, chosen), times = ran, models
+    if isinstance(chosen, OneCta):  # every model has tiles of its own, padded to whole ones
+        problem, times = replace(problem, B=models * chosen.block_b * ceil(problem.B / chosen.block_b)), 1
     found = step(problem, chosen, device, constants)
     return times * found.practical_us, {name: times * value for name, value in found.parts.items()}
 
@@ -131,14 +123,14 @@ def _floor(case: Case, network: tuple[Layer, ...], train: bool, device: Device, 
     """Per step of T: the chain is that of the longest sequence, which has T steps; products and traffic are of real steps."""
     forward, backward = ([getattr(layer, name) for layer in network] for name in ("forward", "backward"))
     real = 1.0 if case.lengths == "full" else float(lengths_of(case).double().mean()) / case.T
-    products = sum(2.0 * p.B * p.H * (p.H + p.I) for p in forward)
-    busy = _busy(case, products, _moved_forward(case, train), device)
+    products, every = sum(2.0 * p.B * p.H * (p.H + p.I) for p in forward), case.H * case.directions
+    busy = _busy(case, products, case.I + every * (case.layers if train else 1), device)  # x in, the last y or every layer's out
     floor = max(_chain(case, forward, device, constants), real * busy)
     if not train:
         return floor
     # the recurrence and the GEMMs that follow it: they, too, may overlap
     products = sum(2.0 * p.B * p.H * p.H for p in backward) + sum(_gemm_flop(p) for p in forward)
-    busy = _busy(case, products, _moved_backward(case), device)
+    busy = _busy(case, products, 2 * case.I + every * (case.layers + 1), device)  # x and every y in, dy in and dx out
     return floor + max(_chain(case, backward, device, constants), real * busy)
 
 
@@ -158,16 +150,6 @@ def _busy(case: Case, flop: float, values: float, device: Device) -> float:
     problem = problems(case)[0]
     n = case.directions * case.models
     return gemm_us(problem, device, n * flop, case.models * case.B * values * SIZES[case.dtype])
-
-
-def _moved_forward(case: Case, train: bool) -> float:
-    """Values of a row that a step of one model must move: x in and the last y out; in training, every layer's y."""
-    return case.I + case.H * case.directions * (case.layers if train else 1)
-
-
-def _moved_backward(case: Case) -> float:
-    """x and every layer's y in, dy of the last layer in and dx of the first out"""
-    return 2 * case.I + case.H * case.directions * (case.layers + 1)
 
 
 def _gemm_flop(forward: Problem) -> float:

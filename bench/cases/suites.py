@@ -160,9 +160,7 @@ def suites(names: str) -> tuple[Case, ...]:
 def parse(name: str) -> Case:
     """The case of a name, listed in a suite or not; ValueError with the nearest names."""
     found = _NAME.fullmatch(name)
-    wrong = found and (
-        (found["ieee"] and found["dtype"] != "fp32") or (found["relu"] and found["cell"])
-    )  # fmt: skip
+    wrong = found and ((found["ieee"] and found["dtype"] != "fp32") or (found["relu"] and found["cell"]))
     if not found or wrong:
         raise ValueError(f"unknown case {name!r}; nearest: {', '.join(_nearest_cases(name))} (form: {FORM})")
     sizes = {key: int(found[key] or 1) for key in ("H", "B", "T", "layers", "models")}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 
 from ..cases import estimate as model
-from ..command import Answer, Command
+from ..command import ARCH, Command
 from ..instruments.worker import in_parallel
 from ..records import environment
 from ..records.store import Writer
@@ -91,14 +90,5 @@ def run_resources(arch: str, out: Path, few: bool = False) -> tuple[str, list[st
     )
 
 
-def _resources(given: argparse.Namespace, out: Path, deadline: float) -> Answer:
-    return run_resources(given.arch, out)
-
-
-def _arguments(to: argparse.ArgumentParser) -> None:
-    to.add_argument("--arch", default="sm_90", help="sm_80, sm_90, sm_100, ...")
-
-
-COMMANDS = (
-    Command("resources", "what every planned kernel uses, compiled ahead of time; needs no GPU", _arguments, _resources),
-)
+_HELP = "what every planned kernel uses, compiled ahead of time; needs no GPU"
+COMMANDS = (Command("resources", _HELP, lambda given, out, deadline: run_resources(given.arch, out), (ARCH,)),)

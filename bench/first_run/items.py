@@ -6,7 +6,6 @@ Items are data, sent to a worker process; `perform` runs one there.  An item tha
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
@@ -109,17 +108,11 @@ class Item:
         raise NotImplementedError
 
 
-@functools.cache
-def _place(is_dry: bool) -> Place:
-    if is_dry:
-        return Place(torch.device("cpu"), dry, True)
-    return Place(torch.device("cuda", torch.cuda.current_device()), timing, False)
-
-
 def perform(order: tuple[Item, bool]) -> list[Fields]:
     """The records of an item, in a worker; `order`: the item, and whether it is to run dry."""
     item, is_dry = order
-    place, records = _place(is_dry), item.blank()
+    device = torch.device("cpu") if is_dry else torch.device("cuda", torch.cuda.current_device())
+    place, records = Place(device, dry if is_dry else timing, is_dry), item.blank()
     try:
         item.measure(place, records)
     except NotHere as why:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ..command import Answer, Command, budget_argument, case_arguments, cases_of
+from ..command import BUDGET, Answer, Command, argument, case_arguments, cases_of
 from ..instruments.progress import Progress
 from ..instruments.worker import Worker, WorkerError
 from ..measure import run
@@ -108,12 +108,7 @@ def _check(given: argparse.Namespace, out: Path, deadline: float) -> Answer:
     return run_check(cases_of(given), out)
 
 
-def _arguments(to: argparse.ArgumentParser) -> None:
-    case_arguments(to, None)
-    budget_argument(to)
-    to.add_argument("--dry", action="store_true", help="all of it without a GPU: tiny, by Triton's interpreter")
-
-
 _HELP = """on a GPU the first thing to run there: protocols, equivalence, speed, settings and faults, within a budget; without one, or
 for a suite or cases: y, hn and all gradients against fp64"""
-COMMANDS = (Command("check", _HELP.replace("\n", " "), _arguments, _check),)
+_DRY = argument("--dry", action="store_true", help="all of it without a GPU: tiny, by Triton's interpreter")
+COMMANDS = (Command("check", _HELP.replace("\n", " "), _check, (*case_arguments(None), BUDGET, _DRY)),)

@@ -16,34 +16,28 @@ class Progress:
     error."""
 
     def __init__(
-        self,
-        title: str,
-        total: int,
-        stream: TextIO | None = None,
-        weights: Sequence[float] | None = None,
+        self, title: str, total: int, stream: TextIO | None = None, weights: Sequence[float] | None = None,
         clock: Callable[[], float] = time.monotonic,
-    ):
+    ):  # fmt: skip
         self.title, self.total, self.done, self.failures = title, total, 0, 0
         self.stream = stream or sys.stderr
         self.live = self.stream.isatty()
-        self.clock = clock
-        self.began = clock()
+        self.clock, self.began = clock, clock()
         self._weights = list(weights) if weights is not None else [1.0] * total
         self._next_line = 0.0
 
     def now(self, what: str) -> None:
         """`what` has started."""
+        progress = f"{self.done}/{self.total}{self._remaining()}{self._failed()}  {what}"
         if self.live:
-            width = 24
-            filled = int(width * self.done / max(self.total, 1))
-            bar = "#" * filled + "-" * (width - filled)
-            line = f"{self.title} [{bar}] {self.done}/{self.total}{self._remaining()}{self._failed()}  {what}"
+            filled = int(24 * self.done / max(self.total, 1))
             columns = shutil.get_terminal_size().columns
+            line = f"{self.title} [{'#' * filled + '-' * (24 - filled)}] {progress}"
             self.stream.write("\r" + line[: columns - 1].ljust(columns - 1))
             self.stream.flush()
         elif self.clock() >= self._next_line:  # enough for a log
             self._next_line = self.clock() + 5.0
-            print(f"{self.title} {self.done}/{self.total}{self._remaining()}{self._failed()}  {what}", file=self.stream, flush=True)
+            print(f"{self.title} {progress}", file=self.stream, flush=True)
 
     def step(self, failed: bool = False) -> None:
         """One unit is done."""
@@ -62,10 +56,7 @@ class Progress:
 
     def _remaining(self) -> str:
         behind, ahead = sum(self._weights[: self.done]), sum(self._weights[self.done :])
-        if not behind:
-            return ""
-        left = (self.clock() - self.began) / behind * ahead
-        return f", {left:.0f} s left"
+        return f", {(self.clock() - self.began) / behind * ahead:.0f} s left" if behind else ""
 
     def __enter__(self) -> Progress:
         return self

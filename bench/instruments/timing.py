@@ -18,11 +18,11 @@ import torch
 
 from rnn_triton.plan import hardware
 
-from ..records.environment import CLOCKS, smi_name
+from ..records.environment import smi_name
 from ..records.schema import TELEMETRY, quantiles
 
 Calls = Mapping[str, Callable[[], object]]
-Announce = Callable[[str], None]
+Announce = Callable[[str], object]  # str: says nothing
 WARMUP = 3
 FEWEST, MOST = 10, 200  # samples per callable
 LONG_US, FEWEST_LONG = 2e5, 5  # a call that takes longer: one warm-up, and as few samples as compare.py takes, will do
@@ -40,10 +40,6 @@ class Timed(NamedTuple):
     late: int
 
 
-def _silently(name: str) -> None:
-    pass
-
-
 class Flush:
     """Overwrites four times the L2 cache, then keeps the stream busy for some microseconds."""
 
@@ -57,9 +53,7 @@ class Flush:
         torch.cuda._sleep(int(spin_us * self._cycles))
 
 
-def device_us(
-    calls: Calls, flush: Callable[[float], None], budget_s: float, announce: Announce = _silently
-) -> dict[str, Timed]:
+def device_us(calls: Calls, flush: Callable[[float], None], budget_s: float, announce: Announce = str) -> dict[str, Timed]:
     """Device time of each call, by events around it; about budget_s seconds for all of them.
 
     `announce` is told whose turn it is, outside of what is timed."""
@@ -88,13 +82,11 @@ def device_us(
     return {name: Timed(samples[name], spins[name], late[name]) for name in calls}
 
 
-def counts(costs_us: Mapping[str, float], budget_s: float, fewest: int = FEWEST) -> dict[str, int]:
+def counts(costs_us: Mapping[str, float], budget_s: float) -> dict[str, int]:
     """How many samples of each callable: as many as its equal share of the budget holds, FEWEST to MOST."""
     share = budget_s * 1e6 / max(1, len(costs_us))
-    return {
-        name: max(fewest if cost <= LONG_US else FEWEST_LONG, min(MOST, int(share / max(cost, 1.0))))
-        for name, cost in costs_us.items()
-    }
+    fewest = {name: FEWEST if cost <= LONG_US else FEWEST_LONG for name, cost in costs_us.items()}
+    return {name: max(fewest[name], min(MOST, int(share / max(cost, 1.0)))) for name, cost in costs_us.items()}
 
 
 def turns(wanted: Mapping[str, int]) -> Iterator[str]:
@@ -117,7 +109,7 @@ def _sample(call: Callable[[], object], flush: Callable[[float], None]) -> tuple
     return (time.perf_counter() - begin) * 1e6, (returned - called) * 1e6
 
 
-def wall_us(calls: Calls, budget_s: float = 0.1, announce: Announce = _silently) -> dict[str, list[float]]:
+def wall_us(calls: Calls, budget_s: float = 0.1, announce: Announce = str) -> dict[str, list[float]]:
     """Host wall time of each call in microseconds, from the call until the GPU is idle again."""
     samples: dict[str, list[float]] = {name: [] for name in calls}
 
@@ -134,11 +126,13 @@ def wall_us(calls: Calls, budget_s: float = 0.1, announce: Announce = _silently)
     return samples
 
 
+CLOCKS = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu")  # TELEMETRY as nvidia-smi calls it
+
+
 @contextlib.contextmanager
 def telemetry(device: torch.device) -> Iterator[dict[str, float]]:
     """Medians by the names in TELEMETRY, as far as nvidia-smi tells them every 100 ms while this is open; filled in at its end."""
-    fields = ",".join(CLOCKS[name] for name in TELEMETRY)
-    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits", "-lms", "100", "-i", smi_name(device)]
+    command = ["nvidia-smi", f"--query-gpu={','.join(CLOCKS)}", "--format=csv,noheader,nounits", "-lms", "100", "-i", smi_name(device)]
     medians: dict[str, float] = {}
     process = None
     with contextlib.suppress(OSError):  # no nvidia-smi: nothing is known
@@ -216,6 +210,4 @@ def host_us(call: Callable[[], object], rounds: int = 50, calls: int = 20) -> tu
         for _ in range(calls):
             call()
         samples.append((time.perf_counter() - begin) * 1e6 / calls)
-    found = quantiles(samples)
-    assert found is not None
-    return found
+    return quantiles(samples) or (0.0, 0.0, 0.0)

@@ -75,9 +75,9 @@ class Worker:
         `timeout` in seconds from the start, that of the process included, or from the last `at`; `total` in all."""
         connection = self._start()
         deadline = time.monotonic() + total
-        kind: str = "at"
+        kind: Any = "at"
         value: Any = None
-        last: str | None = None
+        last: Any = None
         try:
             connection.send(argument)
             while kind == "at":
@@ -88,7 +88,8 @@ class Worker:
                     raise WorkerError("timeout", f"no answer within {allowed:.0f} s", last)
                 kind, value = connection.recv()
         except (EOFError, OSError) as error:
-            code = self._exit_code()
+            self._process.join(5)
+            code = self._process.exitcode
             self.stop()
             raise WorkerError("error", f"the process died with exit code {code}", last) from error
         if kind == "raised":
@@ -114,10 +115,6 @@ class Worker:
             theirs.close()
         assert self._connection is not None
         return self._connection
-
-    def _exit_code(self) -> int | None:
-        self._process.join(5)
-        return self._process.exitcode
 
     def stop(self) -> None:
         """End the process, if there is one."""

@@ -51,10 +51,7 @@ def load(path: Path) -> ModuleType:
 
 def train(module: Any, device: torch.device, writer: Writer) -> Outcome:
     """Train every (implementation, seed) of the example, check three kernel steps, record all of it."""
-    accuracy: dict[str, float] = {}
-    seconds: dict[str, float] = {}
-    ran: dict[str, str] = {}
-    failures = []
+    seconds, ran, failures = dict[str, float](), dict[str, str](), []
     # without a GPU both run torch's operators, and a second seed would say nothing more
     seeds = module.SEEDS if device.type == "cuda" else module.SEEDS[:1]
     jobs = [(name, seed) for name in ("rnn_triton", "torch") for seed in seeds]
@@ -67,18 +64,15 @@ def train(module: Any, device: torch.device, writer: Writer) -> Outcome:
 
             result = module.run(name, seed, device=device, progress=show)
             try:
-                writer.write(
-                    "training", example="digits", implementation=name, seed=seed, accuracy=result["accuracy"],
-                    loss=result["losses"], seconds=result["seconds"],
-                )  # fmt: skip
+                fields = {"accuracy": result["accuracy"], "loss": result["losses"], "seconds": result["seconds"]}
+                writer.write("training", example="digits", implementation=name, seed=seed, **fields)
             except ValueError as refused:
                 failures.append(f"digits: {name}, seed {seed} cannot be recorded: {refused}")
             found.setdefault(name, []).append(result["accuracy"])
             seconds[name] = seconds.get(name, 0.0) + result["seconds"]
             ran[name] = result["ran"]
             progress.step()
-    for name, values in found.items():
-        accuracy[name] = statistics.mean(values)
+    accuracy = {name: statistics.mean(values) for name, values in found.items()}
     steps = module.kernel_steps(device)
     if accuracy["rnn_triton"] < LEAST_ACCURACY:
         failures.append(f"digits: mean accuracy {accuracy['rnn_triton']:.2%} is below {LEAST_ACCURACY:.0%}")

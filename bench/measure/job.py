@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -14,11 +13,9 @@ import torch
 
 from rnn_triton.interpret import interpreter
 from rnn_triton.plan import hardware
-from rnn_triton.plan.choose import plan
 
 from ..cases import case as cases
-from ..cases import estimate as model
-from ..command import Answer, Command, budget_argument, case_arguments, cases_of, count, share
+from ..command import BUDGET, Answer, Command, argument, case_arguments, cases_of, count, share
 from ..instruments.progress import Progress
 from ..instruments.worker import Worker, WorkerError
 from ..providers.registry import PROVIDERS
@@ -112,7 +109,7 @@ def run_timing(
         done = frozenset() if again else schedule.done([*before, *found], described, here, number)
         todo = schedule.jobs(chosen, passes, providers, done)
         waiting = {job.case for job in todo}
-        todo = schedule.ordered(todo, [case for case in chosen if case not in waiting], regime)
+        todo = schedule.ordered(todo, [case for case in chosen if case not in waiting])
         which = f"run {number} of {repeats}, " if repeats > 1 else ""
         print(f"{which}{len(chosen)} cases: {len(chosen) - len(todo)} recorded already", flush=True)
         with Writer(out / "timing.jsonl", environment.new_run(), described, fresh=False) as writer:
@@ -169,16 +166,6 @@ def _compile(wave: Sequence[cases.Job], here: Sequence[str], seconds: float) -> 
         print(f"compiling took its time: {cut} calls are left, and compile when they run", flush=True)
 
 
-@functools.cache
-def regime(case: cases.Case) -> str | None:
-    """Of the forward plan of a case, here or on an H200; None where there is none"""
-    device = hardware.of(environment.best_device())
-    try:
-        return plan(model.problems(case)[0], device).regime
-    except NotImplementedError:
-        return None
-
-
 def run_host() -> str:
     """A line on own host cost per call, measured here."""
     found = host.measure()
@@ -197,16 +184,6 @@ def _run(given: argparse.Namespace, out: Path, deadline: float) -> Answer:
     return formats.text(HEADINGS, timing_rows(timed)), failures
 
 
-def _run_arguments(to: argparse.ArgumentParser) -> None:
-    case_arguments(to, "quick")
-    budget_argument(to)
-    to.add_argument("--pass", dest="passes", default=",".join(cases.PASSES), help="fwd,train")
-    to.add_argument("--dtype", default=",".join(cases.DTYPES), help="bf16,fp16,fp32")
-    to.add_argument("--providers", default=",".join(PROVIDERS), help=", ".join(PROVIDERS))
-    to.add_argument("--repeats", type=count, default=1, metavar="N", help="runs of each case, for compare (default 1)")
-    to.add_argument("--again", action="store_true", help="also what is recorded already")
-
-
 def _compare(given: argparse.Namespace, out: Path, deadline: float) -> Answer:
     from ..records import compare, statistics  # numpy, which only this and fits need
 
@@ -219,15 +196,22 @@ def _compare(given: argparse.Namespace, out: Path, deadline: float) -> Answer:
     return "\n".join(text), [f"{pair.case} {pair.pass_} {pair.provider}: {pair.verdict}" for pair in found.regressions]
 
 
-def _compare_arguments(to: argparse.ArgumentParser) -> None:
-    for side in ("A", "B"):
-        to.add_argument(side, help="a record file, a folder of them, or a commit that has records")
-    to.add_argument("--providers", default="rnn_triton", help="all, or names (default: rnn_triton)")
-    to.add_argument("--within", type=share, help="the band around 1 beyond which a change counts, such as 2%% (default)")
-
-
+_SIDE = "a record file, a folder of them, or a commit that has records"
 COMMANDS = (
-    Command("run", "time cases on the GPU: ours, cuDNN and every peer that is installed", _run_arguments, _run),
-    Command("compare", "ratios of two sides with intervals; exit status 1 where B got slower or broke", _compare_arguments, _compare),
-    Command("host", "own Python and dispatcher time per call", lambda to: None, lambda *_: (run_host(), [])),
-)
+    Command("run", "time cases on the GPU: ours, cuDNN and every peer that is installed", _run, (
+        *case_arguments("quick"),
+        BUDGET,
+        argument("--pass", dest="passes", default=",".join(cases.PASSES), help="fwd,train"),
+        argument("--dtype", default=",".join(cases.DTYPES), help="bf16,fp16,fp32"),
+        argument("--providers", default=",".join(PROVIDERS), help=", ".join(PROVIDERS)),
+        argument("--repeats", type=count, default=1, metavar="N", help="runs of each case, for compare (default 1)"),
+        argument("--again", action="store_true", help="also what is recorded already"),
+    )),
+    Command("compare", "ratios of two sides with intervals; exit status 1 where B got slower or broke", _compare, (
+        argument("A", help=_SIDE),
+        argument("B", help=_SIDE),
+        argument("--providers", default="rnn_triton", help="all, or names (default: rnn_triton)"),
+        argument("--within", type=share, help="the band around 1 beyond which a change counts, such as 2%% (default)"),
+    )),
+    Command("host", "own Python and dispatcher time per call", lambda *_: (run_host(), [])),
+)  # fmt: skip

@@ -61,42 +61,24 @@ def jobs(cases: Iterable[Case], passes: Sequence[str], providers: Sequence[str],
 
 
 # How far apart two cases are that differ in a property alone, in doublings of a size.
-_APART = {
-    "dtype": 1.0, "precision": 0.5, "nonlinearity": 0.25, "cell": 3.0, "bidirectional": 2.0, "lengths": 2.0, "regime": 2.0,
-}  # fmt: skip
-_SIZES = ("H", "B", "T", "I", "layers", "models")
+_APART = {"dtype": 1.0, "precision": 0.5, "nonlinearity": 0.25, "cell": 3.0, "bidirectional": 2.0, "lengths": 2.0}
 
 
-def distance(a: Case, b: Case, regime: Callable[[Case], str | None] = lambda case: None) -> float:
-    """Doublings of every size, and what _APART says of every property that differs; `regime` names a case's plan.  I counts
-    by its ratio to H, for it follows H in most suites."""
-
-    def sizes(case: Case) -> list[float]:
-        values = [math.log2(getattr(case, name)) for name in _SIZES]
-        values[_SIZES.index("I")] -= values[_SIZES.index("H")]
-        return values
-
-    squares = sum((x - y) ** 2 for x, y in zip(sizes(a), sizes(b)))
-    for name, apart in _APART.items():
-        x, y = (regime(a), regime(b)) if name == "regime" else (getattr(a, name), getattr(b, name))
-        squares += apart**2 * (x != y)
-    return math.sqrt(squares)
+def distance(a: Case, b: Case) -> float:
+    """Doublings of every size, and _APART of every property that differs.  I counts by its ratio to H, for it follows H."""
+    H, I, *others = (math.log2(getattr(a, name) / getattr(b, name)) for name in ("H", "I", "B", "T", "layers", "models"))
+    return math.hypot(H, I - H, *others, *(d for name, d in _APART.items() if getattr(a, name) != getattr(b, name)))
 
 
-def ordered(
-    todo: Sequence[Job], known: Iterable[Case] = (), regime: Callable[[Case], str | None] = lambda case: None
-) -> list[Job]:
+def ordered(todo: Sequence[Job], known: Iterable[Case] = ()) -> list[Job]:
     """The most informative first: each the one farthest from all before it and from the `known`, which are recorded; of
     equals the one listed first."""
-    left = list(todo)
-    nearest = [min((distance(job.case, case, regime) for case in known), default=math.inf) for job in left]
-    out = []
+    left, out = list(todo), list[Job]()
+    nearest = [min((distance(job.case, case) for case in known), default=math.inf) for job in left]
     while left:
-        i = max(range(len(left)), key=lambda i: nearest[i])
-        chosen = left.pop(i)
-        nearest.pop(i)
-        out.append(chosen)
-        nearest = [min(d, distance(job.case, chosen.case, regime)) for d, job in zip(nearest, left)]
+        i = nearest.index(max(nearest))
+        out.append(left.pop(i))
+        nearest = [min(d, distance(job.case, out[-1].case)) for d, job in zip(nearest[:i] + nearest[i + 1 :], left)]
     return out
 
 

@@ -20,15 +20,11 @@ from ..records.rows import Row, rows
 from ..show import formats, rows_in_words, tables
 
 _TORCH = {name: dtype for dtype, name in DTYPES.items()}
-RECORD_HEADINGS = (
-    "device", "pass", "provider", "us/step", "p20 to p80", "speedup", "of floor", "bound (estimate)", "date",
-)  # fmt: skip
+RECORD_HEADINGS = ("device", "pass", "provider", "us/step", "p20 to p80", "speedup", "of floor", "bound (estimate)", "date")
 PUBLISHED_HEADINGS = ("pass", "us/step", "device", "what", "source")
 
 
-def explain(
-    case: Case, device: Device | None, records: Iterable[dict[str, Any]], command: str = "python -m bench"
-) -> str:
+def explain(case: Case, device: Device | None, records: Iterable[dict[str, Any]], command: str = "python -m bench") -> str:
     """Text on a case: plans, estimates, cuDNN's algorithm, recorded and published times.
 
     `device`: what plans and estimates are for; None means the GPU at hand, or an H200. `command` starts the benchmark."""
@@ -101,9 +97,8 @@ def _cudnn(case: Case) -> list[str]:
     for direction, problem in zip(("forward", "backward"), estimate.problems(case)):
         # PyTorch decides by the input size in both passes
         asked = Problem(direction, case.B, case.I, case.H, problem.dtype, problem.precision, problem.cell)
-        found = cudnn_algorithm(
-            asked, layers=case.layers, bidirectional=case.bidirectional, packed=case.lengths != "full"
-        )
+        how: Any = {"layers": case.layers, "bidirectional": case.bidirectional, "packed": case.lengths != "full"}
+        found = cudnn_algorithm(asked, **how)
         lines.append(f"torch.nn.RNN, {direction}: cuDNN's {found.name}, because {found.rule}.")
     return lines
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..cases import case as cases
 from ..cases import estimate as model
 from ..cases.suites import SUITES, parse, suites
-from ..command import Answer, Command, records_argument, records_of
+from ..command import ARCH, RECORDS, Answer, Command, argument, records_of
 from ..records import store
 from ..records.environment import needs
+from ..records.rows import rows
+from ..records.schema import OURS
 from ..show import formats
 
 
@@ -37,7 +40,6 @@ def fit_table(records: Sequence[dict[str, Any]]) -> str:
     """The latency model fitted to the records of each device, and the bottleneck of every measured case; what is missing where
     that is numpy, which only this and `compare` need."""
     try:
-        from . import bottlenecks as model_bottlenecks
         from . import fit
     except ModuleNotFoundError as error:
         return f"the latency model was not fitted: {needs(error)}"
@@ -51,10 +53,28 @@ def fit_table(records: Sequence[dict[str, Any]]) -> str:
             *(f"left out: {n} records, {why}" for why, n in found.skipped.items()),
             formats.text(HEADINGS, constants_body(found)), "", formats.text(ERROR_HEADINGS, errors_body(found)), "",
         ]  # fmt: skip
-    bottlenecks = model_bottlenecks.bottlenecks(records)
-    if bottlenecks:
-        parts += ["what was measured, the farthest from its floor first:", formats.text(model_bottlenecks.BOTTLENECK_HEADINGS, bottlenecks)]
+    if bound := bottlenecks(records):
+        parts += ["what was measured, the farthest from its floor first:", formats.text(BOTTLENECK_HEADINGS, bound)]
     return "\n".join(parts) or "no timing records: the latency model was fitted to nothing"
+
+
+BOTTLENECK_HEADINGS = ("case", "pass", "device", "us/step", "model", "floor", "of floor", "largest parts of the model")
+
+
+def bottlenecks(records: Iterable[dict[str, Any]], parts: int = 3) -> list[tuple[str, ...]]:
+    """A line per measured case of ours under BOTTLENECK_HEADINGS, the farthest from its floor first.
+
+    `parts`: how many of the practical estimate's parts, the largest first, in microseconds per step; each is one limit, and
+    they add up to nothing in particular. Model, floor and parts are estimates, of when it was measured."""
+    found = [row for row in rows(records) if row.provider == OURS and row.us_per_step is not None]
+    found.sort(key=lambda row: (math.inf if row.fraction_of_floor is None else row.fraction_of_floor, row.case, row.pass_))
+    out: list[tuple[str, ...]] = []
+    for row in found:
+        times = (row.us_per_step, row.practical_us_per_step, row.floor_us_per_step)
+        reached = "-" if row.fraction_of_floor is None else f"{row.fraction_of_floor:.0%}"
+        numbers = ("-" if us is None else f"{us:.3f}" for us in times)
+        out.append((row.case, row.pass_, row.environment["device"], *numbers, reached, model.largest(row.parts_us_per_step, parts)))
+    return out
 
 
 HEADINGS = ("constant", "old", "new", "95 % interval", "records", "why it stays")
@@ -95,12 +115,6 @@ def _model(given: argparse.Namespace, out: Path, deadline: float) -> Answer:
     return f"{model_table(device, suites(given.suite))}\n\n{fit_table(records)}", []
 
 
-def _model_arguments(to: argparse.ArgumentParser) -> None:
-    records_argument(to)
-    to.add_argument("--arch", default="sm_90")
-    to.add_argument("--suite", default="quick", help=", ".join(SUITES))
-
-
 def _explain(given: argparse.Namespace, out: Path, deadline: float) -> Answer:
     from . import explaining
 
@@ -108,15 +122,13 @@ def _explain(given: argparse.Namespace, out: Path, deadline: float) -> Answer:
     return explaining.explain(parse(given.case), device, store.load(store.known(out))), []
 
 
-def _explain_arguments(to: argparse.ArgumentParser) -> None:
-    to.add_argument("case")
-    to.add_argument("--arch", help="of a GPU that need not be here: sm_80, sm_90, sm_100, ...")
-
-
+_ARCH = argument("--arch", help="of a GPU that need not be here: sm_80, sm_90, sm_100, ...")
 COMMANDS = (
-    Command("explain", "a case: its plan, estimates, cuDNN's algorithm, what is recorded and published", _explain_arguments, _explain),
     Command(
-        "model", "estimated floor and practical us/step of a suite; fitted to records, bottlenecks of what was measured",
-        _model_arguments, _model,
+        "explain", "a case: its plan, estimates, cuDNN's algorithm, what is recorded and published", _explain, (argument("case"), _ARCH)
+    ),
+    Command(
+        "model", "estimated floor and practical us/step of a suite; fitted to records, bottlenecks of what was measured", _model,
+        (RECORDS, ARCH, argument("--suite", default="quick", help=", ".join(SUITES))),
     ),
 )  # fmt: skip

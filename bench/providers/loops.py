@@ -45,11 +45,6 @@ def formula(kind: str, x: Tensor, state: State, weights: Weights) -> State:
     return (torch.tanh(of_x + of_h) if kind == "tanh" else torch.relu(of_x + of_h),)
 
 
-def kind_of(case: Case) -> str:
-    """Of `formula`"""
-    return case.nonlinearity if case.cell == "rnn" else case.cell
-
-
 def over_steps(cell: Cell, x: Tensor, state: State) -> tuple[Tensor, State]:
     """A cell's h of every step, and its last state."""
     states = []
@@ -92,25 +87,21 @@ class Loop(Provider):
         if case.models > 1:
             return of_formulas(case, inputs, by_formula(case))
         leaves = {"x": leaf(inputs["x"])} | state_leaves(inputs)
+        kind = getattr(torch.nn, f"{MODULES[case.cell]}Cell")
+        options: dict[str, Any] = {"nonlinearity": case.nonlinearity} if case.cell == "rnn" else {}
         cells = []
         for names in weight_names(case):
-            cell = self._cell(case, inputs[names[0]])
+            w_ih = inputs[names[0]]
+            cell = kind(w_ih.shape[1], case.H, device=w_ih.device, dtype=w_ih.dtype, **options)
             load(cell, {kind: inputs[name] for kind, name in zip(KINDS, names)})
             leaves |= {name: getattr(cell, kind) for kind, name in zip(KINDS, names)}
             cells.append(cell)
 
         def recurrence(k: int, x: Tensor, state: State) -> tuple[Tensor, State]:
-            cell = cells[k]
-            if case.cell == "lstm":
-                return over_steps(cell, x, state)
-            return over_steps(lambda x_t, state: (cell(x_t, state[0]),), x, state)
+            step = cells[k] if case.cell == "lstm" else lambda x_t, state: (cells[k](x_t, state[0]),)
+            return over_steps(step, x, state)
 
         return _looped(case, leaves, cotangents_of(inputs), recurrence, cells)
-
-    def _cell(self, case: Case, w_ih: Tensor) -> torch.nn.Module:
-        options: dict[str, Any] = {"nonlinearity": case.nonlinearity} if case.cell == "rnn" else {}
-        cell = getattr(torch.nn, f"{MODULES[case.cell]}Cell")
-        return cell(w_ih.shape[1], case.H, device=w_ih.device, dtype=w_ih.dtype, **options)
 
 
 Steps = Callable[[Tensor, State, Weights], tuple[Tensor, State]]
@@ -118,10 +109,8 @@ Steps = Callable[[Tensor, State, Weights], tuple[Tensor, State]]
 
 def by_formula(case: Case) -> Steps:
     """All steps of one recurrence, by the formula of the case's cell"""
-    kind = kind_of(case)
-    return lambda x, state, weights: over_steps(
-        lambda x_t, state: formula(kind, x_t, state, weights), x, state
-    )
+    kind = case.nonlinearity if case.cell == "rnn" else case.cell
+    return lambda x, state, weights: over_steps(lambda x_t, state: formula(kind, x_t, state, weights), x, state)
 
 
 def of_formulas(case: Case, inputs: dict[str, Tensor], steps: Steps) -> Session:
@@ -131,13 +120,9 @@ def of_formulas(case: Case, inputs: dict[str, Tensor], steps: Steps) -> Session:
     return _looped(case, leaves, cotangents_of(inputs), lambda k, x, state: steps(x, state, weights[k]))
 
 
-def _looped(
-    case: Case, leaves: dict[str, Tensor], cotangents: list[Tensor], recurrence: Any, modules: Any = ()
-) -> Differentiated:
+def _looped(case: Case, leaves: dict[str, Tensor], cotangents: Any, recurrence: Any, modules: Any = ()) -> Differentiated:
     states = tuple(leaves[name] for name in ("h0", "c0") if name in leaves)
-    return Differentiated(
-        lambda: over_layers(case, recurrence, leaves["x"], states), leaves, cotangents, modules, case.precision
-    )
+    return Differentiated(lambda: over_layers(case, recurrence, leaves["x"], states), leaves, cotangents, modules, case.precision)
 
 
 class Compiled(Loop):

@@ -159,8 +159,7 @@ class _FlashRNN(Layerwise):
     def recurrence(self, k: int, x: Tensor, state: loops.State) -> tuple[Tensor, loops.State]:
         w, H = self.weights[k], self.case.H
         Wx = self.projected(x, w["W"], None, batch_first=False).unflatten(3, (-1, H)).transpose(2, 3)
-        R = w["R"].unflatten(1, (-1, H)).transpose(0, 1)
-        b = w["b"].unflatten(1, (-1, H)).transpose(0, 1)
+        R, b = (w[name].unflatten(1, (-1, H)).transpose(0, 1) for name in ("R", "b"))
         before = torch.stack([s.transpose(0, 1) for s in state]).unsqueeze(1)
         every, last = self.function(Wx, R, b, states=before, config=self.config)
         return every[0].permute(2, 0, 1, 3), tuple(s[0].transpose(0, 1) for s in last)
@@ -241,10 +240,8 @@ class FlagGems(Provider):
     def unsupported(self, case: Case) -> str:
         if case.cell != "rnn":
             return f"FlagGems has no {case.cell} with a backward pass"
-        if case.layers * case.directions > 1:
-            return "FlagGems runs one layer in one direction"
-        if case.models > 1:
-            return "FlagGems runs one model a call"
+        if case.layers * case.directions * case.models > 1:
+            return "FlagGems runs one layer in one direction of one model"
         return "" if case.lengths == "full" else "FlagGems takes padded tensors"
 
     def set_up(self, case: Case, inputs: dict[str, Tensor]) -> Session:
@@ -273,8 +270,7 @@ class _FlagGems(Differentiated):
     def gradients(self, y: Tensor, states: tuple[Tensor, ...]) -> dict[str, Tensor]:
         for parameter in self.parameters.values():
             parameter.grad = None
-        found = super().gradients(y, states)
-        return found | {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+        return super().gradients(y, states) | {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
 
 
 class TorchRL(Provider):

@@ -24,12 +24,6 @@ _MEASURING = (  # the files of bench that a time depends on
     "cases/inputs.py", "instruments/timing.py", "measure/check.py", "measure/run.py", "providers/*.py",
 )  # fmt: skip
 
-CLOCKS = {  # name in a record -> name that nvidia-smi takes
-    "sm_mhz": "clocks.sm", "sm_max_mhz": "clocks.max.sm", "memory_mhz": "clocks.mem", "power_w": "power.draw",
-    "power_limit_w": "power.limit", "temperature_c": "temperature.gpu",
-}  # fmt: skip
-
-
 def root() -> Path:
     """The checkout that holds bench/, or the folder that holds the installed package."""
     return Path(__file__).resolve().parents[2]
@@ -66,19 +60,17 @@ def describe(device: torch.device) -> dict[str, Any]:
     changed = _output(*git, "status", "--porcelain", "--untracked-files=no") if commit else None
     out: dict[str, Any] = {
         "commit": commit or os.environ.get(COMMIT) or None, "dirty": None if changed is None else bool(changed), "source": source(),
-        "device": f"CPU ({platform.machine()})", "capability": None, "hardware": None, "driver": None, "clocks": {},
+        "device": f"CPU ({platform.machine()})", "capability": None, "hardware": None, "driver": None,
         "torch": torch.__version__, "triton": triton.__version__, "cudnn": None, "cuda": torch.version.cuda,
         "python": platform.python_version(),
     }  # fmt: skip
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
-        fields = CLOCKS | {"driver": "driver_version"}
-        line = _output("nvidia-smi", f"--query-gpu={','.join(fields.values())}", "--format=csv,noheader,nounits", "-i", smi_name(device))
-        values = dict(zip(fields, (part.strip() for part in line.splitlines()[0].split(",")))) if line else {}
+        driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "-i", smi_name(device))
         out |= {
             "device": torch.cuda.get_device_name(device), "capability": 10 * major + minor,
-            "hardware": dataclasses.asdict(hardware.of(device)), "driver": values.get("driver"),
-            "clocks": {name: _number(values[name]) for name in CLOCKS if name in values}, "cudnn": torch.backends.cudnn.version(),
+            "hardware": dataclasses.asdict(hardware.of(device)), "driver": driver.splitlines()[0].strip() if driver else None,
+            "cudnn": torch.backends.cudnn.version(),
         }  # fmt: skip
     return out
 
@@ -87,13 +79,6 @@ def smi_name(device: torch.device) -> str:
     """The device as nvidia-smi knows it, whatever CUDA_VISIBLE_DEVICES hides"""
     uuid = str(torch.cuda.get_device_properties(device).uuid)
     return uuid if uuid.startswith("GPU-") else f"GPU-{uuid}"
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:  # "[N/A]"
-        return None
 
 
 def _output(*command: str) -> str | None:

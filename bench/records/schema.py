@@ -158,7 +158,6 @@ class Environment:
     capability: Size | None
     hardware: Hardware | None
     driver: str | None
-    clocks: dict[str, float | None]  # when the run began
     torch: str
     triton: str
     cudnn: Count | None
@@ -203,15 +202,24 @@ class Compiled:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Timing:
-    """One (case, provider, pass) on a GPU"""
-
-    case: str
-    shape: Shape  # type: ignore[valid-type]
-    pass_: Literal["fwd", "train"]
-    provider: str
+class Judged:
     status: Status = "ok"
     message: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfCase(Judged):
+    case: str
+    shape: Shape  # type: ignore[valid-type]
+    errors: dict[str, Error] = empty(dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing(OfCase):
+    """One (case, provider, pass) on a GPU"""
+
+    pass_: Literal["fwd", "train"]
+    provider: str
     version: str | None = None  # of the provider's package, where it is not torch's
     device_us: Samples = empty(sampled)  # per call: eager
     graph_us: Samples = empty(sampled)  # replayed
@@ -221,7 +229,6 @@ class Timing:
     short_T: Size | None = None
     short_us: Samples = empty(sampled)  # the same problem over short_T steps, for the slope
     peak_bytes: Count | None = None
-    errors: dict[str, Error] = empty(dict)
     plan: Plan | None = None
     kernels: list[Kernel] = empty(list)  # by the profiler, longest first
     floor_us_per_step: Time | None = None  # an estimate
@@ -232,32 +239,22 @@ class Timing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check:
+class Check(OfCase):
     """One (case, provider) against the fp64 reference"""
 
-    case: str
-    shape: Shape  # type: ignore[valid-type]
     provider: str = OURS
     implementation: str = "none"
-    status: Status = "ok"
-    message: str = ""
-    errors: dict[str, Error] = empty(dict)
     choices: Scalars = empty(dict)  # what rnn_triton.overriding was given
     plan: Plan | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exchange:
+class Exchange(OfCase):
     """One recurrence alone, without GEMMs after it"""
 
-    case: str
-    shape: Shape  # type: ignore[valid-type]
     direction: Literal["forward", "backward"]
     choices: Scalars = empty(dict)
     plan: Scalars | None = None
-    status: Status = "ok"
-    message: str = ""
-    errors: dict[str, Error] = empty(dict)
     device_us: Samples = empty(sampled)
     short_T: Size | None = None
     short_us: Samples = empty(sampled)  # as of a timing
@@ -265,26 +262,22 @@ class Exchange:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Behaviour:
+class Behaviour(Judged):
     """One fault of a launch that must be seen"""
 
     name: str
     case: str
     choices: Scalars = empty(dict)
-    status: Status = "ok"
-    message: str = ""
     seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Resources:
+class Resources(Judged):
     """One compiled plan"""
 
     problem: Problem
     plan: Scalars
     resources: dict[str, Any] = empty(dict)
-    status: Status = "ok"
-    message: str = ""
     floor_us_per_step: Time | None  # an estimate
     practical_us_per_step: Time | None  # an estimate
 

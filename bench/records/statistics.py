@@ -8,20 +8,14 @@ from statistics import NormalDist
 
 import numpy as np
 
-LEVEL = 0.95
-BAND = 0.02
-RATE = 0.05
-DRAWS = 2000
-SEED = 20240229
+LEVEL, BAND, RATE = 0.95, 0.02, 0.05
+DRAWS, SEED = 2000, 20240229
 
 
 def interval(
-    a: Sequence[np.ndarray],
-    b: Sequence[np.ndarray],
-    band: float = BAND,
-    seed: int = SEED,
+    a: Sequence[np.ndarray], b: Sequence[np.ndarray], band: float = BAND, seed: int = SEED,
     clocks: tuple[float, float] = (1.0, 1.0),
-) -> tuple[float, float, float]:
+) -> tuple[float, float, float]:  # fmt: skip
     """(low, high, p) of median(b) / median(a); each side is the samples of its runs.
 
     p: how likely a ratio as far from the band, to either side, is where the true one lies at its end; 1 within the band, which

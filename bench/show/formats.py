@@ -37,10 +37,8 @@ def markdown(headings: Sequence[str], body: Iterable[Sequence[str]]) -> str:
     """A table of GitHub's Markdown"""
 
     def line(cells: Iterable[str]) -> str:
-        escaped = (
-            " ".join(cell.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").split()) for cell in cells
-        )
-        return f"| {' | '.join(escaped)} |"
+        escaped = (cell.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;") for cell in cells)
+        return f"| {' | '.join(' '.join(cell.split()) for cell in escaped)} |"
 
     return "\n".join([line(headings), f"|{'---|' * len(headings)}", *map(line, body)]) + "\n"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..cases.case import choose
-from ..command import Answer, Command, records_argument, records_of
+from ..command import RECORDS, Answer, Command, argument, records_of
 from ..records.rows import rows
 from . import figures, report, style, tables
 
@@ -40,18 +40,12 @@ def _figures(given: argparse.Namespace, out: Path, deadline: float) -> Answer:
     return make_figures(records_of(given, out), out, names), []
 
 
-def _figures_arguments(to: argparse.ArgumentParser) -> None:
-    records_argument(to)
-    to.add_argument("--only", help=", ".join(figures.FIGURES))
-
-
 def _report(given: argparse.Namespace, out: Path, deadline: float) -> Answer:
     return make_report(records_of(given, out), out), []
 
 
+_ONLY = argument("--only", help=", ".join(figures.FIGURES))
 COMMANDS = (
-    Command("figures", "draw figures of records: PNG, SVG and PDF", _figures_arguments, _figures),
-    Command(
-        "report", "one HTML page of records, with tables as Markdown, LaTeX and CSV beside it", records_argument, _report
-    ),
+    Command("figures", "draw figures of records: PNG, SVG and PDF", _figures, (RECORDS, _ONLY)),
+    Command("report", "one HTML page of records, with tables as Markdown, LaTeX and CSV beside it", _report, (RECORDS,)),
 )

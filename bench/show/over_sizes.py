@@ -73,6 +73,9 @@ def _step_quantiles(row: Row) -> list[float] | None:
 
 def memory(rows: Sequence[Row]) -> Iterator[Page]:
     """Peak memory of a call over T and H, every provider"""
+    def mebibytes(row: Row) -> float | None:
+        return (row.peak_bytes or 0) / 2**20 or None
+
     index = indexed(rows)
     for axis in ("T", "H"):
         sweep = middle_sweep([row for row in rows if row.peak_bytes], axis)
@@ -80,16 +83,12 @@ def memory(rows: Sequence[Row]) -> Iterator[Page]:
             continue
         lines: list[Line] = []
         for pass_ in passes_of(rows):
-            panels = [("" if lines else kind, _providers(index, sweep, kind, pass_, _mebibytes)) for kind in kinds(rows)]
+            panels = [("" if lines else kind, _providers(index, sweep, kind, pass_, mebibytes)) for kind in kinds(rows)]
             lines.append(Line(f"{PASS_TITLES[pass_]}\npeak memory, MiB", panels))
         figure, legend = draw_lines(lines, [(sweep.label, sweep.values)] * len(kinds(rows)))
         title = f"Peak memory over {sweep.label}: {sweep.title}"
         note = "The most a call allocated beyond what was allocated before it, its results included."
         yield Page(f"memory-over-{axis}", title, note, caption(rows), figure, legend)
-
-
-def _mebibytes(row: Row) -> float | None:
-    return (row.peak_bytes or 0) / 2**20 or None
 
 
 def accuracy(rows: Sequence[Row]) -> Iterator[Page]:

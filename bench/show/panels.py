@@ -59,21 +59,16 @@ def drawable(line: Line) -> bool:
 def point_of(row: Row | None, x: float, value: Callable[[Row], float | Sequence[float] | None]) -> Point:
     """value(row): one number or (p20, median, p80)"""
     found = value(row) if row is not None and row.status == "ok" else None
-    if found is None:
-        return Point(x, None)
-    if isinstance(found, (int, float)):
-        return Point(x, float(found))
+    if found is None or isinstance(found, (int, float)):
+        return Point(x, found)
     return Point(x, found[1], found[0], found[2])
 
 
-def draw_lines(
-    lines: Sequence[Line], axes: Sequence[tuple[str, Sequence[float]]], width: float = 2.9
-) -> tuple[Any, dict[str, Any]]:
+def draw_lines(lines: Sequence[Line], axes: Sequence[tuple[str, Sequence[float]]]) -> tuple[Any, dict[str, Any]]:
     """(figure, what its legend shows) of a grid of panels; `axes`: the label and the values below each column."""
-    heights = [1.25 if line.percent else 2.3 for line in lines]
-    figure, panels = style.panels(
-        len(lines), len(axes), width, sum(heights) / len(heights), gridspec_kw={"height_ratios": heights}
-    )
+    width, heights = 2.9, [1.25 if line.percent else 2.3 for line in lines]
+    how = {"gridspec_kw": {"height_ratios": heights}}
+    figure, panels = style.panels(len(lines), len(axes), width, sum(heights) / len(heights), **how)
     legend: dict[str, Any] = {}
     for line, across in zip(lines, panels):
         numbers = [line.level[0]] if line.level else []

@@ -38,13 +38,9 @@ class Section:
 
 
 def html(
-    rows: Sequence[Row],
-    training: Sequence[dict[str, Any]],
-    resources: Sequence[dict[str, Any]],
-    out: Path,
-    sections: Sequence[str] = (),
-    names: Sequence[str] | None = None,
-) -> Path:
+    rows: Sequence[Row], training: Sequence[dict[str, Any]], resources: Sequence[dict[str, Any]], out: Path,
+    sections: Sequence[str] = (), names: Sequence[str] | None = None,
+) -> Path:  # fmt: skip
     """Write out/report.html and the figures beside it; returns its path.
 
     `training` and `resources`: records of these kinds. `sections`: further text, each a title, a newline and lines to show
@@ -81,10 +77,10 @@ def _measured(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
         return [("", [words + "computed, compiled or trained without timing a GPU."])]
     found = []
     for device, here in rows_in_words.by_device(rows).items():
+        cases, providers, timed = len({r.case for r in here}), len({r.provider for r in here}), sum(r.us is not None for r in here)
         count = (
-            f"{len(here)} records of {len({row.case for row in here})} cases, {len({row.provider for row in here})} providers; "
-            f"{sum(row.us is not None for row in here)} with a time. Every result was compared with an fp64 reference before it "
-            "was timed; one that misses its tolerance is listed as wrong and has no time."
+            f"{len(here)} records of {cases} cases, {providers} providers; {timed} with a time. Every result was compared with an fp64 "
+            "reference before it was timed; one that misses its tolerance is listed as wrong and has no time."
         )
         found.append((device, [rows_in_words.caption(here), count]))
     return found

@@ -51,13 +51,11 @@ def suites_of(names: Iterable[str]) -> dict[str, set[str]]:
 def by_suite(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """The rows of each suite touched, in the order of SUITES, then OTHER; within one, as the suite lists its cases."""
     position = {(s, c.name): i for s, members in SUITES.items() for i, c in enumerate(members)}
-    return {
-        suite: sorted(
-            (row for row in rows if row.case in members),
-            key=lambda r: (position.get((suite, r.case), 0), r.case, PASSES.index(r.pass_)),
-        )
-        for suite, members in suites_of(row.case for row in rows).items()
-    }
+    found = {}
+    for suite, members in suites_of(row.case for row in rows).items():
+        order = [row for row in rows if row.case in members]
+        found[suite] = sorted(order, key=lambda r: (position.get((suite, r.case), 0), r.case, PASSES.index(r.pass_)))
+    return found
 
 
 def caption(rows: Iterable[Row]) -> str:

@@ -7,6 +7,7 @@ hatch of its own for every series.  Equal figures give equal files.  matplotlib 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -46,13 +47,9 @@ FLOOR: Style = {"color": "#595959", "marker": "", "linestyle": ":", "linewidth":
 TOLERANCE: Style = {"color": "#000000", "marker": "_", "markersize": 9, "linestyle": (0, (1, 2)), "linewidth": 1.2}
 
 _RC: dict[Any, Any] = {
-    "svg.hashsalt": "rnn_triton",
-    "hatch.linewidth": 0.5,
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "legend.fontsize": 8,
+    "svg.hashsalt": "rnn_triton", "hatch.linewidth": 0.5, "font.size": 9, "axes.titlesize": 9, "legend.fontsize": 8,
     "text.parse_math": False,  # a name in a record may hold dollar signs
-}
+}  # fmt: skip
 
 
 class MissingMatplotlib(RuntimeError):
@@ -75,10 +72,8 @@ def context() -> Iterator[None]:
 def providers(names: Iterable[str]) -> dict[str, Style]:
     """A style for each of the names, ours and cuDNN first, the others by name; all different for up to nine."""
     present = set(names)
-    others = sorted(present - set(PROVIDERS))
-    return {name: style for name, style in PROVIDERS.items() if name in present} | {
-        name: _OTHERS[i % len(_OTHERS)] for i, name in enumerate(others)
-    }
+    known = {name: style for name, style in PROVIDERS.items() if name in present}
+    return known | dict(zip(sorted(present - set(PROVIDERS)), itertools.cycle(_OTHERS)))
 
 
 def panels(lines: int, columns: int, width: float, height: float, **how: Any) -> tuple[Any, Any]:
@@ -148,6 +143,8 @@ def value_ticks(axis: Any, values: Sequence[float], inches: float) -> None:
 def log_ticks(axis: Any, values: Iterable[float], room: float = 0.12, across: bool = False) -> None:
     """A log axis, vertical or horizontal (`across`), that holds `values` with `room` (of its span) at either end, and at
     least 2 ticks at round numbers, as far apart as their labels need."""
+    from matplotlib.ticker import NullLocator
+
     values = list(values)
     low, high = min(values), max(values)
     span = max(math.log10(high / low), 0.3)
@@ -166,14 +163,8 @@ def log_ticks(axis: Any, values: Iterable[float], room: float = 0.12, across: bo
     one = "x" if across else "y"
     axis.set(**{f"{one}scale": "log", f"{one}lim": (low, high)})
     (axis.set_xticks if across else axis.set_yticks)(found, [f"{value:g}" for value in found])
-    (axis.xaxis if across else axis.yaxis).set_minor_locator(_none())
+    (axis.xaxis if across else axis.yaxis).set_minor_locator(NullLocator())
     axis.grid(axis="y", color="#dddddd", linewidth=0.5)
-
-
-def _none() -> Any:
-    from matplotlib.ticker import NullLocator
-
-    return NullLocator()
 
 
 def say(axis: Any, text: str, height: float = 0.5) -> None:

@@ -70,13 +70,9 @@ def sweeps(rows: Iterable[Row], axis: str) -> list[Sweep]:
         if count >= 2 and several:
             values = tuple(sorted({value for _, value in names}))
             candidates.append(((count >= 3, count, len(measured)), Sweep(axis, dict(key), values, names)))
-    if not candidates:
-        return []
-    most = max(score for score, _ in candidates)
+    most = max((score for score, _ in candidates), default=None)
     best = sorted((sweep for score, sweep in candidates if score == most), key=lambda s: order_of(s.held))
-    if len(best) > MOST_SWEEPS:
-        best = [best[0], best[len(best) // 2], best[-1]]
-    return best
+    return best if len(best) <= MOST_SWEEPS else [best[0], best[len(best) // 2], best[-1]]
 
 
 def order_of(held: dict[str, Any]) -> list[tuple[bool, float, str]]:

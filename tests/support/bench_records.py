@@ -12,7 +12,7 @@ ENVIRONMENT = {
         "name": "Test GPU", "capability": 90, "sms": 132, "shared_bytes": 232448, "registers": 65536,
         "l2_bytes": 52428800, "clock_ghz": 1.98, "cooperative": True,
     },
-    "driver": "1.2", "clocks": {"sm_mhz": 1980.0}, "torch": "2.11", "triton": "3.6.0", "cudnn": 91000,
+    "driver": "1.2", "torch": "2.11", "triton": "3.6.0", "cudnn": 91000,
     "cuda": "13.0", "python": "3.12",
 }  # fmt: skip
 DATE = "2026-01-02T03:04:05Z"
