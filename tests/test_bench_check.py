@@ -15,15 +15,14 @@ import torch
 import triton
 import triton.language as tl
 from stub_cuda import stub
-from support import bench_stubs
+from support import bench_dry, bench_stubs
 from triton.compiler import CompiledKernel
 from triton.runtime.jit import JITFunction
 
-from bench.__main__ import main
 from bench.cases import estimate, suites
 from bench.cases.case import DTYPES, case
 from bench.cases.inputs import tensors
-from bench.first_run import dry, items, listed, probes, tables
+from bench.first_run import items, listed, probes, tables
 from bench.first_run import run as first_run
 from bench.measure import check, compiling
 from bench.records import schema, store
@@ -48,42 +47,23 @@ def cpu_seconds():
 
 
 @pytest.mark.long
-def test_the_dry_run_does_every_sort_of_item_and_passes(tmp_path, capsys):
+def test_every_sort_of_item_runs_and_passes(tmp_path):
+    """By interpreter"""
     began = cpu_seconds()
-    assert main(["check", "--dry", "--out", str(tmp_path)]) == 0
+    settings = {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    how = {"function": bench_dry.perform, "settings": settings, "compiler": bench_stubs.nothing}
+    text, failures, found = done(tmp_path, *bench_dry.dry_items(), **how)
     assert cpu_seconds() - began < 60  # 20 s on a slow core; wall time is the other tests' too
-    found, problems = store.read([tmp_path / store.DRY_FILE])
-    assert problems == [] and {r["kind"] for r in found} == {"exchange", "check", "timing", "behaviour"}
-    assert {r["environment"]["device"] for r in found} == {"none (dry run)"}
-    status = {(r["kind"], r.get("name", r["case"]), r["status"]) for r in found if r["status"] != "ok"}
-    assert {s for _, _, s in status} == {"unsupported"}
-    assert {name for _, name, _ in status} == {"over_subscription_raises"}
+    assert failures == [] and {r["kind"] for r in found} == {"exchange", "check", "timing", "behaviour"}
+    assert {r["status"] for r in found} == {"ok"}
     ran = {r["plan"]["forward"]["regime"] for r in found if r["kind"] == "check"}
     assert ran == {"one_cta", "cta_group", "per_step"}
-    text = capsys.readouterr().out
-    assert text.count(":\n") == 5  # tables
-    assert "dry run" in text and "needs a GPU" in text and "not run" not in text
+    assert text.count(":\n") == 5 and "not run" not in text  # tables
 
 
-def test_the_sorts_of_items_are_the_same_dry_or_not():
-    sorts = [{(type(i), getattr(i, "of", None)) for i in f()} for f in (listed.items, listed.dry_items)]
+def test_a_sort_of_item_is_tried_of_each_that_is_listed():
+    sorts = [{type(i) for i in f()} for f in (listed.items, bench_dry.dry_items)]
     assert sorts[0] == sorts[1]
-
-
-def test_dry_has_cases_of_its_own(capsys):
-    assert main(["check", "--dry", "--suite", "check"]) == 2
-    assert "leave out --suite" in capsys.readouterr().err
-
-
-def test_without_the_cooperative_interpreter_grids_are_planned_only(tmp_path):
-    place = items.Place(torch.device("cpu"), dry, True)
-    with mock.patch.object(dry, "has_cooperative_interpreter", lambda: False):
-        with pytest.raises(items.NotHere, match="tests/cooperative"), place.choosing(SENTINEL):
-            pass
-        with place.choosing(()):
-            pass
-        table, failures, _ = done(tmp_path, bench_stubs.Item("a", "faults"), is_dry=True)
-    assert "planned and compiled only (tests/cooperative is not here)" in table and failures == []
 
 
 # ---- what a failure costs -------------------------------------------------------------------------------------------
@@ -92,7 +72,7 @@ def test_without_the_cooperative_interpreter_grids_are_planned_only(tmp_path):
 def done(tmp_path, *items, budget=600.0, **how):
     how.setdefault("function", bench_stubs.perform)
     table, failures = first_run.first_run(tmp_path, budget, todo=items, **how)
-    found, problems = store.read([tmp_path / (store.DRY_FILE if how.get("is_dry") else first_run.FILE)])
+    found, problems = store.read([tmp_path / first_run.FILE])
     assert problems == []
     return table, failures, found
 
@@ -200,7 +180,7 @@ class Fails(probes.Fault):
 
 @pytest.mark.parametrize("what, status", [("x", "wrong"), ("y", "unsupported"), ("w", "error"), ("none", "ok")])
 def test_what_is_raised_becomes_a_status(what, status):
-    (found,) = items.perform((Fails(TINY, ((what, 1),)), True))
+    (found,) = bench_dry.perform(Fails(TINY, ((what, 1),)))
     assert found["status"] == status
 
 
@@ -211,7 +191,7 @@ def test_a_stuck_launch_is_the_fault_of_its_own_item():
         raise rnn_triton.ExchangeError("group 0 got stuck")
 
     with mock.patch.object(rnn_triton, "synchronize", stuck):
-        (found,) = items.perform((Fails(TINY, (("x", 1),)), True))
+        (found,) = bench_dry.perform(Fails(TINY, (("x", 1),)))
     assert found["status"] == "error" and found["message"] == "group 0 got stuck bad"
 
 
@@ -222,7 +202,7 @@ def test_a_broken_context_ends_the_worker():
         raise RuntimeError("an illegal memory access was encountered")
 
     with mock.patch.object(rnn_triton, "synchronize", broken), pytest.raises(RuntimeError, match="bad: an illegal"):
-        items.perform((Fails(TINY, (("x", 1),)), True))
+        bench_dry.perform(Fails(TINY, (("x", 1),)))
 
 
 def test_rows_of_the_table():
@@ -253,7 +233,7 @@ def test_gradients_of_pre_activations_alone():
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_a_wrong_exchange_is_seen(direction):
     item = probes.Exchange(TINY, SENTINEL, direction)
-    (found,) = items.perform((item, True))
+    (found,) = bench_dry.perform(item)
     assert found["status"] == "ok" and found["device_us"]["samples"] and set(found["errors"]) <= {"y", "hn", "da"}
     exact = probes.alone
 
@@ -262,18 +242,18 @@ def test_a_wrong_exchange_is_seen(direction):
         return lambda: {name: 1.05 * value for name, value in call().items()}
 
     with mock.patch.object(probes, "alone", wrong):
-        (found,) = items.perform((item, True))
+        (found,) = bench_dry.perform(item)
     assert found["status"] == "wrong" and "relative error" in found["message"]
 
 
 @pytest.mark.interpret
 def test_a_stuck_launch_that_is_not_stuck_is_seen():
     item = probes.Fault(TINY, SENTINEL, of="stuck_launch_ends")
-    (found,) = items.perform((item, True))
+    (found,) = bench_dry.perform(item)
     assert found["status"] == "ok" and "next launch is right" in found["message"]
     whole = recurrence.Recurrence
     with mock.patch.object(recurrence, "Recurrence", lambda problem, p: whole(problem, replace(p, ctas=2))):
-        (found,) = items.perform((item, True))
+        (found,) = bench_dry.perform(item)
     assert found["status"] == "wrong" and "reported nothing" in found["message"]
 
 
@@ -287,7 +267,7 @@ def test_a_stuck_launch_that_is_not_stuck_is_seen():
 )
 def test_over_subscription_must_raise_what_it_should(error, outcome):
     item = probes.Fault(TINY, SENTINEL, of="over_subscription_raises")
-    place, found = items.Place(torch.device("cpu"), dry, False), item.blank()
+    place, found = items.Place(torch.device("cpu"), bench_dry), item.blank()
     with mock.patch.object(recurrence.Recurrence, "forward", mock.Mock(side_effect=error)):
         if isinstance(outcome, str):
             item.measure(place, found)

@@ -44,7 +44,7 @@ def test_training_is_forward_and_backward_and_gemms(name, part):
     assert train.floor_us > fwd.floor_us and train.practical_us > fwd.practical_us
     assert {f"forward {part}", f"backward {part}", "GEMM"} <= set(train.parts)
     forward, backward = estimate.problems(case)
-    parts = [latency.step(p, estimate.plan(p, H200), H200) for p in (forward, backward)]
+    parts = [latency.step(p, choose.plan(p, H200), H200) for p in (forward, backward)]
     assert train.practical_us == pytest.approx(sum(p.practical_us for p in parts) + estimate.gemms(forward, H200)[1])
     # the GEMMs may hide behind the recurrence: no less than both recurrences, no more than one after the other
     least = sum(p.floor_us for p in parts)

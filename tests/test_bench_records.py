@@ -16,7 +16,7 @@ from support.bench_records import ENVIRONMENT, timing
 from bench.cases import estimate as model
 from bench.cases import suites
 from bench.cases.case import case
-from bench.first_run import dry, items, listed
+from bench.first_run import items, listed
 from bench.measure.run import blank, model_estimate
 from bench.providers import ours as providers_ours
 from bench.providers import registry
@@ -94,7 +94,7 @@ def test_every_case_of_every_suite_can_be_recorded(suite, tmp_path):
 
 
 def test_every_item_of_the_first_run_can_be_recorded(tmp_path):
-    place = items.Place(CPU, dry, False)
+    place = items.Place(CPU)
     with store.Writer(tmp_path / "t.jsonl", "run-1", ENVIRONMENT) as writer:
         written = []
         for item in listed.items():

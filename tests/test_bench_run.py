@@ -13,7 +13,7 @@ from unittest import mock
 
 import pytest
 import torch
-from support import bench_stubs
+from support import bench_dry, bench_stubs
 from support.bench_records import ENVIRONMENT
 
 from bench.__main__ import main
@@ -22,7 +22,6 @@ from bench.cases import estimate, suites
 from bench.cases import inputs as cases_inputs
 from bench.command import seconds
 from bench.compiled import job as compiled_job
-from bench.first_run import dry
 from bench.instruments import timing
 from bench.instruments import worker as instruments_worker
 from bench.instruments.worker import Worker, WorkerError
@@ -170,7 +169,7 @@ def test_an_interrupt_is_one_line_and_its_own_status(tmp_path, monkeypatch, caps
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("arguments", [["check", "--suite", "check"], ["check", "--dry"]], ids=" ".join)
+@pytest.mark.parametrize("arguments", [["check", "--suite", "check"], ["resources", "--arch", "sm_80"]], ids=" ".join)
 def test_ctrl_c_ends_every_process_with_one_line(arguments, tmp_path):
     """A terminal sends SIGINT to all processes of a group"""
     command = [sys.executable, "-m", "bench", *arguments, "--out", str(tmp_path)]
@@ -418,7 +417,7 @@ def test_a_worker_tells_where_it_was():
 
 def measured(name, chosen, passes=cases.PASSES):
     """Records of a case on the CPU, by (provider, pass); times are a stub's."""
-    found = run.measure(cases.Job(suites.parse(name), passes, chosen), CPU, dry)
+    found = run.measure(cases.Job(suites.parse(name), passes, chosen), CPU, bench_dry)
     for fields in found:
         schema.validate(fields | {"schema": schema.SCHEMA, "kind": "timing", "run": "r", "date": "d", "environment": ENVIRONMENT})
     return {(r["provider"], r["pass"]): r for r in found}
@@ -493,7 +492,7 @@ class Fragile:
         self.who, self.told = who, []
 
     def __getattr__(self, name):
-        return getattr(dry, name)
+        return getattr(bench_dry, name)
 
     def synchronize(self):
         if self.told.count(self.who) == 2:  # the first time it was asked whether it is here
@@ -513,7 +512,7 @@ def test_a_broken_context_is_blamed_on_who_broke_it(monkeypatch):
 def test_every_step_taken_for_a_provider_is_told(monkeypatch):
     told = []
     monkeypatch.setattr(run, "at", told.append)
-    run.measure(cases.Job(suites.parse("h24-b3-t20-fp32"), ("fwd",), ("cudnn", "loop")), CPU, dry)
+    run.measure(cases.Job(suites.parse("h24-b3-t20-fp32"), ("fwd",), ("cudnn", "loop")), CPU, bench_dry)
     # here?, the reference, judged; kernels and memory; judged again; a graph
     expected = ["cudnn", "loop", run.NOBODY, "cudnn", "loop", "cudnn", "loop", "cudnn", "loop", "cudnn", "loop", None]
     assert told == expected
@@ -546,12 +545,6 @@ def test_what_is_compiling_when_the_time_is_up_is_ended():
     began = time.monotonic()
     assert list(instruments_worker.in_parallel(bench_stubs.misbehave, ["hang"] * 3, "testing", 2.0)) == []
     assert time.monotonic() - began < bench_stubs.HANG
-
-
-def test_dry_runs_are_nobodys_records(tmp_path):
-    (tmp_path / store.DRY_FILE).write_text("")
-    (tmp_path / "timing.jsonl").write_text("")
-    assert tmp_path / "timing.jsonl" in store.known(tmp_path) and tmp_path / store.DRY_FILE not in store.known(tmp_path)
 
 
 def test_a_provider_is_asked_in_a_process_of_its_own():

@@ -7,13 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from support import bench_dry
 from support.bench_gpu import CLOCK_GHZ, GPU, L2, Call
 from support.bench_mutants import FAULTS, changed
 
 from bench.cases import case as cases
 from bench.cases import inputs as cases_inputs
 from bench.cases import suites
-from bench.first_run import dry
 from bench.instruments import timing
 from bench.measure import run
 from bench.providers import interface, registry, sessions, torch_nn
@@ -135,22 +135,22 @@ def a_graph_is_the_call_warmed_up_beside_the_stream(m):
 
 
 class Clock:
-    """dry.py's, with graphs: a replay calls again what was captured, into the memory of its results, for all but `lost` of its
+    """bench_dry's, with graphs: a replay calls again what was captured, into the memory of its results, for all but `lost` of its
     tensors. device_us is 10 and a thousandth for each value of the results, and calls `meanwhile` when it has sampled."""
 
     def __init__(self, lost=(), meanwhile=lambda: None):
         self.lost, self.meanwhile, self.captured = lost, meanwhile, []
 
     def __getattr__(self, name):
-        return getattr(dry, name)
+        return getattr(bench_dry, name)
 
     def device_us(self, calls, flush, budget_s, announce=None):
-        found = dry.device_us(calls, flush, budget_s)
+        found = bench_dry.device_us(calls, flush, budget_s)
         self.meanwhile()
         return found
 
     def peak_bytes(self, call):
-        return dry._values(call())
+        return bench_dry._values(call())
 
     def capture(self, call):
         static = call()

@@ -8,6 +8,10 @@ from typing import Any
 
 import torch
 
+from rnn_triton.launch.dispatch import compile_ahead
+from rnn_triton.plan.choose import plan
+from rnn_triton.plan.problem import plan_fields
+
 from ..cases import estimate as model
 from ..command import ARCH, Command
 from ..instruments.worker import in_parallel
@@ -15,16 +19,13 @@ from ..records import environment
 from ..records.store import Writer
 from ..show import formats, tables
 from . import resources
+from .planned import planned
 
 FEW_H, FEW_ONE_CTA = 1024, 128  # what `make bench` compiles of the plans over a group of CTAs, and of one
 
 
 def compiled(item: tuple[Any, Any]) -> dict[str, Any]:
     """The fields of one resources record of a planned (Problem, Device)."""
-    from rnn_triton.launch.dispatch import compile_ahead
-    from rnn_triton.plan.choose import plan
-    from rnn_triton.plan.problem import plan_fields
-
     problem, device = item
     chosen = plan(problem, device)
     estimate = model.step(problem, chosen, device)
@@ -43,30 +44,21 @@ def distinct_plans(arch: str, few: bool = False) -> list[tuple[Any, Any]]:
     """One planned (Problem, Device) for each different kernel of an architecture; fp16's are bf16's.
 
     `few`: one for each direction and sort of product, over a group of CTAs of H = FEW_H and in one CTA of H = FEW_ONE_CTA."""
-    from rnn_triton.plan.choose import plan
-
-    from .planned import planned
-
     architectures = sorted({f"sm_{device.capability}" for _, device in planned()})
     if arch not in architectures:
         raise ValueError(f"no plan is listed for {arch!r}; known: {', '.join(architectures)}")
     chosen: dict[Any, tuple[Any, Any]] = {}
     for problem, device in planned():
-        if f"sm_{device.capability}" == arch:
-            found: Any = plan(problem, device)
-            key: tuple[Any, ...] = (problem.direction, dataclasses.replace(found, reason="", accuracy=""))
-            if few and found.regime == "one_cta":
-                if problem.H != FEW_ONE_CTA or problem.I in (8, 1000):
-                    continue
-                key = found.regime, problem.direction, found.formulation, found.precision
-            if found.regime == "cta_group":
-                if few and problem.H != FEW_H:
-                    continue
-                key = problem.direction, dataclasses.replace(found, reason="", accuracy="", groups=0), problem.H
-                key += (problem.I if found.w_ih_home not in ("gemm", "none") else 0,)
-                if few:
-                    key = found.regime, problem.direction, found.formulation, found.precision
-            chosen.setdefault(key, (problem, device))
+        if f"sm_{device.capability}" != arch:
+            continue
+        found: Any = plan(problem, device)
+        group = found.regime == "cta_group"
+        if few and (problem.H != (FEW_H if group else FEW_ONE_CTA) or (not group and problem.I in (8, 1000))):
+            continue
+        alike = dataclasses.replace(found, reason="", accuracy="", **({"groups": 0} if group else {}))
+        sizes = (problem.H, problem.I if found.w_ih_home not in ("gemm", "none") else 0) if group else ()
+        key = (found.regime, found.formulation, found.precision) if few else (alike, *sizes)
+        chosen.setdefault((problem.direction, key), (problem, device))
     return list(chosen.values())
 
 
@@ -84,10 +76,7 @@ def run_resources(arch: str, out: Path, few: bool = False) -> tuple[str, list[st
             if record["status"] != "ok" or spilled:
                 failures.append(f"resources: {items[i][0]}: {record['message'] or f'{spilled} spill instructions'}")
     table = formats.text(tables.RESOURCE_HEADINGS, tables.resource_rows(found[i] for i in sorted(found)))
-    return (
-        f"compiled for {arch}, counts of one warp and one step (*: estimates, nothing was timed):\n{table}",
-        failures,
-    )
+    return f"compiled for {arch}, counts of one warp and one step (*: estimates, nothing was timed):\n{table}", failures
 
 
 _HELP = "what every planned kernel uses, compiled ahead of time; needs no GPU"

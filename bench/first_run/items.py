@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
@@ -23,7 +22,6 @@ from ..instruments.worker import in_words
 from ..measure import run
 from ..measure.compiling import Call, Choices, named
 from ..records import schema
-from . import dry
 
 Fields = dict[str, Any]
 SECONDS = 0.2  # of measuring a call
@@ -39,11 +37,10 @@ class NotHere(Exception):
 
 @dataclass(frozen=True)
 class Place:
-    """Where items run: the GPU, timed by events, or (dry) the interpreter, timed by nothing."""
+    """Where items run, and the functions of timing.py"""
 
     device: torch.device
-    clock: ModuleType
-    is_dry: bool
+    clock: Any = timing
 
     @property
     def record(self) -> hardware.Device:
@@ -51,16 +48,12 @@ class Place:
 
     @property
     def name(self) -> str:
-        return "the interpreter" if self.is_dry else torch.cuda.get_device_name(self.device)
+        return torch.cuda.get_device_name(self.device)
 
     @contextlib.contextmanager
-    def choosing(self, choices: Choices, **interpreter: Any) -> Iterator[None]:
-        """Plans have these values; in the interpreter, the programs of a group run side by side."""
-        group = dict(choices).get("regime") == "cta_group"
-        if self.is_dry and group and not dry.has_cooperative_interpreter():
-            raise NotHere("planned and compiled only: running it needs tests/cooperative, of a checkout")
-        beside = dry.all_programs_alive(**interpreter) if self.is_dry and group else contextlib.nullcontext()
-        with rnn_triton.overriding(**dict(choices)), beside:
+    def choosing(self, choices: Choices) -> Iterator[None]:
+        """Plans have these values."""
+        with rnn_triton.overriding(**dict(choices)):
             yield
 
     def plan(self, problem: Any) -> Any:
@@ -108,11 +101,10 @@ class Item:
         raise NotImplementedError
 
 
-def perform(order: tuple[Item, bool]) -> list[Fields]:
-    """The records of an item, in a worker; `order`: the item, and whether it is to run dry."""
-    item, is_dry = order
-    device = torch.device("cpu") if is_dry else torch.device("cuda", torch.cuda.current_device())
-    place, records = Place(device, dry if is_dry else timing, is_dry), item.blank()
+def perform(item: Item, place: Place | None = None) -> list[Fields]:
+    """The records of an item, in a worker"""
+    place = place or Place(torch.device("cuda", torch.cuda.current_device()))
+    records = item.blank()
     try:
         item.measure(place, records)
     except NotHere as why:

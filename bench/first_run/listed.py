@@ -79,15 +79,3 @@ def items() -> list[Item]:
         ),
         *(Fault(parse(name), choices, of) for name, choices, of in FAULTS),
     ]
-
-
-def dry_items() -> list[Item]:
-    """By interpreter: an item of every sort, tiny"""
-    tiny, odd, one = (parse(name) for name in ("h24-i8-b3-t4-bf16", "h20-i5-b9-t3-fp32", "h16-i8-b3-t3-bf16"))
-    sentinel, counter = (*SENTINEL, ("warps", 4)), (*COUNTER, ("warps", 4))
-    return [
-        Exchange(tiny, sentinel), Exchange(tiny, counter, "backward"), Exchange(one), Exchange(one, STEPS, "backward"),
-        Equivalence(tiny, counter), Equivalence(odd, sentinel), Equivalence(one, STEPS), Equivalence(one),
-        Speed(one.at(4)), Switch(tiny, (*sentinel, *SETTINGS[1].items())),
-        Fault(tiny, sentinel, "stuck_launch_ends"), Fault(tiny, sentinel, "over_subscription_raises"),
-    ]  # fmt: skip

@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
-from unittest import mock
 
 import torch
 
 import rnn_triton
 from rnn_triton.cells.elman import ELMAN
-from rnn_triton.launch import dispatch, operands, recurrence
+from rnn_triton.launch import dispatch, recurrence
 from rnn_triton.op import on_cpu
 from rnn_triton.plan import latency
 from rnn_triton.plan.problem import plan_fields
@@ -179,8 +178,6 @@ class Fault(Item):
 
     def over_subscription_raises(self, place: Place) -> str:
         """More CTAs than can be on the device at once: the launch raises and the one after it works."""
-        if place.is_dry:
-            raise NotHere("needs a GPU")
         with place.choosing(self.choices):
             plan = place.plan(estimate.problems(self.case)[0])
         groups = 32 * place.record.sms // plan.ctas + 1  # an SM holds 32 CTAs at most, be they as small as they are
@@ -200,9 +197,7 @@ class Fault(Item):
     def stuck_launch_ends(self, place: Place) -> str:
         """A group that lacks a CTA gives up: ExchangeError soon, NaN from the failing step on, the next launch right."""
         case, problem = self.case, estimate.problems(self.case)[0]
-        limit = 64 if place.is_dry else operands.SPIN_LIMIT
-        interpreter = dict(max_idle=20 * limit) if place.is_dry else {}
-        with place.choosing(self.choices, **interpreter), mock.patch.object(operands, "SPIN_LIMIT", limit):
+        with place.choosing(self.choices):
             plan = place.plan(problem)
             if plan.ctas < 2 or plan.protocol != "sentinel":
                 raise NotHere("needs a plan of several CTAs that exchange by sentinel")
@@ -225,7 +220,7 @@ class Fault(Item):
             raise Wrong(f"the step before: {first.message}")
         if not (y[1:].isnan().all() and hn[:, :there].isnan().all()):
             raise Wrong("outputs after the failing step are not all NaN")
-        if seconds > 20 and not place.is_dry:
+        if seconds > 20:
             raise Wrong(f"it took {seconds:.0f} s")
         self.still_right(place)
         return f"ended after {seconds:.1f} s; the next launch is right"

@@ -11,7 +11,6 @@ from ..records.rows import rows
 from ..records.schema import is_switched
 from ..records.store import read
 from ..show import formats, tables
-from . import dry
 from .items import Item
 from .listed import SETTINGS
 
@@ -20,29 +19,22 @@ SWITCH_HEADINGS = ("case", "direction", "loads of x", "turns a look", "cycles of
 FAULT_HEADINGS = ("what", "case", "seconds", "verdict")
 
 
-def table_of(path: Path, left: Sequence[Item], is_dry: bool) -> str:
+def table_of(path: Path, left: Sequence[Item]) -> str:
     found, _ = read([path])
     by_kind: dict[str, list[dict[str, Any]]] = {}
     for record in found:
         by_kind.setdefault(record["kind"], []).append(record)
     exchanges = by_kind.get("exchange", [])
-    timed = formats.text(tables.HEADINGS, tables.timing_rows(rows(found)))
     parts = {
         "exchange protocols and regimes, a recurrence alone": formats.text(
             EXCHANGE_HEADINGS, exchange_rows(r for r in exchanges if not is_switched(r))
         ),
         "y, hn and all gradients against fp64": _equivalence_table(by_kind.get("check", [])),
-        "rnn_triton against torch.nn.RNN on cuDNN": "a stub's times are not shown" if is_dry else timed,
+        "rnn_triton against torch.nn.RNN on cuDNN": formats.text(tables.HEADINGS, tables.timing_rows(rows(found))),
         "settings of the group kernel, side by side": formats.text(SWITCH_HEADINGS, switch_rows(filter(is_switched, exchanges))),
         "what must fail, and does": formats.text(FAULT_HEADINGS, fault_rows(by_kind.get("behaviour", []))),
     }
-    if is_dry:
-        where = "Triton's interpreter, all programs of a launch alive"
-        if not dry.has_cooperative_interpreter():
-            where = "Triton's interpreter; groups of CTAs are planned and compiled only (tests/cooperative is not here)"
-        intro = f"dry run by {where}. Times are a stub's: they mean nothing."
-    else:
-        intro = f"on {found[0]['environment']['device']}" if found else "nothing was run"
+    intro = f"on {found[0]['environment']['device']}" if found else "nothing was run"
     lines = [intro, *(f"\n{title}:\n{table}" for title, table in parts.items())]
     if left:
         lines.append(f"\nnot run, for the time was up: {', '.join(f'{item.section}: {item.name}' for item in left)}")

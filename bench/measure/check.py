@@ -1,37 +1,11 @@
 """The correctness gate: y, hn and every gradient of a provider against an fp64 reference, with a derived tolerance.
 
-The tolerance knows the case, never the provider. Let u bound the relative rounding of the case's dtype and precision:
-2^-8 bf16, 2^-11 fp16 (storage); 2^-10 tf32 (operands cut to 10 bits); 2^-24 sqrt(K) ieee fp32, K the longest sum.
-
-    A step adds at most u of relative error to the state and hands on what it got with gain g < 1: the error of y
-    settles at u / (1 - g) however long the sequence. Weights being U(-1/sqrt(H), 1/sqrt(H)), W_hh has gain
-    ||W_hh||_F / sqrt(H) = 1/sqrt(3), and f' <= 1: g = 1/sqrt(3) for the Elman cell. A GRU hands on z of the state
-    and makes 1 - z of it anew, through W_hh; an LSTM's c is f of the old and i of the new. The gates' arguments
-    being symmetric about zero, they average a half: g = (1 + 1/sqrt(3)) / 2.
-
-                                   rnn      gru, lstm
-        1 / (1 - g)                2.4      4.7
-
-    A layer adds an error of its own to what its input brings, which it hands on as it hands on the input itself: the
-    relative error of the input stays what it was. Errors of different layers are independent, their squares add:
-    sqrt(L) of one. Directions and models share nothing but, in the next layer, an input, and change nothing.
-
-    A gradient takes all this twice: through y in f', and through its own recursion. Rounding errors average about
-    0.4 u, so an implementation that rounds once a step lands at 0.15 to 0.25 of this (seen on emulated
-    roundings), and one that rounds after every operator at 0.05 to 0.35 (seen on an eager loop in bf16 and fp16,
-    all cells, 1 to 8 layers). One that also sums weight gradients step by step in its storage dtype, as autograd
-    does for such a loop, loses 0.3 u sqrt(T) of them and misses the bound from about T = 240 (bf16 and fp16,
-    Elman cell): its gradients are recorded as wrong.
-
     ||out - ref|| / ||ref||    <=  tol:  u sqrt(L) / (1 - g) for y, hn and cn, twice that for gradients
     max|out - ref| / rms(ref)  <=  6 tol: errors are near normal, and 6 sigma covers 10^8 elements
 
-The first bound sees a bias of the whole, the second a single wrong element, row or step. Both are taken for each
-model, and of states for each layer and direction, so that one that is wrong is not lost among those that are
-right. relu's gradients jump: a unit whose pre-activation is within the error of zero may switch, a share of about
-tol of them does, so their norm moves by sqrt(tol) and single elements by their own size: the bounds are sqrt(tol)
-and 6. Below 2^-14 fp16 has no relative precision but steps of 2^-24: there u is half a step over rms(ref), if that is
-more. Single elements of gradients of deep LSTMs, whose size differs by orders, miss the second bound all the same.
+u is the relative rounding of the case's dtype and precision, g the gain of a step, L the number of layers.  docs/benchmarks.md
+derives it.  The tolerance knows the case, never the provider.  Both bounds are taken for each model, and of states for each layer
+and direction.  relu's gradients jump: their bounds are sqrt(tol) and 6.
 """
 
 from __future__ import annotations
@@ -75,7 +49,7 @@ class Verdict:
 
 
 def roundoff(case: Case) -> float:
-    """u of the module docstring."""
+    """u; of the sums that "ieee" rounds, sqrt(K) for the longest"""
     if case.precision == "ieee":
         widest = max(case.I, case.directions * case.H if case.layers > 1 else 0)
         return ROUNDOFF["ieee"] * math.sqrt(max(case.H + widest, case.T * case.B))
@@ -85,7 +59,7 @@ def roundoff(case: Case) -> float:
 def tolerance(case: Case, quantity: str, rms: float = 1.0) -> tuple[float, float]:
     """(of the relative norm, of the largest error over the reference's rms)."""
     gain = GAIN if case.cell == "rnn" else (1 + GAIN) / 2
-    u = max(roundoff(case), 2.0**-25 / rms) if case.dtype == "fp16" else roundoff(case)
+    u = max(roundoff(case), 2.0**-25 / rms) if case.dtype == "fp16" else roundoff(case)  # half a step of subnormals
     relative = u * math.sqrt(case.layers) / (1 - gain)
     if quantity in OUTPUTS:
         return relative, PEAK * relative

@@ -14,6 +14,10 @@ from typing import Any
 from unittest import mock
 
 import torch
+from triton.compiler import CompiledKernel
+from triton.runtime.jit import JITFunction
+
+import rnn_triton
 
 from ..cases.case import Case, Job
 from ..cases.inputs import tensors
@@ -53,9 +57,6 @@ def launches_compile() -> Iterator[None]:
     """A launch compiles and loads its kernel, and is not made, whether it comes by Triton's own path, as the first one of every
     kernel does, or by the kernel itself, as those after it do (rnn_triton/launch/launcher.py).  Loading tells what does not fit the
     device, so that the planner's next choice is compiled as well."""
-    from triton.compiler import CompiledKernel
-    from triton.runtime.jit import JITFunction
-
     run, load = JITFunction.run, CompiledKernel.__getitem__
 
     def compile_only(function: Any, *arguments: Any, **options: Any) -> Any:
@@ -78,28 +79,11 @@ def compile_call(call: Call) -> None:
     if call.provider != OURS:
         provider.prepare(call.case, call.pass_, device)
         return
-    import rnn_triton
-
     # ValueError: no such plan, NotImplementedError: no plan at all; both show again when the case runs
     with contextlib.suppress(ValueError, NotImplementedError):
         session = provider.session(call.case, tensors(call.case, device))
         with launches_compile(), rnn_triton.overriding(**dict(call.choices)):
             session.forward() if call.pass_ == "fwd" else session.train()
-
-
-def compile_ahead(call: Call) -> None:
-    """Compile the kernels of the call's plans for an H200, which need not be here; no launch finds them."""
-    import rnn_triton
-    from rnn_triton.launch import dispatch as launch
-    from rnn_triton.plan import hardware
-    from rnn_triton.plan.choose import plan
-
-    from ..cases.estimate import problems
-
-    device = hardware.RECORDS["sm_90"]
-    with rnn_triton.overriding(**dict(call.choices)):
-        for problem in problems(call.case)[: 1 if call.pass_ == "fwd" else 2]:
-            launch.compile_ahead(problem, plan(problem, device), device)
 
 
 def compile_calls(

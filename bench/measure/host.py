@@ -13,6 +13,10 @@ from unittest import mock
 
 import torch
 
+import rnn_triton
+from rnn_triton.interpret import interpreter
+from rnn_triton.launch import gemm, launcher
+
 from ..instruments.timing import host_us
 
 TARGETS_US = {"fwd": 10.0, "train": 30.0}  # no-grad forward; forward and backward
@@ -23,9 +27,6 @@ T, B, H = 2, 1, 16
 @contextmanager
 def nothing_runs() -> Iterator[None]:
     """Everything but Triton's launcher and the GEMMs, whose results are torch.empty."""
-    from rnn_triton.interpret import interpreter
-    from rnn_triton.launch import gemm, launcher
-
     def matmul(a: Any, b: Any, precision: Any) -> torch.Tensor:
         return a.new_empty((a.shape[0], b.shape[1]))
 
@@ -59,8 +60,6 @@ def measure() -> dict[str, tuple[float, float, float]]:
 
     "empty fwd" and "empty train" are the same for the Function that does nothing: the part no code can save.
     """
-    import rnn_triton
-
     dtype = torch.bfloat16
     shapes = ((T, B, H), (H, H), (H, H), (H,), (H,), (B, H))
     tensors = [torch.empty(shape, dtype=dtype) for shape in shapes]

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from rnn_triton.plan import hardware
+
 from ..cases import case as cases
 from ..cases import estimate as model
 from ..cases.suites import SUITES, parse, suites
@@ -17,6 +19,7 @@ from ..records.environment import needs
 from ..records.rows import rows
 from ..records.schema import OURS
 from ..show import formats
+from . import explaining
 
 
 def model_table(device: Any, chosen: Sequence[cases.Case]) -> str:
@@ -103,8 +106,6 @@ def errors_body(found: Any) -> list[tuple[str, ...]]:
 
 def architecture(name: str) -> Any:
     """The hardware record of sm_80, sm_90, ...; ValueError with the known ones."""
-    from rnn_triton.plan import hardware
-
     if name not in hardware.RECORDS:
         raise ValueError(f"unknown architecture {name!r}; known: {', '.join(hardware.RECORDS)}")
     return hardware.RECORDS[name]
@@ -116,8 +117,6 @@ def _model(given: argparse.Namespace, out: Path, deadline: float) -> Answer:
 
 
 def _explain(given: argparse.Namespace, out: Path, deadline: float) -> Answer:
-    from . import explaining
-
     device = architecture(given.arch) if given.arch else None
     return explaining.explain(parse(given.case), device, store.load(store.known(out))), []
 

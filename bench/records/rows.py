@@ -107,7 +107,7 @@ APART = "not in one run"  # both were timed, but see rows()
 def rows(records: Iterable[dict[str, Any]]) -> list[Row]:
     """The newest timing of each (device, case, pass, provider), with its speedup.
 
-    What was timed without a GPU (a dry run, whose clock is a stub) is no time, and gives no row.  A speedup is a ratio of
+    What was timed without a GPU is no time, and gives no row.  A speedup is a ratio of
     two times of one run: of the newest run that timed both with the code and the versions (VERSIONS) of the row.  That is
     the row's own run, unless a newer one measured the row alone: the row's times are then of the newer run.  Only a status
     of ok carries times; a wrong result has no speedup, on either side."""

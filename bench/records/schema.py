@@ -208,14 +208,14 @@ class Judged:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OfCase(Judged):
+class OfCase:
     case: str
     shape: Shape  # type: ignore[valid-type]
     errors: dict[str, Error] = empty(dict)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Timing(OfCase):
+class Timing(Judged, OfCase):
     """One (case, provider, pass) on a GPU"""
 
     pass_: Literal["fwd", "train"]
@@ -239,7 +239,7 @@ class Timing(OfCase):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check(OfCase):
+class Check(Judged, OfCase):
     """One (case, provider) against the fp64 reference"""
 
     provider: str = OURS
@@ -249,7 +249,7 @@ class Check(OfCase):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exchange(OfCase):
+class Exchange(Judged, OfCase):
     """One recurrence alone, without GEMMs after it"""
 
     direction: Literal["forward", "backward"]

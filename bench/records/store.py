@@ -117,14 +117,13 @@ def now() -> str:
     return f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%dT%H:%M:%SZ}"
 
 
-DRY_FILE = "dry-run.jsonl"  # its times are a stub's: nothing else reads it
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 MOST_PROBLEMS = 5  # lines of a record file that are named one by one
 
 
 def known(out: Path) -> list[Path]:
-    """The record files that came with the source, and those of runs in `out`; a dry run's times are nobody's."""
-    return [*sorted(RESULTS.rglob("*.jsonl")), *(path for path in sorted(out.glob("*.jsonl")) if path.name != DRY_FILE)]
+    """The record files that came with the source, and those of runs in `out`."""
+    return [*sorted(RESULTS.rglob("*.jsonl")), *sorted(out.glob("*.jsonl"))]
 
 
 def load(paths: Sequence[Path]) -> list[dict[str, Any]]:

@@ -121,7 +121,7 @@ def summed(rows: Iterable[Row]) -> str:
         return ""
     return (
         f"Wrong in training ({', '.join(names)}): autograd sums the weight gradients of an eager loop step by step in bf16 or "
-        "fp16, which misses the tolerance from about T = 240 (bench/measure/check.py)."
+        "fp16, which misses the tolerance from about T = 240 (docs/benchmarks.md)."
     )
 
 
