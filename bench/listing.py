@@ -15,7 +15,7 @@ from .providers.registry import PROVIDERS
 from .records import environment
 from .records.store import RESULTS, known, read
 from .show.figures import FIGURES
-from .show.formats import text
+from .show.formats import label, text
 
 LISTS = ("suites", "cases", "providers", "figures", "results")
 
@@ -51,13 +51,8 @@ def _results(out: Path) -> str:
     lines = text(("file", "records", "damaged lines", "kinds", "devices"), body) if body else "no record files"
     if torch.cuda.is_available():
         name = environment.describe(environment.best_device())["device"]
-        lines += f"\nrecords of this device belong into {RESULTS / slug(name)}"
+        lines += f"\nrecords of this device belong into {RESULTS / label(name)}"
     return lines
-
-
-def slug(device: str) -> str:
-    """The folder of a device's records: nvidia-h200"""
-    return "-".join("".join(c if c.isalnum() else " " for c in device.lower()).split())
 
 
 _ARGUMENTS = (argument("what", nargs="?", help=", ".join(LISTS)), argument("--suite", help=", ".join(SUITES)))

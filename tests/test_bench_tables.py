@@ -171,7 +171,7 @@ def test_reasons_stand_beside_what_was_not_timed():
     found = rows_of([timing(c, "fwd", f"p-{s}", 1.0, status=s) for s in statuses])
     listed = {
         t.name: [line[3:] for line in t.body]
-        for t in (tables.wrong(found), tables.failed(found), tables.unsupported(found))
+        for t in tables.not_timed(found)
     }
     assert listed["wrong"] == [("p-wrong", "wrong", "it is wrong")]
     assert listed["failed"] == [("p-error", "error", "it is error"), ("p-timeout", "timeout", "it is timeout")]
@@ -241,7 +241,7 @@ def test_loops_that_miss_the_gate_in_training_are_explained(rows):
     loop = timing(c, "train", "loop", 2.0, status="wrong")
     ours = timing(c, "train", "rnn_triton", 1.0)
     found = rows_of([ours, loop])
-    for text in (rows_in_words.caption(found), tables.wrong(found).note):
+    for text in (rows_in_words.caption(found), tables.not_timed(found)[0].note):
         assert "Wrong in training (loop): autograd sums the weight gradients" in text and "T = 240" in text
     f32 = case(128, 16, 256, "fp32")
     others = [loop | {"pass": "fwd"}, loop | {"status": "ok"}, timing(f32, "train", "loop", 2.0, status="wrong"),

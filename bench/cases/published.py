@@ -33,8 +33,6 @@ def _us(ms: float, steps: int) -> float:
     return float(f"{ms * 1e3 / steps:.4g}")
 
 
-# ---- DeepBench ------------------------------------------------------------------------------------------------------
-
 _DEEPBENCH_SHAPES = [(H, B) for H in (1760, 2048, 2560) for B in (16, 32, 64, 128)]
 # Milliseconds of T = 50 steps at each of these shapes: (forward, backward to the inputs, backward to the weights).
 _DEEPBENCH = (
@@ -73,8 +71,6 @@ def _deepbench() -> Iterator[Published]:
             yield Published(name, "train", said, _us(total, 50), device, f"{source}, forward + both backward columns")
 
 
-# ---- cuDNN of small H -----------------------------------------------------------------------------------------------
-
 # (T, B, I, H, layers): milliseconds of forward in fp16 and fp32, of backward in fp16 and fp32; tanh.  The column of the
 # commit that PyTorch's choice of cuDNN algorithm dates from (PERSIST_STATIC_SMALL_H).
 _SMALL_H = (
@@ -100,8 +96,6 @@ def _small_h() -> Iterator[Published]:
             both = source.format("{forward,backward}") + ", both added: they were timed apart"
             yield Published(name, "train", said, _us(forward + backward, T), "unnamed", both)
 
-
-# ---- single numbers -------------------------------------------------------------------------------------------------
 
 _FLASHRNN = "arXiv 2412.07752; us per step at second hand"
 _SINGLE = (

@@ -9,8 +9,6 @@ from collections.abc import Iterable, Iterator
 
 from .case import CELLS, DTYPES, LENGTHS, Case, case, nearest
 
-# ---- suites ---------------------------------------------------------------------------------------------------------
-
 
 def _each(shapes: Iterable[tuple[int, ...]], dtypes: Iterable[str] = DTYPES, **options: object) -> Iterator[Case]:
     """Shapes (H, B, T) or (H, B, T, I) in every dtype"""
@@ -129,8 +127,6 @@ ABOUT = {name: about for name, (about, _) in _SUITES.items()}
 
 LEAST_ACCURACY = 0.96  # of training on handwritten digits: the mean test accuracy over the seeds
 
-
-# ---- names ----------------------------------------------------------------------------------------------------------
 
 MOST_BYTES = 2**40  # of a case's tensors: no GPU has as much memory
 FORM = "[gru-|lstm-]h128[-i64]-b16-t256[-l4][-bi][-m8][-uniform|-heavy]-bf16[-ieee][-relu]"

@@ -6,45 +6,36 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
-
-# ---- machine code and PTX as instructions ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Instruction:
+    """Of machine code or PTX."""
+
     opcode: str
     text: str  # operands included, predicate stripped
     predicated: bool
-
-
-@dataclass(frozen=True)
-class SassInstruction(Instruction):
-    address: int
-
-
-@dataclass(frozen=True)
-class PtxInstruction(Instruction):
-    labels: tuple[str, ...]  # labels in front of it
+    address: int = 0  # of machine code
+    labels: tuple[str, ...] = ()  # in front of it, in PTX
 
 
 _SASS = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;\s*/\* 0x[0-9a-f]+ \*/", re.M)
 
 
-def parse_sass(listing: str) -> list[SassInstruction]:
+def parse_sass(listing: str) -> list[Instruction]:
     """The instructions of `cuobjdump -sass` of a cubin with one kernel."""
     code = []
     for address, text in _SASS.findall(listing):
         predicated = text.startswith("@")
         text = text.split(None, 1)[1] if predicated else text
-        code.append(SassInstruction(text.split()[0], text, predicated, int(address, 16)))
+        code.append(Instruction(text.split()[0], text, predicated, int(address, 16)))
     return code
 
 
 _LABEL = re.compile(r"^([$\w%.]+):\s*")
 
 
-def parse_ptx(ptx: str) -> list[PtxInstruction]:
+def parse_ptx(ptx: str) -> list[Instruction]:
     """The statements of the one .entry of a PTX module; declarations are dropped, labels kept with what follows."""
     text = ptx[ptx.index(".entry") :]
     text = text[text.index("\n{") + 2 :]
@@ -65,12 +56,12 @@ def parse_ptx(ptx: str) -> list[PtxInstruction]:
         if predicated:
             statement = statement.split(None, 1)[1]
         if statement and not statement.startswith("."):
-            code.append(PtxInstruction(statement.split()[0], " ".join(statement.split()), predicated, tuple(labels)))
+            code.append(Instruction(statement.split()[0], " ".join(statement.split()), predicated, labels=tuple(labels)))
             labels = []
     return code
 
 
-def sass_flow(code: Sequence[SassInstruction]) -> list[list[int]]:
+def sass_flow(code: Sequence[Instruction]) -> list[list[int]]:
     """Successors of each instruction, as indices."""
     index = {instruction.address: i for i, instruction in enumerate(code)}
     resume: dict[str, int] = {}  # convergence barrier -> where its threads go on
@@ -97,7 +88,7 @@ def sass_flow(code: Sequence[SassInstruction]) -> list[list[int]]:
     return flow
 
 
-def ptx_flow(code: Sequence[PtxInstruction]) -> list[list[int]]:
+def ptx_flow(code: Sequence[Instruction]) -> list[list[int]]:
     index = {label: i for i, instruction in enumerate(code) for label in instruction.labels}
     flow = []
     for i, instruction in enumerate(code):
@@ -114,15 +105,10 @@ def ptx_flow(code: Sequence[PtxInstruction]) -> list[list[int]]:
     return flow
 
 
-# ---- loops ----------------------------------------------------------------------------------------------------------
-
-I_ = TypeVar("I_", bound=Instruction)
-
-
-class Graph(Generic[I_]):
+class Graph:
     """The instructions of one kernel, and the natural loops of their control flow as sets of indices."""
 
-    def __init__(self, code: list[I_], flow: Callable[[Sequence[I_]], list[list[int]]]):
+    def __init__(self, code: list[Instruction], flow: Callable[[Sequence[Instruction]], list[list[int]]]):
         import networkx  # torch depends on it
 
         self.code = code
@@ -147,13 +133,13 @@ class Graph(Generic[I_]):
         self.loops = [{i for block in body for i in blocks[block]} for body in bodies.values()]
 
 
-def time_loop(graph: Graph[I_], stores: Callable[[I_], bool], where: str) -> tuple[list[I_], list[list[I_]]]:
+def time_loop(graph: Graph, stores: Callable[[Instruction], bool], where: str) -> tuple[list[Instruction], list[list[Instruction]]]:
     """The instructions of the time loop in address order, and those of each loop inside it."""
     outermost = [loop for loop in graph.loops if not any(loop < other for other in graph.loops)]
 
     def rank(loop: set[int]) -> tuple[bool, int, int]:
         stored = sum(stores(graph.code[i]) for i in loop)
-        return stored > 0 and any(_multiplies(graph.code[i]) for i in loop), stored, len(loop)
+        return stored > 0 and any("MMA" in graph.code[i].opcode.upper() for i in loop), stored, len(loop)
 
     ranked = sorted(outermost, key=rank, reverse=True)
     if not ranked or not any(stores(graph.code[i]) for i in ranked[0]):
@@ -162,25 +148,17 @@ def time_loop(graph: Graph[I_], stores: Callable[[I_], bool], where: str) -> tup
     return [graph.code[i] for i in sorted(ranked[0])], inner
 
 
-def _multiplies(instruction: Instruction) -> bool:
-    """On the tensor core, in machine code or PTX"""
-    return "MMA" in instruction.opcode or "mma." in instruction.opcode
-
-
-def stores_globally(instruction: PtxInstruction) -> bool:
+def stores_globally(instruction: Instruction) -> bool:
     return instruction.opcode.startswith("st.") and ".global" in instruction.opcode
 
 
-def polls(instruction: SassInstruction) -> bool:
+def polls(instruction: Instruction) -> bool:
     """Reads what another CTA of the launch may just be writing, again and again (ld.relaxed.gpu, ld.acquire.gpu)"""
     return instruction.opcode.startswith(("LDG", "LD.")) and "STRONG.GPU" in instruction.opcode
 
 
-# ---- where the addresses of PTX loads come from ---------------------------------------------------------------------
-
-
 def load_arguments(
-    code: Sequence[PtxInstruction], loop: Iterable[PtxInstruction], ptx: str, names: Sequence[str], steps: int
+    code: Sequence[Instruction], loop: Iterable[Instruction], ptx: str, names: Sequence[str], steps: int
 ) -> dict[str, float]:
     """Pointer argument -> number of global loads a step in `loop` whose address is computed from it (flow-insensitive)."""
     pointers = re.findall(r"\.param \.[ub]64 \.ptr\S* [^\n]*?(\w+_param_(\d+))", ptx)
@@ -209,7 +187,7 @@ def load_arguments(
     return {name: ratio(count, steps) for name, count in sorted(found.items())}
 
 
-def _operands(instruction: PtxInstruction) -> tuple[str, str, str]:
+def _operands(instruction: Instruction) -> tuple[str, str, str]:
     """(destination, separator, sources) of a PTX instruction; no destination for stores, barriers and branches."""
     text = instruction.text[len(instruction.opcode) :].strip()
     if text.startswith("["):
@@ -218,9 +196,6 @@ def _operands(instruction: PtxInstruction) -> tuple[str, str, str]:
         end = text.index("}") + 1
         return text[:end], ",", text[end:]
     return text.partition(",")
-
-
-# ---- small helpers --------------------------------------------------------------------------------------------------
 
 
 def count_of(code: Iterable[Instruction], *prefixes: str) -> int:

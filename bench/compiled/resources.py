@@ -71,12 +71,12 @@ class Resources:
 class Loops(NamedTuple):
     """The time loop of a kernel, in machine code and in PTX."""
 
-    machine: Graph[code.SassInstruction]
-    virtual: Graph[code.PtxInstruction]
-    body: list[code.SassInstruction]
-    inner: list[list[code.SassInstruction]]
-    waiting: list[code.SassInstruction]  # of the body, in inner loops that poll
-    trip: list[code.PtxInstruction]
+    machine: Graph
+    virtual: Graph
+    body: list[code.Instruction]
+    inner: list[list[code.Instruction]]
+    waiting: list[code.Instruction]  # of the body, in inner loops that poll
+    trip: list[code.Instruction]
     steps: int  # a trip of the PTX's loop
     unroll: int  # steps a trip of the machine code's
     usage: tuple[int, int, int]  # registers, stack bytes, static shared bytes

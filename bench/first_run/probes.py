@@ -27,8 +27,6 @@ from .items import Fields, Item, NotHere, Place, Wrong
 
 WEIGHTS = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
 
-# ---- a recurrence alone ---------------------------------------------------------------------------------------------
-
 
 def operands_of(inputs: dict[str, torch.Tensor]) -> Any:
     """Of a forward recurrence: x, w_ih, w_hh, b_ih, b_hh, h0[B,H]"""
@@ -106,9 +104,6 @@ class Switch(Exchange):
     section = "switches"
 
 
-# ---- results and speed ----------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Equivalence(Item):
     """y, hn and all gradients against fp64."""
@@ -148,9 +143,6 @@ class Speed(Item):
         for fields in records:
             if fields["provider"] == OURS:
                 fields |= run.model_estimate(place.record)(self.case, fields["pass"])
-
-
-# ---- what must fail, and does ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

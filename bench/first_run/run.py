@@ -1,8 +1,8 @@
 """The command `check`: on a GPU the first thing to run there, within a budget; else the gate of a suite.
 
 Kernels are compiled in parallel first.  Then one worker process does item after item (items.py), section by section:
-recurrences alone; equivalence of every regime; speed against cuDNN; settings side by side; what must fail, and does.  A record is on disk as soon as it is known.  An item that raises or hangs costs itself, and the
-worker is replaced.  A section that takes long leaves the later ones the time that is theirs.
+recurrences alone; equivalence of every regime; speed against cuDNN; settings side by side; what must fail, and does.  A record is
+on disk as soon as it is known.  An item that raises or hangs costs itself, and the worker is replaced.  A section that takes long leaves the later ones the time that is theirs.
 """
 
 from __future__ import annotations
@@ -72,13 +72,9 @@ def _do(item: Item, worker: Worker, seconds: float, writer: Writer) -> list[str]
     except WorkerError as error:
         found = item.blank()
         run.fail(found, error.status, str(error))
-    failures = []
-    for fields in found:
-        record = writer.write(item.kind, **fields)
-        ours = record.get("provider", OURS) == OURS
-        if ours and (why := run.fault(record)):
-            failures.append(f"{item.section}: {item.name}: {why}")
-    return failures
+    written = [writer.write(item.kind, **fields) for fields in found]
+    ours = [record for record in written if record.get("provider", OURS) == OURS]
+    return [f"{item.section}: {item.name}: {why}" for record in ours if (why := run.fault(record))]
 
 
 def _check(given: argparse.Namespace, out: Path, deadline: float) -> Answer:

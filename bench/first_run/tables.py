@@ -21,18 +21,14 @@ FAULT_HEADINGS = ("what", "case", "seconds", "verdict")
 
 def table_of(path: Path, left: Sequence[Item]) -> str:
     found, _ = read([path])
-    by_kind: dict[str, list[dict[str, Any]]] = {}
-    for record in found:
-        by_kind.setdefault(record["kind"], []).append(record)
-    exchanges = by_kind.get("exchange", [])
+    by_kind = {kind: [r for r in found if r["kind"] == kind] for kind in ("exchange", "check", "behaviour")}
+    exchanges = [r for r in by_kind["exchange"] if not is_switched(r)]
     parts = {
-        "exchange protocols and regimes, a recurrence alone": formats.text(
-            EXCHANGE_HEADINGS, exchange_rows(r for r in exchanges if not is_switched(r))
-        ),
-        "y, hn and all gradients against fp64": _equivalence_table(by_kind.get("check", [])),
+        "exchange protocols and regimes, a recurrence alone": formats.text(EXCHANGE_HEADINGS, exchange_rows(exchanges)),
+        "y, hn and all gradients against fp64": _equivalence_table(by_kind["check"]),
         "rnn_triton against torch.nn.RNN on cuDNN": formats.text(tables.HEADINGS, tables.timing_rows(rows(found))),
-        "settings of the group kernel, side by side": formats.text(SWITCH_HEADINGS, switch_rows(filter(is_switched, exchanges))),
-        "what must fail, and does": formats.text(FAULT_HEADINGS, fault_rows(by_kind.get("behaviour", []))),
+        "settings of the group kernel, side by side": formats.text(SWITCH_HEADINGS, switch_rows(filter(is_switched, by_kind["exchange"]))),
+        "what must fail, and does": formats.text(FAULT_HEADINGS, fault_rows(by_kind["behaviour"])),
     }
     intro = f"on {found[0]['environment']['device']}" if found else "nothing was run"
     lines = [intro, *(f"\n{title}:\n{table}" for title, table in parts.items())]

@@ -116,9 +116,7 @@ def compare(case: Case, result: Result, truth: Result) -> Verdict:
         limits = rms.new_tensor([tolerance(case, quantity, size) for size in rms.tolist()])
         relative, relative_tolerance = _worst(difference.norm(dim=1) / scale, limits[:, 0])
         largest, largest_tolerance = _worst(difference.abs().amax(dim=1) / rms, limits[:, 1])
-        errors[quantity] = {
-            "rel": relative, "rel_tol": relative_tolerance, "max": largest, "max_tol": largest_tolerance,
-        }  # fmt: skip
+        errors[quantity] = {"rel": relative, "rel_tol": relative_tolerance, "max": largest, "max_tol": largest_tolerance}
         if not relative <= relative_tolerance:
             missed.append(f"{quantity}: relative error {relative:.2e}, tolerance {relative_tolerance:.2e}")
         elif not largest <= largest_tolerance:

@@ -38,9 +38,6 @@ def short_of(case: Case) -> Case:
     return case.at(max(1, case.T // 4))
 
 
-# ---- one case, in a worker ------------------------------------------------------------------------------------------
-
-
 def measure(job: Job, device: torch.device = torch.device("cuda"), clock: Any = timing) -> list[Fields]:
     """The fields of one timing record per (provider, pass) of a case; runs in the worker.
 
@@ -51,7 +48,10 @@ def measure(job: Job, device: torch.device = torch.device("cuda"), clock: Any = 
     ready = []
     for name in job.providers:
         at(name)  # importing a library can fail in any way
-        if _is_here(name, case, device, [records[name, p] for p in job.passes]):
+        why = {"missing": PROVIDERS[name].missing(device), "unsupported": PROVIDERS[name].unsupported(case)}
+        if status := next(filter(why.get, why), ""):
+            fail([records[name, p] for p in job.passes], status, why[status])
+        else:
             ready.append(name)
     if ready:
         at(NOBODY)
@@ -83,16 +83,6 @@ def measure(job: Job, device: torch.device = torch.device("cuda"), clock: Any = 
 
 
 Call = Callable[[], object]
-
-
-def _is_here(name: str, case: Case, device: torch.device, records: list[Fields]) -> bool:
-    """Can the provider run the case?  The records say why not."""
-    provider = PROVIDERS[name]
-    for status, why in (("missing", provider.missing(device)), ("unsupported", provider.unsupported(case))):
-        if why:
-            fail(records, status, why)
-            return False
-    return True
 
 
 def _judged(
@@ -217,9 +207,6 @@ def blank(case: Case, pass_: str, provider: str) -> Fields:
 def fail(records: Iterable[Fields], status: str, message: str) -> None:
     for record in records:
         record |= {"status": status, "message": message}
-
-
-# ---- many cases, from outside ---------------------------------------------------------------------------------------
 
 
 def run(

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..cases.case import Case
 from ..cases.inputs import KINDS, weight_names
 from ..instruments import timing
-from .interface import FEW_STEPS, Provider, Result, Session
+from .interface import FEW_STEPS, Provider, Session
 from .sessions import MODULES, Differentiated, cotangents_of, leaf, load, state_leaves, weight_leaves
 
 State = tuple[Tensor, ...]
@@ -176,25 +176,20 @@ class Graphed(Loop):
         return "" if device.type == "cuda" else "a CUDA graph needs a CUDA GPU"
 
     def set_up(self, case: Case, inputs: dict[str, Tensor]) -> Session:
-        return Replayed(super().set_up(case, inputs))
+        session = super().set_up(case, inputs)
+        session.forward, session.train = _replayed(session.forward), _replayed(session.train)  # type: ignore[method-assign]
+        return session
 
 
-class Replayed:
-    """Another session's calls by CUDA graphs, each captured when it is first called."""
+def _replayed(call: Callable[[], Any]) -> Callable[[], Any]:
+    """The call by a CUDA graph, captured when it is first called"""
+    held: list[Any] = []
 
-    def __init__(self, session: Session):
-        self.session = session
-        self._calls: dict[str, tuple[Any, Any]] = {}
-
-    def forward(self) -> tuple[Any, Any]:
-        return self._replay("forward")
-
-    def train(self) -> Result:
-        return self._replay("train")
-
-    def _replay(self, name: str) -> Any:
-        if name not in self._calls:
-            self._calls[name] = timing.capture(getattr(self.session, name))
-        graph, result = self._calls[name]
+    def replay() -> Any:
+        if not held:
+            held.extend(timing.capture(call))
+        graph, result = held
         graph.replay()
         return result
+
+    return replay

@@ -28,11 +28,7 @@ class TorchRNN(Provider):
         return ""
 
     def set_up(self, case: Case, inputs: dict[str, Tensor]) -> Session:
-
-        def of_one(values: dict[str, Tensor]) -> Session:
-            return ModuleSession(module_of(torch.nn, case, values["x"]), values, case)
-
-        return one_by_one(case, inputs, of_one)
+        return one_by_one(case, inputs, lambda one: ModuleSession(module_of(torch.nn, case, one["x"]), one, case))
 
     def plan(self, case: Case, device: torch.device) -> dict[str, Any] | None:
         return None if case.models == 1 else {"calls": case.models}

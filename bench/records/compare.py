@@ -187,9 +187,7 @@ def _timed(records: Sequence[dict[str, Any]]) -> list[np.ndarray]:
     return [np.asarray(samples) for samples in runs.values() if samples]
 
 
-def _pair(
-    key: Key, a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]], band: float, seed: int
-) -> Pair | None:
+def _pair(key: Key, a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]], band: float, seed: int) -> Pair | None:
     runs_a, runs_b = _timed(a), _timed(b)
     us_a, us_b = (float(np.median(np.concatenate(runs))) if runs else None for runs in (runs_a, runs_b))
     if us_a is None or us_b is None:

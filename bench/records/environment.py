@@ -33,17 +33,22 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-@functools.cache
-def source() -> str:
-    """A digest of all code that a time depends on: the same for a commit, its copy without git, and its wheel.
-
-    Commits that change only texts, tests or figures have the same one, and what they measured is comparable."""
+def sources() -> list[tuple[str, Path]]:
+    """(folder/name, file) of all code that a time depends on: the package with its kernels, and _MEASURING."""
     bench, package = Path(__file__).resolve().parents[1], Path(rnn_triton.__file__).resolve().parent
     rooms = [room for room in package.iterdir() if (room / "__init__.py").exists() and room.name != "bench"]
     files = [file for room in (package, *rooms) for form in ("*.py", "*.json") for file in room.glob(form)]
     files += [file for form in _MEASURING for file in bench.glob(form)]
+    return sorted((f"{file.parent.name}/{file.name}", file) for file in files)
+
+
+@functools.cache
+def source() -> str:
+    """A digest of `sources`: the same for a commit, its copy without git, and its wheel.
+
+    Commits that change only texts, tests or figures have the same one, and what they measured is comparable."""
     digest = hashlib.sha256()
-    for name, file in sorted((f"{file.parent.name}/{file.name}", file) for file in files):
+    for name, file in sources():
         digest.update(f"{name}\0".encode() + file.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 

@@ -41,11 +41,6 @@ class Row:
         return measured(self.record, "wall_us")
 
     @property
-    def samples(self) -> list[float]:
-        """Raw device microseconds per call"""
-        return self.record["device_us"]["samples"] if self.us else []
-
-    @property
     def us_per_step(self) -> float | None:
         """Median over T"""
         return self.us[1] / self.shape["T"] if self.us else None
@@ -71,8 +66,7 @@ class Row:
     @property
     def regime(self) -> str | None:
         """Of the forward plan of ours"""
-        found = ((self.plan or {}).get("forward") or {}).get("regime")
-        return None if found is None else str(found)
+        return ((self.plan or {}).get("forward") or {}).get("regime")
 
     @property
     def error(self) -> float | None:
@@ -107,9 +101,8 @@ APART = "not in one run"  # both were timed, but see rows()
 def rows(records: Iterable[dict[str, Any]]) -> list[Row]:
     """The newest timing of each (device, case, pass, provider), with its speedup.
 
-    What was timed without a GPU is no time, and gives no row.  A speedup is a ratio of
-    two times of one run: of the newest run that timed both with the code and the versions (VERSIONS) of the row.  That is
-    the row's own run, unless a newer one measured the row alone: the row's times are then of the newer run.  Only a status
+    What was timed without a GPU is no time, and gives no row.  A speedup is a ratio of two times of one run: of the newest
+    run that timed both with the code and the versions (VERSIONS) of the row.  That is the row's own run, unless a newer one measured the row alone: the row's times are then of the newer run.  Only a status
     of ok carries times; a wrong result has no speedup, on either side."""
     newest: dict[tuple[str, ...], dict[str, Any]] = {}  # by point and provider
     runs: dict[tuple[str, ...], dict[str, dict[str, dict[str, Any]]]] = {}  # point -> run -> provider -> record

@@ -52,8 +52,6 @@ def is_switched(record: dict[str, Any]) -> bool:
     return record["kind"] == "exchange" and "look_every" in record["choices"]
 
 
-# ---- what a field may hold ------------------------------------------------------------------------------------------
-
 SHORTEST, LARGEST = 1e-9, 1e15  # no time in microseconds is outside of these, and no count, size or rate is larger
 
 # Annotated with the least value; None: any float, infinite and NaN too.  A plain int or float reaches from -LARGEST to LARGEST.
@@ -198,9 +196,6 @@ class Compiled:
     instructions: float
 
 
-# ---- kinds ----------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, kw_only=True)
 class Judged:
     status: Status = "ok"
@@ -294,18 +289,13 @@ class Training:
     seconds: float
 
 
-KINDS: dict[str, type] = {
-    kind.__name__.lower(): kind for kind in (Timing, Check, Exchange, Behaviour, Resources, Training)
-}
+KINDS: dict[str, type] = {kind.__name__.lower(): kind for kind in (Timing, Check, Exchange, Behaviour, Resources, Training)}
 COMMON = tuple(f.name for f in fields(Common))
 
 
 def blank(kind: str, **values: Any) -> dict[str, Any]:
     """The fields of a record of a kind with these values, `pass_` as "pass"; all others as where nothing was measured."""
     return {name.rstrip("_"): value for name, value in vars(KINDS[kind](**values)).items()}
-
-
-# ---- checking -------------------------------------------------------------------------------------------------------
 
 
 @functools.cache

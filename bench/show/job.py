@@ -13,16 +13,6 @@ from ..records.rows import rows
 from . import figures, report, style, tables
 
 
-def make_figures(records: Sequence[dict[str, Any]], out: Path, names: Sequence[str] | None = None) -> str:
-    """Draw what there is; a line on what was written."""
-    try:
-        files = figures.draw(rows(records), out / report.FOLDER, names)
-    except style.MissingMatplotlib as error:
-        return f"no figures: {error}"
-    stems = ", ".join(sorted({f.stem for f in files}))
-    return f"figures: {stems} (PNG, SVG and PDF) in {out / 'figures'}" if files else "no figures: there is nothing to draw"
-
-
 def make_report(records: Sequence[dict[str, Any]], out: Path, sections: Sequence[str] = ()) -> str:
     """The HTML page with PDF figures and tables beside it; a line on what was written."""
     training = [r for r in records if r["kind"] == "training"]
@@ -37,15 +27,19 @@ def make_report(records: Sequence[dict[str, Any]], out: Path, sections: Sequence
 
 def _figures(given: argparse.Namespace, out: Path, deadline: float) -> Answer:
     names = choose(given.only, tuple(figures.FIGURES), "figure") if given.only else None
-    return make_figures(records_of(given, out), out, names), []
-
-
-def _report(given: argparse.Namespace, out: Path, deadline: float) -> Answer:
-    return make_report(records_of(given, out), out), []
+    try:
+        files = figures.draw(rows(records_of(given, out)), out / report.FOLDER, names)
+    except style.MissingMatplotlib as error:
+        return f"no figures: {error}", []
+    stems = ", ".join(sorted({f.stem for f in files}))
+    return f"figures: {stems} (PNG, SVG and PDF) in {out / report.FOLDER}" if files else "no figures: there is nothing to draw", []
 
 
 _ONLY = argument("--only", help=", ".join(figures.FIGURES))
 COMMANDS = (
     Command("figures", "draw figures of records: PNG, SVG and PDF", _figures, (RECORDS, _ONLY)),
-    Command("report", "one HTML page of records, with tables as Markdown, LaTeX and CSV beside it", _report, (RECORDS,)),
-)
+    Command(
+        "report", "one HTML page of records, with tables as Markdown, LaTeX and CSV beside it",
+        lambda given, out, deadline: (make_report(records_of(given, out), out), []), (RECORDS,),
+    ),
+)  # fmt: skip

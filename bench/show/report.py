@@ -90,14 +90,13 @@ def _judging(rows: Sequence[Row]) -> list[tuple[str, str, list[tuple[str, list[s
     """The sections (anchor, title, words, tables) that judge: summary, wins, losses, what is missing or wrong"""
     compared = any(row.provider == OURS and row.speedup for row in rows)
     none = "No case of ours could be compared with cuDNN: one side was not measured or is wrong."
-    bad = [tables.wrong(rows), tables.failed(rows), tables.unsupported(rows)]
     return [
         ("summary", "Summary", [] if compared else [("", [none])], [tables.summary(rows)]),
         ("wins", "Where ours wins", [], [tables.wins(rows)]),
         ("losses", "Where ours loses", [], [tables.losses(rows)]),
         ("floor", "Far from the floor", [], [tables.far_from_floor(rows)]),
         ("missing", "Not measured", [], [tables.missing(rows)]),
-        ("wrong", "Wrong, failed, unsupported", [], bad),
+        ("wrong", "Wrong, failed, unsupported", [], tables.not_timed(rows)),
     ]
 
 

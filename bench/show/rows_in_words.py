@@ -88,14 +88,11 @@ def caption(rows: Iterable[Row]) -> str:
     )
 
 
-UNITS = dict(zip(TELEMETRY, ("SM clock {} MHz", "memory clock {} MHz", "power {} W", "temperature {} C")))
-
-
 def clocks(rows: Iterable[Row]) -> str:
     """A sentence: the lowest and the highest of the rows' medians of clocks, power and temperature; empty where none has any"""
     rows = list(rows)
     parts = []
-    for name, words in UNITS.items():
+    for name, words in zip(TELEMETRY, ("SM clock {} MHz", "memory clock {} MHz", "power {} W", "temperature {} C")):
         found = [f"{value:.0f}" for value in sorted(row.telemetry[name] for row in rows if name in row.telemetry)]
         if found:
             parts.append(words.format(" to ".join(dict.fromkeys((found[0], found[-1])))))

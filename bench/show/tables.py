@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -53,7 +54,7 @@ def _judged(row: Row) -> tuple[str, ...]:
     regime = row.regime or NONE
     return (
         APART if row.gap == APART else _number(row.speedup, "x", 2), _number(row.graph_speedup, "x", 2),
-        _number(row.floor_us_per_step), _percent(row.fraction_of_floor), row.bound or NONE, REGIMES.get(regime, regime),
+        _number(row.floor_us_per_step), NONE if row.fraction_of_floor is None else f"{row.fraction_of_floor:.0%}", row.bound or NONE, REGIMES.get(regime, regime),
     )  # fmt: skip
 
 
@@ -107,7 +108,7 @@ def summary(rows: Iterable[Row]) -> Table:
     for key, mine in groups.items():
         found = sorted(row.speedup for row in mine if row.speedup)
         reached = [row.fraction_of_floor for row in mine if row.fraction_of_floor]
-        line = [f"{value:.2f}x" for value in (found[0], geometric_mean(found), found[-1])] if found else [NONE] * 3
+        line = [f"{value:.2f}x" for value in (found[0], statistics.geometric_mean(found), found[-1])] if found else [NONE] * 3
         below = str(sum(s < 1 for s in found)) if found else NONE
         floor = f"{min(reached):.0%} to {max(reached):.0%}" if reached else NONE
         body.append((*key, str(len(mine)), str(len(found)), *line, below, floor))
@@ -116,10 +117,6 @@ def summary(rows: Iterable[Row]) -> Table:
         "summary", "Speedup over the best of cuDNN", headings, body,
         "Compared: both sides right and timed in one run, by the same code and versions. *: of an estimate.",
     )  # fmt: skip
-
-
-def geometric_mean(values: Sequence[float]) -> float:
-    return math.exp(math.fsum(map(math.log, values)) / len(values))
 
 
 def wins(rows: Iterable[Row]) -> Table:
@@ -186,31 +183,24 @@ def short_name(kernel: str) -> str:
     return (name.split() or [kernel])[-1].rsplit("::", 1)[-1][:80] or kernel[:80]
 
 
-def not_timed(rows: Iterable[Row], statuses: Sequence[str], name: str, title: str, note: str = "") -> Table:
-    """Every record of one of the statuses, with its reason"""
-    body = [
-        (r.environment["device"], r.case, r.pass_, r.provider, r.status, r.message or "no reason recorded")
-        for r in rows if r.status in statuses
-    ]  # fmt: skip
-    return Table(name, title, ("device", "case", "pass", "provider", "status", "reason"), body, note)
-
-
-def wrong(rows: Sequence[Row]) -> Table:
-    return not_timed(rows, ("wrong",), "wrong", "Wrong results", words.summed(rows))
-
-
-def failed(rows: Iterable[Row]) -> Table:
-    return not_timed(rows, ("error", "timeout"), "failed", "Failed")
-
-
-def unsupported(rows: Iterable[Row]) -> Table:
-    return not_timed(rows, ("unsupported", "missing"), "unsupported", "Unsupported or not installed")
+def not_timed(rows: Sequence[Row]) -> list[Table]:
+    """Every record without a time, with its reason: what is wrong, what failed, what does not run"""
+    found = []
+    for name, title, note, *statuses in (
+        ("wrong", "Wrong results", words.summed(rows), "wrong"),
+        ("failed", "Failed", "", "error", "timeout"),
+        ("unsupported", "Unsupported or not installed", "", "unsupported", "missing"),
+    ):
+        mine = [r for r in rows if r.status in statuses]
+        body = [(r.environment["device"], r.case, r.pass_, r.provider, r.status, r.message or "no reason recorded") for r in mine]
+        found.append(Table(name, title, ("device", "case", "pass", "provider", "status", "reason"), body, note))
+    return found
 
 
 def every(rows: Sequence[Row]) -> list[Table]:
     """All tables of one device's rows that have a line; those of losses even without one."""
     found = [summary(rows), losses(rows), far_from_floor(rows), *per_suite(rows), published(rows), providers(rows)]
-    found += [kernels(rows), missing(rows), wrong(rows), failed(rows), unsupported(rows)]
+    found += [kernels(rows), missing(rows), *not_timed(rows)]
     return [table for table in found if table.body or table.name in ("losses", "floor")]
 
 
@@ -237,10 +227,6 @@ def _time(row: Row | None) -> str:
 
 def _number(value: float | None, unit: str = "", digits: int = 3) -> str:
     return NONE if value is None else f"{value:.{digits}f}{unit}"
-
-
-def _percent(value: float | None) -> str:
-    return NONE if value is None else f"{value:.0%}"
 
 
 RESOURCE_HEADINGS = (
