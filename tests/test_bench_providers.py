@@ -210,7 +210,7 @@ def test_ours_runs_models_by_one_call_and_says_what_it_does_not_run():
     ids=lambda c: c.name,
 )
 def test_the_compiled_loop_is_compiled_by_chunks(of):
-    """Each graph that the compiler gets is a chunk of CHUNK steps or the remainder; nothing runs beside them."""
+    """Each graph that the compiler gets is a chunk of FEW_STEPS steps or the remainder; nothing runs beside them."""
     sizes, calls = [], []
 
     def backend(graph, _):
@@ -218,7 +218,7 @@ def test_the_compiled_loop_is_compiled_by_chunks(of):
         sizes.append(steps)
         return lambda *given: (calls.append(steps), graph(*given))[1]
 
-    with mock.patch.object(loops, "CHUNK", 4):
+    with mock.patch.object(loops, "FEW_STEPS", 4):
         verdict = check.gate(of, loops.Compiled(backend), CPU)
         assert PROVIDERS["compile"].shortest(of).T == min(of.T, 4 + of.T % 4)
     assert verdict.ok, verdict.message

@@ -2,9 +2,9 @@
 
 A case is layers, directions and models; latency.py knows one layer in one direction. What is added up, per step of T:
 
-    practical  launch after launch, and the GEMMs of training behind them, as the library runs them: several
-               layers, or both directions, share one where that pays (rnn_triton/plan/sharing.py). Models go layer by layer and direction by direction; those whose W_hh fits in one
-               CTA run side by side, their batch tiles the rows of one launch; others run one after the other.
+    practical  launch after launch, and the GEMMs of training behind them, as the library runs them: several layers, or both
+               directions, share one where that pays (rnn_triton/plan/sharing.py). Models go layer by layer and direction by
+               direction; those whose W_hh fits in one CTA run side by side, as rows of one launch, others one after the other.
     floor      the chain of a step, and what must pass the chip's products and its DRAM, whichever is larger; perfect
                overlap. Layers of one direction are a wavefront: layer l starts one step after layer l-1, so that the chain
                of L layers is T + L - 1 steps. Directions and models run side by side; a layer of two directions waits for

@@ -12,7 +12,7 @@ from .case import Case
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 GATES = {"rnn": 1, "gru": 3, "lstm": 4}
-# x, states and biases of so small a size, times what is usual: sums with 1 leave next to nothing of them.  fp16 has no such numbers.
+# x, states and biases of so small a size, times what is usual: sums with 1 leave next to nothing of them.
 SMALL = {"bf16": 1e-6, "fp16": 1e-4, "fp32": 1e-6}
 KINDS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 # Values of a tensor that are drawn on the CPU, about 10 ms at most; larger ones are drawn where they are used.
@@ -43,10 +43,9 @@ def shapes(case: Case) -> dict[str, tuple[int, ...]]:
 def tensors(case: Case, device: torch.device, seed: int = 0, signal: float = 1.0) -> dict[str, Tensor]:
     """x[T,B,I], h0[L*D,B,H] (c0), dy[T,B,D*H], dhn[L*D,B,H] (dcn) and every parameter by torch.nn's name.
 
-    Weights and biases are U(-1/sqrt(H), 1/sqrt(H)), the rest is normal; all but weights and cotangents times `signal`. Several models have a leading dimension,
-    with inputs and weights of their own. A tensor of up to DRAWN_ON_CPU values has the same ones on any device; a
-    larger one has the same on devices of one type, since the CPU would take seconds for what a GPU draws in a
-    millisecond."""
+    Weights and biases are U(-1/sqrt(H), 1/sqrt(H)), the rest is normal; all but weights and cotangents times `signal`. Several
+    models have a leading dimension, with inputs and weights of their own. A tensor of up to DRAWN_ON_CPU values has the same ones on
+    any device; a larger one on devices of one type, since the CPU would take seconds for what a GPU draws in a millisecond."""
     models = (case.models,) if case.models > 1 else ()
     bound = case.H**-0.5
     out = {}
@@ -85,10 +84,7 @@ def lengths_of(case: Case) -> Tensor:
     if case.lengths == "full":
         return torch.full((case.B,), case.T, dtype=torch.int64)
     drawn = torch.rand(case.B, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    if case.lengths == "uniform":
-        lengths = 1 + (drawn * case.T).long()
-    else:
-        lengths = (case.T**drawn).long()
+    lengths = 1 + (drawn * case.T).long() if case.lengths == "uniform" else (case.T**drawn).long()
     lengths.clamp_(1, case.T)
     lengths[lengths.argmax()] = case.T  # the padded size is the case's
     return lengths

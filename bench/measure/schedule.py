@@ -13,8 +13,6 @@ from ..records.schema import VERSIONS
 from .run import MOST_SECONDS, SAMPLE_SECONDS, calls_of_a_pass
 
 Done = frozenset[tuple[str, str, str]]  # (case, pass, provider)
-
-
 TRIES = 2  # of what fails: a crash, a time-out, too little memory may have passed by the next run
 
 

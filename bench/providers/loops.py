@@ -68,7 +68,6 @@ def over_layers(case: Case, recurrence: Recurrence, x: Any, state: State) -> tup
             last.append(final)
         x = torch.cat(outputs, -1) if case.bidirectional else outputs[0]
     return x, tuple(torch.stack(parts, -3) if len(parts) > 1 else parts[0].unsqueeze(-3) for parts in zip(*last))
-CHUNK = FEW_STEPS  # steps that torch.compile sees at once
 
 
 class Loop(Provider):
@@ -126,7 +125,7 @@ def _looped(case: Case, leaves: dict[str, Tensor], cotangents: Any, recurrence: 
 
 
 class Compiled(Loop):
-    """torch.compile of the loop, CHUNK steps at a time: Dynamo unrolls it, and thousands of steps take it minutes."""
+    """torch.compile of the loop, FEW_STEPS steps at a time: Dynamo unrolls it, and thousands of steps take it minutes."""
 
     name, label = "compile", "torch.compile of the loop"
     compiles = True
@@ -146,7 +145,7 @@ class Compiled(Loop):
 
         def steps(x: Tensor, state: State, weights: Weights) -> tuple[Tensor, State]:
             ys = []
-            for part in x.split(CHUNK, -3):
+            for part in x.split(FEW_STEPS, -3):
                 y, state = chunk(part, state, weights)
                 ys.append(y)
             return torch.cat(ys, -3), state
@@ -154,7 +153,7 @@ class Compiled(Loop):
         return of_formulas(case, inputs, steps)
 
     def shortest(self, case: Case) -> Case:
-        return case.at(min(case.T, CHUNK + case.T % CHUNK))  # the last steps are a chunk of their own
+        return case.at(min(case.T, FEW_STEPS + case.T % FEW_STEPS))  # the last steps are a chunk of their own
 
     def prepare(self, case: Case, pass_: str, device: torch.device) -> None:
         import torch._inductor.config
@@ -163,7 +162,7 @@ class Compiled(Loop):
         super().prepare(case, pass_, device)
 
     def plan(self, case: Case, device: torch.device) -> dict[str, Any] | None:
-        return {"steps_compiled_at_once": CHUNK}
+        return {"steps_compiled_at_once": FEW_STEPS}
 
 
 class Graphed(Loop):

@@ -20,9 +20,9 @@ import rnn_triton
 from rnn_triton.plan import hardware
 
 COMMIT = "RNN_TRITON_COMMIT"  # in the environment: the commit of a copy without its git directory
-_MEASURING = (  # the files of bench that a time depends on
-    "cases/inputs.py", "instruments/timing.py", "measure/check.py", "measure/run.py", "providers/*.py",
-)  # fmt: skip
+# The files of bench that a time depends on
+_MEASURING = ("cases/inputs.py", "instruments/timing.py", "measure/check.py", "measure/run.py", "providers/*.py")
+
 
 def root() -> Path:
     """The checkout that holds bench/, or the folder that holds the installed package."""

@@ -30,11 +30,8 @@ def draw(rows: Sequence[Row], out: Path, names: Sequence[str] | None = None) -> 
     """Every figure of `names` (all of FIGURES) the data allows, as PNG, SVG and PDF in `out`; returns the files.
 
     Nothing to draw: no files. ValueError for a name that is none."""
-    files: list[Path] = []
     with style.context():
-        for page in pages(rows, names):
-            files += style.save(page.figure, out / page.name)
-    return files
+        return [file for page in pages(rows, names) for file in style.save(page.figure, out / page.name)]
 
 
 def pages(rows: Sequence[Row], names: Sequence[str] | None = None) -> Iterator[Page]:
