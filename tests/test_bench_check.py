@@ -1,4 +1,4 @@
-"""`bench check`: the dry run, what a failing item costs, the budget, the items themselves, what a number is made of."""
+"""`bench check`: every sort of item without a GPU, what a failing item costs, the budget, the items themselves, what a number is made of."""
 
 import contextlib
 import json

@@ -18,8 +18,8 @@ from bench.cases import suites
 from bench.cases.case import case
 from bench.first_run import items, listed
 from bench.measure.run import blank, model_estimate
-from bench.providers import ours as providers_ours
 from bench.providers import registry
+from bench.providers.ours import plans_on
 from bench.records import environment, rows, schema, store
 from bench.show import formats, tables
 from rnn_triton.plan.hardware import RECORDS, Device
@@ -102,7 +102,7 @@ def test_every_item_of_the_first_run_can_be_recorded(tmp_path):
                 if fields.get("plan", 0) is None and fields.get("provider", "rnn_triton") == "rnn_triton":
                     with place.choosing(item.choices):
                         whole = item.kind in ("check", "timing")
-                        found = providers_ours.plans_on(item.case, place.record) if whole else None
+                        found = plans_on(item.case, place.record) if whole else None
                         fields["plan"] = found or plan_fields(place.plan(model.problems(item.case)[0]))
                 written.append(writer.write(item.kind, **fields))
     assert store.read([tmp_path / "t.jsonl"]) == (written, []) and {r["status"] for r in written} == {"ok"}

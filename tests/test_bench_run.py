@@ -19,18 +19,17 @@ from support.bench_records import ENVIRONMENT
 from bench.__main__ import main
 from bench.cases import case as cases
 from bench.cases import estimate, suites
-from bench.cases import inputs as cases_inputs
+from bench.cases.inputs import DTYPES, tensors
 from bench.command import seconds
 from bench.compiled import job as compiled_job
-from bench.instruments import timing
-from bench.instruments import worker as instruments_worker
+from bench.instruments import timing, worker
 from bench.instruments.worker import Worker, WorkerError
 from bench.measure import check, digits, host, run
 from bench.measure import job as measure_job
 from bench.model import job as model_job
 from bench.providers import registry, sessions, torch_nn
-from bench.records import rows as records_rows
 from bench.records import schema, store
+from bench.records.rows import rows as rows_of
 from rnn_triton.plan.choose import plan
 from rnn_triton.plan.hardware import RECORDS
 
@@ -221,16 +220,16 @@ def test_budget_forms():
 @pytest.fixture(scope="module", params=["h24-i10-b3-t20-fp32-ieee", "h24-i10-b3-t20-bf16", "h24-i10-b3-t20-fp32"])
 def judged(request):
     case = suites.parse(request.param)
-    inputs = cases_inputs.tensors(case, CPU)
+    inputs = tensors(case, CPU)
     truth = check.reference(case, inputs)
-    result = {name: value.to(cases_inputs.DTYPES[case.dtype]) for name, value in truth.items()}
+    result = {name: value.to(DTYPES[case.dtype]) for name, value in truth.items()}
     assert check.compare(case, result, truth).ok
     return case, result, truth
 
 
 def test_the_reference_agrees_with_torch_in_fp64(judged):
     case, _, truth = judged
-    inputs = {name: t.double() for name, t in cases_inputs.tensors(case, CPU).items()}
+    inputs = {name: t.double() for name, t in tensors(case, CPU).items()}
     session = sessions.ModuleSession(torch.nn.RNN(case.I, case.H, dtype=torch.float64), inputs)
     for name, value in session.train().items():
         assert torch.allclose(value, truth[name], rtol=1e-12, atol=1e-12), name
@@ -340,7 +339,7 @@ def test_a_worker_hears_nothing_of_ctrl_c():
 
 
 def test_no_call_is_begun_when_nobody_waits_for_it(tmp_path):
-    found = instruments_worker.in_parallel(bench_stubs.mark, [tmp_path / str(i) for i in range(200)], "testing")
+    found = worker.in_parallel(bench_stubs.mark, [tmp_path / str(i) for i in range(200)], "testing")
     next(found)
     found.close()
     time.sleep(0.5)
@@ -479,7 +478,7 @@ def test_a_provider_that_is_wrong_is_recorded_as_that_and_costs_no_other(fault, 
     assert (found["loop", "fwd"]["status"], found["loop", "train"]["status"]) == (fwd, train)
     assert said in found["loop", "train" if train != "ok" else "fwd"]["message"]
     assert all(found["cudnn", p]["status"] == "ok" and found["cudnn", p]["device_us"]["samples"] for p in cases.PASSES)
-    rows = records_rows.rows(
+    rows = rows_of(
         [r | {"schema": schema.SCHEMA, "kind": "timing", "run": "r", "date": "d", "environment": ENVIRONMENT} for r in found.values()]
     )
     assert all((row.us is None) == (row.status != "ok") for row in rows)
@@ -535,15 +534,15 @@ def test_a_call_of_many_providers_takes_as_many_calls_as_it_is_said_to():
 
 def test_failures_in_parallel_take_the_place_of_results(monkeypatch):
     """A crash and a hang cost themselves, too."""
-    monkeypatch.setattr(instruments_worker, "CALL_TIMEOUT", 8.0)
-    found = dict(instruments_worker.in_parallel(bench_stubs.misbehave, ["a", "raise", "crash", "b", "hang", "c"], "testing"))
+    monkeypatch.setattr(worker, "CALL_TIMEOUT", 8.0)
+    found = dict(worker.in_parallel(bench_stubs.misbehave, ["a", "raise", "crash", "b", "hang", "c"], "testing"))
     assert [found[i][1] for i in (0, 3, 5)] == ["a", "b", "c"]
     assert "no such luck" in str(found[1]) and "exit code 17" in str(found[2]) and "no answer within 8 s" in str(found[4])
 
 
 def test_what_is_compiling_when_the_time_is_up_is_ended():
     began = time.monotonic()
-    assert list(instruments_worker.in_parallel(bench_stubs.misbehave, ["hang"] * 3, "testing", 2.0)) == []
+    assert list(worker.in_parallel(bench_stubs.misbehave, ["hang"] * 3, "testing", 2.0)) == []
     assert time.monotonic() - began < bench_stubs.HANG
 
 

@@ -12,8 +12,7 @@ from support.bench_gpu import CLOCK_GHZ, GPU, L2, Call
 from support.bench_mutants import FAULTS, changed
 
 from bench.cases import case as cases
-from bench.cases import inputs as cases_inputs
-from bench.cases import suites
+from bench.cases import inputs, suites
 from bench.instruments import timing
 from bench.measure import run
 from bench.providers import interface, registry, sessions, torch_nn
@@ -218,7 +217,7 @@ class Module(torch.nn.RNN):
 def forward_is_in_eval_without_gradients(m):
     case = suites.parse("h8-b2-t3-fp32")
     module = Module(8, 8)
-    session = m.sessions.ModuleSession(module, cases_inputs.tensors(case, CPU))
+    session = m.sessions.ModuleSession(module, inputs.tensors(case, CPU))
     for _ in range(2):
         y, hn = session.forward()
         assert module.modes == (False, False) and not y.requires_grad and not hn.requires_grad
@@ -272,7 +271,7 @@ def test_every_provider_sets_the_precision(monkeypatch):
     for name, provider in registry.PROVIDERS.items():
         monkeypatch.setattr(interface, "set_precision", lambda case, name=name: seen.append(name))
         if not provider.missing(CPU) and not provider.unsupported(case):
-            provider.session(case, cases_inputs.tensors(case, CPU))
+            provider.session(case, inputs.tensors(case, CPU))
     assert set(seen) == {"rnn_triton", "rnn_triton-layers", "cudnn", "cudnn-layers", "loop", "compile"}
 
 
