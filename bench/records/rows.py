@@ -66,7 +66,8 @@ class Row:
     @property
     def regime(self) -> str | None:
         """Of the forward plan of ours"""
-        return ((self.plan or {}).get("forward") or {}).get("regime")
+        found = ((self.plan or {}).get("forward") or {}).get("regime")
+        return None if found is None else str(found)
 
     @property
     def error(self) -> float | None:
