@@ -47,10 +47,11 @@ def rnn(
     x, w_ih, w_hh, b_ih, b_hh, h0, precision = settled(
         x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, precision
     )
-    weights = [t for t in (w_ih, w_hh, b_ih, b_hh) if t is not None]
-    net = Settings(
-        b_ih is not None, b_hh is not None, ELMAN[nonlinearity].name, "reverse" if reverse else "forward", precision
-    )
+    direction = "reverse" if reverse else "forward"
+    net = Settings(b_ih is not None, b_hh is not None, ELMAN[nonlinearity].name, direction, precision)
+    weights: tuple[Any, ...] = (w_ih, w_hh, b_ih, b_hh)
+    if b_ih is None or b_hh is None:
+        weights = tuple([t for t in weights if t is not None])
     return autograd.network(x, weights, h0, None, net)
 
 

@@ -343,7 +343,7 @@ def test_modes_see_the_ops(mode):
 
 
 def test_tensors_that_the_dispatcher_must_see():
-    """Transforms, subclasses, meta tensors, and tensors whose memory does not say all: negative views, zeros without memory"""
+    """Transforms, subclasses, meta tensors, and tensors whose memory does not say all: negative views; and, of gradients, zeros without memory"""
 
     class Plain(torch.Tensor):
         pass
@@ -352,7 +352,7 @@ def test_tensors_that_the_dispatcher_must_see():
     assert not autograd._may_be_seen(x, None, *rest, torch.nn.Parameter(x))
     negative = torch.complex(x, -x).conj().imag
     assert negative.is_neg() and torch.equal(negative, x)
-    special = [negative, x.as_subclass(Plain), x.to("meta"), torch._efficientzerotensor(x.shape)]
+    special = [negative, x.as_subclass(Plain), x.to("meta")]
     assert all(autograd._may_be_seen(t, *rest) and autograd._may_be_seen(t, t) for t in special)
     seen = []
     for transform in (torch.func.grad, torch.vmap):
@@ -360,6 +360,11 @@ def test_tensors_that_the_dispatcher_must_see():
     assert seen == [True, True]
     assert torch.equal(rnn(negative, *rest)[0], rnn(x, *rest)[0])
     assert type(rnn(x.as_subclass(Plain), *rest)[0]) is Plain
+    x.requires_grad_()
+    for which in (0, 1):
+        o = rnn(x, *rest)[which]
+        (dx,) = torch.autograd.grad(o, x, torch._efficientzerotensor(o.shape, dtype=o.dtype))
+        assert torch.equal(dx, torch.zeros_like(x))
 
 
 # ---- autograd ----------------------------------------------------------------------------------------------

@@ -76,7 +76,7 @@ def run(call: tuple[Any, ...], shared: tuple[Any, ...], pass_: str, *arguments: 
     failure: Exception | None = None
     while True:
         try:
-            launch = _launch_for(call, overrides(), *shared)
+            launch = _launch_for(call, overrides(), *shared) if shared else _launch_for(call, overrides())
         except (UnsupportedError, ValueError) as error:
             raise error from failure
         try:

@@ -57,7 +57,8 @@ class Call(NamedTuple):
         if x.numel() == 0:  # no batch, or no models
             return self.empty_forward(keep)
         if len(layers) == 1:
-            y, hn = _one_forward(x, layers[0], h0, net, 0)
+            run = dispatch.forward if has_kernels(x) else on_cpu.forward
+            y, hn = run(x, *layers[0], h0, net.cell, net.direction == "reverse", net.precision)
             return y, hn, None
         return self._decided(lambda bundles: self._forward_in(bundles, keep and len(layers) > net.directions))
 
