@@ -120,8 +120,9 @@ class Recurrence:
         elif w_ih is not None:
             w_ih = whole(w_ih, self.input)
         tensors = new_operands(
-            x=x_in, w_in=w_ih, w_rec=whole(w_hh, self.recurrent), bias0=self._whole(b_ih), bias1=self._whole(b_hh),
-            first=self._whole(self._by_row(h0)), u=u, out=out, last=last, sync=sync, report=report, seed=seed,
+            x=x_in, w_in=w_ih, w_rec=whole(w_hh, self.recurrent), u=u, out=out, last=last, sync=sync, report=report, seed=seed,
+            bias0=None if b_ih is None else whole(b_ih, self.state), bias1=None if b_hh is None else whole(b_hh, self.state),
+            first=None if h0 is None else whole(h0.transpose(0, 1) if self.directions else h0, self.state),
         )  # fmt: skip
         scalars = new_scalars(
             T=T, B=B, reverse=int(reverse), stride_x_t=x_t, stride_x_b=x_b, stride_u_t=u_t, stride_u_b=u_b, launch=self.id,
@@ -158,8 +159,9 @@ class Recurrence:
         if w_ih is not None:  # each layer takes W_ih of the layer above it; nothing but dy comes from above the last one
             w_in = torch.stack([*[padded(w.t(), self.recurrent) for w in w_ih[1:]], self._zeros(y)])
         tensors = new_operands(
-            w_in=w_in, w_rec=whole(w_hh, self.recurrent), first=self._whole(self._by_row(dhn)), u=dy,
-            saved=whole(self._padded_rows(y) if self.state else y), out=out, sync=sync, report=report, seed=seed,
+            w_in=w_in, w_rec=whole(w_hh, self.recurrent), u=dy, saved=whole(self._padded_rows(y) if self.state else y),
+            first=None if dhn is None else whole(dhn.transpose(0, 1) if self.directions else dhn, self.state),
+            out=out, sync=sync, report=report, seed=seed,
         )  # fmt: skip
         scalars = new_scalars(
             T=T, B=B, reverse=int(not reverse), stride_u_t=u_t, stride_u_b=u_b, launch=self.id, limit=limit, dropped=dropped,
@@ -173,14 +175,6 @@ class Recurrence:
         engine.launch(tensors, out, scalars[: engine.scalars])
         if engine.words:
             faults.after_launch(out.device)
-
-    def _whole(self, t: Tensor | None) -> Tensor | None:
-        """Returns a bias or a state as a kernel takes it, or None."""
-        return None if t is None else whole(t, self.state)
-
-    def _by_row(self, state: Tensor | None) -> Tensor | None:
-        """Returns h0 or dhn of both directions as [B,2,H], and any other as it is."""
-        return state.transpose(0, 1) if self.directions and state is not None else state
 
     def _project(self, x: Tensor, w_ih: Weight, b_ih: Tensor | None, b_hh: Tensor | None) -> Tensor:
         """Returns u, which a GEMM makes of x: that of the bottom layer, or those of both directions at once."""
