@@ -267,7 +267,7 @@ def gather(source, group, hold, ALWAYS: tl.constexpr, SHAPE: tl.constexpr, TILE:
     """All of s_{t-1} of a batch tile, as a tuple of word tiles (`load_words`), once every CTA of the group has published
     its part.
 
-    source: (ptr, rows, enable, given).  ptr: int32 [rows, SHAPE.words], rows SHAPE.row_words apart.  Zeros where not enable
+    source: (ptr, rows, enable, given).  ptr: int32 [rows, SHAPE.state_words], rows SHAPE.row_words apart.  Zeros where not enable
         (ALWAYS: it is); given: ptr is not exchanged but given (h0), valid from the start.
     group: (failed, error_ptr, counter_ptr, target, step, limit).  failed: the group has given up, wait for nothing.
     hold: (since, delay).  The first probe comes `delay` cycles after `since` (`cycle`), at the earliest."""
@@ -275,7 +275,7 @@ def gather(source, group, hold, ALWAYS: tl.constexpr, SHAPE: tl.constexpr, TILE:
     failed, error_ptr, counter_ptr, target, step, limit = group
     since, delay = hold
     K_TILE: tl.constexpr = 16 * TILE.warps
-    TILES: tl.constexpr = (SHAPE.words + K_TILE - 1) // K_TILE
+    TILES: tl.constexpr = (SHAPE.state_words + K_TILE - 1) // K_TILE
     if TILE.protocol == "counter":
         wait(counter_ptr, tl.where(failed, SENTINEL, target), error_ptr, step, limit)
     if ALWAYS:
@@ -286,7 +286,7 @@ def gather(source, group, hold, ALWAYS: tl.constexpr, SHAPE: tl.constexpr, TILE:
     words = ()
     for k in tl.static_range(TILES):
         v = load_words(
-            pointers, k * K_TILE, enable, SHAPE.words, not ALWAYS or (k + 1) * K_TILE > SHAPE.words,
+            pointers, k * K_TILE, enable, SHAPE.state_words, not ALWAYS or (k + 1) * K_TILE > SHAPE.state_words,
             "probe" if TILE.protocol == "sentinel" else "acquired", TILE,
         )  # fmt: skip
         words = words + (v,)

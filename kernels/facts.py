@@ -101,6 +101,11 @@ class Routes(Facts):
         of = self.plain
         return _known(of["parts"] == of["published"] == 1 and of["carried"] == of["kept"] == of["vectors"] == 0)
 
+    @property
+    def rec_into(self) -> Any:
+        """The same of W_rec in kernels/cta_group.py, where what the exchanged tiles make of one part is one product"""
+        return _known(self.plain["rec_parts"][:: self.plain["exchanged"]])
+
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Cell(Facts):
@@ -233,8 +238,9 @@ class GroupShape(Facts):
     H: int
     row: int  # whole 16-byte vectors of H units and zeros
     words: int  # of a row
-    apart: int  # elements from a batch row of s to the next
-    row_words: int  # the same in words
+    state_words: int  # of all rows that are exchanged of a batch row
+    row_words: int  # from a batch row of out to the next
+    apart: int  # elements from a batch row of first, saved and last to the next
     wide_u: bool  # u is fp32 whatever the dtype is
 
 

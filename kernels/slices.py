@@ -94,26 +94,65 @@ def operand_tiles(words, TILE: tl.constexpr):
         return (tl.reshape(tl.permute(v, (2, 4, 5, 0, 3, 1)), (TILE.warps, 16, TILE.block_b)),)
 
 
+@triton.constexpr_function
+def _levels(n):
+    """Of a binary tree with n leaves"""
+    return (n - 1).bit_length()
+
+
+@triton.jit
+def _joined(tiles):
+    """A tuple of tiles of one shape [..] -> [.., P], P the next power of 2; the last one again where there are fewer"""
+    LEVELS: tl.constexpr = _levels(len(tiles))
+    for _ in tl.static_range((1 << LEVELS) - len(tiles)):
+        tiles = tiles + (tiles[len(tiles) - 1],)
+    for _ in tl.static_range(LEVELS):  # the first one joins what the highest bit of a number tells apart
+        pairs = ()
+        for n in tl.static_range(len(tiles) // 2):
+            pairs = pairs + (tl.join(tiles[n], tiles[n + len(tiles) // 2]),)
+        tiles = pairs
+    return tiles[0]
+
+
+@triton.jit
+def _split_all(tiles):
+    """Tiles [.., 2], numbered, -> twice as many [..]: what was first in the last dimension, then what was second"""
+    first = ()
+    second = ()
+    for n in tl.static_range(len(tiles)):
+        x, y = tl.split(tiles[n])
+        first = first + (x,)
+        second = second + (y,)
+    return first, second
+
+
 @triton.jit
 def sum_over_warps(acc, TILE: tl.constexpr):
-    """[WARPS, UNITS, BLOCK_B] -> the halves of a state tile, by one pass through shared memory (tl.sum takes 3 to 5 barriers)"""
-    if TILE.e == 1:
-        acc = tl.permute(tl.reshape(acc, (TILE.warps, 2, TILE.units // 2, TILE.block_b)), (0, 2, 1, 3))
-    if TILE.warps == 4:
-        a = tl.permute(tl.reshape(acc, (2, 2, TILE.units // 2, 2, TILE.block_b)), (4, 2, 3, 0, 1))
-    elif TILE.warps == 8:
-        a = tl.permute(tl.reshape(acc, (2, 2, 2, TILE.units // 2, 2, TILE.block_b)), (5, 3, 4, 0, 1, 2))
+    """A tuple of [WARPS, UNITS, BLOCK_B] -> (low, high), tuples of the halves of as many state tiles, by one pass through shared memory
+    for all of them (tl.sum takes 3 to 5 barriers).  All values of a unit and a row end in one thread."""
+    PARTS: tl.constexpr = len(acc)
+    LEVELS: tl.constexpr = _levels(PARTS)
+    HALF: tl.constexpr = TILE.units // 2
+    a = tl.reshape(_joined(acc), (TILE.warps, TILE.units, TILE.block_b, 1 << LEVELS))
+    if TILE.e == 2:
+        a = tl.permute(tl.reshape(a, (TILE.warps, HALF, 2, TILE.block_b, 1 << LEVELS)), (3, 1, 2, 4, 0))
     else:
-        a = tl.permute(tl.reshape(acc, (2, 2, 2, 2, TILE.units // 2, 2, TILE.block_b)), (6, 4, 5, 0, 1, 2, 3))
+        a = tl.permute(tl.reshape(a, (TILE.warps, 2, HALF, TILE.block_b, 1 << LEVELS)), (3, 2, 1, 4, 0))
+    for n in tl.static_range(_levels(TILE.warps)):
+        a = tl.reshape(a, (TILE.block_b, HALF, 2, 1 << LEVELS, TILE.warps >> (n + 1), 2))
         x, y = tl.split(a)
         a = x + y
-    if TILE.warps >= 8:
-        x, y = tl.split(a)
-        a = x + y
-    x, y = tl.split(a)
-    a = x + y
-    x, y = tl.split(a)
-    return tl.split(x + y)
+    tiles = (a,)
+    for n in tl.static_range(LEVELS):  # the lowest bit of a part's number first
+        shaped = ()
+        for i in tl.static_range(len(tiles)):
+            shaped = shaped + (tl.reshape(tiles[i], (TILE.block_b, HALF, 2, 1 << (LEVELS - n - 1), 2)),)
+        first, second = _split_all(shaped)
+        tiles = first + second
+    shaped = ()
+    for i in tl.static_range(PARTS):
+        shaped = shaped + (tl.reshape(tiles[i], (TILE.block_b, HALF, 2)),)
+    return _split_all(shaped)
 
 
 # ---------------------------------------------------------------------------------------------- the CTA's own units
@@ -141,8 +180,29 @@ def load_vector(ptr, units, SHAPE: tl.constexpr):
 
 
 @triton.jit
-def add_halves(a, b):
-    return a[0] + b[0], a[1] + b[1]
+def replaced(t, NUMBER: tl.constexpr, value):
+    """The tuple t with `value` in place of number NUMBER"""
+    r = ()
+    for n in tl.static_range(len(t)):
+        if n == NUMBER:
+            r = r + (value,)
+        else:
+            r = r + (t[n],)
+    return r
+
+
+@triton.jit
+def add_halves(tiles, NUMBER: tl.constexpr, halves):
+    """(low, high), tuples of the halves of state tiles, with `halves` added to tile NUMBER"""
+    low, high = tiles
+    low = replaced(low, NUMBER, low[NUMBER] + halves[0])
+    return low, replaced(high, NUMBER, high[NUMBER] + halves[1])
+
+
+@triton.jit
+def append_halves(tiles, halves):
+    """(low, high), tuples of the halves of state tiles, with one tile more"""
+    return tiles[0] + (halves[0],), tiles[1] + (halves[1],)
 
 
 @triton.jit
@@ -183,6 +243,25 @@ def own_tile(raw, WIDE: tl.constexpr, TILE: tl.constexpr):
 
 
 @triton.jit
+def store_own(ptr, halves, stride_b, place, SHAPE: tl.constexpr, TILE: tl.constexpr):
+    """The halves of a state tile, fp32, to ptr[row * stride_b + unit], where `load_own` finds them, WIDE; place: (rows, unit0)"""
+    rows, unit0 = place
+    low, high = halves
+    row = tl.arange(0, TILE.block_b)[:, None]
+    i = tl.arange(0, TILE.units // 2)[None, :]
+    if TILE.e == 1:
+        unit = unit0 + i
+        p = ptr + (row * stride_b + unit)
+        tl.store(p, low, mask=(row < rows) & (unit < SHAPE.row))
+        tl.store(p + TILE.units // 2, high, mask=(row < rows) & (unit + TILE.units // 2 < SHAPE.row))
+    else:
+        pair = unit0 // 2 + i
+        words = ptr.to(tl.pointer_type(tl.int64), bitcast=True)
+        both = high.to(tl.int32, bitcast=True).to(tl.int64) << 32 | low.to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF
+        tl.store(words + (row * (stride_b // 2) + pair), both, mask=(row < rows) & (pair < SHAPE.row // 2))
+
+
+@triton.jit
 def round_to_words(low, high, TILE: tl.constexpr):
     """The halves of a state tile, fp32 -> int32 words as they lie in memory, 2 / E tiles [BLOCK_B, UNITS / 2].
 
@@ -194,8 +273,18 @@ def round_to_words(low, high, TILE: tl.constexpr):
 
 
 @triton.jit
-def own_words(unit0, rows, number: tl.constexpr, SHAPE: tl.constexpr, TILE: tl.constexpr):
-    """(offsets, mask) in int32 [rows, SHAPE.words], rows SHAPE.row_words apart, of tile `number` of `round_to_words`"""
+def own_words(unit0, rows, number: tl.constexpr, ROW_WORDS: tl.constexpr, SHAPE: tl.constexpr, TILE: tl.constexpr):
+    """(offsets, mask) in int32 [rows, SHAPE.words], rows ROW_WORDS apart, of tile `number` of `round_to_words`"""
     row = tl.arange(0, TILE.block_b)[:, None]
     word = unit0 // TILE.e + TILE.units // 2 * number + tl.arange(0, TILE.units // 2)[None, :]
-    return row * SHAPE.row_words + word, (row < rows) & (word < SHAPE.words)
+    return row * ROW_WORDS + word, (row < rows) & (word < SHAPE.words)
+
+
+@triton.jit
+def store_words(ptr, words, place, ROW_WORDS: tl.constexpr, SHAPE: tl.constexpr, TILE: tl.constexpr):
+    """`round_to_words`' tiles to int32 ptr[rows, SHAPE.words], rows ROW_WORDS apart, of which no other program reads in this launch;
+    place: (rows, unit0)"""
+    rows, unit0 = place
+    for i in tl.static_range(len(words)):
+        offsets, mask = own_words(unit0, rows, i, ROW_WORDS, SHAPE, TILE)
+        tl.store(ptr + offsets, words[i], mask=mask)

@@ -189,15 +189,14 @@ def test_infinite_values_backward(where, depth, device):
 def changed_dropout():
     """Of a mask's place: another layer, step, row, unit, or seed; no scale; in one of the passes"""
     forward = "drop_input(v, (seed, bottom + layer - 1, lane_dropped, scale), k * K_TILE, tile * BLOCK_B, t,"
-    backward = "acc_a + acc_b, (seed, bottom + layer, lane_dropped, scale), unit0, tile * BLOCK_B, t,"
+    backward = "whole[n], (seed, bottom + layer, lane_dropped, scale), unit0, tile * BLOCK_B, t,"
     for text, direction in ((forward, "forward"), (backward, "backward")):
         for old, new in (("layer", "1 + layer"), (" t,", " t + 1,"), ("BLOCK_B,", "BLOCK_B + 1,"), ("seed", "seed + 1")):
             yield Change("cta_group.py", text, text.replace(old, new)), direction
         yield Change("cta_group.py", text, text.replace("lane_dropped", "dropped - 5000")), direction
     yield Change("cta_group.py", forward, forward.replace("k * K_TILE", "k * K_TILE + 4")), "forward"
     yield Change("cta_group.py", backward, backward.replace("unit0", "unit0 + 8")), "backward"
-    yield Change("cta_group.py", "            if DROPOUT and FIRST_IS_STATE:\n                acc_a *= scale\n",
-                 "            if False:\n                acc_a *= scale\n"), "forward"  # fmt: skip
+    yield Change("cta_group.py", "scaled = scaled + (acc[n] * scale,)", "scaled = scaled + (acc[n],)"), "forward"
     yield Change("cta_group.py", backward, backward.replace("scale", "1.0")), "backward"
     # each layer on one CTA
     for old, new, direction in (

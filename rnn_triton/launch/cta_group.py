@@ -33,14 +33,18 @@ def constants(problem: Problem, p: CtaGroup, present: tuple[bool, ...], bundle: 
     """Returns the constexpr parameters of the kernel, in its order.  `present` says of each of Operands whether it is there."""
     has_x = present[Operands._fields.index("x")]
     row, word = row_units(problem.H, problem.dtype), 4 // SIZES[problem.dtype]  # elements
-    apart = row if bundle.linked else bundle.count * row
+    side_by_side = 1 if bundle.linked else bundle.count
+    of_cell = cell(problem, p.accuracy)
+    routes = of_cell.routes.plain
     return dict(
         TILE=tile(facts.GroupTile, problem, p),
         SHAPE=facts.GroupShape(
             I=row_units(problem.I, problem.dtype) if has_x else 0 if bundle.linked else 1, H=problem.H, row=row,
-            words=row // word, apart=apart, row_words=apart // word, wide_u=problem.direction == "forward",
+            words=row // word, state_words=routes["exchanged"] * row // word,
+            row_words=side_by_side * routes["published"] * row // word, apart=side_by_side * row,
+            wide_u=problem.direction == "forward",
         ),  # fmt: skip
         HAS=facts.Has.of(Operands._fields, present),
-        CELL=cell(problem, p.accuracy),
+        CELL=of_cell,
         SHARE=facts.Share(lanes=bundle.count, linked=bundle.linked, dropout=bundle.dropout),
     )

@@ -18,6 +18,7 @@ from types import SimpleNamespace
 from rnn_triton import kernels, launch
 from rnn_triton.interpret import assembly
 
+from .gated_groups import Gated
 from .grids import Case
 from .stacks import Stack
 
@@ -117,6 +118,10 @@ _BOTH = Stack(3, 3, 8, 24, both=True)
 _ALONE = _STACK.having(depth=2)
 _ALONE_1 = _STACK.having(depth=1)
 
+_GRU = Gated(3, 11, 9, 21, kind="tf32x3", cell="gru")
+_LSTM = _GRU.having(cell="lstm")
+_GRUS = _GRU.having(B=3, layers=2)
+
 _WAIT_BARRIER = "        dtype=tl.int32, is_pure=False, pack=1,\n    )  # fmt: skip\n"
 _PUBLISH = '    tl.store(ptrs, published(words), mask=mask, cache_modifier=".cg")\n'
 _COUNT = '        tl.debug_barrier()\n        tl.atomic_add(counter_ptr, 1, sem="release", scope="gpu")\n'
@@ -149,8 +154,8 @@ MUTANTS = (
             "arrive(counters + (tile ^ 1) * LINE", "backward", _GROUPS, "numbers", "detector"),
     Mutant("counts before it stores", (
                Change("cta_group.py", "        arrive(counters + tile * LINE, TILE)\n", ""),
-               Change("cta_group.py", "        out_words = round",
-                      "        arrive(counters + tile * LINE, TILE)\n        out_words = round"),
+               Change("cta_group.py", "        out_t = out_ptr + (t",
+                      "        arrive(counters + tile * LINE, TILE)\n        out_t = out_ptr + (t"),
            ), "forward", _COUNTER, ("detector", "weak")),
     _mutant("counters start at 0", "rnn_triton/launch/operands.py", ".fill_(-1)", ".fill_(0)",
             "forward", _COUNTER, "numbers", "detector"),
@@ -189,10 +194,10 @@ MUTANTS = (
             "forward", _SENTINEL, "numbers"),
     _mutant("loads this tile's dy again", "cta_group.py", "u_t = u_ptr + t_1 * step_u + row0_1 * row_u",
             "u_t = u_ptr + t_1 * step_u + row0 * row_u", "backward", _SENTINEL, "numbers"),
-    _mutant("a product in the first backward step", "cta_group.py", "a = tl.where(step == 0, 0.0, a)", "a = a + 0.0",
+    _mutant("a product in the first backward step", "cta_group.py", "v = tl.where(step == 0, 0.0, v)", "v = v + 0.0",
             "backward", _SENTINEL.having(T=1), "numbers", data="infinite weight"),
-    _mutant("no product in the second backward step", "cta_group.py", "a = tl.where(step == 0, 0.0, a)",
-            "a = tl.where(step <= 1, 0.0, a)", "backward", _COUNTER, "numbers"),
+    _mutant("no product in the second backward step", "cta_group.py", "v = tl.where(step == 0, 0.0, v)",
+            "v = tl.where(step <= 1, 0.0, v)", "backward", _COUNTER, "numbers"),
     _mutant("padding is not zero", "cta_group.py", "if H != CTAS * UNITS:", "if False:",
             "forward", _RAGGED, "numbers", data="infinite x"),
     _mutant("reads beyond a row's words", "exchange.py", "(start // 4 + 4 * w + q < WORDS // 4) & enable",
@@ -222,21 +227,47 @@ MUTANTS = (
     _mutant("waits for the x of the next step", "cta_group.py", "word_pointers(x_words + t * step_x + row0 * row_x",
             "word_pointers(x_words + t_1 * step_x + row0 * row_x", "backward", _STACK, "numbers"),
     _mutant("x of another layer", "cta_group.py", "out_ptr - apart if", "out_ptr - lane * apart if", "forward", _STACK, "numbers"),
-    _mutant("its own state for x", "cta_group.py", "else out_ptr + apart)", "else out_ptr)", "backward", _STACK, "deadlock"),
+    _mutant("its own state for x", "cta_group.py", "else out_ptr + apart +", "else out_ptr +", "backward", _STACK, "deadlock"),
     _mutant("backward in the order of forward", "cta_group.py", "layer = LANES - 1 - lane", "layer = lane + 0",
             "backward", _STACK, "deadlock"),
     _mutant("dy for every layer", "cta_group.py", "load_own(u_t, row_u, (rows_1, first_lane,", "load_own(u_t, row_u, (rows_1, True,",
             "backward", _STACK, "numbers"),
-    _mutant("nothing from above in the first step", "cta_group.py", "acc_a = tl.where(step == 0, projected, acc_a)",
-            "acc_a = tl.where(step == 0, 0.0, acc_a)", "backward", _STACK, "numbers"),
-    _mutant("a product in the first step of a stack", "cta_group.py", "acc_a = tl.where(step == 0, projected, acc_a)",
-            "acc_a += 0.0 * projected", "backward", _STACK.having(T=1), "numbers", data="infinite weight"),
+    _mutant("nothing from above in the first step", "cta_group.py", "tl.where(step == 0, projected[n], parts[n])",
+            "tl.where(step == 0, 0.0, parts[n])", "backward", _STACK, "numbers"),
+    _mutant("a product in the first step of a stack", "cta_group.py", "tl.where(step == 0, projected[n], parts[n])",
+            "parts[n] + 0.0 * projected[n]", "backward", _STACK.having(T=1), "numbers", data="infinite weight"),
     _mutant("both directions the same way", "cta_group.py", "reverse = reverse ^ lane", "reverse = reverse + 0",
             "forward", _BOTH, "numbers"),
     _mutant("both directions from the same h0", "cta_group.py", "            first_ptr += lane * ROW\n", "",
             "forward", _BOTH, "numbers"),
-    _mutant("both directions with the same bias", "cta_group.py", "        bias1_ptr += layer * ROW\n", "",
+    _mutant("both directions with the same bias", "cta_group.py", "        bias1_ptr += layer * (GATES * ROW)\n", "",
             "forward", _BOTH, "numbers"),
+    # ---- cells of several gates
+    _mutant("the fourth part of GRU is added early", "cta_group.py", "k * E, INTO, TILE)", "k * E, (0, 1, 2), TILE)",
+            "forward", _GRU, "numbers"),
+    _mutant("a gate's product in the wrong part", "cta_group.py", "k * E, REC_INTO, TILE)", "k * E, (1, 0, 2, 3), TILE)",
+            "forward", _LSTM, "numbers"),
+    _mutant("b_hn with the bias of x", "cta_group.py", "add_halves(bias, REC_INTO[n],", "add_halves(bias, INTO[n],",
+            "forward", _GRU, "numbers"),
+    _mutant("what a GEMM made of x in the wrong part", "cta_group.py", "u = add_halves(u, INTO[n], own", "u = add_halves(u, n, own",
+            "forward", _GRU.having(home="gemm"), "numbers"),
+    _mutant("what is carried is rounded", "cta_group.py", "store_own(c, (after[0][n], after[1][n])",
+            "store_own(c, (after[0][n].to(tl.bfloat16).to(tl.float32), after[1][n])", "forward", _LSTM, "numbers"),
+    _mutant("what is carried is the next tile's", "cta_group.py",
+            "c = carried_ptr + (n * tile_c + row0 * ROW)\n            carried_raw",
+            "c = carried_ptr + (n * tile_c + row0_1 * ROW)\n            carried_raw", "forward", _GRU.having(B=16), "numbers"),
+    _mutant("dc of the last step is dropped", "cta_group.py", "load_own(c, ROW, (rows, True, unit0)", "load_own(c, ROW, (rows, step > 0, unit0)",
+            "backward", _LSTM, "numbers"),
+    _mutant("dc of the first step is dropped", "cta_group.py", "ROW, (rows, unit0), SHAPE, TILE)\n        own = own_1",
+            "ROW, (tl.where(step + 1 < T, rows, 0), unit0), SHAPE, TILE)\n        own = own_1", "backward", _LSTM, "numbers"),
+    _mutant("loads this step's kept tiles again", "cta_group.py", "kept_t = kept_ptr + t_1 * step_k", "kept_t = kept_ptr + t * step_k",
+            "backward", _LSTM, "numbers"),
+    _mutant("keeps tiles at the next step's place", "cta_group.py", "+ (t * step_k + row0 * (KEPT", "+ (t_1 * step_k + row0 * (KEPT",
+            "backward", _GRU, "numbers"),
+    _mutant("the gradients of the wrong gates from above", "cta_group.py", "out_ptr + apart + (ROW_WORDS - K_LINK // E)", "out_ptr + apart",
+            "backward", _GRUS, "numbers"),
+    _mutant("layers carry the same", "cta_group.py", "        carried_ptr += layer * (CARRIED * tile_c)\n", "",
+            "forward", _GRUS, "numbers", "detector"),
     # ---- lanes of one CTA each
     _mutant("x is taken as it is found, on one CTA", "one_cta.py", "source_ptr.to(tl.int64)), 64, TILE)\n",
             "source_ptr.to(tl.int64)), 64, TILE) if step < 0 else x_raw\n", "forward", _ALONE, "numbers"),

@@ -52,13 +52,19 @@ def check(case, direction, kernels, limit=64, device="cpu"):
     check_results(case, direction, tensors, [r.cpu() for r in results])
 
 
-def check_results(case, direction, tensors, results):
+def steps_lost(case, direction):
+    """(which steps and rows are no result, [T, B]; the steps in the order of the launch)"""
     backwards = (direction == "backward") != case.reverse
     order = list(range(case.T))[:: -1 if backwards else 1]
     lost = torch.zeros(case.T, case.B, dtype=torch.bool)
     for t in order[STEP:]:
         for tile in range(1, TILES, 2):
             lost[t, 8 * tile : 8 * tile + 8] = True
+    return lost, order
+
+
+def check_results(case, direction, tensors, results):
+    lost, order = steps_lost(case, direction)
     expected = case.expected(direction, tensors)
     assert results[0][lost].isnan().all()
     if direction == "forward":
