@@ -139,7 +139,7 @@ def test_a_kept_launcher_gets_what_triton_was_given(monkeypatch):
         for T, present in ((3, 6), (5, 6), (5, 5)):  # other T: the same kernel; no h0: another
             given = tensors(T, 9)
             arguments = given[:present] + [None] * (6 - present)
-            y, hn = dispatch.forward(*arguments, "elman_tanh", False, None)
+            y, (hn,), _ = dispatch.forward(*arguments[:-1], arguments[-1:], "elman_tanh", False, None)
             kind, grid, got = calls[-1]
             assert grid == (2, 1, 1)
             assert kind == ("jit" if (T, present) != (5, 6) else "kept")

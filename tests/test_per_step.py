@@ -37,13 +37,14 @@ def problem(direction, kind, B, I, H, nonlinearity="tanh"):
 def forward(kind, tensors, nonlinearity="tanh", reverse=False, **blocks):
     x, _, w_hh = tensors[:3]
     site = per_step.Steps(problem("forward", kind, *x.shape[1:], len(w_hh), nonlinearity), plan(kind, **blocks))
-    return site.forward(*tensors, reverse)
+    y, (hn,), _ = site.forward(*tensors[:5], tensors[5:], reverse)
+    return y, hn
 
 
 def backward(kind, w_hh, y, dy, dhn, nonlinearity="tanh", reverse=False, **blocks):
     B, H = y.shape[1:]
     site = per_step.Steps(problem("backward", kind, B, 1, H, nonlinearity), plan(kind, **blocks))
-    return site.backward(w_hh, y, dy, dhn, reverse)
+    return site.backward(w_hh, y, None, dy, (dhn,), reverse)[0]
 
 
 def given(kind, device, *sizes, **options):
@@ -192,7 +193,7 @@ def test_strides_beyond_32_bits(strides, device):
     far = reserved(2**31 + 64, device).as_strided((2, 2, 16), strides)
     far.copy_(dy)
     site = per_step.Steps(problem("backward", "ieee", 2, 1, 16), plan("ieee"))
-    expected, ours = (site.backward(w_hh, y, t, dhn, False) for t in (dy, far))
+    expected, ours = (site.backward(w_hh, y, None, t, (dhn,))[0] for t in (dy, far))
     assert torch.equal(ours, expected)
 
 
@@ -337,7 +338,7 @@ def test_launches_of_a_forward(calls, reverse):
     order = [3, 2, 1, 0] if reverse else [0, 1, 2, 3]
     for first in ("jit", "kept"):
         calls.clear()
-        y, _ = site.forward(*tensors, reverse)
+        y, *_ = site.forward(*tensors[:5], tensors[5:], reverse)
         assert [call[0] for call in calls] == [first, "kept", "kept", "kept"]
         addresses = [[t if isinstance(t, int) else t.data_ptr() for t in call[2][:6]] for call in calls]
         w_hh, h0, out = tensors[2].data_ptr(), tensors[5].data_ptr(), y.data_ptr()
@@ -355,7 +356,7 @@ def test_launches_of_a_forward(calls, reverse):
 
 def test_launches_of_a_backward(calls):
     w_hh, y, dy, dhn = cotangents("bf16", "cpu", 3, 2, 40)
-    da = per_step.Steps(problem("backward", "bf16", 2, 1, 40), plan("bf16")).backward(w_hh, y, dy, dhn, False)
+    da, _ = per_step.Steps(problem("backward", "bf16", 2, 1, 40), plan("bf16")).backward(w_hh, y, None, dy, (dhn,))
     assert [call[0] for call in calls] == ["jit", "kept", "kept"]
     for _, _, arguments, *_ in calls:
         pointers = [t if isinstance(t, int) else t.data_ptr() for t in arguments[:6]]
@@ -370,10 +371,10 @@ def test_wide_strides_go_through_triton(calls):
     w_hh, y, _, _ = cotangents("bf16", "cpu", 3, 2, 16)
     site = per_step.Steps(problem("backward", "bf16", 2, 1, 16), plan("bf16"))
     near = torch.zeros(3, 2, 16, dtype=torch.bfloat16)
-    site.backward(w_hh, y, near, None, False)
+    site.backward(w_hh, y, None, near, (None,))
     calls.clear()
     far = torch.empty_strided((3, 2, 16), (2**34, 16, 1), dtype=torch.bfloat16, device="meta")
-    site.backward(w_hh, y, far, None, False)
+    site.backward(w_hh, y, None, far, (None,))
     assert [call[0] for call in calls] == ["jit"] * 3
 
 

@@ -101,14 +101,14 @@ def test_both_passes(T, B, I, H, kind, asked, projected):
         order = list(range(T))[:: -1 if reverse else 1]
         asked.clear()
         projected.clear()
-        y, _ = dispatch.forward(x, w_ih, w_hh, b_ih, b_hh, None, "elman_tanh", reverse, precision)
+        y, *_ = dispatch.forward(x, w_ih, w_hh, b_ih, b_hh, (None,), "elman_tanh", reverse, precision)
         problem = Problem("forward", B, I, H, kind if precision is None else "fp32", precision, "elman_tanh")
         forward = choose.plan(problem, hardware.of(x.device))
         assert len(projected) == (forward.w_ih_home == "gemm")
         check(asked, projected or [x], order, tiles, warps)
         dy = torch.rand(T, B, H).to(dtype).transpose(0, 1).contiguous().transpose(0, 1)  # strides of its own
         asked.clear()
-        dispatch.backward(w_hh, y, dy, None, "elman_tanh", reverse, precision)
+        dispatch.backward(w_hh, y, None, dy, (None,), "elman_tanh", reverse, precision)
         check(asked, [dy, y], order[::-1], tiles, warps)
 
 
@@ -116,5 +116,5 @@ def test_no_stream_but_y(asked):
     """A loss of h_n alone: there is no dy"""
     w_hh = parameters(torch.bfloat16, 16, 1)[1]
     y, dhn = torch.rand(20, 3, 16).bfloat16(), torch.rand(3, 16).bfloat16()
-    dispatch.backward(w_hh, y, None, dhn, "elman_tanh", False, None)
+    dispatch.backward(w_hh, y, None, None, (dhn,), "elman_tanh", False, None)
     check(asked, [y], range(19, -1, -1), 1, 1)

@@ -38,11 +38,12 @@ def alone(case: Case, inputs: dict[str, torch.Tensor], direction: str, y: torch.
     how: Any = (ELMAN[case.nonlinearity].name, False, case.precision)
 
     def forward() -> dict[str, torch.Tensor]:
-        y, hn = dispatch.forward(*operands_of(inputs), *how)
+        *tensors, h0 = operands_of(inputs)
+        y, (hn,), _ = dispatch.forward(*tensors, (h0,), *how)
         return {"y": y, "hn": hn[None]}
 
     def backward() -> dict[str, torch.Tensor]:
-        return {"da": dispatch.backward(inputs["weight_hh_l0"], y, inputs["dy"], inputs["dhn"][0], *how)}
+        return {"da": dispatch.backward(inputs["weight_hh_l0"], y, None, inputs["dy"], (inputs["dhn"][0],), *how)[0]}
 
     return forward if direction == "forward" else backward
 
@@ -176,7 +177,8 @@ class Fault(Item):
         many = replace(self.case, B=plan.block_b * groups)
         launch: Any = recurrence.Recurrence(estimate.problems(many)[0], replace(plan, groups=groups))
         try:
-            launch.forward(*operands_of(tensors(many, place.device)), False)
+            *given, h0 = operands_of(tensors(many, place.device))
+            launch.forward(*given, (h0,))
         except RuntimeError as error:
             message = str(error)
             if "cooperative" not in message:
@@ -194,7 +196,8 @@ class Fault(Item):
             if plan.ctas < 2 or plan.protocol != "sentinel":
                 raise NotHere("needs a plan of several CTAs that exchange by sentinel")
             launch: Any = recurrence.Recurrence(problem, replace(plan, ctas=plan.ctas - 1))
-            y, hn = launch.forward(*operands_of(tensors(case, place.device)), False)
+            *given, h0 = operands_of(tensors(case, place.device))
+            y, (hn,), _ = launch.forward(*given, (h0,))
             began = time.monotonic()  # it is compiled, and under way
             try:
                 rnn_triton.synchronize(place.device)

@@ -1,4 +1,4 @@
-"""Takes a plan for a call and has it carried out: the only way to the recurrence kernels.
+"""The only way to the recurrence kernels: takes a plan for the call, and has it carried out.
 
 `forward` and `backward` run on CUDA tensors, or on CPU tensors by Triton's interpreter.  `compile_ahead` compiles what they would
 run for a device that need not be here.  Both take the constexpr parameters from one function of the regime (one_cta.py,
@@ -11,46 +11,53 @@ import functools
 from typing import Any
 
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..errors import UnsupportedError
 from ..plan import hardware
+from ..plan.candidates import runs_models
 from ..plan.choose import plan, reject, shared_plan
 from ..plan.hardware import Device
 from ..plan.overriding import Choices, overrides
 from ..plan.problem import DTYPES, ONE, Bundle, PerStep, Plan, Problem
 from . import faults, per_step, recurrence
 from .launcher import DoesNotCompile, DoesNotFit
+from .operands import States
 from .recurrence import Weight
 
 
 def forward(
-    x: Tensor, w_ih: Weight, w_hh: Weight, b_ih: Weight | None, b_hh: Weight | None, h0: Tensor | None,
-    cell: str, reverse: bool, precision: str | None, shared: tuple[Any, ...] = (), *dropout: Any,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Returns y[T,B,H], contiguous, and hn[B,H] in memory of its own, from x[T,B,I] of any strides; T, B >= 1.
+    x: Tensor, w_ih: Weight, w_hh: Weight, b_ih: Weight | None, b_hh: Weight | None, states: States, cell: str, reverse: bool,
+    precision: str | None, keep: bool = False, vectors: Tensor | None = None, shared: tuple[Any, ...] = (), *dropout: Any,
+) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:  # fmt: skip
+    """Returns y[T,B,H], contiguous, the last states [B,H], each in memory of its own, and with `keep` what the backward pass needs
+    besides y, kept[T,B,K,H] (None if that is nothing).
 
-    An ensemble of M models has M in front of every shape, with stride 0 where the models share a tensor.  With `shared`, (bundle,
-    number of the bottom layer), one launch carries several recurrences, whose shapes and lists are those of Recurrence; `dropout`
-    is then its (seed, dropped)."""
+    `states` are those before the first step, None for zeros: (h0,), of an LSTM (h0, c0).  `vectors` are the cell's own parameters,
+    [V,H] in fp32 (fp64).  x[T,B,I] may have any strides; T, B >= 1.  An ensemble of M models has M in front of every shape; where the
+    models share a tensor its stride is 0.  With `shared` = (bundle, number of the bottom layer) one launch carries several
+    recurrences: shapes and lists are those of Recurrence, `dropout` is its (seed, dropped)."""
     *M, _, B, I = x.shape
     H = (w_hh[0] if shared else w_hh).shape[-1]
     call = ("forward", *M, B, I, H, x.dtype, precision, cell, x.device)
-    return run(call, shared, "forward", x, w_ih, w_hh, b_ih, b_hh, h0, reverse, *dropout)
+    return run(call, shared, "forward", x, w_ih, w_hh, b_ih, b_hh, states, reverse, keep, vectors, *dropout)
 
 
 def backward(
-    w_hh: Weight, y: Tensor, dy: Tensor | None, dhn: Tensor | None,
-    cell: str, reverse: bool, precision: str | None, shared: tuple[Any, ...] = (), *linked: Any,
-) -> Tensor:  # fmt: skip
-    """Returns da[T,B,H], the gradient of every pre-activation, from y[T,B,H], dy[T,B,H] and dhn[B,H] of any strides.
+    w_hh: Weight, y: Tensor, kept: Tensor | None, dy: Tensor | None, dstates: States, cell: str, reverse: bool,
+    precision: str | None, vectors: Tensor | None = None, shared: tuple[Any, ...] = (), *linked: Any,
+) -> tuple[Tensor, States]:  # fmt: skip
+    """Returns da[T,B,P*H], the gradients of every pre-activation in the order of Cell.routes, which may be a view of longer rows; and
+    of each first state what W_hh^T da_first lacks of its gradient, in fp32 (fp64), or None if it lacks nothing.
 
-    da may be a view of longer rows.  dy or dhn may be None, but not both.  Ensembles and `shared` are as in `forward`; for layers
-    that share a launch `linked` is Recurrence's (w_ih, seed, dropped)."""
+    y and `kept` are the forward pass's, dy[T,B,H] and `dstates` gradients of y and of the last states.  Any of these may be None, but
+    not all; strides may be any.  Ensembles and `shared` are those of `forward`; `linked` layers take (w_ih, seed, dropped) of
+    Recurrence."""
     *M, _, B, H = y.shape
     if shared:
         M, H = [], w_hh[0].shape[-1]
     call = ("backward", *M, B, 1, H, y.dtype, precision, cell, y.device)
-    return run(call, shared, "backward", w_hh, y, dy, dhn, reverse, *linked)
+    return run(call, shared, "backward", w_hh, y, kept, dy, dstates, reverse, vectors, *linked)
 
 
 def compile_ahead(problem: Problem, p: Plan, device: Device, bundle: Bundle = ONE) -> Any:
@@ -105,7 +112,7 @@ def _launch_for(call: tuple[Any, ...], chosen: Choices, bundle: Bundle = ONE, fi
     if p is None:
         raise UnsupportedError(f"no plan for {bundle.count} recurrences of {problem} compiles on {hardware.of(device).name}")
     launch = prepared(problem, p, bundle, first)
-    return _Models(launch) if M and not p.ensembles else launch
+    return _Models(launch) if M and not runs_models(problem, p) else launch
 
 
 class _Models:
@@ -114,19 +121,21 @@ class _Models:
     def __init__(self, launch: Any) -> None:
         self.problem, self.plan, self.launch = launch.problem, launch.plan, launch
 
-    def forward(self, *arguments: Any) -> tuple[Tensor, ...]:
-        return self._run(self.launch.forward, arguments)
+    def forward(self, *arguments: Any) -> Any:
+        return self._each(self.launch.forward, arguments)
 
-    def backward(self, *arguments: Any) -> Tensor:
-        return self._run(lambda *model: (self.launch.backward(*model),), arguments)[0]
+    def backward(self, *arguments: Any) -> Any:
+        return self._each(self.launch.backward, arguments)
 
-    def _run(self, launch: Any, arguments: tuple[Any, ...]) -> tuple[Tensor, ...]:
-        """Returns what `launch` returns for every model, [M,..], each result copied to its place before the next model runs."""
+    def _each(self, run: Any, arguments: tuple[Any, ...]) -> Any:
+        """Runs one model after the other, and returns the results of all, [M,..], each put in its place as soon as it is there."""
         M = self.problem.models
-        results: tuple[Tensor, ...] = ()
+        whole: Any = None
         for model in range(M):
-            parts = launch(*[t[model] if isinstance(t, Tensor) else t for t in arguments])
-            results = results or tuple(t.new_empty((M, *t.shape)) for t in parts)
-            for result, part in zip(results, parts, strict=True):
-                result[model] = part
-        return results
+            results = run(*tree_map_only(Tensor, lambda t: t[model], arguments))
+            if whole is None:
+                whole = tree_map_only(Tensor, lambda t: t.new_empty((M, *t.shape)), results)
+            for all_models, t in zip(tree_leaves(whole), tree_leaves(results), strict=True):
+                if t is not None:
+                    all_models[model] = t
+        return whole

@@ -1,4 +1,4 @@
-"""Computes the matrix products around the recurrence, in the precision of the call whatever torch is set to."""
+"""The matrix products around the recurrence, in the precision of the call whatever torch's settings are."""
 
 from __future__ import annotations
 

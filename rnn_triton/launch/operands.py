@@ -1,10 +1,10 @@
-"""Names the operands of kernels, and brings tensors into the form that kernels read and write by 16 bytes."""
+"""What kernels are called with: names the operands, and brings tensors into the form that kernels read and write by 16 bytes."""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,6 +17,9 @@ from ..interpret import interpreter
 from ..kernels.exchange import LINE
 from ..plan.problem import Bundle, Problem, is_wide
 from .launcher import POINTERS, Launcher
+
+States = Sequence[Tensor | None]  # those of a cell, in its order, or their gradients
+NOTHING: States = (None,)  # of a cell of one state
 
 
 class Operands(NamedTuple):
@@ -99,7 +102,7 @@ def described(problem: Problem, w_ih_home: str, bundle: Bundle, words: bool) -> 
     routes = cells.named(problem.cell).routes(forward)
     gemm = w_ih_home == "gemm"
     has_x = forward and not gemm and not (linked and is_wide(problem.I, problem.H, problem.dtype))
-    biases = forward and not (gemm and words and not linked)  # else the GEMM adds them
+    biases = forward and not (gemm and gemm_adds_biases(problem, bundle, words))
     present = dict.fromkeys(Operands._fields, True) | dict(
         x=has_x, u=not has_x, w_in=linked or (forward and not gemm), bias0=biases, bias1=biases, saved=routes.reads_y,
         last=forward, sync=words, report=words, seed=bundle.dropout, carried=routes.carried > 0, kept=routes.kept > 0,
@@ -112,6 +115,11 @@ def described(problem: Problem, w_ih_home: str, bundle: Bundle, words: bool) -> 
     )  # fmt: skip
     types |= {name: state for name in types if not present[name]}  # the address of out stands for them
     return tuple(present.values()), lambda name: types[name.removesuffix("_ptr")] if name.endswith("_ptr") else "i32"
+
+
+def gemm_adds_biases(problem: Problem, bundle: Bundle, words: bool) -> bool:
+    """True if a GEMM that projects x adds the biases, too, and not the kernel: where they all go the same way, into one pre-activation."""
+    return words and not bundle.linked and len(cells.named(problem.cell).gates) == 1
 
 
 def poll_limit() -> int:

@@ -20,7 +20,7 @@ from ..plan.hardware import Device
 from ..plan.problem import SIZES, PerStep, Problem, row_units
 from . import gemm
 from .launcher import POINTERS, Launcher, cell, compiled_ahead, current, tile
-from .operands import empty, missing, padded, strided, unpadded, whole
+from .operands import NOTHING, States, empty, missing, padded, strided, unpadded, whole
 
 
 class Operands(NamedTuple):
@@ -53,10 +53,10 @@ class Steps:
         self.launch = Launcher(per_step, grid, functools.partial(constants, problem, plan), options(problem, plan))
 
     def forward(
-        self, x: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, h0: Tensor | None,
-        reverse: bool = False,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        T, B, _ = x.shape
+        self, x: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, states: States,
+        reverse: bool = False, keep: bool = False, vectors: Tensor | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:  # fmt: skip
+        (h0,), (T, B, _) = states, x.shape
         # Padding the smallest operands of the projection gives u whole rows.
         w_ih = padded(w_ih, self.rows)
         b_ih, b_hh = (None if b is None else padded(b, self.state) for b in (b_ih, b_hh))
@@ -66,12 +66,13 @@ class Steps:
         y = empty(x, T, B, self.row)
         self._run(y, before, self.row, reverse, strides, u=u, w_rec=whole(w_hh, self.recurrent))
         y = unpadded(y, self.state)
-        return y, y[0 if reverse else T - 1].clone()
+        return y, (y[0 if reverse else T - 1].clone(),), None
 
     def backward(
-        self, w_hh: Tensor, y: Tensor, dy: Tensor | None, dhn: Tensor | None, reverse: bool = False
-    ) -> Tensor:
-        T, B, _ = y.shape
+        self, w_hh: Tensor, y: Tensor, kept: Tensor | None, dy: Tensor | None, dstates: States, reverse: bool = False,
+        vectors: Tensor | None = None,
+    ) -> tuple[Tensor, States]:  # fmt: skip
+        (dhn,), (T, B, _) = dstates, y.shape
         strides = [0, 0]
         if dy is not None:
             dy, *strides, _ = strided(padded(dy, self.state), self.unit)
@@ -80,7 +81,7 @@ class Steps:
         saved = whole(y, self.state)
         w_rec = whole(w_hh, self.recurrent)
         self._run(da, da, 0, not reverse, strides, u=dy, w_rec=w_rec, first=dhn, saved=saved)
-        return unpadded(da, self.state)
+        return unpadded(da, self.state), NOTHING
 
     def _run(
         self, out: Tensor, state: Tensor, first_k: int, descending: bool, strides: list[int], **others: Tensor | None

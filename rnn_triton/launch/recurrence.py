@@ -11,14 +11,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from .. import cells
 from ..plan.hardware import Device
 from ..plan.problem import ONE, Bundle, CtaGroup, OneCta, Problem, is_wide
 from . import cta_group, faults, gemm, one_cta, operands
 from .launcher import compiled_ahead
 from .operands import (
+    NOTHING,
     Engine,
     Operands,
     Scalars,
+    States,
     empty,
     missing,
     new_operands,
@@ -30,7 +33,6 @@ from .operands import (
 )
 
 Weight = Any  # a tensor or, if there are several recurrences, a list with a tensor for each
-
 
 def _engine(problem: Problem, plan: OneCta | CtaGroup, bundle: Bundle) -> Engine:
     if isinstance(plan, OneCta):
@@ -55,22 +57,28 @@ class Recurrence:
         weights and biases              a tensor            a list, bottom          a list, forward in time
                                                             layer first             first
         x                               [T,B,I]             [T,B,I]                 [T,B,I]
-        y, and da as returned           [T,B,H]             [L,T,B,H]               [T,B,2H]; da [T,B,2,H]
+        y                               [T,B,H]             [L,T,B,H]               [T,B,2H]
+        kept                            [T,B,K,H]           [L,T,B,K,H]             [2,T,B,K,H]
+        da as returned                  [T,B,P*H]           [L,T,B,P*H]             [T,B,2,P*H]
         dy                              [T,B,H]             [T,B,H], of the top     [T,B,2H]
-        h0, hn, dhn                     [B,H]               [L,B,H]                 [2,B,H]
+        each state, its gradient        [B,H]               [L,B,H]                 [2,B,H]
 
-    Every tensor of an ensemble, which is one recurrence in one CTA, has M in front.  If `bundle` has dropout, elements of what
+    with G gates of the cell W_ih[G*H,I], W_hh[G*H,H], biases [G*H]; K tiles are kept and P published (Cell.routes).  Every tensor of an ensemble, which is one recurrence in one CTA, has M in front.  If `bundle` has dropout, elements of what
     passes between layers are dropped, `dropped` of 65536 on average, chosen by `seed`, int64 [1] on the device."""
 
     def __init__(self, problem: Problem, plan: OneCta | CtaGroup, bundle: Bundle = ONE, first: int = 0) -> None:
         """`first` is the number of the bottom layer, for reports and masks."""
         self.problem, self.plan, self.bundle, self.first = problem, plan, bundle, first
         self.engine = engine = _engine(problem, plan, bundle)
+        self.cell = cell = cells.named(problem.cell)
+        self.routes = cell.routes(problem.direction == "forward")
+        self.gates = len(cell.gates)
         self.several = bundle.count > 1
         self.directions = self.several and not bundle.linked
         wide = bundle.linked and is_wide(problem.I, problem.H, problem.dtype)
         self.projects = wide if bundle.linked else plan.w_ih_home == "gemm"
-        self.projects_biases = self.projects and engine.words and not bundle.linked  # the GEMM adds the biases, not the kernel
+        # the GEMM adds the biases, not the kernel
+        self.projects_biases = self.projects and operands.gemm_adds_biases(problem, bundle, engine.words)
         # the zeros that each tensor lacks
         H, I = problem.H, problem.I
         self.state = missing(engine.row - H)
@@ -79,6 +87,9 @@ class Recurrence:
         # linked recurrences have W_in of one size, and that of the bottom layer has fewer columns
         self.input = missing((engine.row if bundle.linked else engine.input) - I, engine.row - H)
         self.projected = missing(0, engine.projected - H)
+        self.u_unit = 1 if engine.projected % engine.u_unit else engine.u_unit
+        lacking = self.state or self.recurrent or self.input or self.projected
+        self.pads_gates = len(cell.gates) > 1 and bool(lacking)  # the block of each gate
         self.id = 0
         if engine.words:
             tiles = math.ceil(problem.B / plan.block_b)
@@ -89,24 +100,36 @@ class Recurrence:
             self.id = faults.register(name, engine.groups, bundle.names(p.direction, first))
 
     def forward(
-        self, x: Tensor, w_ih: Weight, w_hh: Weight, b_ih: Weight | None, b_hh: Weight | None, h0: Tensor | None,
-        reverse: bool = False, seed: Tensor | None = None, dropped: int = 0,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Returns y and hn, each in memory of its own.  x may have any strides; T, B >= 1."""
+        self, x: Tensor, w_ih: Weight, w_hh: Weight, b_ih: Weight | None, b_hh: Weight | None, states: States,
+        reverse: bool = False, keep: bool = False, vectors: Tensor | None = None, seed: Tensor | None = None, dropped: int = 0,
+    ) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:  # fmt: skip
+        """Returns y, the last states, and what the backward pass needs besides y (None without `keep`, and for a cell that keeps
+        nothing), each in memory of its own.
+
+        `states` are those before the first step, None for zeros.  x may have any strides; T, B >= 1.  `vectors` are the cell's own
+        parameters, [V,H] in fp32 (fp64)."""
         *models, T, B, _ = x.shape
-        engine, linked = self.engine, self.bundle.linked
+        engine, linked, routes = self.engine, self.bundle.linked, self.routes
+        h0 = states[0]
         if self.several:
             w_hh, b_ih, b_hh = (None if t is None else torch.stack(t) for t in (w_hh, b_ih, b_hh))
             w_ih = w_ih if linked else torch.stack(w_ih)
         dtype = w_hh.dtype
+        if self.pads_gates:
+            w_hh, b_ih, b_hh = self._apart(w_hh, -2), self._apart(b_ih, -1), self._apart(b_hh, -1)
+            w_ih = [self._apart(w, -2) for w in w_ih] if linked else self._apart(w_ih, -2)
         outer = [self.bundle.count] if linked else models
         out, sync, report, limit = self._out(w_hh, *outer, T, B)
         last = empty(out, *outer, B, *out.shape[len(outer) + 2 :])
+        kept: Tensor | None = None
+        if keep and routes.kept:
+            kept = empty(w_hh, *([self.bundle.count] if self.several else models), T, B, routes.kept, engine.row)
+        carried = self._carried(states, w_hh, B) if routes.carried else None
         x_in: Tensor | None = None
         u: Tensor | None = None
         x_t = x_b = x_m = u_t = u_b = u_m = models_with = 0
         if self.projects:
-            u, u_t, u_b, u_m = strided(self._project(x, w_ih, b_ih, b_hh), engine.u_unit)
+            u, u_t, u_b, u_m = strided(self._project(x, w_ih, b_ih, b_hh), self.u_unit)
             if self.projects_biases:
                 b_ih = b_hh = None
             w_ih = w_ih if linked else None
@@ -123,52 +146,73 @@ class Recurrence:
             x=x_in, w_in=w_ih, w_rec=whole(w_hh, self.recurrent), u=u, out=out, last=last, sync=sync, report=report, seed=seed,
             bias0=None if b_ih is None else whole(b_ih, self.state), bias1=None if b_hh is None else whole(b_hh, self.state),
             first=None if h0 is None else whole(h0.transpose(0, 1) if self.directions else h0, self.state),
+            carried=carried, kept=kept, vectors=None if vectors is None else whole(vectors, self.state),
         )  # fmt: skip
         scalars = new_scalars(
             T=T, B=B, reverse=int(reverse), stride_x_t=x_t, stride_x_b=x_b, stride_u_t=u_t, stride_u_b=u_b, launch=self.id,
             limit=limit, dropped=dropped, bottom=self.first, per_model=models_with, stride_x_m=x_m, stride_u_m=u_m,
         )  # fmt: skip
         self._launch(tensors, out, scalars)
-        if not engine.words:
-            return out, last
-        y, hn = operands.units(out, dtype, self.state), operands.units(last, dtype, self.state)
-        if self.directions:  # no views, whose in-place changes autograd would refuse
-            return y.flatten(2).detach(), hn.transpose(0, 1).contiguous().detach()
-        return y, hn
+        y, hn = out, last
+        if engine.words:
+            y, hn = operands.units(out, dtype, self.state), operands.units(last, dtype, self.state)
+            if kept is not None:
+                kept = operands.unpadded(kept, self.state)
+            if self.directions:  # no views, whose in-place changes autograd would refuse
+                y, hn = y.flatten(2).detach(), hn.transpose(0, 1).contiguous().detach()
+        if carried is None:
+            return y, (hn,), kept
+        return y, (hn, *[self._state(carried, name).to(dtype, copy=True) for name in self.cell.states[1:]]), kept
 
     def backward(
-        self, w_hh: Weight, y: Tensor, dy: Tensor | None, dhn: Tensor | None, reverse: bool = False,
-        w_ih: Sequence[Tensor] | None = None, seed: Tensor | None = None, dropped: int = 0,
-    ) -> Tensor:  # fmt: skip
-        """Returns da, the gradient of every pre-activation, which may be a view of longer rows.
+        self, w_hh: Weight, y: Tensor, kept: Tensor | None, dy: Tensor | None, dstates: States, reverse: bool = False,
+        vectors: Tensor | None = None, w_ih: Sequence[Tensor] | None = None, seed: Tensor | None = None, dropped: int = 0,
+    ) -> tuple[Tensor, States]:  # fmt: skip
+        """Returns da, the gradients of every pre-activation in the order in which the cell publishes them, which may be a view of
+        longer rows; and of each first state what W_hh^T da_first lacks of its gradient, in fp32 (fp64), or None if it lacks nothing.
 
-        dy or dhn may be None, but not both.  `reverse` is that of the forward pass.  `w_ih` has the weights of all layers if they
-        are linked, else it is None."""
+        y and `kept` are the forward pass's.  dy and the gradients of the last states may be None, but not all of them.  `reverse` is
+        that of the forward pass.  `w_ih` has the weights of all layers if they are linked, else it is None."""
         *outer, T, B, _ = y.shape
+        routes, dhn = self.routes, dstates[0]
         out, sync, report, limit = self._out(y, *outer, T, B)
         u_t = u_b = u_m = models_with = 0
         if dy is not None:
             dy, u_t, u_b, u_m = strided(self._padded_rows(dy) if self.state else dy, self.engine.u_unit)
         if self.several:
-            w_hh = torch.stack([w.t() for w in w_hh])
+            w_hh = torch.stack([self._transposed(w, routes.rec_gates) for w in w_hh])
         elif not self.engine.transposes:
-            w_hh = w_hh.t()
+            w_hh = self._transposed(w_hh, routes.rec_gates)
         elif outer:
             (_, w_hh, _, _, dhn), models_with = per_model(None, w_hh, None, None, dhn)
         w_in: Tensor | None = None
         if w_ih is not None:  # each layer takes W_ih of the layer above it; nothing but dy comes from above the last one
-            w_in = torch.stack([*[padded(w.t(), self.recurrent) for w in w_ih[1:]], self._zeros(y)])
+            above = [self._transposed(w, range(self.gates), self.recurrent) for w in w_ih[1:]]
+            w_in = torch.stack([*above, torch.zeros_like(above[0])])
+        carried: Tensor | None = None
+        if routes.carried:  # the gradient of h comes by dy and dhn
+            carried = self._carried((None, *dstates[1:]), y, B)
+        saved: Tensor | None = None
+        if routes.reads_y:
+            saved = whole(self._padded_rows(y) if self.state else y)
         tensors = new_operands(
-            w_in=w_in, w_rec=whole(w_hh, self.recurrent), u=dy, saved=whole(self._padded_rows(y) if self.state else y),
+            w_in=w_in, w_rec=whole(w_hh, self.recurrent if self.gates == 1 else ()), u=dy, saved=saved,
             first=None if dhn is None else whole(dhn.transpose(0, 1) if self.directions else dhn, self.state),
-            out=out, sync=sync, report=report, seed=seed,
+            out=out, sync=sync, report=report, seed=seed, carried=carried,
+            kept=None if kept is None else whole(kept, self.state), vectors=None if vectors is None else whole(vectors, self.state),
         )  # fmt: skip
         scalars = new_scalars(
             T=T, B=B, reverse=int(not reverse), stride_u_t=u_t, stride_u_b=u_b, launch=self.id, limit=limit, dropped=dropped,
             bottom=self.first, per_model=models_with, stride_u_m=u_m,
         )  # fmt: skip
         self._launch(tensors, out, scalars)
-        return out.view(y.dtype)[..., : self.problem.H] if self.engine.words else out
+        da = out.view(y.dtype) if self.engine.words else out
+        if self.state:
+            da = da[..., : self.problem.H] if routes.published == 1 else self._without_padding(da)
+        if carried is None:
+            return da, NOTHING
+        cell = self.cell
+        return da, tuple([self._state(carried, name) if name in cell.carried else None for name in cell.states])
 
     def _launch(self, tensors: Operands, out: Tensor, scalars: Scalars) -> None:
         engine = self.engine
@@ -176,27 +220,62 @@ class Recurrence:
         if engine.words:
             faults.after_launch(out.device)
 
+    def _apart(self, w: Tensor | None, dim: int) -> Tensor | None:
+        """Returns a weight (dim -2) or biases (-1) with the blocks of the gates as a dimension."""
+        return None if w is None else w.unflatten(dim, (self.gates, -1))
+
+    def _transposed(self, w: Tensor, order: Sequence[int], lacking: tuple[int, ...] = ()) -> Tensor:
+        """Returns the transpose of a weight [G*H,H], its gates in this order: of several each padded, [ROW, G*ROW], of one with the
+        zeros of `lacking`."""
+        if self.gates == 1:
+            return padded(w.t(), lacking)
+        blocks = w.chunk(self.gates)
+        return torch.cat([padded(blocks[gate].t(), self.recurrent) for gate in order], 1)
+
+    def _carried(self, states: States, like: Tensor, B: int) -> Tensor:
+        """Returns what the cell carries before the first step, [C,B,ROW], or of several recurrences [N,C,B,ROW], in fp32 (fp64)."""
+        wide = torch.float64 if like.dtype == torch.float64 else torch.float32
+        several = [self.bundle.count] if self.several else []
+        names = self.cell.carried
+        carried = like.new_zeros((*several, len(names), B, self.engine.row), dtype=wide)
+        for name in names:
+            state = states[self.cell.states.index(name)]
+            if state is not None:
+                self._state(carried, name).copy_(state)
+        return carried
+
+    def _state(self, carried: Tensor, name: str) -> Tensor:
+        """Returns the tile of a carried state, without padding: a view."""
+        tile = carried.select(-3, self.cell.carried.index(name))
+        return tile[..., : self.problem.H] if self.state else tile
+
+    def _without_padding(self, da: Tensor) -> Tensor:
+        """Returns the gradients of several pre-activations [.., P*ROW] as [.., P*H]."""
+        return da.unflatten(-1, (self.routes.published, -1))[..., : self.problem.H].flatten(-2)
+
     def _project(self, x: Tensor, w_ih: Weight, b_ih: Tensor | None, b_hh: Tensor | None) -> Tensor:
         """Returns u, which a GEMM makes of x: that of the bottom layer, or those of both directions at once."""
         w = padded(w_ih[0] if self.bundle.linked else w_ih, self.projected)  # it is smaller than u, whose rows this pads
-        if self.directions:
-            w = w.flatten(0, 1)
+        if self.directions or self.pads_gates:
+            w = w.flatten(0, -2)
         biases = (b_ih, b_hh) if self.projects_biases else (None, None)
         b_ih, b_hh = (None if b is None else padded(b, self.state).flatten() for b in biases)
         return gemm.project(x, w, b_ih, b_hh, self.problem.precision)
 
     def _zeros(self, like: Tensor) -> Tensor:
         """Returns W_in of a layer that is given u."""
-        return like.new_zeros(self.engine.row, self.engine.row)
+        shape = (self.engine.row, self.engine.row)
+        return like.new_zeros(self.gates, *shape) if self.gates > 1 else like.new_zeros(shape)
 
     def _out(self, like: Tensor, *shape: int) -> tuple[Tensor, Tensor | None, Tensor | None, int]:
-        """Returns the tensor to which the kernel writes states [*shape, H], the synchronisation words, the host's word, and the
+        """Returns the tensor to which the kernel writes the published tiles [*shape, P*ROW], the synchronisation words, the host's word, and the
         limit of polls; None and 0 for what a launch without words has not."""
         engine = self.engine
+        row = self.routes.published * engine.row
         if not engine.words:
-            return empty(like, *shape, engine.row), None, None, 0
+            return empty(like, *shape, row), None, None, 0
         shape = (*shape, 2) if self.directions else shape
-        out, sync = operands.words(like, engine.row, shape, self.sync_words, engine.waits)
+        out, sync = operands.words(like, row, shape, self.sync_words, engine.waits)
         return out, sync, faults.word(out.device), operands.poll_limit()
 
     def _padded_rows(self, states: Tensor) -> Tensor:

@@ -57,8 +57,11 @@ class Call(NamedTuple):
         if x.numel() == 0:  # no batch, or no models
             return self.empty_forward(keep)
         if len(layers) == 1:
-            run = dispatch.forward if has_kernels(x) else on_cpu.forward
-            y, hn = run(x, *layers[0], h0, net.cell, net.direction == "reverse", net.precision)
+            settings = (net.cell, net.direction == "reverse", net.precision)
+            if has_kernels(x):
+                y, (hn,), _ = dispatch.forward(x, *layers[0], (h0,), *settings)
+            else:
+                y, hn = on_cpu.forward(x, *layers[0], h0, *settings)
             return y, hn, None
         return self._decided(lambda bundles: self._forward_in(bundles, keep and len(layers) > net.directions))
 
@@ -115,8 +118,8 @@ class Call(NamedTuple):
             else:
                 columns: list[Any] = [None if w[0] is None else list(w) for w in zip(*layers[n : n + bundle.count])]
                 dropout = (seed, net.dropped) if bundle.linked else ()
-                shared = (h, net.cell, net.reverse(n), net.precision, (bundle, layer), *dropout)
-                y, hn = dispatch.forward(x, *columns, *shared)  # type: ignore[misc, arg-type]
+                shared = ((h,), net.cell, net.reverse(n), net.precision, False, None, (bundle, layer), *dropout)
+                y, (hn,), _ = dispatch.forward(x, *columns, *shared)  # type: ignore[misc, arg-type]
                 ys = y if bundle.linked else y[None]
             last.append(hn)
             n += bundle.count
@@ -183,7 +186,8 @@ class Call(NamedTuple):
                 y = kept[layer : layer + bundle.count] if bundle.linked else outputs[layer]
                 linked = ([one.w_ih for one in launched], seed, net.dropped) if bundle.linked else ()
                 w_hh = [one.w_hh for one in launched]
-                da = dispatch.backward(w_hh, y, dy, d, net.cell, net.reverse(n), net.precision, (bundle, layer), *linked)
+                settings = (net.cell, net.reverse(n), net.precision, None, (bundle, layer))
+                da, _ = dispatch.backward(w_hh, y, None, dy, (d,), *settings, *linked)
                 das = da.unbind(0 if bundle.linked else 2)
             found = [one.gradients(da, groups) for one, da in zip(launched, das, strict=True)]
 
@@ -260,13 +264,16 @@ class Call(NamedTuple):
 
 
 def _one_forward(x: Tensor, layer: Layer, h0: Tensor | None, net: Settings, n: int) -> tuple[Tensor, Tensor]:
-    run = dispatch.forward if has_kernels(x) else on_cpu.forward
-    return run(x, *layer, h0, net.cell, net.reverse(n), net.precision)
+    if not has_kernels(x):
+        return on_cpu.forward(x, *layer, h0, net.cell, net.reverse(n), net.precision)
+    y, (hn,), _ = dispatch.forward(x, *layer, (h0,), net.cell, net.reverse(n), net.precision)
+    return y, hn
 
 
 def _one_backward(layer: Saved, dy: Tensor | None, dhn: Tensor | None, net: Settings) -> Tensor:
-    run = dispatch.backward if has_kernels(layer.y) else on_cpu.backward
-    return run(layer.w_hh, layer.y, dy, dhn, net.cell, layer.reverse, layer.precision)
+    if not has_kernels(layer.y):
+        return on_cpu.backward(layer.w_hh, layer.y, dy, dhn, net.cell, layer.reverse, layer.precision)
+    return dispatch.backward(layer.w_hh, layer.y, None, dy, (dhn,), net.cell, layer.reverse, layer.precision)[0]
 
 
 def _states(h: Tensor | None, n: int, count: int = 1) -> Tensor | None:

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from .. import cells
+from ..cells.cell import Routes
 from .hardware import Device
 from .problem import ONE, SIZES, Bundle, CtaGroup, OneCta, PerStep, Plan, Problem, row_units
 
@@ -29,6 +31,7 @@ class Form:
     registers: tuple[int, int]
     shared: tuple[int, int]
     twice: int  # most chunks of x of which a thread holds two steps
+    gated: int  # gates times H_PAD of a cell that is not `simple`, at most
     # The largest H_PAD of linked recurrences, whose W_in is all in registers: with x two steps ahead, and with x one step ahead.
     linked: tuple[int, int]
 
@@ -36,11 +39,11 @@ class Form:
 # Two accumulators: from halves of K = 16 on, for latency; not in tf32x3, where each half would take barriers of its own; in the
 # fma form at 128, where one chain spills (and the halves do take barriers of their own).
 FORMS = {
-    "16-bit": Form("mma16", "ieee", 256, 32, 32, (8, 2), (16, 12), 4, (128, 128)),
-    "tf32": Form("mma32", "tf32", 128, 16, 32, (8, 0), (12, 0), 4, (64, 128)),
-    "tf32x3": Form("mma32", "tf32x3", 128, 16, 256, (2, 0), (4, 0), 2, (0, 64)),
-    "ieee": Form("fma", "ieee", 128, 64, 128, (0, 0), (2, 0), 0, (0, 0)),
-    "fp64": Form("fma", "ieee", 64, 16, 128, (0, 0), (2, 0), 0, (0, 0)),
+    "16-bit": Form("mma16", "ieee", 256, 32, 32, (8, 2), (16, 12), 4, 512, (128, 128)),
+    "tf32": Form("mma32", "tf32", 128, 16, 32, (8, 0), (12, 0), 4, 256, (64, 128)),
+    "tf32x3": Form("mma32", "tf32x3", 128, 16, 256, (2, 0), (4, 0), 2, 128, (0, 64)),
+    "ieee": Form("fma", "ieee", 128, 64, 128, (0, 0), (2, 0), 0, 128, (0, 0)),
+    "fp64": Form("fma", "ieee", 64, 16, 128, (0, 0), (2, 0), 0, 64, (0, 0)),
 }
 
 
@@ -52,6 +55,7 @@ class _Room:
     rows: int  # in addition, for every further 8 rows
     weight: int  # 32-bit words that a weight takes on chip: tf32x3 keeps two halves
     staged: int  # K tiles of weights in flight from shared memory
+    cell: int  # more for a cell that is not `simple`
     warps16: int = 14  # in addition, at 16 warps, whose reduction is a level deeper
     from_shared: int = 8  # in addition, if W_ih comes from shared memory
     linked: int = 32  # in addition, if x comes from another recurrence and is waited for
@@ -60,9 +64,9 @@ class _Room:
 
 # What ptxas has been seen to need beside weights and state.
 _ROOM = {
-    "16-bit": _Room(base=50, rows=16, weight=1, staged=0),
-    "tf32": _Room(base=58, rows=16, weight=1, staged=1),
-    "tf32x3": _Room(base=84, rows=16, weight=2, staged=4),
+    "16-bit": _Room(base=50, rows=16, weight=1, staged=0, cell=25),
+    "tf32": _Room(base=58, rows=16, weight=1, staged=1, cell=24),
+    "tf32x3": _Room(base=84, rows=16, weight=2, staged=4, cell=24),
 }
 _REGISTERS = {4: 255, 8: 255, 16: 127}  # of a thread, by warps: a CTA has 65,536
 _UNITS = (16, 32, 64)
@@ -101,7 +105,46 @@ def candidates(problem: Problem, device: Device, choices: Mapping[str, Any] | No
     yield from one_cta(problem, device, choices)
     groups = list(cta_group(problem, device, choices))
     yield from groups
-    yield from per_step(problem, device, bool(groups), choices)
+    if simple(problem):
+        yield from per_step(problem, device, bool(groups), choices)
+
+
+def without_plan(problem: Problem, device: Device) -> str:
+    """Returns why no plan of a problem fits, of which there are none for cells that are not `simple` only."""
+    weights = f"W_hh of {problem.cell} ({math.ceil(gates(problem) * problem.H**2 * SIZES[problem.dtype] / 1024)} KB)"
+    steps = "the kernel that is launched for every step has no such cell"
+    return f"{weights} {_beyond(problem, device)}, and {steps}"
+
+
+def _beyond(problem: Problem, device: Device) -> str:
+    """Says why weights do not stay on the chip."""
+    if kind(problem) not in _ROOM:
+        return "is beyond one CTA, and groups of CTAs run bf16, fp16, tf32 and tf32x3"
+    if not device.cooperative:
+        return "is beyond one CTA, and CTAs do not run at the same time here"
+    return "does not fit on the chip beside h"
+
+
+def routes(problem: Problem) -> Routes:
+    """Returns which tiles the problem's cell has in its pass, and which products make which of them."""
+    return cells.named(problem.cell).routes(problem.direction == "forward")
+
+
+def gates(problem: Problem) -> int:
+    """Returns the number of blocks of H rows that W_hh and W_ih have."""
+    return len(cells.named(problem.cell).gates)
+
+
+def simple(problem: Problem) -> bool:
+    """True for a cell of one pre-activation that carries, keeps and owns nothing.  Only such a one runs in a launch a step, and on
+    one CTA each beside other recurrences and models."""
+    cell = cells.named(problem.cell)
+    return len(cell.gates) == 1 and not (cell.split or cell.carried or cell.kept or cell.vectors)
+
+
+def runs_models(problem: Problem, p: Plan) -> bool:
+    """True if a launch of this plan carries all models of an ensemble."""
+    return p.ensembles and simple(problem)
 
 
 def _accuracy(problem: Problem) -> str:
@@ -131,6 +174,10 @@ def one_cta(
     CTAs of all recurrences must fit on the device at once."""
     form = FORMS[kind(problem)]
     h_pad = max(16, 1 << (problem.H - 1).bit_length())
+    if not simple(problem):
+        if bundle.count == 1 and h_pad <= 128 and gates(problem) * h_pad <= form.gated:
+            yield _gated(problem, form, h_pad, choices or {})
+        return
     if h_pad > form.h_max:
         return
     warps = min(8, h_pad // 16)  # 16 warps would leave 128 registers a thread, too few at H_PAD = 256
@@ -177,6 +224,31 @@ def one_cta(
     )  # fmt: skip
 
 
+def _gated(problem: Problem, form: Form, h_pad: int, choices: Mapping[str, Any]) -> OneCta:
+    """Returns the plan for one CTA of a cell that is not `simple`, of whose gates each has its own products.  W_ih shares registers
+    with W_hh, or x is projected by a GEMM: in shared memory W_ih would be read again in every step."""
+    number, size, forward = gates(problem), SIZES[problem.dtype], problem.direction == "forward"
+    home, x_depth = ("gemm" if forward else "none"), 1
+    columns = math.ceil(problem.I / form.chunk) * form.chunk * (2 if _ragged(problem, form) else 1)
+    words = number * (h_pad + columns)
+    if forward and form.formulation != "fma" and words <= form.gated * 9 // 8 and choices.get("w_ih_home") != "gemm":
+        home, x_depth = "registers", 2 if words <= form.gated * 3 // 4 else 1
+    # Forward the products of the gates fill each other's gaps.  Backward two chains share the barriers of all exchanged tiles.
+    two_chains = not forward and h_pad >= form.two_chains_from
+    weights = f"{number * h_pad * h_pad * size / 1024:.3g} KB as padded to {h_pad} units of {_count(number, 'gate')}"
+    held = "registers and shared memory" if form.formulation == "fma" else "registers"
+    where = _HOMES[home] + f" (no room for I={problem.I} beside W_hh)" * (home == "gemm")
+    return OneCta(
+        block_b=8, warps=min(8, h_pad // 16), formulation=form.formulation, precision=form.precision, accuracy=_accuracy(problem),
+        h_pad=h_pad, w_ih_home=home, chunk=form.chunk, chains=2 if two_chains else 1, x_depth=x_depth, pad_w_hh=False,
+        reason=f"W_hh ({weights}) fits in the {held} of one CTA{where}",
+    )  # fmt: skip
+
+
+def _count(n: int, one: str) -> str:
+    return f"{n} {one}" + "s" * (n != 1)
+
+
 def _ragged(problem: Problem, form: Form) -> bool:
     """True if rows of x and W_ih are no whole 16-byte vectors, so that fragments are loaded element by element."""
     return form.formulation != "fma" and problem.I * SIZES[problem.dtype] % 16 != 0
@@ -209,27 +281,45 @@ def k_tiles(columns: int, warps: int, dtype: str) -> int:
     return math.ceil(words / (16 * warps))
 
 
-def tile_bytes(units: int, warps: int) -> int:
+def state_tiles(problem: Problem, warps: int) -> int:
+    """Returns the number of K tiles of what is exchanged: h forward, the gradients of all gates' pre-activations backward."""
+    return k_tiles(routes(problem).exchanged * row_units(problem.H, problem.dtype), warps, problem.dtype)
+
+
+def linked_columns(problem: Problem) -> int:
+    """Returns the columns of W_in of linked recurrences: forward the H of the layer below, backward those of the gates above."""
+    return problem.H if problem.direction == "forward" else gates(problem) * problem.H
+
+
+def blocks(problem: Problem) -> int:
+    """Returns the number of blocks of weights that multiply a K tile: forward that of a hidden unit's gates, backward 1."""
+    return gates(problem) if problem.direction == "forward" else 1
+
+
+def tile_bytes(problem: Problem, units: int, warps: int) -> int:
     """Returns the bytes of one K tile of a CTA's weights."""
-    return units * 16 * warps * 4
+    return blocks(problem) * units * 16 * warps * 4
 
 
 def group_registers(problem: Problem, plan: CtaGroup, bundle: Bundle = ONE) -> int:
     """Estimates the registers of a thread: for its parts of the weights, of the state and of x, and for the rest."""
-    room = _ROOM[kind(problem)]
-    state = k_tiles(problem.H, plan.warps, problem.dtype)
+    room, tiles = _ROOM[kind(problem)], routes(problem)
+    state, rows = state_tiles(problem, plan.warps), blocks(problem) * plan.units
     held, x = state - plan.w_hh_shared, 0
     if plan.w_ih_home in ("registers", "shared"):
         x = k_tiles(problem.I, plan.warps, problem.dtype)
         held += x * (plan.w_ih_home == "registers")
     rest = room.base + room.rows * (plan.block_b // 8 - 1)
-    rest += room.staged * plan.units // 2 * (plan.w_hh_shared > 0 or plan.w_ih_home == "shared")
+    rest += room.staged * rows // 2 * (plan.w_hh_shared > 0 or plan.w_ih_home == "shared")
     rest += room.warps16 * (plan.warps == 16) + room.from_shared * (plan.w_ih_home == "shared")
     rest += room.linked * bundle.linked + room.dropout * bundle.dropout
-    if problem.direction == "backward":  # dy and y of the thread's own units
-        rest += plan.units * plan.block_b // (32 * plan.warps)
-    accumulators = plan.chains * plan.units * plan.block_b // 32
-    return held * plan.units // 2 * room.weight + (state + x) * plan.block_b // 2 + accumulators + rest
+    own = plan.units * plan.block_b // (32 * plan.warps)  # units and rows
+    if not simple(problem):
+        rest += room.cell + own * (tiles.parts + tiles.published + tiles.carried + tiles.kept)
+    elif problem.direction == "backward":  # dy and y
+        rest += own
+    accumulators = tiles.parts * plan.chains * plan.units * plan.block_b // 32
+    return held * rows // 2 * room.weight + (state + x) * plan.block_b // 2 + accumulators + rest
 
 
 def group_shared_bytes(problem: Problem, plan: CtaGroup) -> int:
@@ -237,9 +327,9 @@ def group_shared_bytes(problem: Problem, plan: CtaGroup) -> int:
     tiles = plan.w_hh_shared
     if plan.w_ih_home == "shared":
         tiles += k_tiles(problem.I, plan.warps, problem.dtype)
-    reduction = 4 * plan.warps * plan.units * plan.block_b
+    reduction = 4 * routes(problem).parts * plan.warps * plan.units * plan.block_b
     weight = _ROOM[kind(problem)].weight
-    return (tiles * tile_bytes(plan.units, plan.warps) + reduction) * weight + _SHARED_EXTRA
+    return (tiles * tile_bytes(problem, plan.units, plan.warps) + reduction) * weight + _SHARED_EXTRA
 
 
 def fits(problem: Problem, plan: CtaGroup, device: Device, bundle: Bundle = ONE) -> bool:
@@ -266,9 +356,10 @@ def cta_group(problem: Problem, device: Device, choices: Mapping[str, Any], bund
     form = FORMS[kind(problem)]
     homes: tuple[str, ...] = ("none",)
     if bundle.linked:
-        homes, problem = ("registers", "shared"), replace(problem, I=problem.H)
+        homes, problem = ("registers", "shared"), replace(problem, I=linked_columns(problem))
     elif problem.direction == "forward":
         homes = ("registers", "shared", "gemm")
+    parts = routes(problem).parts
     for units in _UNITS:
         ctas = math.ceil(row_units(problem.H, problem.dtype) / units)
         most = device.coresident // (bundle.count * ctas)
@@ -281,8 +372,9 @@ def cta_group(problem: Problem, device: Device, choices: Mapping[str, Any], bund
             if not 1 <= groups <= min(tiles, most):
                 continue
             for warps in _REGISTERS:
-                state = k_tiles(problem.H, warps, problem.dtype)
-                two = state >= _TWO_CHAINS_FROM and block_b < 32  # products of four batch tiles fill the gaps of one
+                state = state_tiles(problem, warps)
+                # products of four batch tiles, or of several gates, fill the gaps of one chain
+                two = state >= _TWO_CHAINS_FROM and block_b < 32 and parts == 1
                 chains = choices.get("chains", 2 if two else 1)
                 if chains not in (1, 2):
                     return
@@ -314,8 +406,8 @@ def _on_chip(
             return None  # W_ih has to leave the registers first: reading it hides behind the exchange, reading W_hh does not
     if not 0 <= tiles <= state:
         return None
-    size = state * tile_bytes(plan.units, plan.warps) / 1024
-    shared = tiles * tile_bytes(plan.units, plan.warps) / 1024
+    tile = tile_bytes(problem, plan.units, plan.warps) / 1024
+    size, shared = state * tile, tiles * tile
     held = "registers" if not tiles else "shared memory" if tiles == state else f"registers, {shared:.3g} KB shared"
     reason = f"{size:.3g} KB of W_hh a CTA stay on chip ({held}){_HOMES[plan.w_ih_home]}"
     plan = _replaced(plan, w_hh_shared=tiles, reason=reason)
@@ -346,12 +438,8 @@ def per_step(problem: Problem, device: Device, on_chip: bool, choices: Mapping[s
     tiles |= {name: choices[name] for name, values in _STEP_VALUES.items() if choices.get(name) in values}
     if on_chip:
         reason = f"reading {weights} again every step is estimated to cost less than exchanging h between CTAs"
-    elif kind(problem) not in _ROOM:
-        reason = f"{weights} is beyond one CTA, and groups of CTAs run bf16, fp16, tf32 and tf32x3"
-    elif not device.cooperative:
-        reason = f"{weights} is beyond one CTA, and CTAs do not run at the same time here"
     else:
-        reason = f"{weights} does not fit on the chip beside h"
+        reason = f"{weights} {_beyond(problem, device)}"
     home = "gemm" if problem.direction == "forward" else "none"
     yield PerStep(
         **tiles, formulation="tiles", precision=form.precision, accuracy=_accuracy(problem), w_ih_home=home, reason=reason

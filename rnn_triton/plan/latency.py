@@ -19,7 +19,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import cells
-from .candidates import k_tiles, tile_bytes
+from .candidates import (
+    blocks,
+    gates,
+    k_tiles,
+    linked_columns,
+    routes,
+    runs_models,
+    simple,
+    state_tiles,
+    tile_bytes,
+)
 from .hardware import Device
 from .problem import SIZES, Bundle, CtaGroup, OneCta, PerStep, Plan, Problem, is_wide, row_units
 
@@ -90,6 +100,7 @@ class Constants:
     instructions: float = 112
     instructions_unit_row: float = 0.08
     instructions_tile: float = 9
+    instructions_cell: float = 100  # more for a cell of several gates or carried states
 
     # Kernel launches.
     node_us: float = 1.31  # from one small kernel to the next, GPU side (RRZE-HPC/gpu-benches, h200_graph.txt)
@@ -117,8 +128,8 @@ class Estimate:
 
 def rates(device: Device) -> Rates:
     """Returns the rates of the device's architecture, or of the newest one that is older."""
-    older = [capability for capability in RATES if capability <= device.capability]
-    return RATES[max(older)] if older else RATES[min(RATES)]
+    known = [capability for capability in RATES if capability <= device.capability]
+    return RATES[max(known)] if known else RATES[min(RATES)]
 
 
 def step(problem: Problem, plan: Plan, device: Device, constants: Constants = CONSTANTS) -> Estimate:
@@ -133,7 +144,7 @@ def practical_us(problem: Problem, plan: Plan, device: Device, constants: Consta
 
 
 def _practical(problem: Problem, plan: Plan, device: Device, c: Constants) -> tuple[float, dict[str, float]]:
-    if problem.models == 1 or plan.ensembles:
+    if problem.models == 1 or runs_models(problem, plan):
         return REGIMES[plan.regime](problem, plan, device, c)
     us, parts = REGIMES[plan.regime](replace(problem, models=1), plan, device, c)  # one model after the other
     return problem.models * us, {name: problem.models * value for name, value in parts.items()}
@@ -153,7 +164,7 @@ def shared_step(
     if projects_before(problem, plan, bundle) and not models:
         gemm = _projection_us(problem, device, constants)
     if bundle.linked:  # both passes project what comes from the other layer
-        problem = replace(problem, direction="forward", I=problem.H)
+        problem = replace(problem, direction="forward" if simple(problem) else problem.direction, I=linked_columns(problem))
     programs = replace(problem, models=bundle.count) if models else problem
     us, parts = _practical(programs, plan, device, shared)
     dram = bundle.count * _traffic(problem) / rates(device).dram / constants.efficiency
@@ -185,11 +196,11 @@ def launch_us(problem: Problem, plan: Plan, device: Device, T: int, constants: C
     gemm = c.host_us * (plan.w_ih_home == "gemm")
     if plan.regime == "per_step":
         return gemm
-    resident = problem.H * (problem.H + (problem.I if plan.w_ih_home in ("registers", "shared") else 0)) * size
+    resident = gates(problem) * problem.H * (problem.H + (problem.I if plan.w_ih_home in ("registers", "shared") else 0)) * size
     loading = resident / dram + c.node_us
     if plan.regime == "one_cta":
         return c.host_us + gemm + loading
-    filled = T * problem.B * row_units(problem.H, problem.dtype) * size
+    filled = routes(problem).published * T * problem.B * row_units(problem.H, problem.dtype) * size
     return 2 * c.host_us + c.cooperative_us + gemm + filled / (c.fill * dram) + loading
 
 
@@ -203,7 +214,7 @@ def floor_us(problem: Problem, device: Device, constants: Constants = CONSTANTS)
 
 
 def _floor_one_cta(problem: Problem, device: Device, c: Constants) -> float:
-    weights = problem.H * problem.H * SIZES[problem.dtype]
+    weights = gates(problem) * problem.H * problem.H * SIZES[problem.dtype]
     if weights > 4 * device.registers + device.shared_bytes:
         return math.inf
     rows = 8 * math.ceil(problem.models * math.ceil(problem.B / 8) / device.sms)  # 8 is the smallest batch tile of an MMA
@@ -217,13 +228,14 @@ def _floor_cta_group(problem: Problem, device: Device, c: Constants) -> float:
 
     For an ensemble this is the floor of one of its models, which the others can only delay."""
     size = SIZES[problem.dtype]
-    ctas = max(1, math.ceil(problem.H**2 * size / (4 * device.registers + device.shared_bytes)))
+    ctas = max(1, math.ceil(gates(problem) * problem.H**2 * size / (4 * device.registers + device.shared_bytes)))
     if ctas > device.sms:
         return math.inf
-    gathered = problem.B * problem.H * size  # by every CTA of a group, all groups together
+    row = routes(problem).exchanged * problem.H * size
+    gathered = problem.B * row  # by every CTA of a group, all groups together
     rows = max(1.0, problem.B * ctas / device.sms)  # of a group
     throughput = (
-        rows * problem.H * size / c.l2_port,
+        rows * row / c.l2_port,
         ctas * gathered / c.l2,
         _shared_out(problem, device),
         problem.B * problem.H * _special(problem) / c.mufu / device.sms,
@@ -234,7 +246,7 @@ def _floor_cta_group(problem: Problem, device: Device, c: Constants) -> float:
 
 def _floor_per_step(problem: Problem, device: Device, c: Constants) -> float:
     cycle = 1e-3 / device.clock_ghz
-    weights = problem.H**2 * SIZES[problem.dtype]
+    weights = gates(problem) * problem.H**2 * SIZES[problem.dtype]
     reading = weights / c.l2 * cycle
     if weights > device.l2_bytes:
         reading = max(reading, (weights - device.l2_bytes) / rates(device).dram)
@@ -249,7 +261,7 @@ def _chain(problem: Problem, c: Constants) -> float:
 def _shared_out(problem: Problem, device: Device) -> float:
     """Returns the cycles of all products of a step if every SM takes an equal share."""
     rows = problem.models * problem.B
-    return 2.0 * rows * problem.H * (problem.H + _inputs(problem)) / _flop_rate(problem, device) / device.sms
+    return 2.0 * rows * gates(problem) * problem.H * (problem.H + _inputs(problem)) / _flop_rate(problem, device) / device.sms
 
 
 # ---- practical ------------------------------------------------------------------------------------------------------
@@ -260,7 +272,7 @@ def _one_cta(problem: Problem, plan: OneCta, device: Device, c: Constants) -> tu
     cycle = 1e-3 / device.clock_ghz
     gemm = _projection_us(problem, device, c) if plan.w_ih_home == "gemm" else 0.0
     inputs = 0 if gemm else _inputs(problem)
-    weights = problem.H * (problem.H + inputs) * SIZES[problem.dtype]
+    weights = gates(problem) * problem.H * (problem.H + inputs) * SIZES[problem.dtype]
     capacity = 4 * device.registers * c.weight_registers + device.shared_bytes
     resident = max(1, min(c.threads_per_sm // (32 * plan.warps), int(capacity // weights)))
     per_sm = math.ceil(problem.models * math.ceil(problem.B / plan.block_b) / device.sms)
@@ -280,25 +292,29 @@ def _cta_group(problem: Problem, plan: CtaGroup, device: Device, c: Constants) -
     Either a tile waits for its state of the step before, or there are tiles enough to hide that hand-over."""
     cycle, size = 1e-3 / device.clock_ghz, SIZES[problem.dtype]
     rounds = math.ceil(math.ceil(problem.B / plan.block_b) / plan.groups)
-    tiles = k_tiles(problem.H, plan.warps, problem.dtype)
+    cell, gated = routes(problem), not simple(problem)
+    tiles, rows = state_tiles(problem, plan.warps), blocks(problem) * plan.units
     depth = 64 * plan.warps // size  # columns of a K tile
     rate = _flop_rate(problem, device, sync=True)
     l2 = gather_rate(plan, c)
-    tile = tile_bytes(plan.units, plan.warps)
-    fragments = plan.units // 16 * plan.block_b // 8  # of the result, in each warp
+    tile = tile_bytes(problem, plan.units, plan.warps)
+    fragments = rows // 16 * plan.block_b // 8  # of the result, in each warp
     products = 2  # of a K tile: K = 32 in halves of 16, or 16 in halves of 8
 
     def us(cycles: float) -> float:
         return cycles * cycle / c.efficiency
 
+    evaluated = plan.units * plan.block_b
+    if gated:  # every thread evaluates the cell in halves of the units, twice what there are where they are fewer than the threads
+        evaluated = max(evaluated, 64 * plan.warps)
     work = {
-        "L2": plan.block_b * row_units(problem.H, problem.dtype) * size / l2 * cycle,
-        "MMA": us(2.0 * plan.units * tiles * depth * plan.block_b / rate),
-        "shared": us((plan.w_hh_shared * tile + 8.0 * plan.warps * plan.units * plan.block_b) / c.shared),
-        "MUFU": us(plan.units * plan.block_b * _special(problem) / c.mufu),
+        "L2": plan.block_b * cell.exchanged * row_units(problem.H, problem.dtype) * size / l2 * cycle,
+        "MMA": us(2.0 * rows * tiles * depth * plan.block_b / rate),
+        "shared": us((plan.w_hh_shared * tile + 8.0 * plan.warps * cell.parts * plan.units * plan.block_b) / c.shared),
+        "MUFU": us(evaluated * _special(problem) / c.mufu),
     }
-    # dependent products beyond the first, in cycles that no other warp's work fills
-    dependent = max(0, products * tiles // plan.chains - 1)
+    # dependent products beyond the first, in cycles that no other warp's work fills; several pre-activations are as many chains
+    dependent = max(0, products * tiles // max(plan.chains, min(cell.parts, 2)) - 1)
     local = c.local_us + (c.mma_cycles * dependent + c.warp_cycles * (plan.warps - 8)) * cycle
     sentinel = plan.protocol == "sentinel"
     exchange = (c.sentinel_us if sentinel else c.counter_us)[1]
@@ -310,11 +326,11 @@ def _cta_group(problem: Problem, plan: CtaGroup, device: Device, c: Constants) -
         x_tiles = k_tiles(problem.I, plan.warps, problem.dtype)
         row = row_units(problem.I, problem.dtype) * size
         ahead = plan.block_b * row / l2 * cycle
-        projection = us(2.0 * plan.units * x_tiles * depth * plan.block_b / rate)
+        projection = us(2.0 * rows * x_tiles * depth * plan.block_b / rate)
         if plan.w_ih_home == "shared":
             projection += us(x_tiles * tile / c.shared)
 
-    instructions = c.instructions + c.instructions_unit_row * plan.units * plan.block_b
+    instructions = c.instructions + c.instructions_cell * gated + c.instructions_unit_row * plan.units * plan.block_b
     instructions += tiles * (c.instructions_tile * plan.block_b / 8 + products * fragments)
     issue = us(plan.warps * instructions / c.issue)
     own = local + sum(work.values())
@@ -336,7 +352,7 @@ def gather_rate(plan: CtaGroup, c: Constants = CONSTANTS) -> float:
 def _per_step(problem: Problem, plan: PerStep, device: Device, c: Constants) -> tuple[float, dict[str, float]]:
     """Estimates a step that is a launch: the host issues it, W_hh is read, the SMs compute the tiles of h_t in rounds."""
     cycle = 1e-3 / device.clock_ghz
-    weights = problem.H**2 * SIZES[problem.dtype]
+    weights = gates(problem) * problem.H**2 * SIZES[problem.dtype]
     tiles = math.ceil(problem.B / plan.block_b) * math.ceil(problem.H / plan.block_h)
     rounds = math.ceil(tiles / device.sms)
     depth = math.ceil(problem.H / plan.block_k)
@@ -375,8 +391,9 @@ def _projection_us(problem: Problem, device: Device, c: Constants) -> float:
     """Estimates the us per step of x W_ih^T over all T*B rows before the recurrence, which then reads the result."""
     wide = 4 if SIZES[problem.dtype] < 8 else 8
     rows = problem.models * problem.B
-    moved = rows * (problem.I * SIZES[problem.dtype] + 2 * problem.H * wide)
-    return gemm_us(problem, device, 2.0 * rows * problem.H * problem.I, moved) / c.efficiency
+    columns = gates(problem) * problem.H
+    moved = rows * (problem.I * SIZES[problem.dtype] + 2 * columns * wide)
+    return gemm_us(problem, device, 2.0 * rows * columns * problem.I, moved) / c.efficiency
 
 
 def _inputs(problem: Problem) -> int:
@@ -403,15 +420,18 @@ def _flop_rate(problem: Problem, device: Device, sync: bool = False) -> float:
 
 def _cycles(problem: Problem, rows: int, inputs: int, device: Device, c: Constants) -> dict[str, float]:
     """Returns the cycles that each unit of an SM is busy in a step over `rows` batch rows that projects `inputs` columns of x."""
-    size = SIZES[problem.dtype]
+    size, cell = SIZES[problem.dtype], routes(problem)
     return {
-        "MMA": 2.0 * problem.H * (problem.H + inputs) * rows / _flop_rate(problem, device),
+        "MMA": 2.0 * gates(problem) * problem.H * (problem.H + inputs) * rows / _flop_rate(problem, device),
         "MUFU": problem.H * rows * _special(problem) / c.mufu,
-        "shared": 2.0 * rows * problem.H * size / c.shared,  # h written and read once
+        "shared": 2.0 * rows * cell.exchanged * problem.H * size / c.shared,  # what is exchanged, written and read once
     }
 
 
 def _traffic(problem: Problem) -> float:
-    """Returns the bytes that a step must move through DRAM: x (of each model) and y forward; dy, y and da backward."""
-    values = problem.I + problem.H if problem.direction == "forward" else 3 * problem.H
+    """Returns the bytes that a step must move through DRAM: x (of each model), y and what is kept forward; dy, y or what was kept, and
+    da backward."""
+    cell = routes(problem)
+    tiles = 1 + cell.kept + (0 if problem.direction == "forward" else cell.reads_y + cell.published)
+    values = _inputs(problem) + tiles * problem.H
     return problem.models * problem.B * values * SIZES[problem.dtype]

@@ -134,13 +134,15 @@ def problem(case, log, observed):
         given = {name: tensor(*shape, shared=name in ("w_ih", "h0")) for name, shape in shapes.items()}
 
         def function():
-            y, hn = dispatch.forward(*given.values(), "elman_tanh", False, precision)
+            *tensors, h0 = given.values()
+            y, (hn,), _ = dispatch.forward(*tensors, (h0,), "elman_tanh", False, precision)
             return {"y": y, "hn": hn}
     else:
         given = {"w_hh": tensor(H, H), "y": tensor(T, B, H), "dy": tensor(T, B, H), "dhn": tensor(B, H)}
 
         def function():
-            return {"da": dispatch.backward(*given.values(), "elman_tanh", False, precision)}
+            w_hh, y, dy, dhn = given.values()
+            return {"da": dispatch.backward(w_hh, y, None, dy, (dhn,), "elman_tanh", False, precision)[0]}
 
     with overriding(**case["override"]) if case.get("override") else contextlib.nullcontext():
         inputs = I if case["direction"] == "forward" else 1
@@ -170,13 +172,13 @@ def layers(case, log, observed):
     biases = [tensor(H)] * L
 
     def function():
-        settings = ("elman_tanh", False, None, (bundle, 5))
+        settings = ("elman_tanh", False, None)
         if forward:
-            tensors = (given["x"], w_ih, w_hh, biases, biases, given["h0"])
-            y, hn = dispatch.forward(*tensors, *settings, given["seed"], 100)
+            tensors = (given["x"], w_ih, w_hh, biases, biases, (given["h0"],))
+            y, (hn,), _ = dispatch.forward(*tensors, *settings, False, None, (bundle, 5), given["seed"], 100)
             return {"y": y, "hn": hn}
-        tensors = (w_hh, given["y"], given["dy"], given["dhn"])
-        return {"da": dispatch.backward(*tensors, *settings, w_ih, given["seed"], 100)}
+        tensors = (w_hh, given["y"], None, given["dy"], (given["dhn"],))
+        return {"da": dispatch.backward(*tensors, *settings, None, (bundle, 5), w_ih, given["seed"], 100)[0]}
 
     of = Problem(case["direction"], B, I if forward else 1, H, "bf16", None, "elman_tanh")
     p = choose.shared_plan(of, bundle, record)

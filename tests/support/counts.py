@@ -182,20 +182,20 @@ def _run(problem: Problem, p: Plan, bundle: Bundle, T: int, module: Any) -> None
     launch = dispatch.prepared(problem, p, bundle) if module is None else module.Recurrence(problem, p, bundle)
     if L == 1:
         if forward:
-            launch.forward(normal(T, B, I), normal(H, I), normal(H, H), normal(H), normal(H), normal(B, H), False)
+            launch.forward(normal(T, B, I), normal(H, I), normal(H, H), normal(H), normal(H), (normal(B, H),), False)
         else:
-            launch.backward(normal(H, H), normal(T, B, H), normal(T, B, H), normal(B, H), False)
+            launch.backward(normal(H, H), normal(T, B, H), None, normal(T, B, H), (normal(B, H),), False)
         return
     w_hh = [normal(H, H) for _ in range(L)]
     w_ih = [normal(H, H if bundle.linked and n else I) for n in range(L)] if forward else [normal(H, H) for _ in range(L)]
     bias = [normal(H) for _ in range(L)]
     dropout: dict[str, Any] = dict(seed=torch.tensor([1]), dropped=6554) if bundle.dropout else {}
     if forward:
-        launch.forward(normal(T, B, I), w_ih, w_hh, bias, bias, normal(L, B, H), **dropout)
+        launch.forward(normal(T, B, I), w_ih, w_hh, bias, bias, (normal(L, B, H),), **dropout)
     elif bundle.linked:
-        launch.backward(w_hh, normal(L, T, B, H), normal(T, B, H), normal(L, B, H), w_ih=w_ih, **dropout)
+        launch.backward(w_hh, normal(L, T, B, H), None, normal(T, B, H), (normal(L, B, H),), w_ih=w_ih, **dropout)
     else:
-        launch.backward(w_hh, normal(T, B, 2 * H), normal(T, B, 2 * H), normal(2, B, H))
+        launch.backward(w_hh, normal(T, B, 2 * H), None, normal(T, B, 2 * H), (normal(2, B, H),))
 
 
 # ---- the table of docs/resources.md ---------------------------------------------------------------------------------

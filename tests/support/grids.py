@@ -135,8 +135,11 @@ class Case:
         there = [None if t is None else t.to(device) for t in tensors]
         with self.interpreted(direction, mode):
             if direction == "forward":
-                return launch.forward(*there, self.reverse)
-            return (launch.backward(*there, self.reverse),)
+                *tensors, h0 = there
+                y, (hn,), _ = launch.forward(*tensors, (h0,), self.reverse)
+                return y, hn
+            w_hh, y, dy, dhn = there
+            return (launch.backward(w_hh, y, None, dy, (dhn,), self.reverse)[0],)
 
     @contextlib.contextmanager
     def interpreted(self, direction, mode=MODES[0]):

@@ -137,10 +137,13 @@ class Stack(Case):
         if direction == "backward" and not self.both:
             options["w_ih"], *there = there
         with self.interpreted(direction, mode):
-            results = getattr(launch, direction)(*there, **options)
-        if direction == "forward":
-            return results
-        return (results.flatten(2) if self.both else results,)
+            if direction == "forward":
+                *tensors, h0 = there
+                y, (hn,), _ = launch.forward(*tensors, (h0,), **options)
+                return y, hn
+            w_hh, y, dy, dhn = there
+            da, _ = launch.backward(w_hh, y, None, dy, (dhn,), **options)
+        return (da.flatten(2) if self.both else da,)
 
 
 def dropout_masks(case, seed, device="cpu"):
