@@ -44,14 +44,14 @@ CASES = [
 ]  # fmt: skip
 
 
+@pytest.mark.executed("ptx-forward-T=3-B=5-I=13-H=40-cell=lstm", "ptx-backward-T=3-B=11-I=8-H=20-kind=tf32-warps=8-home=shared-cell=gru")
 @pytest.mark.thin(3)
-@pytest.mark.interpret
-@pytest.mark.parametrize("direction, name, case, mode", [
-    pytest.param(direction, name, case, MODES[i % len(MODES)], id=f"{direction}-{name}-{case}")
+@pytest.mark.parametrize("direction, case, mode", [
+    pytest.param(direction, case.having(cell=name), MODES[i % len(MODES)], id=f"{direction}-{case.having(cell=name)}")
     for i, (case, name, direction) in enumerate(itertools.product(CASES, GATES, ("forward", "backward")))
 ])  # fmt: skip
-def test_values(direction, name, case, mode):
-    case.having(cell=name).check(direction, mode=mode)
+def test_values(direction, case, mode, device):
+    case.check(direction, device=device, mode=mode)
 
 
 @pytest.mark.interpret
@@ -157,6 +157,10 @@ PLANS = {  # of sm_90, by H: home of W_ih, K tiles of W_hh in shared memory, for
 }
 
 
+# of a step at H = 1024, of one warp, at most: Triton 3.7.1 takes 330, 335, 358, 383, 3.6.0 330, 335, 360, 383
+INSTRUCTIONS = dict(gru=(331, 336), lstm=(361, 384))
+
+
 @pytest.mark.compiled
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("name", ["gru", "lstm"])
@@ -175,3 +179,4 @@ def test_what_is_compiled(H, name, direction):
     published = re.findall(r"st\.global\.cg\.(\S+)", kernel.asm["ptx"])
     assert published == ["b32"] * cells.named(name).routes(forward).published
     check_verify_layout(kernel.asm["ttgir"], p)
+    assert H != 1024 or r.instructions <= INSTRUCTIONS[name][not forward]

@@ -123,7 +123,7 @@ AT = "\n        # ---- critical path"
     pytest.param(
         WIDE,
         Change("cta_group.py", AT, """
-        w_rec = _weights(w_rec_ptr, unit0, TILE.shared_tiles, ROW, ROW, TILE)""" + AT),
+        w_rec = _weights(w_rec_ptr, unit0, TILE.shared_tiles, len(REC_INTO), K_REC, SHAPE, TILE)""" + AT),
         ["bytes from w_rec"], id="weights-from-memory",
     ),
     pytest.param(
