@@ -10,9 +10,11 @@ import pytest
 import torch
 from support.memory import reserved
 from support.problems import SMALL_SIGNALS
+from test_gates import KINDS as ROUNDING
 from test_kernels import KINDS, assert_close, fp64, inputs, kinds, tolerance
 
 from bench.compiled import machine_code, resources
+from rnn_triton import cells
 from rnn_triton.cells import reference
 from rnn_triton.kernels.per_step import per_step as kernel
 from rnn_triton.launch import per_step
@@ -298,6 +300,107 @@ def test_offsets_beyond_32_bits():
     assert torch.equal(y[-8:], again)
 
 
+# Cells of several gates, against torch.nn's in fp64
+
+MODULES = {"gru": torch.nn.GRU, "lstm": torch.nn.LSTM}
+
+
+def gated_inputs(name, kind, T, B, I, H):
+    """(module in fp64, x, [h0] or [h0, c0], gradients of y and of the last states), all of values that the dtype has"""
+    generator = torch.Generator().manual_seed(T + B + I + H)
+    dtype = KINDS[kind][0]
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator).to(dtype).double()
+
+    module = MODULES[name](I, H, dtype=torch.float64)
+    for p in module.parameters():
+        p.data = ((torch.rand(p.shape, generator=generator) * 2 - 1) / H**0.5).to(dtype).double()
+    states = [normal(B, H) for _ in cells.named(name).states]
+    return module, normal(T, B, I), states, [normal(T, B, H), *[normal(B, H) for _ in states]]
+
+
+def check_gated(name, kind, device, T, B, I, H, reverse=False, bias=True, **blocks):
+    """Forward and backward, and the gradients that follow from da, relative in the Frobenius norm as in test_gates.py"""
+    module, x, states, cotangents = gated_inputs(name, kind, T, B, I, H)
+    dtype, precision = KINDS[kind]
+    of = cells.named(name)
+    if not bias:
+        module.bias_ih_l0.data.zero_()
+        module.bias_hh_l0.data.zero_()
+    leaves = [x, *module.parameters(), *states]
+    for t in leaves:
+        t.requires_grad_()
+    last = tuple([t[None] for t in states]) if len(states) > 1 else states[0][None]
+    exact_y, last = module(x.flip(0) if reverse else x, last)
+    exact_y = exact_y.flip(0) if reverse else exact_y
+    exact = [exact_y, *[t[0] for t in (last if len(states) > 1 else (last,))]]
+    gradients = torch.autograd.grad(exact, leaves, cotangents)
+
+    tensors = [t.detach().to(device, dtype) for t in leaves]
+    biases, first = tensors[3:5] if bias else [None, None], tensors[5:]
+    dy, *dstates = [t.to(device, dtype) for t in cotangents]
+    plans = plan(kind, **blocks)
+    site = per_step.Steps(Problem("forward", B, I, H, DTYPES[dtype], precision, name), plans)
+    y, last, kept = site.forward(*tensors[:3], *biases, first, reverse, True)
+    again = site.forward(*tensors[:3], *biases, first, reverse)
+    assert torch.equal(again[0], y) and again[2] is None
+    assert all(t.is_contiguous() and t.dtype == dtype for t in (y, *last, kept)) and kept.shape == (T, B, of.kept, H)
+    site = per_step.Steps(Problem("backward", B, 1, H, DTYPES[dtype], precision, name), plans)
+    da, dfirst = site.backward(tensors[2], y, kept, dy, dstates, reverse)
+
+    da = da.double().cpu()
+    d_in, split = da[..., -len(of.gates) * H :], len(of.split) * H
+    d_rec = torch.cat([da[..., split : len(of.gates) * H], da[..., :split]], -1)  # the gates of W_hh in torch's order
+    y, last = y.double().cpu(), [t.double().cpu() for t in last]
+    x, w_ih, w_hh, h0 = (t.detach() for t in (x, module.weight_ih_l0, module.weight_hh_l0, states[0]))
+    before = torch.cat([y[1:], h0[None]] if reverse else [h0[None], y[:-1]])
+    lacking = [0 if t is None else t.double().cpu() for t in dfirst]
+    found = [
+        y, *last, d_in @ w_ih, torch.einsum("tba,tbi->ai", d_in, x), torch.einsum("tba,tbk->ak", d_rec, before), d_in.sum((0, 1)),
+        d_rec.sum((0, 1)), d_rec[-1 if reverse else 0] @ w_hh + lacking[0], *lacking[1:],
+    ]  # fmt: skip
+    *_, u_state, u_product = ROUNDING[kind]
+    limit = 4 * (u_state * (1 + of.kept) ** 0.5 + 2 * u_product) * (2 * T + 1) ** 0.5
+    for n, (ours, value) in enumerate(zip(found, [*exact, *gradients], strict=True)):
+        error = (ours - value).norm() / value.norm()
+        assert error <= limit, f"number {n}: error {error:.2e} > {limit:.2e}"
+
+
+@pytest.mark.executed("ptx-bf16-4-11-5-40-False-gru", "ptx-tf32-3-3-7-21-True-lstm")
+@pytest.mark.parametrize("name", list(MODULES))
+@pytest.mark.parametrize("kind, T, B, I, H, reverse", [
+    ("bf16", 4, 11, 5, 40, False), ("fp16", 1, 3, 4, 16, False), ("tf32", 3, 3, 7, 21, True), ("tf32x3", 2, 2, 3, 19, False),
+    ("ieee", 3, 9, 6, 33, True), ("fp64", 3, 3, 5, 21, True), ("fp64", 1, 2, 3, 7, False),
+])  # fmt: skip
+def test_gates(name, kind, T, B, I, H, reverse, device):
+    check_gated(name, kind, device, T, B, I, H, reverse)
+
+
+@pytest.mark.parametrize("name", list(MODULES))
+def test_gates_without_biases(name, device):
+    check_gated(name, "ieee", device, 2, 3, 4, 18, bias=False, block_h=32, block_k=32)
+
+
+@pytest.mark.parametrize("name", list(MODULES))
+def test_gates_without_what_is_optional(name, device):
+    """States that are not given are zeros; of the gradients one is enough."""
+    module, x, states, (dy, *dstates) = gated_inputs(name, "fp64", 3, 2, 4, 18)
+    tensors = [t.detach().to(device) for t in (x, *module.parameters())]
+    site = per_step.Steps(Problem("forward", 2, 4, 18, "fp64", None, name), plan("fp64"))
+    zeros = [torch.zeros_like(t).to(device) for t in states]
+    y, last, kept = site.forward(*tensors, [None] * len(states), False, True)
+    expected = site.forward(*tensors, zeros)
+    assert all(map(torch.equal, (y, *last), (expected[0], *expected[1])))
+    site = per_step.Steps(Problem("backward", 2, 1, 18, "fp64", None, name), plan("fp64"))
+    given = [dy, *dstates]
+    for n in range(len(given)):
+        some = [t.to(device) if k == n else None for k, t in enumerate(given)]
+        whole = [t.to(device) if k == n else torch.zeros_like(t).to(device) for k, t in enumerate(given)]
+        of_some, of_whole = (site.backward(tensors[2], y, kept, of[0], of[1:]) for of in (some, whole))
+        assert torch.equal(of_some[0], of_whole[0])
+
+
 # What is launched: with a kernel that is none, where there is no GPU
 
 
@@ -340,13 +443,13 @@ def test_launches_of_a_forward(calls, reverse):
         calls.clear()
         y, *_ = site.forward(*tensors[:5], tensors[5:], reverse)
         assert [call[0] for call in calls] == [first, "kept", "kept", "kept"]
-        addresses = [[t if isinstance(t, int) else t.data_ptr() for t in call[2][:6]] for call in calls]
+        addresses = [[t if isinstance(t, int) else t.data_ptr() for t in call[2][:11]] for call in calls]
         w_hh, h0, out = tensors[2].data_ptr(), tensors[5].data_ptr(), y.data_ptr()
-        assert addresses[0][1:] == [w_hh, h0, out, out, out]
-        assert [a[1:] for a in addresses[1:]] == [[w_hh, out, out, out, out]] * 3
+        assert addresses[0][1:] == [w_hh, out, out, h0, *[out] * 6]
+        assert [a[1:] for a in addresses[1:]] == [[w_hh, *[out] * 9]] * 3
         assert len({a[0] for a in addresses}) == 1
         strides = (19 * 40 // 4, 40 // 4)  # of u, which is fp32, in vectors
-        assert [call[2][6:12] for call in calls] == [
+        assert [call[2][11:17] for call in calls] == [
             (t, before, 40, 19, *strides) for t, before in zip(order, [0, *order], strict=False)
         ]
         assert {call[1] for call in calls} == {(9, 1, 1)}
@@ -359,9 +462,9 @@ def test_launches_of_a_backward(calls):
     da, _ = per_step.Steps(problem("backward", "bf16", 2, 1, 40), plan("bf16")).backward(w_hh, y, None, dy, (dhn,))
     assert [call[0] for call in calls] == ["jit", "kept", "kept"]
     for _, _, arguments, *_ in calls:
-        pointers = [t if isinstance(t, int) else t.data_ptr() for t in arguments[:6]]
-        assert pointers == [t.data_ptr() for t in (dy, w_hh, da, dhn, y, da)]
-    assert [call[2][6:12] for call in calls] == [
+        pointers = [t if isinstance(t, int) else t.data_ptr() for t in arguments[:11]]
+        assert pointers == [t.data_ptr() for t in (dy, w_hh, da, da, da, dhn, y, *[da] * 4)]
+    assert [call[2][11:17] for call in calls] == [
         (2, 0, 0, 2, 10, 5), (1, 2, 40, 2, 10, 5), (0, 1, 40, 2, 10, 5),
     ]  # fmt: skip
 
@@ -387,9 +490,10 @@ def test_operands_are_in_the_kernels_order():
 def test_constants_are_in_the_kernels_order():
     """A kept launcher takes them by position."""
     for direction in ("forward", "backward"):
-        names = list(per_step.constants(problem(direction, "bf16", 3, 4, 5), plan("bf16"), per_step.BACKWARD))
-        assert [n for n in kernel.arg_names if n not in names] == kernel.arg_names[:12]
-        assert names == kernel.arg_names[12:]
+        of = problem(direction, "bf16", 3, 4, 5)
+        names = list(per_step.constants(of, plan("bf16"), tuple(per_step.present(of).values())))
+        assert [n for n in kernel.arg_names if n not in names] == kernel.arg_names[:17]
+        assert names == kernel.arg_names[17:]
 
 
 # Compiled, without a GPU
@@ -447,7 +551,7 @@ def test_compiles(kind, capability, direction, H, sizes):
 def test_rows_are_whole_vectors(kind):
     for H in (1, 7, 8, 1000, 1001):
         p = problem("forward", kind, 3, 4, H)
-        constants = per_step.constants(p, plan(kind), per_step.FORWARD)
+        constants = per_step.constants(p, plan(kind), tuple(per_step.present(p).values()))
         shape = constants["SHAPE"].plain
         assert shape["H"] == H and shape["row"] == row_units(H, p.dtype)
         assert shape["row"] % shape["u_unit"] == 0

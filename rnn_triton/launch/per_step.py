@@ -10,15 +10,17 @@ import itertools
 import math
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from triton.runtime import driver
 
+from .. import cells
 from ..interpret import interpreter
 from ..kernels import facts
 from ..kernels.per_step import per_step
 from ..plan.hardware import Device
-from ..plan.problem import SIZES, PerStep, Problem, row_units
-from . import gemm
+from ..plan.problem import ONE, SIZES, PerStep, Problem, row_units
+from . import gemm, operands
 from .launcher import POINTERS, Launcher, cell, compiled_ahead, current, tile
 from .operands import NOTHING, States, empty, missing, padded, strided, unpadded, whole
 
@@ -28,23 +30,28 @@ class Operands(NamedTuple):
 
     u: Tensor | None = None
     w_rec: Tensor | None = None
+    bias0: Tensor | None = None
+    bias1: Tensor | None = None
     state: Tensor | None = None
     first: Tensor | None = None
     saved: Tensor | None = None
     out: Tensor | None = None
+    carried: Tensor | None = None
+    kept: Tensor | None = None
+    vectors: Tensor | None = None
 
 
 new_operands = functools.partial(Operands.__new__, Operands)  # as in operands.py
-FORWARD = tuple(name not in ("first", "saved") for name in Operands._fields)
-BACKWARD = (True,) * len(Operands._fields)
 
 
 class Steps:
     """The launches of a call, prepared for a problem and a plan, to be called as recurrence.py's Recurrence is."""
 
     def __init__(self, problem: Problem, plan: PerStep) -> None:
-        self.problem = problem
-        self.plan = plan
+        self.problem, self.plan = problem, plan
+        self.cell = cells.named(problem.cell)
+        self.gates = len(self.cell.gates)
+        self.routes = self.cell.routes(problem.direction == "forward")
         self.row = row_units(problem.H, problem.dtype)
         lacking = self.row - problem.H
         self.state, self.recurrent, self.rows = missing(lacking), missing(lacking, lacking), missing(0, lacking)
@@ -56,39 +63,84 @@ class Steps:
         self, x: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, states: States,
         reverse: bool = False, keep: bool = False, vectors: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:  # fmt: skip
-        (h0,), (T, B, _) = states, x.shape
+        T, B, _ = x.shape
         # Padding the smallest operands of the projection gives u whole rows.
-        w_ih = padded(w_ih, self.rows)
-        b_ih, b_hh = (None if b is None else padded(b, self.state) for b in (b_ih, b_hh))
-        u, *strides, _ = strided(gemm.project(x, w_ih, b_ih, b_hh, self.problem.precision), self.unit)
+        w_ih = self._by_gate(w_ih, self.rows).flatten(0, -2)
+        b_ih, b_hh = (None if b is None else self._by_gate(b, self.state) for b in (b_ih, b_hh))
+        projected = operands.gemm_adds_biases(self.problem, ONE, True)  # with the biases
+        u = gemm.project(x, w_ih, *((b_ih, b_hh) if projected else (None, None)), self.problem.precision)
+        u, *strides, _ = strided(u, self.unit)
+        bias0, bias1 = (None if b is None or projected else whole(b) for b in (b_ih, b_hh))
         # Without h0 zeros are multiplied, as in torch: 0 * W_hh is NaN where W_hh is infinite.
-        before = x.new_zeros(B, self.row) if h0 is None else whole(h0, self.state)
+        before = x.new_zeros(B, self.row) if states[0] is None else whole(states[0], self.state)
         y = empty(x, T, B, self.row)
-        self._run(y, before, self.row, reverse, strides, u=u, w_rec=whole(w_hh, self.recurrent))
+        kept = empty(x, T, B, self.routes.kept, self.row) if keep and self.routes.kept else None
+        carried = self._carried(states, x, B)
+        self._run(
+            y, before, self.row, reverse, strides, u=u, w_rec=whole(self._by_gate(w_hh, self.recurrent)), bias0=bias0, bias1=bias1,
+            carried=carried, kept=kept, vectors=self._whole(vectors),
+        )  # fmt: skip
         y = unpadded(y, self.state)
-        return y, (y[0 if reverse else T - 1].clone(),), None
+        last = [y[0 if reverse else T - 1].clone()]
+        if carried is not None:
+            last += [self._state(carried, name).to(x.dtype, copy=True) for name in self.cell.states[1:]]
+        return y, tuple(last), None if kept is None else unpadded(kept, self.state)
 
     def backward(
         self, w_hh: Tensor, y: Tensor, kept: Tensor | None, dy: Tensor | None, dstates: States, reverse: bool = False,
         vectors: Tensor | None = None,
     ) -> tuple[Tensor, States]:  # fmt: skip
-        (dhn,), (T, B, _) = dstates, y.shape
+        T, B, _ = y.shape
         strides = [0, 0]
         if dy is not None:
             dy, *strides, _ = strided(padded(dy, self.state), self.unit)
-        dhn = None if dhn is None else whole(dhn, self.state)
-        da = empty(y, T, B, self.row)
-        saved = whole(y, self.state)
-        w_rec = whole(w_hh, self.recurrent)
-        self._run(da, da, 0, not reverse, strides, u=dy, w_rec=w_rec, first=dhn, saved=saved)
-        return unpadded(da, self.state), NOTHING
+        w_rec = self._by_gate(w_hh, self.recurrent)
+        if self.routes.rec_gates != tuple(range(self.gates)):
+            w_rec = torch.stack([w_rec[gate] for gate in self.routes.rec_gates])
+        da = empty(y, T, B, self.routes.published * self.row)
+        carried = self._carried((None, *dstates[1:]), y, B)  # the gradient of h comes by dy and dhn
+        self._run(
+            da, da, 0, not reverse, strides, u=dy, w_rec=whole(w_rec), first=self._whole(dstates[0]),
+            saved=whole(y, self.state) if self.routes.reads_y else None, carried=carried, kept=self._whole(kept),
+            vectors=self._whole(vectors),
+        )  # fmt: skip
+        if self.state:
+            da = unpadded(da.unflatten(-1, (-1, self.row)), self.state).flatten(2)
+        if carried is None:
+            return da, NOTHING
+        return da, tuple([self._state(carried, name) if name in self.cell.carried else None for name in self.cell.states])
+
+    def _whole(self, t: Tensor | None) -> Tensor | None:
+        """Returns a state, kept tiles or vectors as the kernel takes them, or None."""
+        return None if t is None else whole(t, self.state)
+
+    def _by_gate(self, t: Tensor, lacking: tuple[int, ...]) -> Tensor:
+        """Returns a weight or a bias [G*H, ..], the block of each gate padded, as [G, .., ..]; of one gate without the G."""
+        return padded(t if self.gates == 1 else t.unflatten(0, (self.gates, -1)), lacking)
+
+    def _carried(self, states: States, like: Tensor, B: int) -> Tensor | None:
+        """Returns what the cell carries before the first step, [C,B,ROW] in fp32 (fp64), or None."""
+        names = self.cell.carried
+        if not names:
+            return None
+        carried = like.new_zeros((len(names), B, self.row), dtype=torch.promote_types(like.dtype, torch.float32))
+        for name in names:
+            state = states[self.cell.states.index(name)]
+            if state is not None:
+                self._state(carried, name).copy_(state)
+        return carried
+
+    def _state(self, carried: Tensor, name: str) -> Tensor:
+        """Returns the tile of a carried state, without padding: a view."""
+        return carried[self.cell.carried.index(name), :, : self.problem.H]
 
     def _run(
         self, out: Tensor, state: Tensor, first_k: int, descending: bool, strides: list[int], **others: Tensor | None
     ) -> None:
         """Launches all steps, which write `out`.  The first step reads `state` and multiplies `first_k` columns of W_rec; each
-        later one reads what the step before it has written, and multiplies all of W_rec."""
-        T, B, row = out.shape
+        later one reads what the step before it has written, and multiplies all of them."""
+        T, B, _ = out.shape
+        columns = self.routes.exchanged * self.row
         times = range(T - 1, -1, -1) if descending else range(T)
         self.launch(new_operands(state=state, out=out, **others), out, (times[0], 0, first_k, B, *strides))
         tensors = new_operands(state=out, out=out, **others)
@@ -96,7 +148,7 @@ class Steps:
         if kept is None or max(strides) >= 2**31:  # such strides are arguments of another type, and of another kernel
             with interpreter.accurate():
                 for before, t in itertools.pairwise(times):
-                    self.launch(tensors, out, (t, before, row, B, *strides))
+                    self.launch(tensors, out, (t, before, columns, B, *strides))
             return
         # All further steps need what the launcher would look up for each of them.  Addresses may stand for tensors, and Triton
         # then need not ask the driver whose they are.
@@ -106,16 +158,28 @@ class Steps:
             launch = kernel[self.launch.grid]
             stream = driver.active.get_current_stream(driver.active.get_current_device())
             for before, t in itertools.pairwise(times):
-                launch(*addresses, t, before, row, B, *strides, *constexprs, stream=stream)
+                launch(*addresses, t, before, columns, B, *strides, *constexprs, stream=stream)
 
 
 def compile_ahead(problem: Problem, plan: PerStep, device: Device) -> Any:
     """Returns the compiled kernel of a plan for a device, which need not be present: the variant with every optional tensor."""
-    forward, pointer = problem.direction == "forward", POINTERS[problem.dtype]
-    types = {"u_ptr": "*fp32"} if forward and problem.dtype != "fp64" else {}
+    there, pointer = present(problem), POINTERS[problem.dtype]
+    names = [name for name in ("carried", "vectors", "u" if problem.direction == "forward" else "") if there.get(name)]
+    types = {f"{name}_ptr": "*fp64" if problem.dtype == "fp64" else "*fp32" for name in names}
     return compiled_ahead(
-        per_step, constants(problem, plan, FORWARD if forward else BACKWARD),
+        per_step, constants(problem, plan, tuple(there.values())),
         lambda name: types.get(name, pointer) if name.endswith("_ptr") else "i32", options(problem, plan), device.capability,
+    )  # fmt: skip
+
+
+def present(problem: Problem) -> dict[str, bool]:
+    """Returns of each of Operands, by its name, whether a launch with every optional tensor has it."""
+    forward = problem.direction == "forward"
+    routes = cells.named(problem.cell).routes(forward)
+    biases = forward and not operands.gemm_adds_biases(problem, ONE, True)
+    return dict.fromkeys(Operands._fields, True) | dict(
+        bias0=biases, bias1=biases, first=not forward, saved=routes.reads_y, carried=routes.carried > 0, kept=routes.kept > 0,
+        vectors=routes.vectors > 0,
     )  # fmt: skip
 
 
