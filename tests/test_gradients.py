@@ -64,3 +64,36 @@ def test_x_that_is_made_when_it_is_needed():
     assert len(made) == 1
     of_layer(torch.float64, False, True, DX | DB, x_as=of)
     assert len(made) == 1
+
+
+@pytest.mark.parametrize("reverse, has_h0", list(itertools.product([False, True], repeat=2)))
+@pytest.mark.parametrize("split", [0, 1])
+def test_gradients_of_several_gates(split, reverse, has_h0):
+    """of three, the last one in two parts or not: published come those of its recurrent part first; in fp64, as above"""
+    gates = 3
+    g = torch.Generator().manual_seed(2)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=g, dtype=torch.float64)
+
+    by_h, by_x = normal(T, B, gates, H), normal(T, B, gates, H)
+    if not split:
+        by_x = by_h
+    published = torch.cat([by_h[:, :, 2:], by_h[:, :, :2], by_x[:, :, 2:]] if split else [by_h], 2)
+    by_x = torch.cat([by_h[:, :, :2], by_x[:, :, 2:]], 2).flatten(2)
+    by_h = by_h.flatten(2)
+    x, y, w_ih, w_hh, h0, carried = normal(T, B, I), normal(T, B, H), normal(gates * H, I), normal(gates * H, H), normal(B, H), normal(B, H)
+    layer = Saved(x, w_ih, w_hh, h0 if has_h0 else None, y, reverse, "ieee", sum(NEEDS))
+    first = h0[None] if has_h0 else torch.zeros(1, B, H, dtype=torch.float64)
+    before = torch.cat([y[1:], first] if reverse else [first, y[:-1]])
+    biases = (by_x.sum((0, 1)), by_h.sum((0, 1))) if split else (by_h.sum((0, 1)),)
+    exact = (
+        by_x @ w_ih, torch.einsum("tbh,tbi->hi", by_x, x), torch.einsum("tbh,tbk->hk", by_h, before), *biases,
+        by_h[-1 if reverse else 0] @ w_hh + carried,
+    )  # fmt: skip
+    results = layer.gradients(published.flatten(2), None, carried)
+    assert all(got.shape == want.shape and (got - want).abs().max() < 1e-12 for got, want in zip(results, exact, strict=True))
+    assert len({t.data_ptr() for t in results}) == len(exact)
+    of_parts = layer.gradients(published.flatten(2), B, carried)
+    for got, want in zip(of_parts[1:-1], exact[1:-1], strict=True):
+        assert (got.sum(0) - want).abs().max() < 1e-12

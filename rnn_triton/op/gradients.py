@@ -12,7 +12,7 @@ from ..launch import gemm
 # Gradients that are asked for, added up in `needs`: what is frozen, or needs no gradient, costs no GEMM.
 DX, DW_IH, DW_HH, DB, DH0 = 1, 2, 4, 8, 16
 
-Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+Gradients = tuple[Tensor | None, ...]
 
 
 @dataclass(frozen=True)
@@ -28,45 +28,62 @@ class Saved:
     precision: str | None
     needs: int
 
-    def gradients(self, da: Tensor, groups: int | None = None) -> Gradients:
-        """Returns (dx, dw_ih, dw_hh, db, dh0) from da[..,T,B,H], each None unless `needs` asks for it:
+    def gradients(self, da: Tensor, groups: int | None = None, carried: Tensor | None = None) -> Gradients:
+        """Returns (dx, dw_ih, dw_hh, db, dh0) from da[..,T,B,P*H], each None unless `needs` asks for it:
 
             dx = da W_ih    dh0 = da_first W_hh    dw_ih = sum over t of da_t^T x_t    dw_hh = sum of da_t^T h_{t-1}    db = sum of da_t
 
-        With `groups` = G the batch is G equal parts, and dw_ih[..,G,H,I], dw_hh[..,G,H,H] and db[..,G,H] come separately for each.
+        W_hh has G gates.  A cell whose last S = P - G gates are split publishes the gradients of their recurrent parts first, then those
+        of all gates; its biases have gradients of their own, (dx, dw_ih, dw_hh, db_ih, db_hh, dh0).  `carried` is what dh0 has
+        besides, if it carries h: the launch's, [..,B,H].
+
+        With `groups` = N the batch is N equal parts, and dw_ih[..,N,G*H,I], dw_hh[..,N,G*H,H] and db[..,N,G*H] come separately for each.
 
         Weight gradients and dh0 are accumulated in fp32 and rounded once: into 16 bits cuBLAS may add up parts of a long sum,
         T B of them, that it has rounded to 16 bits."""
         if groups is not None:
-            return self._in_groups(da, groups)
+            return self._in_groups(da, groups, carried)
         needs, precision = self.needs, self.precision
         dx = dw_ih = dw_hh = db = dh0 = None
-        rows = da.flatten(-3, -2)  # [T*B,H]: a view, as those of x and y are unless their strides forbid it
+        gates = self.w_hh.shape[-2]  # times H, as all of these
+        split = da.shape[-1] - gates
+        rows = da.flatten(-3, -2)  # [T*B,P*H]: a view, as those of x and y are unless their strides forbid it
+        by_x, by_h = (rows.narrow(-1, split, gates), rows.narrow(-1, 0, gates)) if split else (rows, rows)
         if needs & DX:
-            dx = gemm.matmul(rows, self.w_ih, precision).unflatten(-2, da.shape[-3:-1])
+            dx = gemm.matmul(by_x, self.w_ih, precision).unflatten(-2, da.shape[-3:-1])
         if needs & DW_IH:
             x = self.x if isinstance(self.x, Tensor) else self.x()
-            dw_ih = gemm.wide(rows.mT, _rows(x), precision).to(da.dtype)
+            dw_ih = gemm.wide(by_x.mT, _rows(x), precision).to(da.dtype)
         if needs & DW_HH:
-            dw_hh = self._dw_hh(rows, da.shape[-2])
+            dw_hh = self._dw_hh(by_h, da.shape[-2])
         if needs & DB:
             db = rows.sum(-2)
         if needs & DH0:
-            dh0 = gemm.wide(da.select(-3, -1 if self.reverse else 0), self.w_hh, precision).to(da.dtype)
-        return dx, dw_ih, dw_hh, db, dh0
+            first = da.select(-3, -1 if self.reverse else 0)
+            dh0 = gemm.wide(first.narrow(-1, 0, gates) if split else first, self._split_first(split), precision)
+            dh0 = (dh0 if carried is None else dh0 + carried).to(da.dtype)
+        if not split:
+            return dx, dw_ih, dw_hh, db, dh0
+        # the split gates come last in weights
+        dw_hh = None if dw_hh is None else dw_hh.roll(-split, -2)
+        db_ih, db_hh = (None, None) if db is None else (db[..., split:].clone(), db[..., :gates].roll(-split, -1))
+        return dx, dw_ih, dw_hh, db_ih, db_hh, dh0
 
-    def _in_groups(self, da: Tensor, groups: int) -> Gradients:
+    def _split_first(self, split: int) -> Tensor:
+        """Returns W_hh with its last `split` rows, those of split gates, before all others."""
+        return self.w_hh.roll(split, -2) if split else self.w_hh
+
+    def _in_groups(self, da: Tensor, groups: int, carried: Tensor | None) -> Gradients:
         def parts(t: Tensor, dims: int) -> Tensor:
             """Returns the last `dims` dimensions of t, the batch (next to last) in equal parts: [M G,..]"""
             return t.unflatten(-2, (groups, t.shape[-2] // groups)).movedim(-3, -dims - 1).flatten(0, -dims - 1)
 
-        dx, *_, dh0 = replace(self, needs=self.needs & (DX | DH0)).gradients(da)
+        dx, *_, dh0 = replace(self, needs=self.needs & (DX | DH0)).gradients(da, None, carried)
         x = self.x if isinstance(self.x, Tensor) else self.x()
         h0 = None if self.h0 is None else parts(self.h0, 2)
         apart = replace(self, x=parts(x, 3), h0=h0, y=parts(self.y, 3), needs=self.needs & ~(DX | DH0))
-        found = apart.gradients(parts(da, 3))[1:4]
-        dw_ih, dw_hh, db = (g if g is None else g.unflatten(0, (*da.shape[:-3], groups)) for g in found)
-        return dx, dw_ih, dw_hh, db, dh0
+        found = apart.gradients(parts(da, 3))[1:-1]
+        return dx, *(g if g is None else g.unflatten(0, (*da.shape[:-3], groups)) for g in found), dh0
 
     def _dw_hh(self, rows: Tensor, B: int) -> Tensor:
         """h_{t-1} is y, B rows further up (in reverse: down), which is a view; h0 has a term of its own"""
@@ -78,7 +95,7 @@ class Saved:
         if self.h0 is not None:
             parts.append(gemm.wide(columns.narrow(-1, n if self.reverse else 0, B), self.h0, self.precision))
         if not parts:
-            return y.new_zeros(*y.shape[:-3], y.shape[-1], y.shape[-1])
+            return y.new_zeros(*y.shape[:-3], rows.shape[-1], y.shape[-1])
         total = parts[0]
         for part in parts[1:]:
             total += part

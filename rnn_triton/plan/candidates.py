@@ -228,11 +228,11 @@ def _gated(problem: Problem, form: Form, h_pad: int, choices: Mapping[str, Any])
     """Returns the plan for one CTA of a cell that is not `simple`, of whose gates each has its own products.  W_ih shares registers
     with W_hh, or x is projected by a GEMM: in shared memory W_ih would be read again in every step."""
     number, size, forward = gates(problem), SIZES[problem.dtype], problem.direction == "forward"
-    home, x_depth = ("gemm" if forward else "none"), 1
+    home = "gemm" if forward else "none"
     columns = math.ceil(problem.I / form.chunk) * form.chunk * (2 if _ragged(problem, form) else 1)
     words = number * (h_pad + columns)
     if forward and form.formulation != "fma" and words <= form.gated * 9 // 8 and choices.get("w_ih_home") != "gemm":
-        home, x_depth = "registers", 2 if words <= form.gated * 3 // 4 else 1
+        home = "registers"
     # Forward the products of the gates fill each other's gaps.  Backward two chains share the barriers of all exchanged tiles.
     two_chains = not forward and h_pad >= form.two_chains_from
     weights = f"{number * h_pad * h_pad * size / 1024:.3g} KB as padded to {h_pad} units of {_count(number, 'gate')}"
@@ -240,7 +240,7 @@ def _gated(problem: Problem, form: Form, h_pad: int, choices: Mapping[str, Any])
     where = _HOMES[home] + f" (no room for I={problem.I} beside W_hh)" * (home == "gemm")
     return OneCta(
         block_b=8, warps=min(8, h_pad // 16), formulation=form.formulation, precision=form.precision, accuracy=_accuracy(problem),
-        h_pad=h_pad, w_ih_home=home, chunk=form.chunk, chains=2 if two_chains else 1, x_depth=x_depth, pad_w_hh=False,
+        h_pad=h_pad, w_ih_home=home, chunk=form.chunk, chains=2 if two_chains else 1, x_depth=1, pad_w_hh=False,
         reason=f"W_hh ({weights}) fits in the {held} of one CTA{where}",
     )  # fmt: skip
 

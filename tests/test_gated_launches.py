@@ -1,0 +1,174 @@
+"""Launches of cells with gates, as an operator calls them: through launch/dispatch.py, forward and backward, with the gradients that
+follow, by the interpreter on one CTA and by the cooperative one in groups, against fp64 torch.nn.LSTM and GRU and autograd.
+
+Tolerances are those of test_gates.py, relative, in the Frobenius norm: the state is rounded once a step, each kept tile once, and in
+tf32 both operands of every product; errors add in quadrature over the T steps of both passes:
+
+    4 * (u_state * sqrt(1 + kept) + 2 u_product) * sqrt(2 T + 1)
+"""
+
+import contextlib
+from dataclasses import replace
+
+import pytest
+import torch
+from cooperative import cooperate
+from support.grids import KINDS
+
+from rnn_triton import UnsupportedError, overriding
+from rnn_triton.cells import named
+from rnn_triton.launch import dispatch, faults, recurrence
+from rnn_triton.op.gradients import DB, DH0, DW_HH, DW_IH, DX, Saved
+from rnn_triton.plan import choose, hardware, latency, sharing
+from rnn_triton.plan.problem import Problem
+
+MODULES = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}
+
+
+class Case:
+    """A layer and what it is given, in the dtype of the kind; `exact` is the layer in fp64, of the same rounded values"""
+
+    def __init__(self, name, kind, T, B, I, H, reverse=False, first=True):
+        self.name, self.T, self.B, self.I, self.H, self.reverse = name, T, B, I, H, reverse
+        self.dtype, self.precision, _, *self.roundoff = KINDS[kind]
+        torch.manual_seed(0)
+        self.cell = named(name)
+        self.exact = MODULES[name](I, H).to(self.dtype).double()
+        self.weights = [p.detach().to(self.dtype) for p in self.exact.parameters()]
+        number = len(self.cell.states)
+        self.x, self.dy = self.normal(T, B, I), self.normal(T, B, H)
+        self.states = tuple(self.normal(B, H) if first else None for _ in range(number))
+        self.dstates = tuple(self.normal(B, H) for _ in range(number))
+
+    def normal(self, *shape):
+        return torch.randn(*shape).to(self.dtype)
+
+    def run(self, forward, backward):
+        """Returns y, the last states, and the gradients of x, the weights and the first states, as the operator makes them."""
+        w_ih, w_hh, _, _ = self.weights
+        settings = (self.name, self.reverse, self.precision)
+        with forward:
+            y, last, kept = dispatch.forward(self.x, *self.weights, self.states, *settings, True)
+        assert y.is_contiguous() and kept.shape == (self.T, self.B, self.cell.kept, self.H) and kept.is_contiguous()
+        assert len({t.untyped_storage().data_ptr() for t in (y, *last, kept)}) == 2 + len(last)
+        with backward:
+            da, carried = dispatch.backward(w_hh, y, kept, self.dy, self.dstates, *settings)
+        layer = Saved(self.x, w_ih, w_hh, self.states[0], y, self.reverse, self.precision or "ieee", DX | DW_IH | DW_HH | DB | DH0)
+        dx, dw_ih, dw_hh, *db, dh0 = layer.gradients(da, None, carried[0])
+        return [y, *last, dx, dw_ih, dw_hh, db[0], db[-1], dh0, *carried[1:]]
+
+    def expected(self):
+        x = self.x.double().requires_grad_()
+        states = [(torch.zeros(self.B, self.H) if s is None else s).double().requires_grad_() for s in self.states]
+        given = tuple(s[None] for s in states)
+        y, last = self.exact(x.flip(0) if self.reverse else x, given if len(given) > 1 else given[0])
+        y, last = y.flip(0) if self.reverse else y, last if len(given) > 1 else (last,)
+        loss = (y * self.dy.double()).sum() + sum((s[0] * d.double()).sum() for s, d in zip(last, self.dstates, strict=True))
+        return [y, *[s[0] for s in last], *torch.autograd.grad(loss, [x, *self.exact.parameters(), *states])]
+
+    def check(self, forward=None, backward=None):
+        state, product = self.roundoff
+        limit = 4 * (state * (1 + self.cell.kept) ** 0.5 + 2 * product) * (2 * self.T + 1) ** 0.5
+        results = self.run(forward or contextlib.nullcontext(), backward or contextlib.nullcontext())
+        for n, (value, exact) in enumerate(zip(results, self.expected(), strict=True)):
+            assert value.shape == exact.shape
+            error = (value.double() - exact).norm() / exact.norm()
+            assert error <= limit, f"number {n}: error {error:.2e} > {limit:.2e}"
+
+
+cells = pytest.mark.parametrize("name", list(MODULES))
+
+
+# rows that are no whole vectors; several batch tiles; no first states; x by a GEMM, in one case since W_ih may not be on chip
+@pytest.mark.interpret
+@cells
+@pytest.mark.parametrize("kind, T, B, I, H, how", [
+    ("bf16", 3, 3, 24, 29, {}),
+    ("fp16", 3, 9, 7, 16, dict(w_ih_home="gemm")),
+    ("tf32", 3, 3, 16, 32, {}),
+    ("tf32x3", 2, 3, 9, 21, {}),
+    ("ieee", 2, 2, 5, 29, {}),
+    ("fp64", 3, 2, 5, 13, {}),
+])  # fmt: skip
+def test_one_cta(name, kind, T, B, I, H, how):
+    with overriding(regime="one_cta", **how):
+        Case(name, kind, T, B, I, H, reverse=kind in ("fp16", "tf32"), first=kind != "tf32x3").check()
+
+
+def grouped(passes, **roles):
+    """Runs a launch's CTAs side by side, in memory where they see each other's words late."""
+    return cooperate(channels=("out_ptr",), poisoned=("last_ptr",) if passes == "forward" else (), schedule="rr", **roles)
+
+
+@pytest.mark.interpret
+@cells
+@pytest.mark.parametrize("kind, T, B, I, H, how", [
+    ("bf16", 3, 3, 24, 40, dict(w_ih_home="registers")),
+    ("fp16", 2, 9, 8, 30, dict(w_ih_home="gemm")),
+    ("tf32", 2, 3, 7, 29, dict(w_ih_home="shared")),
+])  # fmt: skip
+def test_groups(name, kind, T, B, I, H, how):
+    with overriding(regime="cta_group", warps=4, units=16, block_b=8, protocol="sentinel", **how):
+        Case(name, kind, T, B, I, H, reverse=kind == "fp16").check(grouped("forward"), grouped("backward"))
+
+
+@pytest.mark.interpret
+@cells
+def test_a_group_that_fails_leaves_nan_in_all_results(name):
+    """One CTA of two is missing: what the other one carries is no result either."""
+    case = Case(name, "bf16", 4, 3, 8, 32)
+    problem = Problem("forward", 3, 8, 32, "bf16", None, name)
+    plan = choose.plan(problem, hardware.RECORDS["sm_90"], (("protocol", "sentinel"), ("regime", "cta_group"), ("units", 16), ("warps", 4)))
+    launch = recurrence.Recurrence(problem, replace(plan, ctas=plan.ctas - 1))
+    try:
+        with grouped("forward", races="off", max_idle=1 << 15, continued=True):
+            y, last, kept = launch.forward(case.x, *case.weights, case.states, False, True)
+        assert faults.word(torch.device("cpu")).item() != 0
+    finally:
+        faults.word(torch.device("cpu")).zero_()
+    assert y[1:].isnan().all() and not y[0, :, :16].isnan().any()
+    assert kept[1:, ..., :16].isnan().all()
+    assert all(state[:, :16].isnan().all() for state in last)
+
+
+DEVICE = hardware.RECORDS["sm_90"]
+
+
+@cells
+@pytest.mark.parametrize("dtype, precision", [("bf16", None), ("fp16", None), ("fp32", "tf32"), ("fp32", "tf32x3"), ("fp32", "ieee"), ("fp64", None)])
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_every_problem_has_a_plan_or_a_reason(name, dtype, precision, direction):
+    for device in hardware.RECORDS.values():
+        for H, B, M in ((1, 1, 1), (16, 8, 1), (100, 300, 1), (128, 8, 3), (512, 8, 1), (1000, 64, 1), (2048, 8, 1), (5000, 8, 1)):
+            problem = Problem(direction, B, H if direction == "forward" else 1, H, dtype, precision, name, M)
+            try:
+                plan = choose.plan(problem, device)
+            except UnsupportedError as error:
+                assert "the kernel that is launched for every step has no such cell" in str(error)
+                assert H > 16
+                continue
+            assert plan.regime != "per_step" and 0 < latency.practical_us(problem, plan, device)
+            assert latency.floor_us(problem, device) <= latency.practical_us(problem, plan, device)
+
+
+# the largest sizes of design notes: 16 bits to H = 128 on one CTA and to 2048 in a group, tf32 to 64 and 512
+@cells
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("dtype, precision, H, regime", [
+    ("bf16", None, 128, "one_cta"), ("bf16", None, 129, "cta_group"), ("bf16", None, 2048, "cta_group"),
+    ("fp32", "tf32", 64, "one_cta"), ("fp32", "tf32", 65, "cta_group"), ("fp32", "tf32", 512, "cta_group"),
+])  # fmt: skip
+def test_where_weights_of_gates_stay(name, direction, dtype, precision, H, regime):
+    plan = choose.plan(Problem(direction, 8, H if direction == "forward" else 1, H, dtype, precision, name), DEVICE)
+    assert plan.regime == regime
+    if regime == "one_cta" and direction == "forward":
+        assert plan.w_ih_home == "gemm"
+
+
+def test_gates_share_no_launch_on_one_cta():
+    problem = Problem("forward", 8, 64, 64, "bf16", None, "lstm")
+    with overriding(regime="one_cta"):
+        assert all(bundle.count == 1 for bundle in sharing.launches(problem, 3, False, False, DEVICE))
+        assert all(bundle.count == 1 for bundle in sharing.launches(problem, 2, True, False, DEVICE))
+
+
