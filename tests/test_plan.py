@@ -508,6 +508,20 @@ def test_explain_checks_its_arguments():
             explain(**{**dict(T=1, B=1, I=1, H=1, device=H200), **arguments})
 
 
+def test_explain_says_what_cells_with_gates_run():
+    text = explain(100, 8, 512, 512, dtype=torch.bfloat16, device=H200, cell="lstm")
+    assert "16 hidden units of 4 gates each" in text and "cta_group" in text and "per_step none that fits" in text
+    assert "torch.nn.LSTM: cuDNN's STANDARD" in text
+    text = explain(100, 8, 128, 128, dtype=torch.bfloat16, device=H200, cell="gru", direction="backward")
+    assert "as padded to 128 units of 3 gates" in text and "torch.nn.GRU: cuDNN's PERSIST_STATIC_SMALL_H" in text
+    text = explain(100, 8, 512, 5000, dtype=torch.bfloat16, device=H200, cell="gru")
+    assert "no plan" in text and "does not fit on the chip beside h" in text
+    text = explain(100, 8, 64, 64, dtype=torch.bfloat16, device=H200, cell="lstm", num_layers=2, bidirectional=True)
+    assert text.count("one launch of 1 CTA") == 4 or "2 directions" in text
+    with pytest.raises(ValueError, match="cell must be one of"):
+        explain(1, 1, 1, 1, device=H200, cell="gated")
+
+
 # ---- cuDNN ----------------------------------------------------------------------------------------------------------
 
 FIT = dict(H=1024, B=64, I=256, dtype="fp16")  # meets every condition of PERSIST_STATIC
@@ -536,11 +550,18 @@ FIT = dict(H=1024, B=64, I=256, dtype="fp16")  # meets every condition of PERSIS
         ({"B": 128, "H": 768}, {}, "PERSIST_STATIC", "one in fp16"),
         ({"B": 96, "H": 896}, {}, "STANDARD", "B < 96 or H < 896"),
         ({"B": 88, "H": 896}, {}, "PERSIST_STATIC", "one in fp16"),
+        ({"H": 192, "cell": "lstm"}, {}, "PERSIST_STATIC_SMALL_H", "H <= 192 in the forward pass"),
+        ({"H": 193, "cell": "gru", "dtype": "bf16"}, {}, "STANDARD", "runs no GRU"),
+        ({"H": 128, "cell": "gru", "direction": "backward"}, {}, "PERSIST_STATIC_SMALL_H", "H <= 128 in the backward pass"),
+        ({"H": 256, "cell": "lstm", "direction": "backward"}, {}, "PERSIST_STATIC", "one in fp16"),
+        ({"H": 1024, "cell": "gru"}, {}, "STANDARD", "runs no GRU"),
     ],
     ids=str,
 )  # fmt: skip
 def test_cudnn_algorithm(changes, options, name, rule):
-    found = cudnn_algorithm(problem(**{**FIT, **changes}), **options)
+    sizes = {**FIT, **changes}
+    cell = sizes.pop("cell", "elman_tanh")
+    found = cudnn_algorithm(dataclasses.replace(problem(**sizes), cell=cell), **options)
     assert found.name == name and rule in found.rule
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from .candidates import gates
 from .problem import Problem
 
 
@@ -16,13 +17,14 @@ class Algorithm(NamedTuple):
 
 
 def cudnn_algorithm(problem: Problem, *, layers: int = 1, bidirectional: bool = False, packed: bool = False) -> Algorithm:
-    """Returns the algorithm that PyTorch chooses for this pass of torch.nn.RNN, by the rules of ATen's RNN.cpp, in their order.
+    """Returns the algorithm that PyTorch chooses for this pass of torch.nn.RNN, LSTM or GRU, by the rules of ATen's RNN.cpp, in their order.
 
     `problem.I` is the input size in the backward pass, too.  The algorithms of the two passes are chosen separately."""
     if packed:
         return Algorithm("STANDARD", "the input is packed")
     if problem.dtype != "fp64":
-        small = 384 if problem.direction == "forward" else 256
+        forward, gated = problem.direction == "forward", gates(problem) > 1
+        small = (192 if forward else 128) if gated else (384 if forward else 256)
         if problem.H <= small:
             return Algorithm("PERSIST_STATIC_SMALL_H", f"H <= {small} in the {problem.direction} pass")
     against = next(_against_persist_static(problem, layers, bidirectional), None)
@@ -33,6 +35,8 @@ def cudnn_algorithm(problem: Problem, *, layers: int = 1, bidirectional: bool = 
 
 def _against_persist_static(problem: Problem, layers: int, bidirectional: bool) -> Iterator[str]:
     """Yields each reason why cuDNN's PERSIST_STATIC does not run the problem."""
+    if problem.cell == "gru":
+        yield "runs no GRU"
     if problem.dtype != "fp16":
         yield f"is for fp16, not {problem.dtype}"
     if layers != 1:

@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import torch
 
+from ..cells import named
 from ..checks import check_precision, elman, precision_of
 from ..errors import UnsupportedError
 from ..interpret import interpreter
 from . import hardware, latency
-from .candidates import candidates, kind
+from .candidates import candidates, gates, kind
 from .choose import best, plan, rejected
 from .cudnn import cudnn_algorithm
 from .hardware import Device
@@ -22,8 +23,8 @@ from .sharing import Launch, launches, placed
 
 def explain(
     T: int, B: int, I: int, H: int, *, dtype: torch.dtype = torch.float32, device: torch.device | str | Device | None = None,
-    nonlinearity: str = "tanh", precision: str | None = None, direction: str = "forward", models: int = 1, num_layers: int = 1,
-    bidirectional: bool = False, dropout: float = 0.0,
+    nonlinearity: str = "tanh", cell: str | None = None, precision: str | None = None, direction: str = "forward", models: int = 1,
+    num_layers: int = 1, bidirectional: bool = False, dropout: float = 0.0,
 ) -> str:  # fmt: skip
     """Returns a text that says how a pass over x[T,B,I] with hidden size H runs, and why.
 
@@ -34,7 +35,7 @@ def explain(
     `direction` is the pass, "forward" or "backward". `models` is the size of an ensemble, as torch.vmap over weights makes it; B
     is then the batch of one model. `num_layers`, `bidirectional` and `dropout` are those of rnn_triton.RNN. `device` is a torch
     device, a hardware.Device record, or None for the current GPU (an H200 where there is none). `precision` is that of
-    rnn_triton.rnn.
+    rnn_triton.rnn. `cell` is the name of another cell than that of `nonlinearity`: "lstm", "gru".
 
     Raises ValueError for an argument that no layer can have. Where no plan runs the problem the text says so.
     """
@@ -44,7 +45,7 @@ def explain(
     for name, size, least in sizes:
         if size < least:
             raise ValueError(f"{name} must be at least {least}, got {size}")
-    cell = elman(nonlinearity)
+    described = elman(nonlinearity) if cell is None else named(cell)
     check_precision(precision)
     precision = precision_of(dtype, precision)
     if direction not in ("forward", "backward"):
@@ -61,7 +62,7 @@ def explain(
                 "(set TRITON_INTERPRET=1 before importing rnn_triton to run the kernels by interpreter)."
             )
         device = hardware.of(device)
-    problem = Problem(direction, B, I, H, DTYPES[dtype], precision, cell.name, models)
+    problem = Problem(direction, B, I, H, DTYPES[dtype], precision, described.name, models)
     if B == 0:
         return f"{direction} of {problem.dtype} T={T} B=0 I={I} H={H}: empty results, nothing is launched."
     what = f"{direction} of {problem.dtype}{f' ({precision})' if precision else ''} T={T} B={B} I={I} H={H}"
@@ -95,10 +96,14 @@ def _fewer(device: Device) -> list[str]:
 
 
 def _cudnn(problem: Problem, layers: int = 1, bidirectional: bool = False) -> str:
-    """Says what torch.nn.RNN would run, and why."""
+    """Says what torch.nn's module would run, and why."""
+    modules = {"rnn_tanh": "RNN", "rnn_relu": "RNN", "lstm": "LSTM", "gru": "GRU"}
+    module = modules.get(named(problem.cell).aten)
+    if module is None:
+        return f"torch.nn has no cell {problem.cell}."
     algorithm = cudnn_algorithm(problem, layers=layers, bidirectional=bidirectional)
     models = " for one model after the other" if problem.models > 1 else ""
-    return f"torch.nn.RNN: cuDNN's {algorithm.name}{models}, because {algorithm.rule}."
+    return f"torch.nn.{module}: cuDNN's {algorithm.name}{models}, because {algorithm.rule}."
 
 
 # ---- stacks and directions ------------------------------------------------------------------------------------------
@@ -157,7 +162,7 @@ def _shared(problem: Problem, bundle: Bundle, p: OneCta | CtaGroup, T: int) -> s
         what, overlap = "layers", f"each {behind} behind the one before it, {T + latency.fill(p, bundle)} steps for {T}"
     if isinstance(p, CtaGroup):
         ctas = p.groups * p.ctas
-        shape = f"{p.groups} x {p.ctas} (groups x CTAs of {p.units} hidden units), {overlap}"
+        shape = f"{p.groups} x {p.ctas} (groups x CTAs of {p.units} hidden units{_gates(problem)}), {overlap}"
         shape += f"; the state is exchanged by the {p.protocol} protocol"
     else:
         ctas = math.ceil(problem.B / p.block_b)
@@ -184,7 +189,7 @@ def _ran(problem: Problem, p: Plan, T: int) -> str:
         return (
             f"one launch of {_count(p.groups * p.ctas, 'CTA')} of {warps} for all {T} steps, "
             f"{_count(p.groups, 'group')} of {p.ctas} that exchange h by the {p.protocol} protocol, each CTA {p.units} "
-            f"hidden units and {_count(rounds, 'tile')} of {p.block_b} batch rows ({p.formulation} products)"
+            f"hidden units{_gates(problem)} and {_count(rounds, 'tile')} of {p.block_b} batch rows ({p.formulation} products)"
         )
     tiles = math.ceil(problem.B / p.block_b) * math.ceil(problem.H / p.block_h)
     return (
@@ -217,6 +222,12 @@ def _name(p: Plan) -> str:
     if isinstance(p, PerStep):
         return f"per_step of {p.block_h} units, {p.block_b} rows, {p.warps} warps, {p.stages} stages"
     return f"one_cta of {p.h_pad} units, {p.block_b} rows, {p.warps} warps, W_ih {p.w_ih_home}"
+
+
+def _gates(problem: Problem) -> str:
+    """Says how many gates a hidden unit has, if it is more than one."""
+    number = gates(problem)
+    return f" of {number} gates each" if number > 1 else ""
 
 
 def _count(n: int, one: str, many: str | None = None) -> str:
