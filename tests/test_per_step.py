@@ -18,7 +18,7 @@ from rnn_triton import cells
 from rnn_triton.cells import reference
 from rnn_triton.kernels.per_step import per_step as kernel
 from rnn_triton.launch import per_step
-from rnn_triton.plan import hardware
+from rnn_triton.plan import candidates, hardware
 from rnn_triton.plan.problem import DTYPES, PerStep, Problem, row_units
 
 ACCURACY = {"bf16": "approx", "fp16": "fast", "tf32": "fast", "tf32x3": "full", "ieee": "full", "fp64": "double"}
@@ -510,6 +510,9 @@ LARGEST = {
 SMALLEST = {"bf16": (8, 32, 128, 4, 4), "fp16": (8, 32, 128, 4, 4), "fp64": (16, 64, 16, 4, 3)}
 
 
+DEFAULT = [("bf16", 90, 1001), ("tf32x3", 90, 1001), ("fp64", 80, 1001)]  # of cells of several gates
+
+
 def compiled_cases():
     for kind, capability, direction, H in itertools.product(KINDS, (90, 80, 100), ("forward", "backward"), (1024, 1001)):
         for sizes in (LARGEST[kind], SMALLEST.get(kind, (8, 32, 64, 4, 3))):
@@ -545,6 +548,28 @@ def test_compiles(kind, capability, direction, H, sizes):
     assert copies and all(".128" in opcode for opcode in copies)
     # a thread of the smallest tile has two elements
     assert all(machine_code.width_of(opcode) >= 4 for opcode in opcodes if opcode.startswith(("LDG.", "STG.")))
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("name", list(MODULES))
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("kind, capability, H", [
+    *[pytest.param(kind, capability, H, marks=[pytest.mark.long] if (kind, capability, H) not in DEFAULT else [])
+      for kind in KINDS for capability in (90, 80, 100) for H in (1024, 1001)],
+])  # fmt: skip
+def test_planned_gates_compile(name, direction, kind, capability, H):
+    """The planned tiles of the largest batch: no spills, and shared memory that every device has"""
+    device = hardware.RECORDS[f"sm_{capability}"]
+    dtype, precision = KINDS[kind]
+    of = Problem(direction, 500, 64 if direction == "forward" else 1, H, DTYPES[dtype], precision, name)
+    (planned,) = candidates.per_step(of, device, False, {})
+    kernel = per_step.compile_ahead(of, planned, device)
+    (_, stack, _), listing = resources._cuobjdump(kernel.asm["cubin"])
+    opcodes = [instruction.opcode for instruction in machine_code.parse_sass(listing)]
+    assert stack == 0 and not any(opcode.startswith(("STL", "LDL")) for opcode in opcodes)
+    assert kernel.metadata.shared <= 99 * 1024
+    copies = [opcode for opcode in opcodes if opcode.startswith("LDGSTS")]
+    assert copies and all(".128" in opcode for opcode in copies)
 
 
 @pytest.mark.parametrize("kind", ["bf16", "tf32", "fp64"])

@@ -105,15 +105,7 @@ def candidates(problem: Problem, device: Device, choices: Mapping[str, Any] | No
     yield from one_cta(problem, device, choices)
     groups = list(cta_group(problem, device, choices))
     yield from groups
-    if simple(problem):
-        yield from per_step(problem, device, bool(groups), choices)
-
-
-def without_plan(problem: Problem, device: Device) -> str:
-    """Returns why no plan of a problem fits, of which there are none for cells that are not `simple` only."""
-    weights = f"W_hh of {problem.cell} ({math.ceil(gates(problem) * problem.H**2 * SIZES[problem.dtype] / 1024)} KB)"
-    steps = "the kernel that is launched for every step has no such cell"
-    return f"{weights} {_beyond(problem, device)}, and {steps}"
+    yield from per_step(problem, device, bool(groups), choices)
 
 
 def _beyond(problem: Problem, device: Device) -> str:
@@ -136,8 +128,8 @@ def gates(problem: Problem) -> int:
 
 
 def simple(problem: Problem) -> bool:
-    """True for a cell of one pre-activation that carries, keeps and owns nothing.  Only such a one runs in a launch a step, and on
-    one CTA each beside other recurrences and models."""
+    """True for a cell of one pre-activation that carries, keeps and owns nothing.  Only such a one runs on one CTA each
+    beside other recurrences and models."""
     cell = cells.named(problem.cell)
     return len(cell.gates) == 1 and not (cell.split or cell.carried or cell.kept or cell.vectors)
 
@@ -426,15 +418,19 @@ def per_step(problem: Problem, device: Device, on_chip: bool, choices: Mapping[s
     """Yields the plan that always exists.  `on_chip` says that a group of CTAs could hold W_hh."""
     form = FORMS[kind(problem)]
     size = SIZES[problem.dtype]
-    weights = f"W_hh ({math.ceil(problem.H**2 * size / 1024)} KB)"
+    weights = f"W_hh ({math.ceil(gates(problem) * problem.H**2 * size / 1024)} KB)"
     rows = _STEP_VALUES["block_b"]
+    if not simple(problem):  # several accumulators, or saved tiles, take the registers of further rows
+        rows = tuple(b for b in rows if b <= 128 // size)
     block_b = min(b for b in rows if b >= min(problem.B, rows[-1]))
     fills = math.ceil(problem.B / block_b) * math.ceil(problem.H / 64) >= device.sms
     # Tiles that compile without spills everywhere (tests/test_per_step.py).  In fp32 only narrow ones do: wide ones become wgmma and
     # tcgen05 in tf32, with dozens of barriers, and spill in tf32x3 and ieee.  In fp64 narrow ones spill.
-    wide = problem.dtype == "fp64" or (fills and problem.dtype != "fp32")
+    wide = problem.dtype == "fp64" or (fills and problem.dtype != "fp32" and simple(problem))
     warps = 8 if problem.dtype == "fp64" and block_b == 64 else 4
     tiles = dict(block_b=block_b, block_h=64 if wide else 32, block_k=_STEP_BLOCK_K[size], warps=warps, stages=3)
+    if problem.precision == "tf32x3" and not simple(problem):
+        tiles["block_k"] = 16  # each weight is two numbers in registers
     tiles |= {name: choices[name] for name, values in _STEP_VALUES.items() if choices.get(name) in values}
     if on_chip:
         reason = f"reading {weights} again every step is estimated to cost less than exchanging h between CTAs"

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..errors import UnsupportedError
 from . import latency
-from .candidates import candidates, cta_group, one_cta, without_plan
+from .candidates import candidates, cta_group, one_cta
 from .hardware import Device
 from .measured import measured_plans
 from .overriding import BESIDES, Choices, matches, overrides
@@ -46,8 +46,6 @@ def _decide(problem: Problem, device: Device, chosen: Choices, failed: Failures)
         )
     choices = dict(chosen)
     fitting = list(candidates(problem, device, choices))
-    if not fitting:
-        raise UnsupportedError(f"no plan for {problem} fits on {device.name}: {without_plan(problem, device)}")
     plans = [p for p in fitting if matches(p, choices)]
     if not plans:
         raise ValueError(_no_choice(problem, device, choices, fitting))

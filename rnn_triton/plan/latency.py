@@ -355,8 +355,8 @@ def _per_step(problem: Problem, plan: PerStep, device: Device, c: Constants) -> 
     weights = gates(problem) * problem.H**2 * SIZES[problem.dtype]
     tiles = math.ceil(problem.B / plan.block_b) * math.ceil(problem.H / plan.block_h)
     rounds = math.ceil(tiles / device.sms)
-    depth = math.ceil(problem.H / plan.block_k)
-    columns = depth * plan.block_k
+    depth = math.ceil(routes(problem).exchanged * problem.H / plan.block_k)
+    columns = blocks(problem) * depth * plan.block_k
     read = weights * math.ceil(problem.B / plan.block_b) / c.l2_read * cycle
     if weights > device.l2_bytes:
         read = max(read, weights / rates(device).dram)
