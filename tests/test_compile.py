@@ -18,8 +18,8 @@ from support.layouts import check_verify_layout
 from support.planned import planned_otherwise
 
 from bench.compiled import machine_code, resources
-from bench.compiled.planned import planned
-from rnn_triton import overriding
+from bench.compiled.planned import gated, planned
+from rnn_triton import cells, overriding
 from rnn_triton.kernels.dropout import drop
 from rnn_triton.kernels.matmul import matmul_kernel
 from rnn_triton.kernels.per_step import per_step
@@ -230,6 +230,38 @@ def test_plan(job):
     problem, device = job
     p = choose.plan(problem, device)
     check(dispatch.compile_ahead(problem, p, device), problem, p, device)
+
+
+def barriers_of_gates(problem, p):
+    """Two, as where there is one gate.  In tf32 a group sums the parts of its gates up in two passes, each with a barrier more; in tf32x3
+    and ieee every exchanged tile of one CTA passes through shared memory by itself."""
+    exchanged = len(cells.named(problem.cell).gates) if problem.direction == "backward" else 1
+    if p.regime == "cta_group":
+        return barrier_limit(p) + 2 * (problem.precision == "tf32" and problem.direction == "forward")
+    return 2 * exchanged if p.precision != "tf32" and p.formulation != "mma16" else 2
+
+
+def in_subset_of_gates(job):
+    """The largest of one CTA in 16 bits and in tf32, and one of a group"""
+    problem, device = job
+    largest = {("lstm", "bf16", 128), ("lstm", "fp32", 64), ("gru", "bf16", 1024)}
+    return device.capability == 90 and (problem.cell, problem.dtype, problem.H) in largest
+
+
+GATED = [
+    pytest.param(job, marks=() if in_subset_of_gates(job) else pytest.mark.long, id=f"{job[0].cell}-{name(job)}") for job in gated()
+]
+
+
+@pytest.mark.parametrize("job", GATED)
+def test_plan_of_gates(job):
+    problem, device = job
+    p = choose.plan(problem, device)
+    r = resources.analyze(dispatch.compile_ahead(problem, p, device))
+    assert (r.spill_stores, r.spill_loads, r.shuffles) == (0, 0, 0)
+    assert r.shared_bytes <= device.shared_bytes
+    assert r.barriers <= barriers_of_gates(problem, p)
+    assert "w_rec_ptr" not in r.global_load_arguments, "W_hh is read from global memory every step"
 
 
 OTHERWISE = [

@@ -510,12 +510,12 @@ def test_explain_checks_its_arguments():
 
 def test_explain_says_what_cells_with_gates_run():
     text = explain(100, 8, 512, 512, dtype=torch.bfloat16, device=H200, cell="lstm")
-    assert "16 hidden units of 4 gates each" in text and "cta_group" in text and "per_step none that fits" in text
+    assert "16 hidden units of 4 gates each" in text and "cta_group" in text
     assert "torch.nn.LSTM: cuDNN's STANDARD" in text
     text = explain(100, 8, 128, 128, dtype=torch.bfloat16, device=H200, cell="gru", direction="backward")
     assert "as padded to 128 units of 3 gates" in text and "torch.nn.GRU: cuDNN's PERSIST_STATIC_SMALL_H" in text
     text = explain(100, 8, 512, 5000, dtype=torch.bfloat16, device=H200, cell="gru")
-    assert "no plan" in text and "does not fit on the chip beside h" in text
+    assert "launches, one a step" in text and "does not fit on the chip beside h" in text
     text = explain(100, 8, 64, 64, dtype=torch.bfloat16, device=H200, cell="lstm", num_layers=2, bidirectional=True)
     assert text.count("one launch of 1 CTA") == 4 or "2 directions" in text
     with pytest.raises(ValueError, match="cell must be one of"):
