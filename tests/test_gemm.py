@@ -312,8 +312,8 @@ def test_cpu_is_torchs(dtype):
     a, b = torch.randn(6, 7).to(dtype), torch.randn(7, 5).to(dtype)
     for precision in PRECISIONS if dtype == torch.float32 else (None,):
         assert torch.equal(gemm.matmul(a, b, precision), torch.mm(a, b))
-        many = gemm.matmul(a.expand(2, -1, -1), torch.stack([b, b.flip(0)]), precision)
-        assert torch.equal(many, torch.stack([torch.mm(a, b), torch.mm(a, b.flip(0))]))
+        many = (a.expand(2, -1, -1), torch.stack([b, b.flip(0)]))
+        assert torch.equal(gemm.matmul(*many, precision), torch.bmm(*many))
 
 
 def test_autocast_does_not_reach_in():
