@@ -1,4 +1,4 @@
-"""The only way to the recurrence kernels: takes a plan for the call, and has it carried out.
+"""Takes a plan for a call and has it carried out: the only way to the recurrence kernels.
 
 `forward` and `backward` run on CUDA tensors, or on CPU tensors by Triton's interpreter.  `compile_ahead` compiles what they would
 run for a device that need not be here.  Both take the constexpr parameters from one function of the regime (one_cta.py,

@@ -1,4 +1,4 @@
-"""The matrix products around the recurrence, in the precision of the call whatever torch's settings are."""
+"""Computes the matrix products around the recurrence, in the precision of the call whatever torch is set to."""
 
 from __future__ import annotations
 

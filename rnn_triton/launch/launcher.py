@@ -1,4 +1,4 @@
-"""What all launches share: compiled kernels that are kept, the facts they are compiled for, and compilation ahead of time."""
+"""Keeps compiled kernels ready to launch, with the facts they are compiled for, and compiles them ahead of time."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def tile(kind: type[facts.Tile], problem: Problem, p: Plan) -> facts.Tile:
 def cell(problem: Problem, accuracy: str) -> facts.Cell:
     """Returns the facts of a problem's cell in its pass, to the accuracy of a plan."""
     forward = problem.direction == "forward"
-    known = cells.named(problem.cell)
+    description = cells.named(problem.cell)
     return facts.Cell(
-        name=known.name,
-        step=known.forward if forward else known.backward,
+        name=description.name,
+        step=description.forward if forward else description.backward,
         accuracy=accuracy,
         forward=forward,
-        routes=facts.Routes(**known.routes(forward)._asdict()),
+        routes=facts.Routes(**description.routes(forward)._asdict()),
     )
 
 

@@ -1,4 +1,4 @@
-"""What kernels are called with: names the operands, and brings tensors into the form that kernels read and write by 16 bytes."""
+"""Names the operands of kernels, and brings tensors into the form that kernels read and write by 16 bytes."""
 
 from __future__ import annotations
 

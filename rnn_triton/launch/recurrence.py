@@ -34,6 +34,7 @@ from .operands import (
 
 Weight = Any  # a tensor or, if there are several recurrences, a list with a tensor for each
 
+
 def _engine(problem: Problem, plan: OneCta | CtaGroup, bundle: Bundle) -> Engine:
     if isinstance(plan, OneCta):
         return one_cta.engine(problem, plan, bundle)
@@ -63,8 +64,9 @@ class Recurrence:
         dy                              [T,B,H]             [T,B,H], of the top     [T,B,2H]
         each state, its gradient        [B,H]               [L,B,H]                 [2,B,H]
 
-    with G gates of the cell W_ih[G*H,I], W_hh[G*H,H], biases [G*H]; K tiles are kept and P published (Cell.routes).  Every tensor of an ensemble, which is one recurrence in one CTA, has M in front.  If `bundle` has dropout, elements of what
-    passes between layers are dropped, `dropped` of 65536 on average, chosen by `seed`, int64 [1] on the device."""
+    with G gates of the cell W_ih[G*H,I], W_hh[G*H,H], biases [G*H]; K tiles are kept and P published (Cell.routes).  Every tensor
+    of an ensemble, which is one recurrence in one CTA, has M in front.  If `bundle` has dropout, elements of what passes between
+    layers are dropped, `dropped` of 65536 on average, chosen by `seed`, int64 [1] on the device."""
 
     def __init__(self, problem: Problem, plan: OneCta | CtaGroup, bundle: Bundle = ONE, first: int = 0) -> None:
         """`first` is the number of the bottom layer, for reports and masks."""
@@ -268,8 +270,8 @@ class Recurrence:
         return like.new_zeros(self.gates, *shape) if self.gates > 1 else like.new_zeros(shape)
 
     def _out(self, like: Tensor, *shape: int) -> tuple[Tensor, Tensor | None, Tensor | None, int]:
-        """Returns the tensor to which the kernel writes the published tiles [*shape, P*ROW], the synchronisation words, the host's word, and the
-        limit of polls; None and 0 for what a launch without words has not."""
+        """Returns the tensor to which the kernel writes the published tiles [*shape, P*ROW], the synchronisation words, the host's
+        word, and the limit of polls; None and 0 for what a launch without words has not."""
         engine = self.engine
         row = self.routes.published * engine.row
         if not engine.words:

@@ -1,4 +1,4 @@
-"""The only reader of device properties: what a plan needs to know of a GPU, and records of known ones."""
+"""Reads the properties of devices, as the only module that does, and has records of known GPUs."""
 
 from __future__ import annotations
 

@@ -128,8 +128,8 @@ class Estimate:
 
 def rates(device: Device) -> Rates:
     """Returns the rates of the device's architecture, or of the newest one that is older."""
-    known = [capability for capability in RATES if capability <= device.capability]
-    return RATES[max(known)] if known else RATES[min(RATES)]
+    older = [capability for capability in RATES if capability <= device.capability]
+    return RATES[max(older)] if older else RATES[min(RATES)]
 
 
 def step(problem: Problem, plan: Plan, device: Device, constants: Constants = CONSTANTS) -> Estimate:
