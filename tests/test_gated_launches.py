@@ -21,7 +21,7 @@ from rnn_triton.cells import named
 from rnn_triton.launch import dispatch, faults, recurrence
 from rnn_triton.op.gradients import DB, DH0, DW_HH, DW_IH, DX, Saved
 from rnn_triton.plan import choose, hardware, latency, sharing
-from rnn_triton.plan.problem import Problem
+from rnn_triton.plan.problem import Bundle, Problem
 
 MODULES = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}
 
@@ -119,6 +119,62 @@ def grouped(passes, **roles):
 def test_groups(name, kind, T, B, I, H, how):
     with overriding(regime="cta_group", warps=4, units=16, block_b=8, protocol="sentinel", **how):
         Case(name, kind, T, B, I, H, reverse=kind == "fp16").check(grouped("forward"), grouped("backward"))
+
+
+class Network:
+    """Two layers or directions that share a launch of groups, in bf16, and torch's of the same rounded values"""
+
+    def __init__(self, name, linked, T, B, I, H):
+        self.name, self.linked, self.bundle = name, linked, Bundle(2, linked)
+        torch.manual_seed(1)
+        self.exact = MODULES[name](I, H, 1 + linked, bidirectional=not linked).to(torch.bfloat16).double()
+        parameters = [p.detach().to(torch.bfloat16) for p in self.exact.parameters()]
+        self.columns = [list(column) for column in zip(parameters[:4], parameters[4:])]  # w_ih, w_hh, b_ih, b_hh of both
+        number = len(named(name).states)
+
+        def normal(*shape):
+            return torch.randn(*shape).to(torch.bfloat16)
+
+        self.x, self.dy = normal(T, B, I), normal(T, B, H * (2 - linked))
+        self.states, self.dstates = (tuple(normal(2, B, H) for _ in range(number)) for _ in range(2))
+
+    def run(self):
+        settings = (self.name, False, None)
+        w_ih, w_hh, *_ = self.columns
+        with grouped("forward"):
+            y, last, kept = dispatch.forward(self.x, *self.columns, self.states, *settings, True, None, (self.bundle, 0))
+        with grouped("backward"):
+            linked = (w_ih,) if self.linked else ()
+            da, carried = dispatch.backward(w_hh, y, kept, self.dy, self.dstates, *settings, None, (self.bundle, 0), *linked)
+        gradients = []
+        for n, da_n in enumerate(da.unbind(0 if self.linked else 2)):
+            x, y_n = (y[n - 1] if self.linked and n else self.x), y[n] if self.linked else y.chunk(2, -1)[n].contiguous()
+            layer = Saved(x, w_ih[n], w_hh[n], self.states[0][n], y_n, not self.linked and n == 1, None, DW_IH | DW_HH | DB | DH0)
+            _, dw_ih, dw_hh, *db, _ = layer.gradients(da_n.contiguous(), None, None if carried[0] is None else carried[0][n])
+            gradients += [dw_ih, dw_hh, db[0], db[-1]]
+        return [y[-1] if self.linked else y, *last, *gradients, *carried[1:]]
+
+    def expected(self):
+        states = [s.double().requires_grad_() for s in self.states]
+        y, last = self.exact(self.x.double(), tuple(states) if len(states) > 1 else states[0])
+        last = last if len(states) > 1 else (last,)
+        loss = (y * self.dy.double()).sum() + sum((s * d.double()).sum() for s, d in zip(last, self.dstates, strict=True))
+        return [y, *last, *torch.autograd.grad(loss, [*self.exact.parameters(), *states[1:]])]
+
+
+@pytest.mark.interpret
+@cells
+@pytest.mark.parametrize("linked", [True, False])
+def test_layers_and_directions_in_groups(name, linked):
+    """What passes through two layers is rounded in both."""
+    T, kept, state = 3, named(name).kept, KINDS["bf16"][3]
+    limit = 4 * state * (1 + kept) ** 0.5 * (4 * T + 1) ** 0.5
+    with overriding(regime="cta_group", warps=4, units=16, block_b=8):
+        network = Network(name, linked, T, 3, 24, 29)
+        for n, (value, exact) in enumerate(zip(network.run(), network.expected(), strict=True)):
+            assert value.shape == exact.shape
+            error = (value.double() - exact).norm() / exact.norm()
+            assert error <= limit, f"number {n}: error {error:.2e} > {limit:.2e}"
 
 
 @pytest.mark.interpret
