@@ -421,7 +421,7 @@ def per_step(problem: Problem, device: Device, on_chip: bool, choices: Mapping[s
     weights = f"W_hh ({math.ceil(gates(problem) * problem.H**2 * size / 1024)} KB)"
     rows = _STEP_VALUES["block_b"]
     if not simple(problem):  # several accumulators, or saved tiles, take the registers of further rows
-        rows = tuple(b for b in rows if b <= 128 // size)
+        rows = rows[: 1 if size == 8 else 2]
     block_b = min(b for b in rows if b >= min(problem.B, rows[-1]))
     fills = math.ceil(problem.B / block_b) * math.ceil(problem.H / 64) >= device.sms
     # Tiles that compile without spills everywhere (tests/test_per_step.py).  In fp32 only narrow ones do: wide ones become wgmma and
@@ -429,8 +429,8 @@ def per_step(problem: Problem, device: Device, on_chip: bool, choices: Mapping[s
     wide = problem.dtype == "fp64" or (fills and problem.dtype != "fp32" and simple(problem))
     warps = 8 if problem.dtype == "fp64" and block_b == 64 else 4
     tiles = dict(block_b=block_b, block_h=64 if wide else 32, block_k=_STEP_BLOCK_K[size], warps=warps, stages=3)
-    if problem.precision == "tf32x3" and not simple(problem):
-        tiles["block_k"] = 16  # each weight is two numbers in registers
+    if problem.precision in ("tf32x3", "ieee") and not simple(problem):
+        tiles["block_k"] = 16  # wider ones spill
     tiles |= {name: choices[name] for name, values in _STEP_VALUES.items() if choices.get(name) in values}
     if on_chip:
         reason = f"reading {weights} again every step is estimated to cost less than exchanging h between CTAs"
