@@ -75,7 +75,7 @@ from .exchange import (
     word_pointers,
 )
 from .facts import kernel_name
-from .fragments import operand
+from .fragments import operand, replaced
 from .slices import (
     add_halves,
     append_halves,
@@ -86,7 +86,6 @@ from .slices import (
     own_tile,
     own_units,
     own_words,
-    replaced,
     round_to_words,
     store_own,
     store_words,

@@ -51,6 +51,18 @@ def round_tf32(v):
 
 
 @triton.jit
+def replaced(tiles, NUMBER: tl.constexpr, tile):
+    """The tuple `tiles` with `tile` in place of number NUMBER"""
+    new = ()
+    for n in tl.static_range(len(tiles)):
+        if n == NUMBER:
+            new = new + (tile,)
+        else:
+            new = new + (tiles[n],)
+    return new
+
+
+@triton.jit
 def operand(v, PRECISION: tl.constexpr):
     """what the tensor core reads: tf32 rounds to nearest here, the hardware alone would truncate"""
     if PRECISION == "tf32":

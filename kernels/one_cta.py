@@ -80,6 +80,7 @@ from .fragments import (
     operand,
     projection_tile,
     projection_zeros,
+    replaced,
     store_state,
     stream_tile,
     written_out,
@@ -113,18 +114,6 @@ def _place(values, value):
 
 
 @triton.jit
-def _replaced(tiles, n: tl.constexpr, tile):
-    """The tuple with `tile` in place of number n"""
-    new = ()
-    for i in tl.static_range(len(tiles)):
-        if i == n:
-            new = new + (tile,)
-        else:
-            new = new + (tiles[i],)
-    return new
-
-
-@triton.jit
 def _products_of_states(start, start_2, w, s, ROUTES: tl.constexpr, TILE: tl.constexpr):
     """Every a: start + start_2 + the products of its gates with the exchanged states.  w, of each product, and s, of each state: a
     tile, or two halves for two chains, of which one begins with start and one with start_2"""
@@ -136,10 +125,10 @@ def _products_of_states(start, start_2, w, s, ROUTES: tl.constexpr, TILE: tl.con
     for n in tl.static_range(len(ROUTES.rec_gates)):
         s_n = s[ROUTES.rec_states[n]]
         v = tl.dot(w[n][0], s_n[0], a[ROUTES.rec_parts[n]], input_precision=TILE.precision, out_dtype=TILE.acc)
-        a = _replaced(a, ROUTES.rec_parts[n], v)
+        a = replaced(a, ROUTES.rec_parts[n], v)
         if TILE.chains == 2:
             v = tl.dot(w[n][1], s_n[1], a_2[ROUTES.rec_parts[n]], input_precision=TILE.precision, out_dtype=TILE.acc)
-            a_2 = _replaced(a_2, ROUTES.rec_parts[n], v)
+            a_2 = replaced(a_2, ROUTES.rec_parts[n], v)
     if TILE.chains == 2:
         a = _added(a, a_2)
     return a
@@ -199,7 +188,7 @@ def _projected(zeros, x_raw, w_in, PARTS: tl.constexpr, STORED: tl.constexpr, TI
     """W_in x for every a, zeros where it has none; w_in: of each gate, PARTS: which a"""
     p = zeros
     for g in tl.static_range(len(PARTS)):
-        p = _replaced(p, PARTS[g], _project(x_raw, w_in[g], STORED, TILE))
+        p = replaced(p, PARTS[g], _project(x_raw, w_in[g], STORED, TILE))
     return p
 
 
@@ -461,9 +450,9 @@ def one_cta(
     if HAS.first:
         first = load_state(first_ptr, ROW, rows, True, S, TILE)
         if FIRST_IS_STATE:
-            s = _replaced(s, 0, first)
+            s = replaced(s, 0, first)
         else:
-            p = _replaced(p, 0, p[0] + first.to(ACC))
+            p = replaced(p, 0, p[0] + first.to(ACC))
     x_raw = ()
     source = (stride_x_b, rows, zero, x_width)  # of x
     x_1 = x_ptr + (t + dt * tl.minimum(1, T - 1)) * step_x
@@ -477,7 +466,7 @@ def one_cta(
     elif TILE.w_in_home != "none":
         for g in tl.static_range(len(INTO)):
             p_g = _project_first(x_ptr + t * step_x, source, w_in_ptr + g * (H * K_IN), X, SHAPE, TILE)
-            p = _replaced(p, INTO[g], p[INTO[g]] + p_g)
+            p = replaced(p, INTO[g], p[INTO[g]] + p_g)
     if N_CHUNKS > 0 and X_DEPTH > 0:
         x_raw = _load_inputs(x_1, source, N_CHUNKS, X, TILE)
     u_streams = ()
@@ -508,7 +497,7 @@ def one_cta(
         u = bias
         if HAS.u:
             for g in tl.static_range(len(INTO)):
-                u = _replaced(u, INTO[g], stream_tile(u_raw[g], U, TILE).to(ACC) + bias[INTO[g]])
+                u = replaced(u, INTO[g], stream_tile(u_raw[g], U, TILE).to(ACC) + bias[INTO[g]])
         saved = ()
         for k in tl.static_range(len(saved_raw)):
             saved = saved + (stream_tile(saved_raw[k], S, TILE).to(ACC),)
@@ -549,7 +538,7 @@ def one_cta(
             u_raw = _load_streams(u_streams, t_1, rows_u, U, TILE)
         if not FIRST_IS_STATE:
             for n in tl.static_range(ROUTES.parts):  # there is no state yet, and 0 * W_rec is NaN where W_rec is infinite
-                a = _replaced(a, n, tl.where(step == 0, p[n] + u[n], a[n]))
+                a = replaced(a, n, tl.where(step == 0, p[n] + u[n], a[n]))
         published, carried, kept = CELL.step(a, carried, saved, vectors, CELL.accuracy)
         if not EARLY:
             saved_raw = _load_streams(saved_streams, t_1, rows, S, TILE)

@@ -33,8 +33,7 @@ import triton
 import triton.language as tl
 
 from .facts import kernel_name
-from .fragments import operand
-from .slices import replaced
+from .fragments import operand, replaced
 
 GROUP: tl.constexpr = tl.constexpr(8)  # batch tiles that follow each other over the same rows of W_rec
 

@@ -17,7 +17,7 @@ converts them in a dozen barriers a step.
 import triton
 import triton.language as tl
 
-from .fragments import round_pair, words_to_halves
+from .fragments import replaced, round_pair, words_to_halves
 
 
 @triton.jit
@@ -177,18 +177,6 @@ def load_vector(ptr, units, SHAPE: tl.constexpr):
         tl.load(ptr + low, mask=low < SHAPE.row, other=0).to(tl.float32),
         tl.load(ptr + high, mask=high < SHAPE.row, other=0).to(tl.float32),
     )
-
-
-@triton.jit
-def replaced(t, NUMBER: tl.constexpr, value):
-    """The tuple t with `value` in place of number NUMBER"""
-    r = ()
-    for n in tl.static_range(len(t)):
-        if n == NUMBER:
-            r = r + (value,)
-        else:
-            r = r + (t[n],)
-    return r
 
 
 @triton.jit
