@@ -121,6 +121,23 @@ def test_groups(name, kind, T, B, I, H, how):
         Case(name, kind, T, B, I, H, reverse=kind == "fp16").check(grouped("forward"), grouped("backward"))
 
 
+@pytest.mark.interpret
+@cells
+def test_models_run_one_after_the_other(name):
+    case = Case(name, "bf16", 3, 2, 8, 16)
+    settings = (name, False, None)
+    x, dy, states = case.x.expand(2, -1, -1, -1), torch.stack([case.dy, 2 * case.dy]), tuple(torch.stack([s, -s]) for s in case.states)
+    weights = [torch.stack([w, w * 0.5]) for w in case.weights]
+    y, last, kept = dispatch.forward(x, *weights, states, *settings, True)
+    da, carried = dispatch.backward(weights[1], y, kept, dy, states, *settings)
+    for m in range(2):
+        given = tuple(s[m] for s in states)
+        alone = dispatch.forward(x[m], *[w[m] for w in weights], given, *settings, True)
+        of_da = dispatch.backward(weights[1][m], alone[0], alone[2], dy[m], given, *settings)
+        pairs = zip([y, *last, kept, da, *carried], [alone[0], *alone[1], alone[2], of_da[0], *of_da[1]], strict=True)
+        assert all(one is None if together is None else torch.equal(together[m], one) for together, one in pairs)
+
+
 class Network:
     """Two layers or directions that share a launch of groups, in bf16, and torch's of the same rounded values"""
 

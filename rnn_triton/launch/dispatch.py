@@ -8,6 +8,7 @@ cta_group.py, per_step.py), so what is checked ahead of time is what runs.
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -111,15 +112,16 @@ def _launch_for(call: tuple[Any, ...], chosen: Choices, bundle: Bundle = ONE, fi
         p = shared_plan(problem, bundle, hardware.of(device), chosen)
     if p is None:
         raise UnsupportedError(f"no plan for {bundle.count} recurrences of {problem} compiles on {hardware.of(device).name}")
-    launch = prepared(problem, p, bundle, first)
-    return _Models(launch) if M and not runs_models(problem, p) else launch
+    if M and not runs_models(problem, p):
+        return _Models(problem, prepared(replace(problem, models=1), p))
+    return prepared(problem, p, bundle, first)
 
 
 class _Models:
     """Runs the models of an ensemble one after the other on the current stream, where a launch has room for one model."""
 
-    def __init__(self, launch: Any) -> None:
-        self.problem, self.plan, self.launch = launch.problem, launch.plan, launch
+    def __init__(self, problem: Problem, launch: Any) -> None:
+        self.problem, self.plan, self.launch = problem, launch.plan, launch
 
     def forward(self, *arguments: Any) -> Any:
         return self._each(self.launch.forward, arguments)
