@@ -169,3 +169,19 @@ def test_what_a_launch_costs_besides_its_steps():
 def test_an_unknown_architecture_takes_the_rates_of_an_older_one():
     assert latency.rates(dataclasses.replace(H200, capability=120)) == latency.RATES[100]
     assert latency.rates(dataclasses.replace(H200, capability=87)) == latency.RATES[86]
+
+
+# us a step, forward with the projection and backward, of the design's own model, whose CTAs may have 8 units and whose L2 is at its peak
+GATES = {
+    (512, 8): ((0.92, 1.17), (0.88, 1.02)), (768, 16): ((1.32, 1.56), (1.13, 1.32)), (1024, 8): ((1.21, 1.75), (1.16, 1.46)),
+    (1024, 32): ((2.50, 3.18), (2.13, 2.28)), (2048, 8): ((2.90, 4.78), (2.28, 3.47)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("H, B", list(GATES))
+def test_cells_with_gates_take_what_their_design_says(H, B):
+    for cell, expected in zip(("lstm", "gru"), GATES[H, B], strict=True):
+        for direction, us in zip(("forward", "backward"), expected, strict=True):
+            of = Problem(direction, B, H if direction == "forward" else 1, H, "bf16", None, cell)
+            found = latency.practical_us(of, plan(of, H200), H200)
+            assert us <= 1.05 * found <= 1.3 * us
