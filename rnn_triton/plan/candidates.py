@@ -425,8 +425,8 @@ def per_step(problem: Problem, device: Device, on_chip: bool, choices: Mapping[s
     block_b = min(b for b in rows if b >= min(problem.B, rows[-1]))
     fills = math.ceil(problem.B / block_b) * math.ceil(problem.H / 64) >= device.sms
     # Tiles that compile without spills everywhere (tests/test_per_step.py).  In fp32 only narrow ones do: wide ones become wgmma and
-    # tcgen05 in tf32, with dozens of barriers, and spill in tf32x3 and ieee.  In fp64 narrow ones spill.
-    wide = problem.dtype == "fp64" or (fills and problem.dtype != "fp32" and simple(problem))
+    # tcgen05 in tf32, with dozens of barriers, and spill in tf32x3 and ieee.  In fp64 narrow ones spill, and wide ones with gates.
+    wide = simple(problem) and (problem.dtype == "fp64" or (fills and problem.dtype != "fp32"))
     warps = 8 if problem.dtype == "fp64" and block_b == 64 else 4
     tiles = dict(block_b=block_b, block_h=64 if wide else 32, block_k=_STEP_BLOCK_K[size], warps=warps, stages=3)
     if problem.precision in ("tf32x3", "ieee") and not simple(problem):
