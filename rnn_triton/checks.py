@@ -79,6 +79,21 @@ def settled(
     return x, w_ih, w_hh, b_ih, b_hh, h0, precision_of(x.dtype, precision)
 
 
+def check_layers(weights: Sequence[Tensor], count: int, directions: int) -> None:
+    """Raises unless `weights` are `count` tensors for each of some layers in so many directions, all of one hidden size."""
+    if not weights or len(weights) % (count * directions):
+        raise ValueError(
+            f"weights must be {count} tensors for each layer and direction, a positive multiple of {count * directions}, got {len(weights)}"
+        )
+    for n, w in enumerate(weights):
+        if w is None:
+            raise TypeError(f"expected Tensor as element {n} in argument 2, but got NoneType")
+    for w_ih in weights[count::count]:
+        if w_ih.shape[:1] != weights[0].shape[:1]:
+            H = weights[0].shape[0]
+            raise ValueError(f"weights of all layers must have one hidden size H = {H}, got a w_ih of shape {list(w_ih.shape)}")
+
+
 def settled_network(
     x: Tensor,
     layers: Sequence[tuple[Tensor, Tensor, Tensor | None, Tensor | None]],

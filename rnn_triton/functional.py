@@ -76,7 +76,8 @@ def network(
     `packed` runs each layer in place of `rnn`, with its arguments, if sequences have unequal lengths: x and y are then
     packed rows, [N,I] and [N,D*H].
     """
-    count = 4 if bias else 2  # tensors of a layer
+    count, directions = 4 if bias else 2, 2 if bidirectional else 1  # tensors of a layer in one direction
+    checks.check_layers(weights, count, directions)
     if h0 is not None and h0.shape[0] * count != len(weights):
         raise RuntimeError(f"Expected {len(weights) // count} initial states, got h0 of shape {list(h0.shape)}")
     one: Callable[..., tuple[Tensor, Tensor]] = rnn if packed is None else packed
@@ -85,7 +86,6 @@ def network(
         y, hn = one(x, *weights, h0=h, nonlinearity=nonlinearity, precision=precision)
         return y, hn[None]
 
-    directions = 2 if bidirectional else 1
     dropout = dropout if len(weights) > directions * count else 0.0
     if packed is None and not (dropout and _drops_as_torch(x)):
         net = Settings(bias, bias, checks.elman(nonlinearity).name, "both" if bidirectional else "forward", None, masks.count(dropout))

@@ -28,6 +28,17 @@ def rnn(**changes):
     rnn_triton.rnn(**({name: torch.zeros(shape) for name, shape in shapes.items()} | changes))
 
 
+def network(weights, **options):
+    functional.network(torch.zeros(T, B, I), weights, **({"bias": False} | options))
+
+
+def without(library, name, layers):
+    """A module one of whose weights is None."""
+    module = library.RNN(I, H, layers)
+    setattr(module, name, None)
+    return lambda: module(torch.zeros(T, B, I))
+
+
 def layer(library, *call, **options):
     return lambda: library.RNN(I, H, **options)(*call)
 
@@ -82,6 +93,8 @@ TORCHS = {
     "H = 0": (lambda: rnn(w_ih=z(0, I)), lambda: nn.RNN(I, 0)),
     "I = 0": (lambda: rnn(x=z(T, B, 0), w_ih=z(H, 0)), lambda: nn.RNN(0, H)),
     "device of hx": (layer(rnn_triton, z(T, B, I), z(1, B, H, **meta)), layer(nn, z(T, B, I), z(1, B, H, **meta))),
+    "bias None": (without(rnn_triton, "bias_hh_l0", 1), without(nn, "bias_hh_l0", 1)),
+    "bias of a second layer None": (without(rnn_triton, "bias_ih_l1", 2), without(nn, "bias_ih_l1", 2)),
     "cell, 3 dimensions": (cell(rnn_triton, z(T, B, I)), cell(nn, z(T, B, I))),
     "cell, hx of 4 dimensions": (cell(rnn_triton, z(B, I), z(1, 1, B, H)), cell(nn, z(B, I), z(1, 1, B, H))),
     "cell, nonlinearity": (cell(rnn_triton, z(B, I), nonlinearity="gelu"), cell(nn, z(B, I), nonlinearity="gelu")),
@@ -120,6 +133,19 @@ OURS = {
     "w_hh": (lambda: rnn(w_hh=z(H, 5)), ValueError, "w_hh", "[4, 5]", "[H, H] = [4, 4]"),
     "b_ih": (lambda: rnn(b_ih=z(5)), ValueError, "b_ih", "[5]", "[H] = [4]"),
     "b_hh": (lambda: rnn(b_hh=z(1, H)), ValueError, "b_hh", "[1, 4]", "[H] = [4]"),
+    "layers": (lambda: network([]), ValueError, "weights", "got 0", "a positive multiple of 2"),
+    "half a layer": (lambda: network([z(H, I), z(H, H), z(H, H)]), ValueError, "weights", "got 3", "a positive multiple of 2"),
+    "biases of one layer": (
+        lambda: network([z(H, I), z(H, H), z(H), z(H), z(H, H), z(H, H)], bias=True), ValueError, "weights", "got 6",
+        "a positive multiple of 4",
+    ),
+    "directions": (
+        lambda: network([z(H, I), z(H, H)] * 3, bidirectional=True), ValueError, "weights", "got 6", "a positive multiple of 4"
+    ),
+    "one direction": (lambda: network([z(H, I), z(H, H)], bidirectional=True), ValueError, "weights", "got 2", "a positive multiple of 4"),
+    "hidden sizes": (
+        lambda: network([z(H, I), z(H, H), z(7, H), z(7, 7)]), ValueError, "weights", "[7, 4]", "one hidden size H = 4"
+    ),
     "states of a network": (
         lambda: functional.network(z(T, B, I), [z(H, I), z(H, H)], z(2, B, H), bias=False),
         RuntimeError, "h0", "[2, 2, 4]", "Expected 1",
