@@ -16,10 +16,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+import rnn_triton
 from rnn_triton import functional
 from rnn_triton.cells import reference
 from rnn_triton.launch import dispatch, gemm
 from rnn_triton.op import autograd, network, on_cpu
+from rnn_triton.op.layers import Settings
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 # T, B, I, H
@@ -789,3 +791,64 @@ def test_meta_tensors():
     y, hn = rnn(*tensors)
     assert y.shape == (3, 2, 5) and hn.shape == (2, 5) and y.device.type == "meta"
     assert [g.shape for g in gradients((y, hn), (y, hn), tensors)] == [t.shape for t in tensors]
+
+
+# ---- networks ----------------------------------------------------------------------------------------------
+
+
+def networks(T=3, B=2, I=3, H=4):
+    """By name: (a network of ours, torch's with its weights, x), in fp64"""
+    found, both = {}, dict(num_layers=2, bidirectional=True)
+    for name, options in dict(layers=dict(num_layers=2), directions=dict(bidirectional=True), both=both).items():
+        torch.manual_seed(1)
+        ours, theirs = (library.RNN(I, H, **options, dtype=torch.float64) for library in (rnn_triton, torch.nn))
+        theirs.load_state_dict(ours.state_dict())
+        found[name] = ours, theirs, torch.randn(T, B, I, dtype=torch.float64)
+    return found
+
+
+NETWORKS = networks()
+several = pytest.mark.parametrize("name", NETWORKS)
+
+
+def of_reference(net, x, weights):
+    """y of a module by the reference"""
+    settings = Settings(True, True, "elman_tanh", "both" if net.bidirectional else "forward", None)
+    return autograd._reference(x, weights, None, settings)(x, None, *weights)[0]
+
+
+TRANSFORMS = {
+    "jvp": lambda f, x, v: torch.func.jvp(f, (x,), (v,))[1],
+    "jacfwd": lambda f, x, v: torch.func.jacfwd(f)(x),
+    "hessian": lambda f, x, v: torch.func.hessian(lambda x: f(x).pow(3).sum())(x),
+    "grad of jvp": lambda f, x, v: torch.func.grad(lambda x: torch.func.jvp(f, (x,), (v,))[1].pow(2).sum())(x),
+}
+
+
+@several
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_forward_mode_over_vmap_of_data(name, transform):
+    net, _, x = NETWORKS[name]
+    weights = [p.detach() for p in net.parameters()]
+    x = torch.stack([x, -x])[:, :2, :1]
+    found, expected = (
+        TRANSFORMS[transform](torch.vmap(f), x, torch.cos(x)) for f in (lambda x: net(x)[0], lambda x: of_reference(net, x, weights))
+    )
+    torch.testing.assert_close(found, expected)
+
+
+@several
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_forward_mode_over_vmap_of_weights(name, transform):
+    net, _, x = NETWORKS[name]
+    weights = {name: p.detach() for name, p in net.named_parameters()}
+    w = torch.stack([weights["weight_hh_l0"], -weights["weight_hh_l0"]])
+
+    def ours(w):
+        return torch.func.functional_call(net, weights | {"weight_hh_l0": w}, (x,))[0]
+
+    def expected(w):
+        return of_reference(net, x, [*(weights | {"weight_hh_l0": w}).values()])
+
+    found, expected = (TRANSFORMS[transform](torch.vmap(f), w, torch.cos(w)) for f in (ours, expected))
+    torch.testing.assert_close(found, expected)

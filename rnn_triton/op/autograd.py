@@ -65,7 +65,8 @@ def _forward(
 ) -> ops.Results:
     with _below_autograd():
         if _may_be_seen(x, h0, *weights):
-            return ops.forward(x, weights, h0, seed, *net, keep)
+            y, hn, kept = ops.forward(x, weights, h0, seed, *net, keep)
+            return y, hn, None if kept.dim() == 1 else kept  # nothing is kept
         return ops.Call(x, net.layers(weights), h0, seed, net).forward(keep)
 
 
@@ -222,8 +223,6 @@ class Network(_Fast):
     def setup_context(ctx: Any, inputs: tuple, output: ops.Results) -> None:
         x, h0, seed, facts, *weights = inputs
         _save(ctx, x, h0, seed, facts.net, weights, output)
-        if output[2] is not None:
-            ctx.mark_non_differentiable(output[2])
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dhn: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
@@ -233,9 +232,11 @@ class Network(_Fast):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, h0, seed, _, *weights = ctx.saved_tensors
+        x, h0, seed, kept, *weights = ctx.saved_tensors
         function = _Function(_reference(x, weights, seed, ctx.net), (x, h0, *weights))
-        return *function.push_forward((*tangents[:2], *tangents[4:])), None
+        # the rule of vmap that torch makes takes `kept` as differentiable, whatever it is marked as
+        several = len(weights) > ctx.net.tensors * ctx.net.directions
+        return *function.push_forward((*tangents[:2], *tangents[4:])), torch.zeros_like(kept) if several else None
 
 
 def _save(ctx: Any, x: Tensor, h0: Any, seed: Any, net: Settings, weights: Sequence[Tensor], output: ops.Results) -> None:
