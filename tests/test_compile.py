@@ -15,10 +15,10 @@ import pytest
 import torch
 from support import first_reads
 from support.layouts import check_verify_layout
-from support.planned import planned_otherwise
+from support.planned import gated, planned_otherwise
 
 from bench.compiled import machine_code, resources
-from bench.compiled.planned import gated, planned
+from bench.compiled.planned import planned
 from rnn_triton import cells, overriding
 from rnn_triton.kernels.dropout import drop
 from rnn_triton.kernels.matmul import matmul_kernel

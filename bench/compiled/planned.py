@@ -11,7 +11,7 @@ from rnn_triton.plan import hardware
 from rnn_triton.plan.candidates import FORMS, kind
 from rnn_triton.plan.choose import plan
 from rnn_triton.plan.hardware import Device
-from rnn_triton.plan.problem import CtaGroup, PerStep, Problem
+from rnn_triton.plan.problem import CtaGroup, Problem
 
 
 @functools.cache
@@ -57,25 +57,6 @@ def _one_cta() -> Iterator[tuple[Problem, Device]]:
                     if h_pad >= 64:
                         yield Problem("forward", B, h_pad - 1, h_pad - 3, dtype, precision, "elman_relu"), device
                         yield Problem("backward", B, h_pad - 1, h_pad - 3, dtype, precision, "elman_relu"), device
-
-
-@functools.cache
-def gated() -> tuple[tuple[Problem, Device], ...]:
-    """Returns problems of cells with gates, each with the device it is planned for: on one CTA with x projected by a GEMM and on chip, in
-    groups with all of W_hh in registers and with a part of it in shared memory."""
-    jobs = []
-    for capability, cell, direction in itertools.product((90, 80, 100), ("lstm", "gru"), ("forward", "backward")):
-        device = hardware.RECORDS[f"sm_{capability}"]
-        sizes = [("bf16", None, 64, 64), ("bf16", None, 128, 128), ("bf16", None, 128, 125), ("fp32", "tf32", 64, 64)]
-        sizes += [("bf16", None, 512, 512), ("bf16", None, 1000, 1000), ("fp32", "tf32", 512, 512)]
-        if capability == 90:
-            sizes += [("fp16", None, 128, 128), ("fp32", "tf32", 32, 32), ("fp32", "tf32x3", 32, 32), ("fp32", "ieee", 32, 32)]
-            sizes += [("fp64", None, 16, 16), ("bf16", None, 1024, 1024), ("bf16", None, 2048, 2048)]
-        for dtype, precision, I, H in sizes:
-            problem = Problem(direction, 8, I if direction == "forward" else 1, H, dtype, precision, cell)
-            if not isinstance(plan(problem, device), PerStep):
-                jobs.append((problem, device))
-    return tuple(jobs)
 
 
 _GROUP_SIZES = (320, 384, 512, 768, 1000, 1024, 1536, 1760, 2048, 2560, 3072, 4096)

@@ -1,9 +1,11 @@
-"""Plans that the planner takes only where it is told to, beside those of bench/compiled/planned.py."""
+"""Problems whose kernels are compiled ahead of time beside those of bench/compiled/planned.py."""
 
 import functools
+import itertools
 
 from rnn_triton.plan import hardware
-from rnn_triton.plan.problem import Problem
+from rnn_triton.plan.choose import plan
+from rnn_triton.plan.problem import PerStep, Problem
 
 
 @functools.cache
@@ -27,3 +29,22 @@ def _otherwise():
             ("backward", 1024, "bf16", None, {"look_every": 1, "probe_delay": 0}),
         ):
             yield Problem(direction, 8, H, H, dtype, precision, "elman_tanh"), device, choices
+
+
+@functools.cache
+def gated():
+    """Returns (problem, device) of cells with gates, which nothing but a launch reaches yet: on one CTA with x projected by a GEMM and
+    on chip, in groups with all of W_hh in registers and with a part of it in shared memory."""
+    jobs = []
+    for capability, cell, direction in itertools.product((90, 80, 100), ("lstm", "gru"), ("forward", "backward")):
+        device = hardware.RECORDS[f"sm_{capability}"]
+        sizes = [("bf16", None, 64, 64), ("bf16", None, 128, 128), ("bf16", None, 128, 125), ("fp32", "tf32", 64, 64)]
+        sizes += [("bf16", None, 512, 512), ("bf16", None, 1000, 1000), ("fp32", "tf32", 512, 512)]
+        if capability == 90:
+            sizes += [("fp16", None, 128, 128), ("fp32", "tf32", 32, 32), ("fp32", "tf32x3", 32, 32), ("fp32", "ieee", 32, 32)]
+            sizes += [("fp64", None, 16, 16), ("bf16", None, 1024, 1024), ("bf16", None, 2048, 2048)]
+        for dtype, precision, I, H in sizes:
+            problem = Problem(direction, 8, I if direction == "forward" else 1, H, dtype, precision, cell)
+            if not isinstance(plan(problem, device), PerStep):
+                jobs.append((problem, device))
+    return tuple(jobs)
