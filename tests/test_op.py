@@ -4,7 +4,9 @@ Everything here holds for CPU tensors whatever runs them: torch's own RNN, or th
 """
 
 import contextlib
+import gc
 import itertools
+import weakref
 
 import pytest
 import torch
@@ -459,6 +461,86 @@ def test_checkpoint_and_saved_tensor_hooks():
     with torch.autograd.graph.save_on_cpu():
         outputs = rnn(*tensors)
     assert all(map(torch.equal, gradients(outputs, like(outputs), tensors), expected))
+
+
+def second_derivatives(tensors, surroundings):
+    with surroundings():
+        return penalty(rnn, tensors, 1)
+
+
+def of_tangents(tensors, surroundings):
+    """Tangents, and the gradients of those, of a call in some surroundings"""
+    with surroundings(), forward_ad.dual_level():
+        dual = forward_ad.make_dual(tensors[0], torch.cos(tensors[0]))
+        tangent = forward_ad.unpack_dual(rnn(dual, *tensors[1:])[0]).tangent
+        return [tangent, *torch.autograd.grad(tangent.sum(), tensors[1])]
+
+
+class Checkpointed:
+    """In place of `rnn`: a call under a checkpoint"""
+
+    def __enter__(self):
+        self.patch = pytest.MonkeyPatch()
+        plain = rnn
+        self.patch.setitem(globals(), "rnn", lambda *t: checkpoint(plain, *t, use_reentrant=False))
+
+    def __exit__(self, *_):
+        self.patch.undo()
+
+
+@pytest.mark.parametrize("derivative", [second_derivatives, of_tangents])
+@pytest.mark.parametrize("surroundings", [torch.autograd.graph.save_on_cpu, Checkpointed])
+def test_derivatives_under_hooks_of_saved_tensors(derivative, surroundings):
+    tensors = problem(4, 3, 5, 7)
+    expected = derivative(tensors, contextlib.nullcontext)
+    torch.testing.assert_close(derivative(tensors, surroundings), expected)
+    with surroundings():
+        before = torch._C._autograd._top_saved_tensors_default_hooks(False)
+        derivative(tensors, contextlib.nullcontext)
+        assert torch._C._autograd._top_saved_tensors_default_hooks(False) == before
+
+
+def test_autocast_does_not_round_derivatives_of_gradients():
+    tensors = problem(4, 3, 5, 7, dtype=torch.float32)
+
+    def second(surroundings):
+        value = sum(o.pow(2).sum() for o in rnn(*tensors))
+        value = sum(g.pow(2).sum() for g in torch.autograd.grad(value, tensors, create_graph=True))
+        with surroundings:
+            return torch.autograd.grad(value, tensors)
+
+    assert all(map(torch.equal, second(torch.autocast("cpu", torch.bfloat16)), second(contextlib.nullcontext())))
+    tensors = [t.detach() for t in tensors]
+
+    def pushed(surroundings):
+        with surroundings:  # of what is not cast: the op itself
+            tangents = [torch.cos(t) for t in tensors]
+            return autograd._Function(reference.rnn, tensors).push_forward(tangents)
+
+    assert all(map(torch.equal, pushed(torch.autocast("cpu", torch.bfloat16)), pushed(contextlib.nullcontext())))
+
+
+def test_derivatives_of_gradients_of_meta_tensors():
+    tensors = [t.detach().to("meta").requires_grad_() for t in problem(4, 3, 5, 7)]
+    assert [g.shape for g in penalty(rnn, tensors, 1)] == [t.shape for t in tensors]
+    with forward_ad.dual_level():
+        y, _ = rnn(forward_ad.make_dual(tensors[0], torch.ones_like(tensors[0])), *tensors[1:])
+        assert forward_ad.unpack_dual(y).tangent.shape == y.shape
+
+
+@pytest.mark.parametrize("derivative", [second_derivatives, of_tangents])
+def test_derivatives_leave_nothing_behind(derivative):
+    """without the garbage collector: no cycle of references holds tensors"""
+    tensors = problem(4, 3, 5, 7)
+    gc.collect()
+    gc.disable()
+    try:
+        derivative(tensors, contextlib.nullcontext)
+        left = [weakref.ref(t) for t in tensors]
+        del tensors
+        assert not any(ref() is not None for ref in left)
+    finally:
+        gc.enable()
 
 
 def test_modes_without_gradients():

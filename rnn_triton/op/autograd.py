@@ -8,7 +8,8 @@ cell.  The forward pass saves its inputs and y of every layer, nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,7 @@ from .gradients import DB, DH0, DW_HH, DW_IH, DX
 from .layers import Settings, in_turn
 
 _vjp: Any = torch.func.vjp  # (outputs, pull_back)
+_autograd: Any = torch._C._autograd  # its stubs lack some
 # Calls an op past its registered autograd, whose Python half costs more than the rest of the call.
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 _is_tracing = torch._C._is_tracing  # bound, as torch.jit.is_tracing takes ten times as long
@@ -33,7 +35,7 @@ _is_grad_enabled = torch.is_grad_enabled
 _are_transforms_active = torch._C._are_functorch_transforms_active
 _modes = torch._C._len_torch_dispatch_stack
 _function_modes = torch._C._len_torch_function_stack
-_is_profiling = torch._C._autograd._profiler_enabled
+_is_profiling = _autograd._profiler_enabled
 _PLAIN = (Tensor, nn.Parameter)
 
 
@@ -114,41 +116,60 @@ def _reference(x: Tensor, weights: Sequence[Tensor], seed: Tensor | None, net: S
     return run
 
 
+@contextlib.contextmanager
+def _alone(device: str) -> Iterator[None]:
+    """Keeps from derivatives what may surround a backward pass: autocast, which would round fp32, and hooks of saved tensors, which
+    torch.func refuses: it saves for itself."""
+    hooks: list[Any] = []
+    while (pair := _autograd._top_saved_tensors_default_hooks(False)) is not None:
+        hooks.append(pair)
+        _autograd._pop_saved_tensors_default_hooks()
+    try:
+        with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else contextlib.nullcontext():
+            yield
+    finally:
+        for pair in reversed(hooks):
+            _autograd._push_saved_tensors_default_hooks(*pair)
+
+
+def _spread(tensors: Sequence[Tensor], places: Sequence[int], count: int) -> list[Tensor | None]:
+    """Returns `count` tensors, those that are there in their places, None elsewhere."""
+    everything: list[Tensor | None] = [None] * count
+    for i, t in zip(places, tensors, strict=True):
+        everything[i] = t
+    return everything
+
+
 class _Function:
     """The reference, or its gradients, as a function of those of some tensors that are there."""
 
     def __init__(self, run: Callable[..., tuple[Tensor, ...]], tensors: Sequence[Tensor | None]) -> None:
         """`run` takes them all.  Those of an ensemble all have M in front, and so has the result."""
-        self.present = [i for i, t in enumerate(tensors) if t is not None]
-        self.tensors: list[Any] = [tensors[i] for i in self.present]
-        self.count = len(tensors)
+        self.present = present = [i for i, t in enumerate(tensors) if t is not None]
+        self.tensors: list[Any] = [tensors[i] for i in present]
+        self.count = count = len(tensors)
 
-        def reduced(*given: Tensor) -> tuple[Tensor, ...]:
-            arguments: list[Tensor | None] = [None] * self.count
-            for i, t in zip(self.present, given, strict=True):
-                arguments[i] = t
-            # a backward pass may be called under autocast, which would round fp32
-            with torch.autocast(given[0].device.type, enabled=False):
-                return run(*arguments)
+        def reduced(*some: Tensor) -> tuple[Tensor, ...]:
+            return run(*_spread(some, present, count))  # not of self: a cycle of references would hold all of it
 
         self.run = torch.vmap(reduced) if self.tensors[0].dim() == 4 else reduced
+        self.device = self.tensors[0].device.type
 
     def pull_back(self, cotangents: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Returns the gradients of the tensors, None of those that are not there."""
-        outputs, pull = _vjp(self.run, *self.tensors)
-        given = [torch.zeros_like(o) if c is None else c for o, c in zip(outputs, cotangents, strict=True)]
-        found: list[Tensor | None] = [None] * self.count
-        for i, g in zip(self.present, pull(tuple(given)), strict=True):
-            found[i] = g
-        return found
+        with _alone(self.device):
+            outputs, pull = _vjp(self.run, *self.tensors)
+            dense = [torch.zeros_like(o) if c is None else c for o, c in zip(outputs, cotangents, strict=True)]
+            return _spread(pull(tuple(dense)), self.present, self.count)
 
     def push_forward(self, tangents: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
         """Returns the tangents of the results.  The pull-back is linear in its cotangents, and its transpose is the push-forward.  Not
         by torch.func.jvp: forward mode does not nest, and an open dual_level() is one way to get here."""
-        outputs, pull = _vjp(self.run, *self.tensors)
-        push = _vjp(pull, tuple([torch.zeros_like(o) for o in outputs]))[1]
-        pairs = [(tangents[i], t) for i, t in zip(self.present, self.tensors, strict=True)]
-        return push(tuple([torch.zeros_like(t) if tangent is None else tangent for tangent, t in pairs]))[0]
+        with _alone(self.device):
+            outputs, pull = _vjp(self.run, *self.tensors)
+            push = _vjp(pull, tuple([torch.zeros_like(o) for o in outputs]))[1]
+            pairs = [(tangents[i], t) for i, t in zip(self.present, self.tensors, strict=True)]
+            return push(tuple([torch.zeros_like(t) if tangent is None else tangent for tangent, t in pairs]))[0]
 
 
 # ---- the Functions ---------------------------------------------------------------------------------------------------
