@@ -6,6 +6,7 @@ Everything here holds for CPU tensors whatever runs them: torch's own RNN, or th
 import contextlib
 import gc
 import itertools
+import threading
 import weakref
 
 import pytest
@@ -356,7 +357,7 @@ def test_tensors_that_the_dispatcher_must_see():
     assert not autograd._may_be_seen(x, None, *rest, torch.nn.Parameter(x))
     negative = torch.complex(x, -x).conj().imag
     assert negative.is_neg() and torch.equal(negative, x)
-    special = [negative, x.as_subclass(Plain), x.to("meta")]
+    special = [negative, x.as_subclass(Plain), x.to("meta"), x.to_sparse(), torch._efficientzerotensor(x.shape, dtype=x.dtype)]
     assert all(autograd._may_be_seen(t, *rest) and autograd._may_be_seen(t, t) for t in special)
     seen = []
     for transform in (torch.func.grad, torch.vmap):
@@ -369,6 +370,33 @@ def test_tensors_that_the_dispatcher_must_see():
         o = rnn(x, *rest)[which]
         (dx,) = torch.autograd.grad(o, x, torch._efficientzerotensor(o.shape, dtype=o.dtype))
         assert torch.equal(dx, torch.zeros_like(x))
+
+
+def test_profilers_of_all_threads_see_the_ops():
+    seen, tensors = [], problem(2, 3, 5, 7)
+    options = torch.profiler._ExperimentalConfig(profile_all_threads=True)
+    with torch.profiler.profile(experimental_config=options):
+        thread = threading.Thread(target=lambda: seen.extend(calls_of(contextlib.nullcontext(), tensors)))
+        thread.start()
+        thread.join()
+    assert seen == ["forward", "backward"]
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_legacy_vmap_of_the_forward_pass(grad):
+    x, *rest = problem(2, 3, 5, 7)
+    xs = torch.stack([x, -x])
+    with torch.set_grad_enabled(grad):
+        found = torch._vmap_internals._vmap(lambda x: rnn(x, *rest))(xs)
+    torch.testing.assert_close(found, torch.vmap(lambda x: reference.rnn(x, *rest))(xs))
+
+
+def test_sparse_input_is_refused_by_the_dispatcher():
+    x, *rest = [t.detach() for t in problem(2, 3, 5, 7)]
+    for wrong in (x.to_sparse(), x.float().to_mkldnn()):
+        others = [t.to(wrong.dtype) for t in rest]
+        with pytest.raises(NotImplementedError, match="rnn_triton::forward"):
+            rnn(wrong, *others)
 
 
 # ---- autograd ----------------------------------------------------------------------------------------------
@@ -897,6 +925,40 @@ def of_reference(net, x, weights):
     """y of a module by the reference"""
     settings = Settings(True, True, "elman_tanh", "both" if net.bidirectional else "forward", None)
     return autograd._reference(x, weights, None, settings)(x, None, *weights)[0]
+
+
+@several
+def test_vmap_keeps_nothing_that_no_gradient_needs(name, monkeypatch):
+    net, _, x = NETWORKS[name]
+    xs, seen = torch.stack([x, -x]), []
+    expected = [net(x)[0], net(-x)[0]]
+    monkeypatch.setattr(autograd, "_forward", lambda *a, run=autograd._forward: seen.append(a[-1]) or run(*a))
+    mapped = torch.vmap(lambda x: net(x)[0])
+    with torch.no_grad():
+        assert seen == [] and torch.equal(mapped(xs), torch.stack(expected))
+        assert seen == [False]
+        torch.func.grad(lambda x: mapped(x).sum())(xs)
+        torch.func.jvp(mapped, (xs,), (xs,))
+        with forward_ad.dual_level():
+            tangent = forward_ad.unpack_dual(mapped(forward_ad.make_dual(xs, torch.cos(xs)))).tangent
+    torch.testing.assert_close(tangent, torch.func.jvp(mapped, (xs,), (torch.cos(xs),))[1])
+    xs.requires_grad_()
+    assert mapped(xs).requires_grad
+    assert seen == [False, *[True] * 5]
+
+
+@several
+def test_y_that_is_no_part_of_what_is_kept_is_not_copied(name, monkeypatch):
+    net, _, x = NETWORKS[name]
+    copies, clone = [], torch.Tensor.clone
+    monkeypatch.setattr(torch.Tensor, "clone", lambda t: copies.append(t) or clone(t))
+    y, _ = net(x)
+    assert copies == []
+    expected = torch.autograd.grad(y.sum(), net.weight_hh_l0)
+    y, _ = net(x)
+    if name != "directions":  # y of the last layer is what is saved: of one layer
+        y.detach().zero_()
+        assert all(map(torch.equal, torch.autograd.grad(y.sum(), net.weight_hh_l0), expected))
 
 
 TRANSFORMS = {

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
+from torch.autograd import forward_ad, profiler
 
 from ..cells import named, reference
 from ..errors import UnsupportedError
@@ -37,6 +37,7 @@ _modes = torch._C._len_torch_dispatch_stack
 _function_modes = torch._C._len_torch_function_stack
 _is_profiling = _autograd._profiler_enabled
 _PLAIN = (Tensor, nn.Parameter)
+_STRIDED = torch.strided
 
 
 @dataclass(slots=True)
@@ -51,12 +52,15 @@ class _Facts:
 
 
 def _may_be_seen(*tensors: Tensor | None) -> bool:
-    """True if the dispatcher, given these tensors, may do more than call an op's body: a mode, a transform, a profiler or a tensor's
-    class sees the call, or a tensor is not what lies in its memory.  Calling a body costs half of calling the op, for its lists."""
-    if _modes() or _function_modes() or _are_transforms_active() or _is_profiling():
+    """True if the dispatcher, given these tensors, may do more than call an op's body: a mode, a transform, a tracer, a profiler or a
+    tensor's class sees the call, or a tensor is not what lies in its memory, strided: a batch of torch's older vmap, or zeros without
+    memory.  Calling a body costs half of calling the op, for its lists."""
+    if torch.compiler.is_compiling():  # compiled autograd, whose tracer would go through what follows
+        return True
+    if _modes() or _function_modes() or _are_transforms_active() or _is_profiling() or profiler._is_profiler_enabled:
         return True
     for t in tensors:
-        if t is not None and (type(t) not in _PLAIN or t.is_neg()):
+        if t is not None and (type(t) not in _PLAIN or t.is_neg() or is_batched(t) or t._is_zerotensor() or t.layout is not _STRIDED):
             return True
     x = tensors[0]
     return x is None or not (x.is_cuda or x.is_cpu)
@@ -68,6 +72,8 @@ def _forward(
     with _below_autograd():
         if _may_be_seen(x, h0, *weights):
             y, hn, kept = ops.forward(x, weights, h0, seed, *net, keep)
+            if _are_transforms_active():  # vmap's are views, whose tangents would have to lie as they do
+                y, hn, kept = y.detach(), hn.detach(), kept.detach()
             return y, hn, None if kept.dim() == 1 else kept  # nothing is kept
         return ops.Call(x, net.layers(weights), h0, seed, net).forward(keep)
 
@@ -76,9 +82,7 @@ def _backward(x: Tensor, h0: Any, seed: Any, kept: Tensor, dy: Any, dhn: Any, fa
     """Returns (dx, dh0, dw_ih, dw_hh, db, ..), None where none is needed."""
     net, needs = facts.net, facts.needs
     with _below_autograd():
-        # what autograd makes of gradients alone: batches of torch's older vmap, and zeros without memory
-        special = any([t is not None and (is_batched(t) or t._is_zerotensor()) for t in (dy, dhn)])
-        if not (special or _may_be_seen(x, h0, kept, dy, dhn, *weights)):
+        if not _may_be_seen(x, h0, kept, dy, dhn, *weights):
             call = ops.Call(x, net.layers(weights), h0, seed, net)
             dx, dh0, dweights = call.backward(kept, dy, dhn, needs, None)
             return dx, dh0, *dweights
@@ -339,7 +343,7 @@ def network(
         if torch.onnx.is_in_onnx_export():
             raise UnsupportedError(onnx_node.LEGACY)
         y, hn, _ = ops.forward(x, weights, h0, seed, *net, False)
-    elif recording or forward_ad._current_level >= 0 or _are_transforms_active():
+    elif recording or forward_ad._current_level >= 0 or _are_transforms_active() and (_is_grad_enabled() or not _only_maps()):
         y, hn, _ = Network.apply(x, h0, seed, _Facts(net), *weights)
     else:
         y, hn, _ = _forward(x, weights, h0, seed, net, False)

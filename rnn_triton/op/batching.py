@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -105,8 +106,8 @@ torch.library.register_vmap("rnn_triton::forward", _forward)
 torch.library.register_vmap("rnn_triton::backward", _backward)
 
 
-def _older(*arguments: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """The backward op under torch's legacy vmap (is_grads_batched=True), whose fallback does not accept lists of tensors."""
+def _older(op: Any, *arguments: Any) -> Any:
+    """An op under torch's legacy vmap (is_grads_batched=True), whose fallback does not accept lists of tensors."""
     level = torch._C._vmapmode_increment_nesting() - 1  # of the batches: it says the one within
     torch._C._vmapmode_decrement_nesting()
 
@@ -115,9 +116,8 @@ def _older(*arguments: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
 
     plain = tree_map(lambda t: torch._remove_batch_dim(t, level, 1, 0) if mapped(t) else t, arguments)
     dims = tree_map(lambda t: 0 if mapped(t) else None, arguments)
-    dx, dh0, dweights = torch.vmap(network.backward, in_dims=dims)(*plain)
-    dx, dh0, *dweights = (torch._add_batch_dim(t, 0, level) for t in (dx, dh0, *dweights))
-    return dx, dh0, dweights
+    return tree_map(lambda t: torch._add_batch_dim(t, 0, level), torch.vmap(op, in_dims=dims)(*plain))
 
 
-torch.library.impl("rnn_triton::backward", "Batched")(_older)
+torch.library.impl("rnn_triton::forward", "Batched")(functools.partial(_older, network.forward))
+torch.library.impl("rnn_triton::backward", "Batched")(functools.partial(_older, network.backward))

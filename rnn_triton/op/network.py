@@ -133,10 +133,10 @@ class Call(NamedTuple):
                 kept.narrow(-4, layer, ys.shape[-4]).copy_(ys)
             if n < len(layers):
                 x = self._dropped(ys.select(-4, -1), n // net.directions - 1)
-        # a copy also without `keep`: else y would hold the memory of the layers below.  detach: no view, whose in-place changes
-        # autograd would refuse
+        # of several layers a copy, also without `keep`: else y would hold the memory of those below.  detach: no view, whose in-place
+        # changes autograd would refuse
         y = ys.select(-4, -1)
-        y = y.clone() if keep or ys.shape[-4] > 1 else y.detach()
+        y = y.clone() if ys.shape[-4] > 1 else y.detach()
         hn = last[0] if len(last) == 1 else torch.cat(last, -3)
         return y, hn, None if not keep else ys if kept is None else kept
 
