@@ -24,6 +24,7 @@ from rnn_triton import functional
 from rnn_triton.cells import reference
 from rnn_triton.launch import dispatch, gemm
 from rnn_triton.op import autograd, network, on_cpu
+from rnn_triton.op.gradients import DW_HH, DX
 from rnn_triton.op.layers import Settings
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -967,6 +968,26 @@ TRANSFORMS = {
     "hessian": lambda f, x, v: torch.func.hessian(lambda x: f(x).pow(3).sum())(x),
     "grad of jvp": lambda f, x, v: torch.func.grad(lambda x: torch.func.jvp(f, (x,), (v,))[1].pow(2).sum())(x),
 }
+
+
+@pytest.mark.parametrize("mapped", ["x", "weights"])
+def test_vmap_of_nothing_under_dropout(mapped):
+    net, _, x = NETWORKS["layers"]
+    weights = [p.detach() for p in net.parameters()]
+    settings = Settings(True, True, "elman_tanh", "forward", None, 100)
+
+    def both(x, w):
+        these = (x, [w, *weights[1:]], None, torch.tensor([3]), *settings)
+        y, hn, kept = network.forward(*these, True)
+        dx, _, dweights = network.backward(*these, kept, y, hn, [DX, DW_HH, DW_HH], None)
+        return y, hn, dx, dweights[1]
+
+    in_dims = (0, None) if mapped == "x" else (None, 0)
+    expected = both(x, weights[0])
+    for n in (0, 2):
+        x_, w = (t if d is None else t.expand(n, *t.shape) for t, d in zip((x, weights[0]), in_dims))
+        found = torch.vmap(both, in_dims)(x_, w)
+        assert [t.shape for t in found] == [(n, *t.shape) for t in expected]
 
 
 @several

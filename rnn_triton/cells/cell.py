@@ -52,6 +52,7 @@ class Cell:
     step: Callable[[Tensors, Tensors], Tensors]  # in torch, differentiable to any order: (a, states) -> states
     forward: Any  # device functions of kernels/cells.py, whose head says what they take and return
     backward: Any
+    derivative: Callable[[Tensor, Tensor], Tensor] | None = None  # (gradient of h, h) -> that of a, on CPU tensors, if reads_y
     special: int  # instructions of the special-function unit (MUFU) that a hidden unit's forward step takes in 16 bits; backward none
     aten: str  # the function of torch._VF that runs whole layers on CPU tensors
     onnx: tuple[str, tuple[str, ...]]  # ONNX's operator and its activations

@@ -62,7 +62,7 @@ def _sizes(x: Tensor, mapped: int | None) -> tuple[int, bool]:
 def _forward(info: Any, dims: tuple, *arguments: Any) -> tuple[Any, Any]:
     x, weights, h0, seed, *settings = arguments
     n = info.batch_size
-    if seed is not None:
+    if seed is not None and n:  # of none nothing is dropped
         return _one_by_one(network.forward, n, dims, arguments)
     B, nested = _sizes(x, dims[0])
     if any(d is not None for d in dims[1]):
@@ -78,7 +78,7 @@ def _forward(info: Any, dims: tuple, *arguments: Any) -> tuple[Any, Any]:
 def _backward(info: Any, dims: tuple, *arguments: Any) -> tuple[Any, Any]:
     x, weights, h0, seed, *settings, kept, dy, dhn, needs, groups = arguments
     n = info.batch_size
-    if seed is not None:
+    if seed is not None and n:
         return _one_by_one(network.backward, n, dims, arguments)
     B, nested = _sizes(x, dims[0])
     states, of_states = (kept, dy, dhn), dims[-5:-2]

@@ -244,23 +244,23 @@ class Call(NamedTuple):
 
     def forward_flops(self, keep: bool) -> int:
         *models_and_T, B, _ = cast(Any, self.x)
-        return sum(2 * math.prod(models_and_T) * B * H * (H + I) for (H, I) in self._sizes())
+        return sum(2 * math.prod(models_and_T) * B * rows * (H + I) for rows, H, I in self._sizes())
 
     def backward_flops(self, kept: Any, dy: Any, dhn: Any, needs: Sequence[int], groups: int | None) -> int:
         (*M, T, B, _), (data, *needs), flops = cast(Any, self.x), needs, 0
-        for n, (H, I) in enumerate(self._sizes()):
+        for n, (rows, H, I) in enumerate(self._sizes()):
             layer = n // self.net.directions
             if not (data or any(needs[: (layer + 1) * self.net.directions])):
                 continue
             with_x = self._passes(layer, data, needs) + (needs[n] & DW_IH > 0)
             # gradients of the states from step to step, and of the first one if it is wanted
             with_h = (T - (data & DH0 == 0)) + T * (needs[n] & DW_HH > 0)
-            flops += 2 * math.prod(M) * B * H * (T * I * with_x + H * with_h)
+            flops += 2 * math.prod(M) * B * rows * (T * I * with_x + H * with_h)
         return flops
 
     def _sizes(self) -> list[Any]:
-        """Returns [H, I] of every layer and direction."""
-        return [cast(Any, layer.w_ih)[-2:] for layer in self.layers]
+        """Returns (G * H, H, I) of every layer and direction."""
+        return [(*cast(Any, layer.w_hh)[-2:], cast(Any, layer.w_ih)[-1]) for layer in self.layers]
 
 
 def _one_forward(x: Tensor, layer: Layer, h0: Tensor | None, net: Settings, n: int) -> tuple[Tensor, Tensor]:
@@ -299,24 +299,24 @@ _ARGUMENTS = (
     "Tensor x, Tensor[] weights, Tensor? h0, Tensor? seed, "
     "bool b_ih, bool b_hh, str cell, str direction, str? precision, int dropped, "
 )
-for name, schema, methods in (
-    (
-        "forward",
-        f"({_ARGUMENTS} bool keep) -> (Tensor y, Tensor hn, Tensor kept)",
-        (Call.forward, Call.empty_forward, Call.forward_flops),
-    ),
-    (
-        "backward",
-        f"({_ARGUMENTS} Tensor kept, Tensor? dy, Tensor? dhn, int[] needs, int? groups) "
-        "-> (Tensor dx, Tensor dh0, Tensor[] dweights)",
-        (Call.backward, Call.empty_backward, Call.backward_flops),
-    ),
-):
-    run, fake, flops = map(_op, methods)
-    torch.library.define(f"rnn_triton::{name}", schema, tags=(torch.Tag.pt2_compliant_tag,))
-    torch.library.impl(f"rnn_triton::{name}", ("cpu", "cuda"))(run)
-    torch.library.register_fake(f"rnn_triton::{name}", fake)
-    register_flop_formula(getattr(torch.ops.rnn_triton, name))(flops)
 
-forward = torch.ops.rnn_triton.forward.default
-backward = torch.ops.rnn_triton.backward.default
+
+def _define(name: str, arguments: str, results: str, *methods: Callable[..., Any]) -> Any:
+    """Returns an op that is one method of Call on tensors, another one on shapes, and whose FLOPs a third one counts."""
+    run, fake, flops = map(_op, methods)
+    qualified = f"rnn_triton::{name}"
+    torch.library.define(qualified, f"({_ARGUMENTS} {arguments}) -> ({results})", tags=(torch.Tag.pt2_compliant_tag,))
+    torch.library.impl(qualified, ("cpu", "cuda"))(run)
+    torch.library.register_fake(qualified, fake)
+    packet = getattr(torch.ops.rnn_triton, name)
+    register_flop_formula(packet)(flops)
+    return packet.default
+
+
+forward = _define(
+    "forward", "bool keep", "Tensor y, Tensor hn, Tensor kept", Call.forward, Call.empty_forward, Call.forward_flops
+)
+backward = _define(
+    "backward", "Tensor kept, Tensor? dy, Tensor? dhn, int[] needs, int? groups", "Tensor dx, Tensor dh0, Tensor[] dweights",
+    Call.backward, Call.empty_backward, Call.backward_flops,
+)  # fmt: skip

@@ -5,19 +5,13 @@ Functions have the arguments of those of launch/dispatch.py.  `precision` is not
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import _VF, Tensor
 
 from ..cells import named
-
-# (gradient of the state, the state) -> gradient of the pre-activation, as torch has it: of relu 0 at 0, and all of it at NaN
-_BACKWARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "elman_tanh": torch.ops.aten.tanh_backward.default,
-    "elman_relu": lambda dh, h: torch.ops.aten.threshold_backward(dh, h, 0),
-}
+from ..errors import UnsupportedError
 
 
 def forward(
@@ -57,13 +51,18 @@ def backward(
     reverse: bool,
     precision: str | None = None,
 ) -> Tensor:
-    """Returns da[T,B,H], the gradient of every pre-activation; dy or dhn may be None, not both."""
+    """Returns da[T,B,H], the gradient of every pre-activation; dy or dhn may be None, not both.
+
+    UnsupportedError: the cell's gradients do not follow from y."""
+    step = named(cell).derivative
+    if step is None:
+        raise UnsupportedError(f"cells of which y does not say the gradients have no backward pass on CPU tensors, got {cell!r}")
     wide = torch.float32 if y.element_size() == 2 else y.dtype  # what dh accumulates in, as in the kernels
     w_hh, h = w_hh.to(wide), y.movedim(-3, 0).to(wide)  # time first, as below: before the models of an ensemble
     dh = torch.zeros_like(h[0]) if dhn is None else dhn.to(wide)
     da = torch.empty_like(y, memory_format=torch.contiguous_format)
     dy, da_t = None if dy is None else dy.movedim(-3, 0), da.movedim(-3, 0)
-    steps, step = range(h.shape[0]), _BACKWARD[cell]
+    steps = range(h.shape[0])
     with torch.autocast("cpu", enabled=False):  # backward() may be called under it: it would round fp32
         for t in steps if reverse else reversed(steps):
             if dy is not None:
