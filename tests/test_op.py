@@ -364,6 +364,9 @@ def test_tensors_that_the_dispatcher_must_see():
     for transform in (torch.func.grad, torch.vmap):
         transform(lambda t: seen.append(autograd._may_be_seen(x)) or t.sum())(x[0, 0, 0] if transform is torch.func.grad else x)
     assert seen == [True, True]
+    with pytest.MonkeyPatch.context() as patch:  # compiled autograd traces the backward pass
+        patch.setattr(torch.compiler, "is_compiling", lambda: True)
+        assert autograd._may_be_seen(x)
     assert torch.equal(rnn(negative, *rest)[0], rnn(x, *rest)[0])
     assert type(rnn(x.as_subclass(Plain), *rest)[0]) is Plain
     x.requires_grad_()

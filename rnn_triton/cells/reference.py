@@ -31,9 +31,9 @@ def recurrence(
     whole = len(cell.gates) - len(cell.split)
     ys = []
     for x_t in reversed(x.unbind(0)) if reverse else x.unbind(0):
-        of_x, of_h = x_t @ w_ih.T, states[0] @ w_hh.T
-        of_x, of_h = of_x if b_ih is None else of_x + b_ih, of_h if b_hh is None else of_h + b_hh
-        parts = list(zip(of_x.chunk(len(cell.gates), -1), of_h.chunk(len(cell.gates), -1)))
+        x_part, h_part = x_t @ w_ih.T, states[0] @ w_hh.T
+        x_part, h_part = x_part if b_ih is None else x_part + b_ih, h_part if b_hh is None else h_part + b_hh
+        parts = list(zip(x_part.chunk(len(cell.gates), -1), h_part.chunk(len(cell.gates), -1)))
         a = [i + h for i, h in parts[:whole]] + [h for _, h in parts[whole:]] + [i for i, _ in parts[whole:]]
         states = cell.step(tuple(a), states)
         ys.append(states[0])

@@ -106,8 +106,8 @@ def _reference(x: Tensor, weights: Sequence[Tensor], seed: Tensor | None, net: S
         kept = [masks.mask(shape, dtype, seed, n, net.dropped) for n in range(number - 1)]
 
     def one(*tensors: Any) -> tuple[Tensor, Tensor]:
-        *given, n = tensors
-        operands: Any = [t if t is None else t.to(wide) for t in given] + [cell, net.reverse(n)]
+        *arguments, n = tensors
+        operands: Any = [t if t is None else t.to(wide) for t in arguments] + [cell, net.reverse(n)]
         return reference.recurrence(*operands)
 
     def between(y: Tensor, n: int) -> Tensor:
@@ -215,11 +215,11 @@ class NetworkBackward(_Fast):
 
         def run(x: Tensor, h0: Tensor | None, dy: Tensor | None, dhn: Tensor | None, *weights: Tensor) -> tuple[Tensor, ...]:
             dx, dh0, *dweights = _Function(reference, (x, h0, *weights)).pull_back((dy, dhn))
-            found = [dx, dh0]
+            results = [dx, dh0]
             for n in range(0, len(dweights), net.tensors):
                 dw_ih, dw_hh, *db = dweights[n : n + net.tensors]
-                found += [dw_ih, dw_hh, db[0] if db else None]
-            return tuple([g for g, want in zip(found, wanted, strict=True) if want])  # type: ignore[misc]
+                results += [dw_ih, dw_hh, db[0] if db else None]
+            return tuple([g for g, want in zip(results, wanted, strict=True) if want])  # type: ignore[misc]
 
         return _Function(run, tensors), wanted
 
@@ -288,10 +288,10 @@ def _differentiate(
         w_ih, w_hh, *biases = for_weights[n : n + count]
         needs.append(w_ih * DW_IH | w_hh * DW_HH | any(biases) * DB)
     run = NetworkBackward.apply if _is_grad_enabled() else _backward  # create_graph
-    dx, dh0, *found = run(x, h0, seed, kept, dy, dhn, _Facts(net, needs), *weights)
+    dx, dh0, *thirds = run(x, h0, seed, kept, dy, dhn, _Facts(net, needs), *weights)  # (dw_ih, dw_hh, db) of each layer and direction
     dweights: list[Tensor | None] = []
-    for n in range(0, len(found), 3):
-        dweights += [found[n], found[n + 1], *[found[n + 2]] * (count - 2)]
+    for n in range(0, len(thirds), 3):
+        dweights += [thirds[n], thirds[n + 1], *[thirds[n + 2]] * (count - 2)]
     return dx, dh0, [g if want else None for g, want in zip(dweights, for_weights, strict=True)]
 
 

@@ -48,8 +48,8 @@ def _one_by_one(run: Any, n: int, dims: tuple, arguments: tuple) -> tuple[Any, A
             return [sample(*pair, i) for pair in zip(t, d, strict=True)]
         return t if d is None else t.select(d, i)
 
-    found = [run(*[sample(t, d, i) for t, d in zip(arguments, dims, strict=True)]) for i in range(n)]
-    stacked = [torch.stack(t) if isinstance(t[0], Tensor) else list(map(torch.stack, zip(*t))) for t in zip(*found)]
+    samples = [run(*[sample(t, d, i) for t, d in zip(arguments, dims, strict=True)]) for i in range(n)]
+    stacked = [torch.stack(t) if isinstance(t[0], Tensor) else list(map(torch.stack, zip(*t))) for t in zip(*samples)]
     return tuple(stacked), tuple(0 if isinstance(t, Tensor) else [0] * len(t) for t in stacked)
 
 
@@ -71,8 +71,8 @@ def _forward(info: Any, dims: tuple, *arguments: Any) -> tuple[Any, Any]:
     else:
         outputs = network.forward(_join(x, dims[0], n), weights, _join(h0, dims[2], n), None, *settings)
         apart = lambda t: _part(t, n, B)  # noqa: E731
-    found = [(t, None) if t.dim() == 1 else apart(t) for t in outputs]  # nothing is kept
-    return tuple(zip(*found))  # type: ignore[return-value]
+    results = [(t, None) if t.dim() == 1 else apart(t) for t in outputs]  # nothing is kept
+    return tuple(zip(*results))  # type: ignore[return-value]
 
 
 def _backward(info: Any, dims: tuple, *arguments: Any) -> tuple[Any, Any]:
@@ -81,25 +81,25 @@ def _backward(info: Any, dims: tuple, *arguments: Any) -> tuple[Any, Any]:
     if seed is not None and n:
         return _one_by_one(network.backward, n, dims, arguments)
     B, nested = _sizes(x, dims[0])
-    states, of_states = (kept, dy, dhn), dims[-5:-2]
+    states, state_dims = (kept, dy, dhn), dims[-5:-2]
     if any(d is not None for d in dims[1]):
         tensors = [_stack(t, d, n, nested) for t, d in zip((x, weights, h0), dims)]
-        states = [_stack(t, d, n, nested) for t, d in zip(states, of_states)]  # type: ignore[assignment]
+        states = [_stack(t, d, n, nested) for t, d in zip(states, state_dims)]  # type: ignore[assignment]
         *data, dweights = network.backward(*tensors, None, *settings, *states, needs, groups)
-        of_data = of_weights = lambda t: _unstack(t, n, nested)  # noqa: E731
+        data_part = weight_part = lambda t: _unstack(t, n, nested)  # noqa: E731
     else:
-        states = [_join(t, d, n) for t, d in zip(states, of_states)]  # type: ignore[assignment]
+        states = [_join(t, d, n) for t, d in zip(states, state_dims)]  # type: ignore[assignment]
         x, h0 = _join(x, dims[0], n), _join(h0, dims[2], n)
         *data, dweights = network.backward(x, weights, h0, None, *settings, *states, needs, n * (groups or 1))
-        of_data = lambda t: _part(t, n, B)  # noqa: E731
+        data_part = lambda t: _part(t, n, B)  # noqa: E731
         dim = int(nested)  # behind the models
-        of_weights = lambda t: (t if groups is None else t.unflatten(dim, (n, groups)), dim)  # noqa: E731
+        weight_part = lambda t: (t if groups is None else t.unflatten(dim, (n, groups)), dim)  # noqa: E731
     (dx, x_dim), (dh0, h0_dim) = (
-        of_data(t) if needs[0] & need else (t, None) for t, need in zip(data, (DX, DH0), strict=True)
+        data_part(t) if needs[0] & need else (t, None) for t, need in zip(data, (DX, DH0), strict=True)
     )
     wanted = [need & w for need in needs[1:] for w in (DW_IH, DW_HH, DB)]
-    found: Any = [of_weights(t) if want else (t, None) for t, want in zip(dweights, wanted, strict=True)]
-    return (dx, dh0, [t for t, _ in found]), (x_dim, h0_dim, [d for _, d in found])
+    pairs: Any = [weight_part(t) if want else (t, None) for t, want in zip(dweights, wanted, strict=True)]
+    return (dx, dh0, [t for t, _ in pairs]), (x_dim, h0_dim, [d for _, d in pairs])
 
 
 torch.library.register_vmap("rnn_triton::forward", _forward)

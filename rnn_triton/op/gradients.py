@@ -82,8 +82,8 @@ class Saved:
         x = self.x if isinstance(self.x, Tensor) else self.x()
         h0 = None if self.h0 is None else parts(self.h0, 2)
         apart = replace(self, x=parts(x, 3), h0=h0, y=parts(self.y, 3), needs=self.needs & ~(DX | DH0))
-        found = apart.gradients(parts(da, 3))[1:-1]
-        return dx, *(g if g is None else g.unflatten(0, (*da.shape[:-3], groups)) for g in found), dh0
+        dweights = apart.gradients(parts(da, 3))[1:-1]
+        return dx, *(g if g is None else g.unflatten(0, (*da.shape[:-3], groups)) for g in dweights), dh0
 
     def _dw_hh(self, rows: Tensor, B: int) -> Tensor:
         """h_{t-1} is y, B rows further up (in reverse: down), which is a view; h0 has a term of its own"""

@@ -46,10 +46,10 @@ class Settings(NamedTuple):
         count = 2 + self.b_ih + self.b_hh
         if len(weights) == 4 == count:  # one layer, in less host time
             return [Layer._make(weights)]
-        found = [Layer(*weights[n : n + count]) for n in range(0, len(weights), count)]
+        layers = [Layer(*weights[n : n + count]) for n in range(0, len(weights), count)]
         if self.b_hh and not self.b_ih:
-            return [Layer(w_ih, w_hh, None, b_hh) for w_ih, w_hh, b_hh, _ in found]  # type: ignore[misc]
-        return found
+            return [Layer(w_ih, w_hh, None, b_hh) for w_ih, w_hh, b_hh, _ in layers]  # type: ignore[misc]
+        return layers
 
 
 def in_turn(

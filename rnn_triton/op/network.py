@@ -189,13 +189,13 @@ class Call(NamedTuple):
                 settings = (net.cell, net.reverse(n), net.precision, None, (bundle, layer))
                 da, _ = dispatch.backward(w_hh, y, None, dy, (d,), *settings, *linked)
                 das = da.unbind(0 if bundle.linked else 2)
-            found = [one.gradients(da, groups) for one, da in zip(launched, das, strict=True)]
+            results = [one.gradients(da, groups) for one, da in zip(launched, das, strict=True)]
 
-            for _, *dweights, dh0 in reversed(found):
+            for _, *dweights, dh0 in reversed(results):
                 weights += reversed(dweights)
                 states.append(dh0)
             if passes:
-                below_dx = found[0][0]
+                below_dx = results[0][0]
                 if both:
                     w_ih = torch.cat([one.w_ih for one in launched])
                     below_dx = gemm.matmul(da.flatten(2).flatten(0, 1), w_ih, net.precision).view(*x.shape[:2], -1)
@@ -289,8 +289,8 @@ _COUNT = len(Settings._fields)
 def _op(method: Callable[..., Any]) -> Callable[..., Any]:
     def run(x: Tensor, weights: list[Tensor], h0: Tensor | None, seed: Tensor | None, *others: Any, **_: Any) -> Any:
         net = Settings(*others[:_COUNT])
-        found = method(Call(x, net.layers(weights), h0, seed, net), *others[_COUNT:])
-        return tree_map(lambda t: x.new_empty(0) if t is None else t, found)  # a tensor each: results have no aliases
+        results = method(Call(x, net.layers(weights), h0, seed, net), *others[_COUNT:])
+        return tree_map(lambda t: x.new_empty(0) if t is None else t, results)  # a tensor each: results have no aliases
 
     return run
 

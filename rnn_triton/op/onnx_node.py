@@ -44,8 +44,8 @@ def rnn(
     The runtime decides the precision. bf16, which the node does not take, is computed in fp32 between casts."""
     if x.dtype is torch.bfloat16:
         wide = [None if t is None else t.float() for t in (x, w_ih, w_hh, b_ih, b_hh, h0)]
-        given: Any = (*wide, cell, reverse)
-        y, hn = rnn(*given)
+        arguments: Any = (*wide, cell, reverse)
+        y, hn = rnn(*arguments)
         return y.bfloat16(), hn.bfloat16()
     T, B, _ = x.shape
     H = w_hh.shape[0]
