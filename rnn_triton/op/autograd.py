@@ -60,10 +60,10 @@ def _may_be_seen(*tensors: Tensor | None) -> bool:
     if _modes() or _function_modes() or _are_transforms_active() or _is_profiling() or profiler._is_profiler_enabled:
         return True
     for t in tensors:
-        if t is not None and (type(t) not in _PLAIN or t.is_neg() or is_batched(t) or t._is_zerotensor() or t.layout is not _STRIDED):
+        if t is not None and (type(t) not in _PLAIN or t.is_neg() or t._is_zerotensor() or t.layout is not _STRIDED):
             return True
     x = tensors[0]
-    return x is None or not (x.is_cuda or x.is_cpu)
+    return x is None or is_batched(x) or not (x.is_cuda or x.is_cpu)  # is_batched of all tensors would take as long as the rest
 
 
 def _forward(
@@ -82,7 +82,8 @@ def _backward(x: Tensor, h0: Any, seed: Any, kept: Tensor, dy: Any, dhn: Any, fa
     """Returns (dx, dh0, dw_ih, dw_hh, db, ..), None where none is needed."""
     net, needs = facts.net, facts.needs
     with _below_autograd():
-        if not _may_be_seen(x, h0, kept, dy, dhn, *weights):
+        batched = any([t is not None and is_batched(t) for t in (dy, dhn)])
+        if not (batched or _may_be_seen(x, h0, kept, dy, dhn, *weights)):
             call = ops.Call(x, net.layers(weights), h0, seed, net)
             dx, dh0, dweights = call.backward(kept, dy, dhn, needs, None)
             return dx, dh0, *dweights
