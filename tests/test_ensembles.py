@@ -554,7 +554,7 @@ def test_opcheck_of_the_kernels(device):
 
 
 @pytest.mark.parametrize("kind, H", [("fp64", 66), ("bf16", 20)])
-def test_waves(kind, H, device, launches):
+def test_models_one_after_the_other(kind, H, device, launches):
     """Beyond one CTA: model after model, each what it is alone, shared tensors where they lie"""
     models = members(kind, 2, 2, 3, H, device)
     dims, tensors = stacked(models, shared=(0,))
@@ -571,7 +571,7 @@ def explained(**options):
     return rnn_triton.explain(10, 8, 64, dtype=torch.bfloat16, device=hardware.RECORDS["sm_90"], **options)
 
 
-def test_explain_names_the_launch_and_the_waves():
+def test_explain_names_the_launch_and_the_order_of_models():
     one, many, models = (explained(H=h, models=m).splitlines() for h, m in ((128, 1), (128, 64), (512, 5)))
     assert "one launch of 1 CTA of 8 warps" in one[0] and "models" not in one[0]
     assert "of each of 64 models" in many[0] and "one launch of 64 CTAs of 8 warps" in many[0]

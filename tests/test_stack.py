@@ -351,7 +351,7 @@ def explained(T, H, layers, **options):
 def test_explain():
     """The launches, how layers overlap, and the time that the model gives them"""
     first, launch, *_, torchs = explained(1000, 1024, 4)
-    assert first.startswith("forward of bf16 T=1000 B=8 I=1024 H=1024, 4 layers, on H200: 1 part, ")
+    assert first.startswith("forward of bf16 T=1000 B=8 I=1024 H=1024, 4 layers, on H200: 1 launch, ")
     assert launch.startswith("layers 0 to 3: one launch of 128 CTAs of 8 warps, 4 layers of 1 x 32 (groups x CTAs of 32 ")
     assert "each a step behind the one before it, 1003 steps for 1000" in launch and "sentinel" in launch
     p = choose.shared_plan(bf16(8, 1024), Bundle(4, True), H200, ())
@@ -360,7 +360,7 @@ def test_explain():
     assert "PERSIST_STATIC is" in torchs
     backward = explained(10, 2048, 4, direction="backward")
     assert backward[1].startswith("layers 2 to 3: ") and backward[2].startswith("layers 0 to 1: ")
-    assert backward[3].startswith("2 parts, because fewer parts of more layers each do not fit on H200's 132 SMs")
+    assert backward[3].startswith("2 launches, because fewer launches of more layers each do not fit on H200's 132 SMs")
     both = explained(10, 1024, 2, bidirectional=True)
     assert both[2].startswith("layer 1, both directions: one launch of ") and "side by side" in both[2]
     alone = explained(1000, 128, 4)[1]
@@ -368,12 +368,12 @@ def test_explain():
     assert "each two steps behind the one before it, 1006 steps for 1000; the state stays in the CTA" in alone
     both = explained(10, 64, 1, bidirectional=True)[1]
     assert both.startswith("layer 0, both directions: one launch of 2 CTAs of 4 warps, 2 directions of 1 CTA") and "side by side" in both
-    assert explained(10, 8192, 2)[1].startswith("layer 0: ") and "2 parts" in explained(10, 8192, 2)[0]
+    assert explained(10, 8192, 2)[1].startswith("layer 0: ") and "2 launches" in explained(10, 8192, 2)[0]
     assert explained(10, 1024, 3, models=2)[3].startswith("layer 2: 2 models")
     with rnn_triton.overriding(recurrences=1):
-        assert explained(10, 512, 2)[3] == "2 parts, because overriding(recurrences=...) lets no launch hold more."
+        assert explained(10, 512, 2)[3] == "2 launches, because overriding(recurrences=...) lets no launch hold more."
     ieee = rnn_triton.explain(10, 8, 64, 64, precision="ieee", device=H200, num_layers=2)
-    assert "2 parts, because layers share a launch in bf16, fp16, tf32 and tf32x3." in ieee
+    assert "2 launches, because layers share a launch in bf16, fp16, tf32 and tf32x3." in ieee
     both = dict(dtype=torch.float64, device=H200, num_layers=2, bidirectional=True)
     assert "4 parts" in rnn_triton.explain(10, 8, 64, 64, dropout=0.5, **both)
     assert "2 parts" in rnn_triton.explain(10, 8, 64, 64, **both)

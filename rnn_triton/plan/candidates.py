@@ -227,7 +227,7 @@ def _gated(problem: Problem, form: Form, h_pad: int, choices: Mapping[str, Any])
         home = "registers"
     # Forward the products of the gates fill each other's gaps.  Backward two chains share the barriers of all exchanged tiles.
     two_chains = not forward and h_pad >= form.two_chains_from
-    weights = f"{number * h_pad * h_pad * size / 1024:.3g} KB as padded to {h_pad} units of {_count(number, 'gate')}"
+    weights = f"{number * h_pad * h_pad * size / 1024:.3g} KB as padded to {h_pad} units of {count(number, 'gate')}"
     held = "registers and shared memory" if form.formulation == "fma" else "registers"
     where = _HOMES[home] + f" (no room for I={problem.I} beside W_hh)" * (home == "gemm")
     return OneCta(
@@ -237,8 +237,9 @@ def _gated(problem: Problem, form: Form, h_pad: int, choices: Mapping[str, Any])
     )  # fmt: skip
 
 
-def _count(n: int, one: str) -> str:
-    return f"{n} {one}" + "s" * (n != 1)
+def count(n: int, one: str, many: str | None = None) -> str:
+    """Returns the number n of things with their noun, in the singular or the plural."""
+    return f"{n} {one if n == 1 else many or one + 's'}"
 
 
 def _ragged(problem: Problem, form: Form) -> bool:

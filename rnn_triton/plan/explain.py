@@ -12,7 +12,7 @@ from ..checks import check_precision, elman, precision_of
 from ..errors import UnsupportedError
 from ..interpret import interpreter
 from . import hardware, latency
-from .candidates import candidates, gates, kind
+from .candidates import candidates, count, gates, kind
 from .choose import best, plan, rejected
 from .cudnn import cudnn_algorithm
 from .hardware import Device
@@ -35,7 +35,8 @@ def explain(
     `direction` is the pass, "forward" or "backward". `models` is the size of an ensemble, as torch.vmap over weights makes it; B
     is then the batch of one model. `num_layers`, `bidirectional` and `dropout` are those of rnn_triton.RNN. `device` is a torch
     device, a hardware.Device record, or None for the current GPU (an H200 where there is none). `precision` is that of
-    rnn_triton.rnn. `cell` is the name of another cell than that of `nonlinearity`: "lstm", "gru".
+    rnn_triton.rnn. `cell`, "lstm" or "gru", asks about that cell, and
+    `nonlinearity` is then ignored: kernels, planner and launches run it, but no module does yet.
 
     Raises ValueError for an argument that no layer can have. Where no plan runs the problem the text says so.
     """
@@ -70,7 +71,7 @@ def explain(
     try:
         if num_layers > 1 or bidirectional:
             lines = _network(T, problem, device, num_layers, bidirectional, dropout > 0)
-            lines[0] = f"{what}, {_count(num_layers, 'layer')}{' in both directions' * bidirectional}, on {device.name}: {lines[0]}"
+            lines[0] = f"{what}, {count(num_layers, 'layer')}{' in both directions' * bidirectional}, on {device.name}: {lines[0]}"
             return "\n".join([*lines, _cudnn(problem, num_layers, bidirectional)])
         p = plan(problem, device)
     except UnsupportedError as e:
@@ -90,7 +91,7 @@ def _fewer(device: Device) -> list[str]:
     if device.together is None:
         return []
     return [
-        f"{device.name} lets {_count(device.together, 'CTA')} at most run at the same time, fewer than its {device.sms} SMs: a "
+        f"{device.name} lets {count(device.together, 'CTA')} at most run at the same time, fewer than its {device.sms} SMs: a "
         f"cooperative launch of {device.together + 1} did not fit. Plans that need more are out."
     ]
 
@@ -120,7 +121,7 @@ def _network(T: int, problem: Problem, device: Device, layers: int, bidirectiona
     parts = placed(problem, layers, bidirectional, sharing)
     us = sum(launch.step(problem.direction, device, T)[0] for launch in parts)
     order = ", one after the other" if len(parts) > 1 else ""
-    lines = [f"{_count(len(parts), 'part')}{order}, {us:.2f} us per step of T, estimated."]
+    lines = [f"{count(len(parts), 'launch', 'launches')}{order}, {us:.2f} us per step of T, estimated."]
     for launch in parts if problem.direction == "forward" else parts[::-1]:
         where = _where(launch, directions)
         one, p = launch.plan(problem.direction, device)
@@ -133,14 +134,14 @@ def _network(T: int, problem: Problem, device: Device, layers: int, bidirectiona
         lines.append(f"{where}; {us:.2f} us per step, estimated")
         lines += [_refused(other, why) for other, why in rejected(one, device, launch.bundle)]
     if problem.models == 1 and not bidirectional and len(parts) > 1:
-        why = f"fewer parts of more layers each do not fit on {device.name}'s {device.coresident} SMs, or are estimated to be slower"
+        why = f"fewer launches of more layers each do not fit on {device.name}'s {device.coresident} SMs, or are estimated to be slower"
         if "recurrences" in dict(overrides()):
             why = "overriding(recurrences=...) lets no launch hold more"
         elif kind(problem) in ("ieee", "fp64"):
             why = "layers share a launch in bf16, fp16, tf32 and tf32x3"
-        lines.append(f"{len(parts)} parts, because {why}.")
+        lines.append(f"{len(parts)} launches, because {why}.")
     if problem.models == 1 and any(bundle.count > 1 for bundle in sharing):
-        lines.append("Packed sequences, torch.func and forward-mode derivatives take a launch for each layer and direction.")
+        lines.append("Packed sequences, ensembles, and dropout under torch.func take a launch for each layer and direction.")
     return lines + _fewer(device)
 
 
@@ -166,19 +167,19 @@ def _shared(problem: Problem, bundle: Bundle, p: OneCta | CtaGroup, T: int) -> s
         shape += f"; the state is exchanged by the {p.protocol} protocol"
     else:
         ctas = math.ceil(problem.B / p.block_b)
-        shape = f"{_count(ctas, 'CTA')}, each {p.block_b} batch rows and all of W_hh, {overlap}; the state stays in the CTA"
+        shape = f"{count(ctas, 'CTA')}, each {p.block_b} batch rows and all of W_hh, {overlap}; the state stays in the CTA"
     before = "a GEMM for x, then " if latency.projects_before(problem, p, bundle) else ""
-    launch = f"one launch of {_count(bundle.count * ctas, 'CTA')} of {_count(p.warps, 'warp')}"
+    launch = f"one launch of {count(bundle.count * ctas, 'CTA')} of {count(p.warps, 'warp')}"
     return f"{before}{launch}, {bundle.count} {what} of {shape}"
 
 
 def _ran(problem: Problem, p: Plan, T: int) -> str:
     """Describes how a plan runs one layer in one direction: its launches and what each CTA computes."""
-    warps = _count(p.warps, "warp")
+    warps = count(p.warps, "warp")
     if isinstance(p, OneCta):
         ctas = problem.models * math.ceil(problem.B / p.block_b)
         return (
-            f"{'a GEMM for x, then ' if p.w_ih_home == 'gemm' else ''}one launch of {_count(ctas, 'CTA')} of {warps} for all {T} steps"
+            f"{'a GEMM for x, then ' if p.w_ih_home == 'gemm' else ''}one launch of {count(ctas, 'CTA')} of {warps} for all {T} steps"
             f"{' after a copy that pads W_hh' if p.pad_w_hh else ''}, each CTA {p.block_b} batch rows and all of W_hh"
             f"{' of one model' if problem.models > 1 else ''} ({p.formulation} products)"
         )
@@ -187,14 +188,14 @@ def _ran(problem: Problem, p: Plan, T: int) -> str:
     if isinstance(p, CtaGroup):
         rounds = math.ceil(math.ceil(problem.B / p.block_b) / p.groups)
         return (
-            f"one launch of {_count(p.groups * p.ctas, 'CTA')} of {warps} for all {T} steps, "
-            f"{_count(p.groups, 'group')} of {p.ctas} that exchange h by the {p.protocol} protocol, each CTA {p.units} "
-            f"hidden units{_gates(problem)} and {_count(rounds, 'tile')} of {p.block_b} batch rows ({p.formulation} products)"
+            f"one launch of {count(p.groups * p.ctas, 'CTA')} of {warps} for all {T} steps, "
+            f"{count(p.groups, 'group')} of {p.ctas} that exchange h by the {p.protocol} protocol, each CTA {p.units} "
+            f"hidden units{_gates(problem)} and {count(rounds, 'tile')} of {p.block_b} batch rows ({p.formulation} products)"
         )
     tiles = math.ceil(problem.B / p.block_b) * math.ceil(problem.H / p.block_h)
     return (
-        f"{'a GEMM for x, then ' if p.w_ih_home == 'gemm' else ''}{_count(T, 'launch', 'launches')}, one a step, of "
-        f"{_count(tiles, 'CTA')} of {warps}, each {p.block_h} hidden units and {p.block_b} batch rows"
+        f"{'a GEMM for x, then ' if p.w_ih_home == 'gemm' else ''}{count(T, 'launch', 'launches')}, one a step, of "
+        f"{count(tiles, 'CTA')} of {warps}, each {p.block_h} hidden units and {p.block_b} batch rows"
     )
 
 
@@ -228,7 +229,3 @@ def _gates(problem: Problem) -> str:
     """Says how many gates a hidden unit has, if it is more than one."""
     number = gates(problem)
     return f" of {number} gates each" if number > 1 else ""
-
-
-def _count(n: int, one: str, many: str | None = None) -> str:
-    return f"{n} {one if n == 1 else many or one + 's'}"
