@@ -540,13 +540,16 @@ def one_cta(
             for n in tl.static_range(ROUTES.parts):  # there is no state yet, and 0 * W_rec is NaN where W_rec is infinite
                 a = replaced(a, n, tl.where(step == 0, p[n] + u[n], a[n]))
         published, carried, kept = CELL.step(a, carried, saved, vectors, CELL.accuracy)
+        results = ()
+        for n in tl.static_range(ROUTES.published):
+            results = results + (published[n].to(DTYPE),)
         if not EARLY:
             saved_raw = _load_streams(saved_streams, t_1, rows, S, TILE)
         out_t = out_ptr + t * step_out * ROUTES.published
         s = ()
         for n in tl.static_range(ROUTES.published):
             new = published[n]
-            rounded = new.to(DTYPE)
+            rounded = results[n]
             if SHAPE.H != H_PAD:
                 # an infinite input makes NaN of its products with padding, and NaN would spread in the next step
                 unit = is_unit(SHAPE.H, TILE)

@@ -375,8 +375,8 @@ def test_explain():
     ieee = rnn_triton.explain(10, 8, 64, 64, precision="ieee", device=H200, num_layers=2)
     assert "2 launches, because layers share a launch in bf16, fp16, tf32 and tf32x3." in ieee
     both = dict(dtype=torch.float64, device=H200, num_layers=2, bidirectional=True)
-    assert "4 parts" in rnn_triton.explain(10, 8, 64, 64, dropout=0.5, **both)
-    assert "2 parts" in rnn_triton.explain(10, 8, 64, 64, **both)
+    assert "4 launches" in rnn_triton.explain(10, 8, 64, 64, dropout=0.5, **both)
+    assert "2 launches" in rnn_triton.explain(10, 8, 64, 64, **both)
     for wrong in (dict(layers=0), dict(layers=2, dropout=1.5)):
         with pytest.raises(ValueError, match="must be"):
             explained(10, 64, **wrong)
