@@ -203,7 +203,7 @@ def changed_dropout():
         ("start = c * TILE.chunk // TILE.e", "start = c * TILE.chunk // TILE.e + 4", "forward"),
         ("bottom + (layer - 1 if FIRST_IS_STATE else layer)", "bottom + layer + 0 * lane", "forward"),
         ("bottom + (layer - 1 if FIRST_IS_STATE else layer)", "bottom + layer - 1", "backward"),
-        ("            p *= drop[3]\n", "            p *= 1.0\n", "forward"),
+        ("return p * drop[3]", "return p * 1.0", "forward"),
         ("unit = hidden_units(TILE)", "unit = hidden_units(TILE) + 8", "backward"),
         ("row = row0 + tl.arange(0, TILE.block_b)[None, :]", "row = row0 + 1 + tl.arange(0, TILE.block_b)[None, :]", "backward"),
         ("drop_values(p, drop, unit, row, t,", "drop_values(p, drop, unit, row, t + 1,", "backward"),
