@@ -75,6 +75,9 @@ def main(rank, folder):
     torch.save(found, folder / f"found{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
+    # a thread of gloo may outlive its group, and then aborts the process where the interpreter takes its modules down
+    sys.stdout.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":
