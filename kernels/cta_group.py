@@ -408,8 +408,11 @@ def cta_group(
         u = bias
         saved = ((), ())
         if HAS.u:
-            for n in tl.static_range(len(INTO)):
-                u = add_halves(u, INTO[n], own_tile(u_raw[n], SHAPE.wide_u, TILE))
+            if FIRST_IS_STATE:
+                for n in tl.static_range(len(INTO)):
+                    u = add_halves(u, INTO[n], own_tile(u_raw[n], SHAPE.wide_u, TILE))
+            else:  # dy, and no bias
+                u = append_halves(((), ()), own_tile(u_raw[0], SHAPE.wide_u, TILE))
             u_t = u_ptr + t_1 * step_u + row0_1 * row_u
             u_raw = _load_tiles(u_t, row_u, (rows_1, first_lane, unit0), len(INTO), SHAPE.wide_u, SHAPE, TILE)
         if HAS.saved:
