@@ -1,4 +1,4 @@
-"""Activations, elementwise on fp32 tiles (fp64 for "double").  ACCURACY says what the storage dtype can hold; the errors are
+"""Computes activations elementwise on fp32 tiles (fp64 for "double").  ACCURACY says what the storage dtype can hold; the errors are
 relative, at every size of z (tests/test_activations.py), so that a small signal arrives as a large one does:
 
 "approx"  2^-11: tanh.approx.f32, one instruction; bf16's unit roundoff is 2^-8.  sigmoid is that of "fast": 0.5 + 0.5 tanh(z / 2)

@@ -1,4 +1,4 @@
-"""The engine over a group of CTAs: the recurrence of one_cta.py where W_rec does not fit on one of them.
+"""Runs the recurrence of one_cta.py over a group of CTAs, where W_rec does not fit on one of them.
 
     a_t = W_rec s_{t-1} + W_in x_t + u_t          s_t, c_t = CELL(a_t, c_{t-1}, saved_t)          t in launch order
 

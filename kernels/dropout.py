@@ -1,4 +1,4 @@
-"""Dropout between layers without a mask in memory: whoever needs an element of it computes it again.
+"""Drops elements between layers without a mask in memory: whoever needs an element of the mask computes it again.
 
 The mask is a function of (seed, layer, t, batch row, 16-byte vector of the row): a counter-based generator, Philox4x32
 with 7 rounds, the fewest that pass all of BigCrush (Salmon et al., SC '11, table 2), gives 128 bits for it, in each of

@@ -1,4 +1,4 @@
-"""The exchange between the programs (CTAs) of one launch.  No other file lets them talk to each other.
+"""Exchanges the state between the programs (CTAs) of one launch.  No other file lets them talk to each other.
 
 A group of CTAs computes s_t[rows, H] together, each CTA its own hidden units, and every CTA needs all of s_{t-1}.  That
 is an all-gather through L2 at every step.  The state is exchanged where it is a result anyway, in out[T, B, H].  The unit

@@ -1,4 +1,4 @@
-"""Compile-time facts, bundled: a kernel takes a few objects of these as constexpr parameters, and its helpers take them from it.
+"""Bundles compile-time facts: a kernel takes a few objects of these classes as constexpr parameters, and hands them to its helpers.
 
 Attributes are numbers, strings, dtypes, jit functions and facts.  An object is made of plain values.  Where kernels are compiled
 its attributes are tl.constexpr, which Triton up to 3.8 asks for; its interpreter has plain values for constants.  Facts in facts want

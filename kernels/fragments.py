@@ -1,4 +1,4 @@
-"""Operands on chip: loads that put every element where the tensor core wants it, with no shuffle and no shared memory.
+"""Brings operands on chip: its loads put every element where the tensor core wants it, with no shuffle and no shared memory.
 
 Formulations of the step's products (FORM), by dtype:
   "mma16"  bf16, fp16: mma m16n8k16 fragments

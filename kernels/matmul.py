@@ -1,4 +1,4 @@
-"""Products of fp32 matrices in a precision of the caller's choice, for the GEMMs around the recurrence.
+"""Multiplies fp32 matrices in a precision of the caller's choice, for the GEMMs around the recurrence.
 
     out[s, p] = a[p, :, K_s] @ b[p, K_s, :]        K_s = [s SPLIT, min((s + 1) SPLIT, K))
 

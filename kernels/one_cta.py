@@ -1,4 +1,4 @@
-"""The engine: a persistent affine recurrence with an input projection, one launch for all T steps.
+"""Runs a persistent affine recurrence with its input projection on one CTA, all T steps in one launch.
 
     a_t = W_rec s_{t-1} + W_in x_t + u_t          s_t = CELL(a_t, saved_t)          t in launch order
 

@@ -1,4 +1,4 @@
-"""One time step as a plain launch: for weights that no group of CTAs can hold on chip.
+"""Runs one time step as a plain launch, for weights that no group of CTAs can hold on chip.
 
     s_t = CELL(u_t + W_rec s_{t-1}, saved_t)
 

@@ -1,4 +1,4 @@
-"""Streams into L2, ahead of the loop that reads them one step after the other.
+"""Fetches streams into L2, ahead of the loop that reads them one step after the other.
 
 A step of one CTA takes less time than a read from DRAM and more than one from L2.  So every `period` steps each thread asks
 for lines of the steps AHEAD .. AHEAD + period - 1 from now, as a rule one, and what the loop loads into registers one or two

@@ -1,4 +1,4 @@
-"""One CTA's slice of the recurrence in a group: `units` rows of the weights, K split over the warps.
+"""Computes one CTA's slice of the recurrence in a group: `units` rows of the weights, K split over the warps.
 
 Products are batched, one batch entry a warp: [WARPS, units, 16] x [WARPS, 16, BLOCK_B], each warp its own part of K, so
 that a warp loads its share of the state straight from global memory into mma operand B, without shared memory.

@@ -1,1 +1,1 @@
-"""From a plan to a launch: operands, the regimes, the GEMMs around them, and what a launch reports when it fails."""
+"""Turns a plan into a launch: operands, the regimes, the GEMMs around them, and what a launch reports when it fails."""

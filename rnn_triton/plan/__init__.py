@@ -1,1 +1,1 @@
-"""From a problem to a plan: what fits on a device, what it is estimated to take, which plan is chosen, and why."""
+"""Turns a problem into a plan: what fits on a device, what it is estimated to take, which plan is chosen, and why."""
