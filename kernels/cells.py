@@ -13,7 +13,8 @@ rows these are: an engine may call it for parts of a tile, one after the other.
     vectors    parameters of the cell itself, a value a hidden unit
     published  what the launch writes to out and rounds to the storage dtype.  Of a forward cell one: h_t.  Of a backward cell the
                gradients of the pre-activations; W_hh's gates have the first of them, which are exchanged
-    carried    the same for the next step
+    carried    the same for the next step.  Behind a backward cell's own ones come the gradients of vectors, which start at zero, and to
+               which it adds what this step contributes
     kept       of a forward cell: what its backward cell gets, rounded to the storage dtype
 
 How many there are of each says the cell's description, rnn_triton/cells/cell.py.  Groups of CTAs (cta_group.py) and single steps
@@ -51,6 +52,42 @@ def elman_relu_backward(a, carried, saved, vectors, ACCURACY: tl.constexpr):
 
 # What the forward cells below keep are derivatives: a backward step then only multiplies, and each of them is rounded once.  1 - n * n
 # of an n near 1 that was rounded to 16 bits would be mostly rounding error.
+
+
+@triton.jit
+def _leaky_forward(f, df, carried, vectors):
+    # carried: h before it was rounded, which at a leak of 0.02 would lose four times what it does at 1
+    change = f - carried[0]
+    h = carried[0] + vectors[0] * change
+    return (h,), (h,), (vectors[0] * df, change)
+
+
+@triton.jit
+def _leaky_backward(a, carried, saved, vectors):
+    dh = a[0] + carried[0]
+    return (dh * saved[0],), ((1.0 - vectors[0]) * dh, carried[1] + dh * saved[1]), ()
+
+
+@triton.jit
+def leaky_tanh_forward(a, carried, saved, vectors, ACCURACY: tl.constexpr):
+    f = tanh(a[0], ACCURACY)
+    return _leaky_forward(f, 1.0 - f * f, carried, vectors)
+
+
+@triton.jit
+def leaky_tanh_backward(a, carried, saved, vectors, ACCURACY: tl.constexpr):
+    return _leaky_backward(a, carried, saved, vectors)
+
+
+@triton.jit
+def leaky_relu_forward(a, carried, saved, vectors, ACCURACY: tl.constexpr):
+    f = relu(a[0])
+    return _leaky_forward(f, tl.where(f <= 0.0, 0.0, 1.0), carried, vectors)
+
+
+@triton.jit
+def leaky_relu_backward(a, carried, saved, vectors, ACCURACY: tl.constexpr):
+    return _leaky_backward(a, carried, saved, vectors)
 
 
 @triton.jit

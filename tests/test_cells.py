@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from rnn_triton import cells
-from rnn_triton.cells import elman, gru, lstm
+from rnn_triton.cells import elman, gru, leaky, lstm
 from rnn_triton.errors import UnsupportedError
 from rnn_triton.interpret import interpreter
 from rnn_triton.kernels import cells as device
@@ -14,7 +14,7 @@ from rnn_triton.op import network, on_cpu
 from rnn_triton.op.gradients import DW_HH, DW_IH, DX
 from rnn_triton.op.layers import Layer, Settings
 
-CELLS = {cell.name: cell for cell in (*elman.ELMAN.values(), gru.GRU, lstm.LSTM)}
+CELLS = {cell.name: cell for cell in (*elman.ELMAN.values(), *leaky.LEAKY.values(), gru.GRU, lstm.LSTM)}
 TORCHS = {
     "elman_tanh": torch.nn.RNNCell(3, 4, nonlinearity="tanh", dtype=torch.float64),
     "elman_relu": torch.nn.RNNCell(3, 4, nonlinearity="relu", dtype=torch.float64),
@@ -35,13 +35,13 @@ def parts(cell, of_x, of_h):
     return (*(i + h for i, h in zip(of_x[:whole], of_h[:whole])), *of_h[whole:], *of_x[whole:])
 
 
-@by_name
+@pytest.mark.parametrize("name", TORCHS)
 def test_a_step_is_that_of_torchs_cell(name):
     cell, theirs = CELLS[name], TORCHS[name]
     x, states = normal(2, 3), tuple(normal(len(cell.states), 2, 4, seed=1))
     a = parts(cell, x @ theirs.weight_ih.T + theirs.bias_ih, states[0] @ theirs.weight_hh.T + theirs.bias_hh)
     expected = theirs(x, states if name == "lstm" else states[0])
-    torch.testing.assert_close(cell.step(a, states), expected if name == "lstm" else (expected,))
+    torch.testing.assert_close(cell.step(a, states, ()), expected if name == "lstm" else (expected,))
 
 
 @by_name
@@ -52,7 +52,7 @@ def test_the_derivative_on_cpu_tensors_is_that_of_the_step(name):
         with pytest.raises(UnsupportedError, match=f"no backward pass on CPU tensors, got '{name}'"):
             on_cpu.backward(normal(4, 4), normal(2, 3, 4), None, dh, name, False)
         return
-    (h,), pull = torch.func.vjp(lambda a: cell.step((a,), ()), a)
+    (h,), pull = torch.func.vjp(lambda a: cell.step((a,), (), ()), a)
     torch.testing.assert_close(cell.derivative(dh, h), pull((dh,))[0])
 
 
@@ -84,23 +84,24 @@ def load(ptr, n: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def call(a_ptr, carried_ptr, saved_ptr, out_ptr, FUNCTION: tl.constexpr, A: tl.constexpr, CARRIED: tl.constexpr, SAVED: tl.constexpr,
-         BLOCK: tl.constexpr):  # fmt: skip
-    """out [published + carried + kept, BLOCK]: what a device function makes of a [A, BLOCK], carried and saved"""
+def call(a_ptr, carried_ptr, saved_ptr, vectors_ptr, out_ptr, FUNCTION: tl.constexpr, A: tl.constexpr, CARRIED: tl.constexpr,
+         SAVED: tl.constexpr, VECTORS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """out [published + carried + kept, BLOCK]: what a device function makes of a [A, BLOCK], carried, saved and vectors"""
     function: tl.constexpr = FUNCTION
     published, carried, kept = function(
-        load(a_ptr, A, BLOCK), load(carried_ptr, CARRIED, BLOCK), load(saved_ptr, SAVED, BLOCK), (), "double"
+        load(a_ptr, A, BLOCK), load(carried_ptr, CARRIED, BLOCK), load(saved_ptr, SAVED, BLOCK),
+        load(vectors_ptr, VECTORS, BLOCK), "double"
     )
     tiles = published + carried + kept
     for k in tl.static_range(len(tiles)):
         tl.store(out_ptr + k * BLOCK + tl.arange(0, BLOCK), tiles[k])
 
 
-def called(function, number, a, carried, saved):
-    tensors = [torch.stack(t) if t else torch.empty(0, dtype=torch.float64) for t in (a, carried, saved)]
+def called(function, number, a, carried, saved, vectors):
+    tensors = [torch.stack(t) if t else torch.empty(0, dtype=torch.float64) for t in (a, carried, saved, vectors)]
     out = torch.full((number, a[0].numel()), float("nan"), dtype=torch.float64)
     with interpreter.accurate():
-        call[(1,)](*tensors, out, function, len(a), len(carried), len(saved), a[0].numel())
+        call[(1,)](*tensors, out, function, len(a), len(carried), len(saved), len(vectors), a[0].numel())
     return out.unbind()
 
 
@@ -112,9 +113,11 @@ def test_device_functions_against_the_step_and_its_derivatives(name):
     forward, backward = cell.routes(True), cell.routes(False)
     a = [t.requires_grad_() for t in normal(forward.parts, 64)]
     states = [t.requires_grad_() for t in normal(len(cell.states), 64, seed=1)]
-    new = cell.step(tuple(a), tuple(states))
+    vectors = [t.abs().requires_grad_() for t in normal(len(cell.vectors), 64, seed=3)]
+    new = cell.step(tuple(a), tuple(states), tuple(vectors))
+    own = [t.detach() for t in vectors]
     given = [t.detach() for t in a], [states[cell.states.index(state)].detach() for state in cell.carried]
-    y, *others = called(cell.forward, 1 + forward.carried + forward.kept, *given, [])
+    y, *others = called(cell.forward, 1 + forward.carried + forward.kept, *given, [], own)
     carried, kept = others[: forward.carried], others[forward.carried :]
     torch.testing.assert_close(y, new[0], **tolerance)
     for state, tile in zip(cell.carried, carried, strict=True):
@@ -122,21 +125,25 @@ def test_device_functions_against_the_step_and_its_derivatives(name):
 
     # dh of y; of a carried state that is not y a gradient of its own, of one that is y none but what later steps leave there
     dh, *later = normal(1 + backward.carried, 64, seed=2)
+    before = later[len(cell.carried) :]  # what later steps have added to the gradients of vectors
     cotangents = {"h": dh}
-    for state, gradient in zip(cell.carried, later, strict=True):
+    for state, gradient in zip(cell.carried, later):
         cotangents[state] = cotangents.get(state, 0) + gradient
     expected = torch.autograd.grad(
-        new, (*a, *states), [cotangents.get(s, torch.zeros(64, dtype=torch.float64)) for s in cell.states], allow_unused=True
+        new, (*a, *states, *vectors), [cotangents.get(s, torch.zeros(64, dtype=torch.float64)) for s in cell.states], allow_unused=True
     )
-    da, dstates = expected[: forward.parts], expected[forward.parts :]
+    da, dstates, dvectors = (expected[n:] for n in (0, forward.parts, forward.parts + len(states)))
     saved = ([y] if backward.reads_y else []) + kept
-    found = called(cell.backward, backward.published + backward.carried, [dh], later, saved)
+    found = called(cell.backward, backward.published + backward.carried, [dh], later, saved, own)
     gates, split = len(cell.gates), len(cell.split)
-    published = (*da[gates - split : gates], *da[: gates - split], *da[gates:])
+    published = (*da[gates - split : gates], *da[: gates - split], *da[gates : forward.parts])
     for tile, gradient in zip(found, published):
         torch.testing.assert_close(tile, gradient, **tolerance)
-    for state, tile in zip(cell.carried, found[backward.published :], strict=True):
+    carried = found[backward.published :]
+    for state, tile in zip(cell.carried, carried):
         torch.testing.assert_close(tile, dstates[cell.states.index(state)], **tolerance)
+    for tile, earlier, gradient in zip(carried[len(cell.carried) :], before, dvectors, strict=True):
+        torch.testing.assert_close(tile, earlier + gradient, **tolerance)
 
 
 def test_a_cell_can_be_registered_again_but_not_replaced():
@@ -148,7 +155,7 @@ def test_a_cell_can_be_registered_again_but_not_replaced():
 
 
 def cell(gates, states, **others):
-    nothing = dict(name="", step=None, forward=None, backward=None, special=0, aten="", onnx=("", ()))
+    nothing = dict(name="", step=None, forward=None, backward=None, special=0)
     return cells.Cell(gates=gates, states=states, **(nothing | others))
 
 
@@ -164,10 +171,10 @@ ROUTES = {
         (4, (0, 1, 2), (0, 0, 0), (0, 1, 2), (0, 1, 3), 1, 1, 1, 5, False, 0),
         (1, (2, 0, 1), (0, 1, 2), (0, 0, 0), (), 1, 4, 3, 5, False, 0),
     ),
-    "lstm": (
+    "peepholes": (
         cell(("i", "f", "g", "o"), ("h", "c"), carried=("c",), kept=6, vectors=("p_i", "p_f", "p_o")),
         (4, (0, 1, 2, 3), (0, 0, 0, 0), (0, 1, 2, 3), (0, 1, 2, 3), 1, 1, 1, 6, False, 3),
-        (1, (0, 1, 2, 3), (0, 1, 2, 3), (0, 0, 0, 0), (), 1, 4, 4, 6, False, 3),
+        (1, (0, 1, 2, 3), (0, 1, 2, 3), (0, 0, 0, 0), (), 4, 4, 4, 6, False, 3),
     ),
 }  # fmt: skip
 

@@ -8,7 +8,6 @@ import re
 import pytest
 import torch
 from support import stuck
-from support.gated import CELLS
 from support.gated_groups import GATES, Gated, compiled, step
 from support.grids import MODES, assert_close
 from support.layouts import check_verify_layout
@@ -16,17 +15,9 @@ from support.mutants import Change, patched
 
 from bench.compiled import resources
 from rnn_triton import cells
-from rnn_triton.cells import cell
 from rnn_triton.errors import ExchangeError
 from rnn_triton.launch import faults
 from rnn_triton.plan.candidates import k_tiles
-
-
-@pytest.fixture(autouse=True)
-def known(monkeypatch):
-    """Cells that rnn_triton has none of yet have their names, as its own have."""
-    monkeypatch.setattr(cell, "_KNOWN", {**CELLS, **cell._KNOWN})
-
 
 CASES = [
     Gated(3, 5, 13, 40),

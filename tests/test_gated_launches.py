@@ -24,6 +24,36 @@ from rnn_triton.plan import choose, hardware, latency, sharing
 from rnn_triton.plan.problem import Bundle, Problem
 
 MODULES = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}
+LEAKY = ["leaky_tanh", "leaky_relu"]
+
+
+class Loop(torch.nn.Module):
+    """A layer of a cell that torch has none of, by the cell's step; what it takes and returns is that of torch's layers."""
+
+    def __init__(self, cell, I, H):
+        super().__init__()
+        self.cell = cell
+        gates = len(cell.gates)
+        for n, shape in enumerate([(gates * H, I), (gates * H, H), (gates * H,), (gates * H,), *[(H,)] * len(cell.vectors)]):
+            # vectors as a leak: in (0, 1)
+            value = torch.rand(shape) * 0.8 + 0.1 if n >= 4 else (torch.rand(shape) * 2 - 1) / H**0.5
+            self.register_parameter(f"p{n}", torch.nn.Parameter(value))
+
+    def forward(self, x, states):
+        w_ih, w_hh, b_ih, b_hh, *vectors = self.parameters()
+        alone = isinstance(states, torch.Tensor)
+        states, ys = tuple(s[0] for s in ([states] if alone else states)), []
+        for x_t in x:
+            a = (x_t @ w_ih.T + b_ih + states[0] @ w_hh.T + b_hh).chunk(len(self.cell.gates), -1)
+            states = self.cell.step(a, states, tuple(vectors))
+            ys.append(states[0])
+        last = tuple(s[None] for s in states)
+        return torch.stack(ys), last[0] if alone else last
+
+
+def exact(name, I, H):
+    """A layer of this cell"""
+    return MODULES[name](I, H) if name in MODULES else Loop(named(name), I, H)
 
 
 class Case:
@@ -34,8 +64,11 @@ class Case:
         self.dtype, self.precision, _, *self.roundoff = KINDS[kind]
         torch.manual_seed(0)
         self.cell = named(name)
-        self.exact = MODULES[name](I, H).to(self.dtype).double()
-        self.weights = [p.detach().to(self.dtype) for p in self.exact.parameters()]
+        self.exact = exact(name, I, H).to(self.dtype).double()
+        parameters = [p.detach().to(self.dtype) for p in self.exact.parameters()]
+        self.weights = parameters[:4]
+        wide = torch.promote_types(self.dtype, torch.float32)
+        self.vectors = torch.stack(parameters[4:]).to(wide) if self.cell.vectors else None
         number = len(self.cell.states)
         self.x, self.dy = self.normal(T, B, I), self.normal(T, B, H)
         self.states = tuple(self.normal(B, H) if first else None for _ in range(number))
@@ -49,14 +82,16 @@ class Case:
         w_ih, w_hh, _, _ = self.weights
         settings = (self.name, self.reverse, self.precision)
         with forward:
-            y, last, kept = dispatch.forward(self.x, *self.weights, self.states, *settings, True)
+            y, last, kept = dispatch.forward(self.x, *self.weights, self.states, *settings, True, self.vectors)
         assert y.is_contiguous() and kept.shape == (self.T, self.B, self.cell.kept, self.H) and kept.is_contiguous()
         assert len({t.untyped_storage().data_ptr() for t in (y, *last, kept)}) == 2 + len(last)
         with backward:
-            da, carried = dispatch.backward(w_hh, y, kept, self.dy, self.dstates, *settings)
+            da, carried = dispatch.backward(w_hh, y, kept, self.dy, self.dstates, *settings, self.vectors)
+        states, vectors = carried[: len(self.states)], carried[len(self.states) :]
+        assert all(v.shape == (self.B, self.H) and v.dtype == torch.promote_types(self.dtype, torch.float32) for v in vectors)
         layer = Saved(self.x, w_ih, w_hh, self.states[0], y, self.reverse, self.precision or "ieee", DX | DW_IH | DW_HH | DB | DH0)
-        dx, dw_ih, dw_hh, *db, dh0 = layer.gradients(da, None, carried[0])
-        return [y, *last, dx, dw_ih, dw_hh, db[0], db[-1], dh0, *carried[1:]]
+        dx, dw_ih, dw_hh, *db, dh0 = layer.gradients(da, None, states[0])
+        return [y, *last, dx, dw_ih, dw_hh, db[0], db[-1], *[v.sum(0) for v in vectors], dh0, *states[1:]]
 
     def expected(self):
         x = self.x.double().requires_grad_()
@@ -78,11 +113,12 @@ class Case:
 
 
 cells = pytest.mark.parametrize("name", list(MODULES))
+all_cells = pytest.mark.parametrize("name", [*MODULES, *LEAKY])
 
 
 # rows that are no whole vectors; several batch tiles; no first states; x by a GEMM, in one case since W_ih may not be on chip
 @pytest.mark.interpret
-@cells
+@all_cells
 @pytest.mark.parametrize("kind, T, B, I, H, how", [
     ("bf16", 3, 3, 24, 29, {}),
     ("fp16", 3, 9, 7, 16, dict(w_ih_home="gemm")),
@@ -97,7 +133,7 @@ def test_one_cta(name, kind, T, B, I, H, how):
 
 
 @pytest.mark.interpret
-@cells
+@all_cells
 @pytest.mark.parametrize("kind, T, B, I, H", [("bf16", 3, 3, 24, 29), ("fp64", 2, 2, 5, 13)])
 def test_a_launch_a_step(name, kind, T, B, I, H):
     with overriding(regime="per_step"):
@@ -110,7 +146,7 @@ def grouped(passes, **roles):
 
 
 @pytest.mark.interpret
-@cells
+@all_cells
 @pytest.mark.parametrize("kind, T, B, I, H, how", [
     ("bf16", 3, 3, 24, 40, dict(w_ih_home="registers")),
     ("fp16", 2, 9, 8, 30, dict(w_ih_home="gemm")),
@@ -122,18 +158,19 @@ def test_groups(name, kind, T, B, I, H, how):
 
 
 @pytest.mark.interpret
-@cells
+@all_cells
 def test_models_run_one_after_the_other(name):
     case = Case(name, "bf16", 3, 2, 8, 16)
     settings = (name, False, None)
     x, dy, states = case.x.expand(2, -1, -1, -1), torch.stack([case.dy, 2 * case.dy]), tuple(torch.stack([s, -s]) for s in case.states)
     weights = [torch.stack([w, w * 0.5]) for w in case.weights]
-    y, last, kept = dispatch.forward(x, *weights, states, *settings, True)
-    da, carried = dispatch.backward(weights[1], y, kept, dy, states, *settings)
+    vectors = None if case.vectors is None else torch.stack([case.vectors, case.vectors * 0.5])
+    y, last, kept = dispatch.forward(x, *weights, states, *settings, True, vectors)
+    da, carried = dispatch.backward(weights[1], y, kept, dy, states, *settings, vectors)
     for m in range(2):
-        given = tuple(s[m] for s in states)
-        alone = dispatch.forward(x[m], *[w[m] for w in weights], given, *settings, True)
-        of_da = dispatch.backward(weights[1][m], alone[0], alone[2], dy[m], given, *settings)
+        given, own = tuple(s[m] for s in states), None if vectors is None else vectors[m]
+        alone = dispatch.forward(x[m], *[w[m] for w in weights], given, *settings, True, own)
+        of_da = dispatch.backward(weights[1][m], alone[0], alone[2], dy[m], given, *settings, own)
         pairs = zip([y, *last, kept, da, *carried], [alone[0], *alone[1], alone[2], of_da[0], *of_da[1]], strict=True)
         assert all(one is None if together is None else torch.equal(together[m], one) for together, one in pairs)
 
@@ -216,7 +253,7 @@ def test_a_group_that_fails_leaves_nan_in_all_results(name):
 DEVICE = hardware.RECORDS["sm_90"]
 
 
-@cells
+@all_cells
 @pytest.mark.parametrize("dtype, precision", [("bf16", None), ("fp16", None), ("fp32", "tf32"), ("fp32", "tf32x3"), ("fp32", "ieee"), ("fp64", None)])
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_every_problem_has_a_plan(name, dtype, precision, direction):

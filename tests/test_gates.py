@@ -47,9 +47,9 @@ def inputs(name, T, B, I, H, dtype):
 
 
 def reference(name, tensors, vectors, cotangents, reverse):
-    """(y, hn, cn), gradients of x, W_ih, W_hh, b_ih, b_hh, h0, c0, in fp64"""
-    leaves = [t.double().requires_grad_() for t in tensors]
-    x, w_ih, w_hh, b_ih, b_hh, h, c = leaves
+    """(y, hn, cn), gradients of x, W_ih, W_hh, b_ih, b_hh, h0, c0, vectors, in fp64"""
+    leaves = [t.double().requires_grad_() for t in (*tensors, *([] if vectors is None else vectors))]
+    x, w_ih, w_hh, b_ih, b_hh, h, c, *vectors = leaves
     ys = []
     of = CELLS[name]
     states = (h, c)[: len(of.states)]
@@ -58,7 +58,7 @@ def reference(name, tensors, vectors, cotangents, reverse):
         of_x = torch.einsum("bi,ghi->gbh", x_t, w_ih) + b_ih[:, None]
         of_h = torch.einsum("bk,ghk->gbh", states[0], w_hh) + b_hh[:, None]
         a = (*(of_x[:together] + of_h[:together]), *of_h[together:], *of_x[together:])
-        states = of.step(None if vectors is None else vectors.double(), a, states)
+        states = of.step(a, states, tuple(vectors))
         ys.append(states[0])
     y = torch.stack(ys[::-1] if reverse else ys)
     loss = sum((value * given.double()).sum() for value, given in zip((y, *states), cotangents, strict=False))
@@ -98,6 +98,7 @@ def check(device, name, kind, T, B, I, H, reverse=False, chains=1, **changes):
     values = [(y, y_), (hn, hn_), (carried[0], cn_[0] if lstm else hn_), *zip(found, gradients[:6], strict=True)]
     if lstm:
         values.append((dcarried[0], gradients[6]))
+    values += zip(dcarried[1:].sum(1), gradients[7:], strict=True)
     for k, (value, expected) in enumerate(values):
         error = (value.double() - expected).norm() / expected.norm()
         assert error <= limit, f"number {k}: error {error:.2e} > {limit:.2e}"

@@ -35,7 +35,7 @@ class Cell:
     """A recurrent cell of H hidden units, elementwise over them but for its two products:
 
         a_g = W_ih_g x_t + b_ih_g + W_hh_g h_{t-1} + b_hh_g    for each gate g
-        states_t = step(a, states_{t-1})
+        states_t = step(a, states_{t-1}, vectors)
 
     `gates` are the blocks of H rows in W_ih, W_hh and the biases, in torch's order; `states` are what a step hands to the next, the
     first of them being the output y, which W_hh multiplies.  A gate in `split` comes to the cell in two parts, W_hh_g h_{t-1} + b_hh_g
@@ -49,27 +49,29 @@ class Cell:
     vectors: tuple[str, ...] = ()  # parameters of the cell itself, a value a hidden unit
     kept: int = 0  # tiles that the forward device function hands to the backward one
     reads_y: bool = False  # the backward device function reads y, too, as the first of them
-    step: Callable[[Tensors, Tensors], Tensors]  # in torch, differentiable to any order: (a, states) -> states
+    step: Callable[[Tensors, Tensors, Tensors], Tensors]  # in torch, differentiable to any order: (a, states, vectors) -> states
     forward: Any  # device functions of kernels/cells.py, whose head says what they take and return
     backward: Any
     derivative: Callable[[Tensor, Tensor], Tensor] | None = None  # (gradient of h, h) -> that of a, on CPU tensors, if reads_y
     special: int  # instructions of the special-function unit (MUFU) that a hidden unit's forward step takes in 16 bits; backward none
-    aten: str  # the function of torch._VF that runs whole layers on CPU tensors
-    onnx: tuple[str, tuple[str, ...]]  # ONNX's operator and its activations
+    aten: str = ""  # the function of torch._VF that runs whole layers on CPU tensors, if there is one
+    onnx: tuple[str, tuple[str, ...]] = ("", ())  # ONNX's operator and its activations
 
     def routes(self, forward: bool) -> Routes:
         """Returns what a kernel is told of this cell, in its forward or its backward pass.
 
         The backward pass publishes the gradients of a: of the recurrent parts of `split` gates first, then of all gates (of the input
-        parts, where they are split) in order.  So the gradients for W_hh are the first tiles, those for W_ih the last ones."""
+        parts, where they are split) in order.  So the gradients for W_hh are the first tiles, those for W_ih the last ones.  Behind what
+        the cell carries it carries the gradients of its vectors."""
         G, S = len(self.gates), len(self.split)
         gates, ones = tuple(range(G)), (0,) * G
-        common = dict(carried=len(self.carried), kept=self.kept, vectors=len(self.vectors))
+        C, V = len(self.carried), len(self.vectors)
+        common = dict(kept=self.kept, vectors=V)
         if forward:
             in_parts = gates[: G - S] + tuple(range(G, G + S))
-            return Routes(G + S, gates, ones, gates, in_parts, published=1, exchanged=1, reads_y=False, **common)
+            return Routes(G + S, gates, ones, gates, in_parts, C, published=1, exchanged=1, reads_y=False, **common)
         rec_gates = gates[G - S :] + gates[: G - S]
-        return Routes(1, rec_gates, gates, ones, (), published=G + S, exchanged=G, reads_y=self.reads_y, **common)
+        return Routes(1, rec_gates, gates, ones, (), C + V, published=G + S, exchanged=G, reads_y=self.reads_y, **common)
 
 
 _KNOWN: dict[str, Cell] = {}

@@ -9,11 +9,11 @@ from ..kernels import cells
 from .cell import Cell, Tensors, register
 
 
-def _tanh(a: Tensors, states: Tensors) -> Tensors:
+def _tanh(a: Tensors, states: Tensors, vectors: Tensors) -> Tensors:
     return (torch.tanh(a[0]),)
 
 
-def _relu(a: Tensors, states: Tensors) -> Tensors:
+def _relu(a: Tensors, states: Tensors, vectors: Tensors) -> Tensors:
     return (torch.relu(a[0]),)
 
 

@@ -8,7 +8,7 @@ from ..kernels import cells
 from .cell import Cell, Tensors, register
 
 
-def _step(a: Tensors, states: Tensors) -> Tensors:
+def _step(a: Tensors, states: Tensors, vectors: Tensors) -> Tensors:
     r, z, n_of_h, n_of_x = a
     n = torch.tanh(n_of_x + torch.sigmoid(r) * n_of_h)
     return (n + torch.sigmoid(z) * (states[0] - n),)

@@ -8,7 +8,7 @@ from ..kernels import cells
 from .cell import Cell, Tensors, register
 
 
-def _step(a: Tensors, states: Tensors) -> Tensors:
+def _step(a: Tensors, states: Tensors, vectors: Tensors) -> Tensors:
     i, f, o = (torch.sigmoid(a[gate]) for gate in (0, 1, 3))
     c = f * states[1] + i * torch.tanh(a[2])
     return o * torch.tanh(c), c

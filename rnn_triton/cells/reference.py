@@ -35,7 +35,7 @@ def recurrence(
         x_part, h_part = x_part if b_ih is None else x_part + b_ih, h_part if b_hh is None else h_part + b_hh
         parts = list(zip(x_part.chunk(len(cell.gates), -1), h_part.chunk(len(cell.gates), -1)))
         a = [i + h for i, h in parts[:whole]] + [h for _, h in parts[whole:]] + [i for i, _ in parts[whole:]]
-        states = cell.step(tuple(a), states)
+        states = cell.step(tuple(a), states, ())
         ys.append(states[0])
     return torch.stack(ys[::-1] if reverse else ys), states[0]
 

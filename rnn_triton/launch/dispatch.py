@@ -49,7 +49,8 @@ def backward(
     precision: str | None, vectors: Tensor | None = None, shared: tuple[Any, ...] = (), *linked: Any,
 ) -> tuple[Tensor, States]:  # fmt: skip
     """Returns da[T,B,P*H], the gradients of every pre-activation in the order of Cell.routes, which may be a view of longer rows; and
-    of each first state what W_hh^T da_first lacks of its gradient, in fp32 (fp64), or None if it lacks nothing.
+    of each first state what W_hh^T da_first lacks of its gradient, in fp32 (fp64), or None if it lacks nothing; behind these the
+    gradient of each vector, in fp32 (fp64), still to be summed over B.
 
     y and `kept` are the forward pass's, dy[T,B,H] and `dstates` gradients of y and of the last states.  Any of these may be None, but
     not all; strides may be any.  Ensembles and `shared` are those of `forward`; `linked` layers take (w_ih, seed, dropped) of

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .. import cells
+from ..cells.cell import Cell
 from ..interpret import interpreter
 from ..kernels.exchange import LINE
 from ..plan.problem import Bundle, Problem, is_wide
@@ -137,6 +138,46 @@ def words(like: Tensor, row: int, shape: tuple[int, ...], sync_words: int, fille
     if filled:
         buffer.fill_(-1)
     return buffer[:n].view(*shape, row_words), buffer[start:]
+
+
+class Carried:
+    """What a cell carries from step to step, elementwise and in fp32 (fp64): in the backward pass behind it the gradients of its vectors.
+
+    Kernels read what comes before the first step, and leave in its place what comes behind the last one."""
+
+    def __init__(self, cell: Cell, forward: bool, H: int, row: int) -> None:
+        """`row`: elements in a row of memory, H values and zeros."""
+        self.cell, self.forward, self.H, self.row = cell, forward, H, row
+        self.tiles = cell.routes(forward).carried
+
+    def before(self, states: States, like: Tensor, *shape: int) -> Tensor | None:
+        """Returns the tiles before the first step, [.., C,B,row] where shape = (.., B), or None if there are none."""
+        if not self.tiles:
+            return None
+        *outer, B = shape
+        tiles = like.new_zeros((*outer, self.tiles, B, self.row), dtype=torch.promote_types(like.dtype, torch.float32))
+        for n, name in enumerate(self.cell.carried):
+            state = states[self.cell.states.index(name)]
+            if state is not None:
+                self._tile(tiles, n).copy_(state)
+        return tiles
+
+    def states(self, tiles: Tensor | None, dtype: torch.dtype) -> list[Tensor]:
+        """Returns the last states but the first of them, [.., B,H], in memory of their own."""
+        carried = self.cell.carried
+        return [] if tiles is None else [self._tile(tiles, carried.index(s)).to(dtype, copy=True) for s in self.cell.states[1:]]
+
+    def gradients(self, tiles: Tensor | None) -> States:
+        """Returns [.., B,H] of each first state, or None of one that the cell does not carry, and of each vector."""
+        if tiles is None:
+            return NOTHING
+        carried = self.cell.carried
+        of_states = [self._tile(tiles, carried.index(s)) if s in carried else None for s in self.cell.states]
+        return (*of_states, *[self._tile(tiles, n) for n in range(len(carried), self.tiles)])
+
+    def _tile(self, tiles: Tensor, n: int) -> Tensor:
+        tile = tiles.select(-3, n)
+        return tile if self.row == self.H else tile[..., : self.H]
 
 
 def missing(columns: int, rows: int = 0) -> tuple[int, ...]:

@@ -22,7 +22,7 @@ from ..plan.hardware import Device
 from ..plan.problem import ONE, SIZES, PerStep, Problem, row_units
 from . import gemm, operands
 from .launcher import POINTERS, Launcher, cell, compiled_ahead, current, tile
-from .operands import NOTHING, States, empty, missing, padded, strided, unpadded, whole
+from .operands import States, empty, missing, padded, strided, unpadded, whole
 
 
 class Operands(NamedTuple):
@@ -49,10 +49,10 @@ class Steps:
 
     def __init__(self, problem: Problem, plan: PerStep) -> None:
         self.problem, self.plan = problem, plan
-        self.cell = cells.named(problem.cell)
-        self.gates = len(self.cell.gates)
-        self.routes = self.cell.routes(problem.direction == "forward")
+        cell, forward = cells.named(problem.cell), problem.direction == "forward"
+        self.gates, self.routes = len(cell.gates), cell.routes(forward)
         self.row = row_units(problem.H, problem.dtype)
+        self.carried = operands.Carried(cell, forward, problem.H, self.row)
         lacking = self.row - problem.H
         self.state, self.recurrent, self.rows = missing(lacking), missing(lacking, lacking), missing(0, lacking)
         self.unit = _unit(problem)
@@ -75,16 +75,14 @@ class Steps:
         before = x.new_zeros(B, self.row) if states[0] is None else whole(states[0], self.state)
         y = empty(x, T, B, self.row)
         kept = empty(x, T, B, self.routes.kept, self.row) if keep and self.routes.kept else None
-        carried = self._carried(states, x, B)
+        carried = self.carried.before(states, x, B)
         self._run(
             y, before, self.row, reverse, strides, u=u, w_rec=whole(self._by_gate(w_hh, self.recurrent)), bias0=bias0, bias1=bias1,
             carried=carried, kept=kept, vectors=self._whole(vectors),
         )  # fmt: skip
         y = unpadded(y, self.state)
-        last = [y[0 if reverse else T - 1].clone()]
-        if carried is not None:
-            last += [self._state(carried, name).to(x.dtype, copy=True) for name in self.cell.states[1:]]
-        return y, tuple(last), None if kept is None else unpadded(kept, self.state)
+        last = (y[0 if reverse else T - 1].clone(), *self.carried.states(carried, x.dtype))
+        return y, last, None if kept is None else unpadded(kept, self.state)
 
     def backward(
         self, w_hh: Tensor, y: Tensor, kept: Tensor | None, dy: Tensor | None, dstates: States, reverse: bool = False,
@@ -98,7 +96,7 @@ class Steps:
         if self.routes.rec_gates != tuple(range(self.gates)):
             w_rec = torch.stack([w_rec[gate] for gate in self.routes.rec_gates])
         da = empty(y, T, B, self.routes.published * self.row)
-        carried = self._carried((None, *dstates[1:]), y, B)  # the gradient of h comes by dy and dhn
+        carried = self.carried.before((None, *dstates[1:]), y, B)  # the gradient of h comes by dy and dhn
         self._run(
             da, da, 0, not reverse, strides, u=dy, w_rec=whole(w_rec), first=self._whole(dstates[0]),
             saved=whole(y, self.state) if self.routes.reads_y else None, carried=carried, kept=self._whole(kept),
@@ -106,9 +104,7 @@ class Steps:
         )  # fmt: skip
         if self.state:
             da = unpadded(da.unflatten(-1, (-1, self.row)), self.state).flatten(2)
-        if carried is None:
-            return da, NOTHING
-        return da, tuple([self._state(carried, name) if name in self.cell.carried else None for name in self.cell.states])
+        return da, self.carried.gradients(carried)
 
     def _whole(self, t: Tensor | None) -> Tensor | None:
         """Returns a state, kept tiles or vectors as the kernel takes them, or None."""
@@ -117,22 +113,6 @@ class Steps:
     def _by_gate(self, t: Tensor, lacking: tuple[int, ...]) -> Tensor:
         """Returns a weight or a bias [G*H, ..], the block of each gate padded, as [G, .., ..]; of one gate without the G."""
         return padded(t if self.gates == 1 else t.unflatten(0, (self.gates, -1)), lacking)
-
-    def _carried(self, states: States, like: Tensor, B: int) -> Tensor | None:
-        """Returns what the cell carries before the first step, [C,B,ROW] in fp32 (fp64), or None."""
-        names = self.cell.carried
-        if not names:
-            return None
-        carried = like.new_zeros((len(names), B, self.row), dtype=torch.promote_types(like.dtype, torch.float32))
-        for name in names:
-            state = states[self.cell.states.index(name)]
-            if state is not None:
-                self._state(carried, name).copy_(state)
-        return carried
-
-    def _state(self, carried: Tensor, name: str) -> Tensor:
-        """Returns the tile of a carried state, without padding: a view."""
-        return carried[self.cell.carried.index(name), :, : self.problem.H]
 
     def _run(
         self, out: Tensor, state: Tensor, first_k: int, descending: bool, strides: list[int], **others: Tensor | None

@@ -17,7 +17,6 @@ from ..plan.problem import ONE, Bundle, CtaGroup, OneCta, Problem, is_wide
 from . import cta_group, faults, gemm, one_cta, operands
 from .launcher import compiled_ahead
 from .operands import (
-    NOTHING,
     Engine,
     Operands,
     Scalars,
@@ -72,8 +71,9 @@ class Recurrence:
         """`first` is the number of the bottom layer, for reports and masks."""
         self.problem, self.plan, self.bundle, self.first = problem, plan, bundle, first
         self.engine = engine = _engine(problem, plan, bundle)
-        self.cell = cell = cells.named(problem.cell)
-        self.routes = cell.routes(problem.direction == "forward")
+        cell, forward = cells.named(problem.cell), problem.direction == "forward"
+        self.routes = cell.routes(forward)
+        self.carried = operands.Carried(cell, forward, problem.H, engine.row)
         self.gates = len(cell.gates)
         self.several = bundle.count > 1
         self.directions = self.several and not bundle.linked
@@ -126,7 +126,7 @@ class Recurrence:
         kept: Tensor | None = None
         if keep and routes.kept:
             kept = empty(w_hh, *([self.bundle.count] if self.several else models), T, B, routes.kept, engine.row)
-        carried = self._carried(states, w_hh, B) if routes.carried else None
+        carried = self.carried.before(states, w_hh, *([self.bundle.count] if self.several else []), B)
         x_in: Tensor | None = None
         u: Tensor | None = None
         x_t = x_b = x_m = u_t = u_b = u_m = models_with = 0
@@ -162,16 +162,15 @@ class Recurrence:
                 kept = operands.unpadded(kept, self.state)
             if self.directions:  # no views, whose in-place changes autograd would refuse
                 y, hn = y.flatten(2).detach(), hn.transpose(0, 1).contiguous().detach()
-        if carried is None:
-            return y, (hn,), kept
-        return y, (hn, *[self._state(carried, name).to(dtype, copy=True) for name in self.cell.states[1:]]), kept
+        return y, (hn, *self.carried.states(carried, dtype)), kept
 
     def backward(
         self, w_hh: Weight, y: Tensor, kept: Tensor | None, dy: Tensor | None, dstates: States, reverse: bool = False,
         vectors: Tensor | None = None, w_ih: Sequence[Tensor] | None = None, seed: Tensor | None = None, dropped: int = 0,
     ) -> tuple[Tensor, States]:  # fmt: skip
         """Returns da, the gradients of every pre-activation in the order in which the cell publishes them, which may be a view of
-        longer rows; and of each first state what W_hh^T da_first lacks of its gradient, in fp32 (fp64), or None if it lacks nothing.
+        longer rows; and of each first state what W_hh^T da_first lacks of its gradient, in fp32 (fp64), or None if it lacks nothing;
+        behind these the gradient of each vector, which is still to be summed over B.
 
         y and `kept` are the forward pass's.  dy and the gradients of the last states may be None, but not all of them.  `reverse` is
         that of the forward pass.  `w_ih` has the weights of all layers if they are linked, else it is None."""
@@ -191,9 +190,8 @@ class Recurrence:
         if w_ih is not None:  # each layer takes W_ih of the layer above it; nothing but dy comes from above the last one
             above = [self._transposed(w, range(self.gates), self.recurrent) for w in w_ih[1:]]
             w_in = torch.stack([*above, torch.zeros_like(above[0])])
-        carried: Tensor | None = None
-        if routes.carried:  # the gradient of h comes by dy and dhn
-            carried = self._carried((None, *dstates[1:]), y, B)
+        # the gradient of h comes by dy and dhn
+        carried = self.carried.before((None, *dstates[1:]), y, *([self.bundle.count] if self.several else []), B)
         saved: Tensor | None = None
         if routes.reads_y:
             saved = whole(self._padded_rows(y) if self.state else y)
@@ -211,10 +209,7 @@ class Recurrence:
         da = out.view(y.dtype) if self.engine.words else out
         if self.state:
             da = da[..., : self.problem.H] if routes.published == 1 else self._without_padding(da)
-        if carried is None:
-            return da, NOTHING
-        cell = self.cell
-        return da, tuple([self._state(carried, name) if name in cell.carried else None for name in cell.states])
+        return da, self.carried.gradients(carried)
 
     def _launch(self, tensors: Operands, out: Tensor, scalars: Scalars) -> None:
         engine = self.engine
@@ -233,23 +228,6 @@ class Recurrence:
             return padded(w.t(), lacking)
         blocks = w.chunk(self.gates)
         return torch.cat([padded(blocks[gate].t(), self.recurrent) for gate in order], 1)
-
-    def _carried(self, states: States, like: Tensor, B: int) -> Tensor:
-        """Returns what the cell carries before the first step, [C,B,ROW], or of several recurrences [N,C,B,ROW], in fp32 (fp64)."""
-        wide = torch.float64 if like.dtype == torch.float64 else torch.float32
-        several = [self.bundle.count] if self.several else []
-        names = self.cell.carried
-        carried = like.new_zeros((*several, len(names), B, self.engine.row), dtype=wide)
-        for name in names:
-            state = states[self.cell.states.index(name)]
-            if state is not None:
-                self._state(carried, name).copy_(state)
-        return carried
-
-    def _state(self, carried: Tensor, name: str) -> Tensor:
-        """Returns the tile of a carried state, without padding: a view."""
-        tile = carried.select(-3, self.cell.carried.index(name))
-        return tile[..., : self.problem.H] if self.state else tile
 
     def _without_padding(self, da: Tensor) -> Tensor:
         """Returns the gradients of several pre-activations [.., P*ROW] as [.., P*H]."""

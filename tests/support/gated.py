@@ -1,4 +1,4 @@
-"""Cells of several gates, which rnn_triton has none of yet, for tests of the engine; and their launches by kernels/one_cta.py.
+"""Cells that keep other tiles than rnn_triton's, y among them, for tests of the engine; and their launches by kernels/one_cta.py.
 
 A test makes them known (test_gates.py)."""
 
@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from rnn_triton.cells import Cell
+from rnn_triton.cells.leaky import LEAKY
 from rnn_triton.kernels.activations import tanh
 from rnn_triton.launch import one_cta, operands, recurrence
 from rnn_triton.launch.operands import Operands, Scalars
@@ -19,19 +20,6 @@ from rnn_triton.plan.problem import DTYPES, Problem
 @triton.jit
 def sigmoid(z):
     return 1.0 / (1.0 + tl.exp(-z))
-
-
-@triton.jit
-def leaky_forward(a, carried, saved, vectors, ACCURACY: tl.constexpr):
-    f = tanh(a[0], ACCURACY)
-    h = carried[0] + vectors[0] * (f - carried[0])
-    return (h,), (h,), (f,)
-
-
-@triton.jit
-def leaky_backward(a, carried, saved, vectors, ACCURACY: tl.constexpr):
-    dh = a[0] + carried[0]
-    return (vectors[0] * dh * (1.0 - saved[0] * saved[0]),), ((1.0 - vectors[0]) * dh,), ()
 
 
 @triton.jit
@@ -70,27 +58,20 @@ def lstm_backward(a, carried, saved, vectors, ACCURACY: tl.constexpr):
     return da, (dc * f,), ()
 
 
-def _leaky(vectors, a, states):
-    return (states[0] + vectors[0] * (torch.tanh(a[0]) - states[0]),)
-
-
-def _gru(vectors, a, states):
+def _gru(a, states, vectors):
     n = torch.tanh(a[3] + torch.sigmoid(a[0]) * a[2])
     return (n + torch.sigmoid(a[1]) * (states[0] - n),)
 
 
-def _lstm(vectors, a, states):
+def _lstm(a, states, vectors):
     i, f, o = (torch.sigmoid(a[k]) for k in (0, 1, 3))
     c = f * states[1] + i * torch.tanh(a[2])
     return o * torch.tanh(c), c
 
 
-_NO_MATTER = dict(special=0, aten="", onnx=("", ()))
-CELLS = {  # `step` gets the cell's own vectors, too
-    "leaky": Cell(
-        name="leaky", gates=("a",), states=("h",), carried=("h",), vectors=("leak",), kept=1, step=_leaky,
-        forward=leaky_forward, backward=leaky_backward, **_NO_MATTER,
-    ),
+_NO_MATTER = dict(special=0)
+CELLS = {
+    "leaky": replace(LEAKY["tanh"], name="leaky"),
     "gru": Cell(
         name="gru", gates=("r", "z", "n"), states=("h",), split=("n",), carried=("h",), kept=4, reads_y=True, step=_gru,
         forward=gru_forward, backward=gru_backward, **_NO_MATTER,
@@ -145,8 +126,9 @@ def forward(name, x, w_ih, w_hh, b_ih, b_hh, h0, carried, vectors, precision, re
 
 
 def backward(name, w_hh, y, kept, dy, dhn, carried, vectors, precision, reverse=False, **changes):
-    """(da of the published tiles [T, B, P, H], what is carried last)"""
+    """(da of the published tiles [T, B, P, H], what is carried last: behind the cell's own the gradients of its vectors)"""
     (T, B, H), of = y.shape, CELLS[name]
+    carried = torch.cat([carried, carried.new_zeros(len(of.vectors), B, H)])
     problem, plan = planned(name, "backward", B, 1, H, DTYPES[y.dtype], precision, **changes)
     da = _nan(y, T, B, of.routes(False).published, H)
     tensors = dict(w_rec=w_hh, first=dhn, u=dy, out=da, kept=kept, carried=carried, vectors=vectors)

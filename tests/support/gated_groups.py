@@ -16,7 +16,7 @@ from rnn_triton.plan.problem import DTYPES, ONE, Bundle, CtaGroup, Problem, row_
 from .grids import KINDS, MODES, Case, assert_close
 from .stacks import dropout_masks
 
-GATES = {"leaky": 1, "gru": 3, "lstm": 4}
+GATES = {"leaky_tanh": 1, "gru": 3, "lstm": 4}
 
 
 def step(name, of_x, of_h, h, c, leak):
@@ -79,7 +79,7 @@ class Gated(Case):
         w_ih, w_hh = [uniform(G, H, width) for width in widths], [uniform(G, H, H) for _ in range(n)]
         b_ih, b_hh = [uniform(G, H) for _ in range(n)], [uniform(G, H) for _ in range(n)]
         h0, c0 = normal(n, self.B, H), torch.randn(n, self.B, H, generator=g)
-        leak = torch.rand(n, 1, H, generator=g) * 0.8 + 0.1
+        leak = torch.rand(n, 1, H, generator=g) * 0.8 + 0.1  # the cell's vectors, of a leaky one
         dy, dhn = normal(self.T, self.B, (1 + self.both) * H), normal(n, self.B, H)
         dcn = torch.randn(n, self.B, H, generator=g)
         if self.cell != "lstm":
@@ -91,6 +91,7 @@ class Gated(Case):
         exact = [[e.double() for e in t] if isinstance(t, list) else t.double() for t in tensors]
         x, w_ih, w_hh, b_ih, b_hh, h0, c0, leak, dy, dhn, dcn = exact
         h0, c0 = h0.requires_grad_(), c0.requires_grad_()
+        leak = leak.expand(-1, self.B, -1).clone().requires_grad_()  # a gradient of each row
         shape = (self.lanes, self.T, self.B, GATES[self.cell], self.H)
         to_x, to_h = (torch.zeros(shape, dtype=torch.float64, requires_grad=True) for _ in range(2))
         ys, hn, cn = [], [], []
@@ -112,12 +113,13 @@ class Gated(Case):
         if direction == "forward":
             return tuple(t.detach() for t in (torch.stack(ys), hn, carried))
         loss = (top * dy).sum() + (hn * dhn).sum() + (cn * dcn).sum()
-        d_hh, d_ih, dh0, dc0 = torch.autograd.grad(loss, [to_h, to_x, h0, c0], allow_unused=True)
+        d_hh, d_ih, dh0, dc0, dleak = torch.autograd.grad(loss, [to_h, to_x, h0, c0, leak], allow_unused=True)
         if self.cell == "lstm":
             return d_hh, d_ih, dc0
         first = [self.T - 1 if self.reverse ^ (self.both and n == 1) else 0 for n in range(self.lanes)]
         products = [torch.einsum("bgh,ghk->bk", d_hh[n, t], w_hh[n]) for n, t in enumerate(first)]
-        return d_hh, d_ih, dh0 - torch.stack(products)
+        dh0 = dh0 - torch.stack(products)
+        return d_hh, d_ih, dh0 if dleak is None else torch.cat([dh0, dleak], -1)
 
     # ---- launches
 
@@ -206,11 +208,11 @@ class Gated(Case):
         return y, hn, carried[:, 0, :, : self.H], kept
 
     def backward(self, tensors, y, kept, module=recurrence, device="cpu", mode=MODES[0], seed=None):
-        """(gradients of W_hh's gates, of W_ih's, of what is carried first), those with lanes in front"""
+        """(gradients of W_hh's gates, of W_ih's, of what is carried first and behind it of vectors), those with lanes in front"""
         _, w_ih, w_hh, *_, leak, dy, dhn, dcn = [[e.to(device) for e in t] if isinstance(t, list) else t.to(device) for t in tensors]
         of, row = cells.named(self.cell), row_units(self.H, DTYPES[self.dtype])
         routes, n = of.routes(False), self.lanes
-        carried = self._rows(dcn[:, None].float())
+        carried = self._rows(torch.stack([dcn, *[torch.zeros_like(dcn)] * len(of.vectors)], 1).float())
 
         def transposed(w, order):
             return torch.cat([self._weight(w[g].t(), row) for g in order], 1)
@@ -231,7 +233,7 @@ class Gated(Case):
             da = da.movedim(2, 0)
         order = torch.tensor(routes.rec_gates).argsort()
         d_hh, d_ih = da[..., : routes.exchanged, :][..., order, :], da[..., routes.published - routes.exchanged :, :]
-        return d_hh, d_ih, carried[:, 0, :, : self.H]
+        return d_hh, d_ih, carried[..., : self.H].transpose(1, 2).flatten(2)
 
     def run(self, direction, tensors, device="cpu", module=recurrence, mode=MODES[0], seed=None):
         """Forward (y, hn, what is carried last), of lanes [N, ..]; backward, behind a forward pass of the same module,
