@@ -52,7 +52,8 @@ def rnn(
     weights: tuple[Any, ...] = (w_ih, w_hh, b_ih, b_hh)
     if b_ih is None or b_hh is None:
         weights = tuple([t for t in weights if t is not None])
-    return autograd.network(x, weights, h0, None, net)
+    y, (hn,) = autograd.network(x, weights, () if h0 is None else (h0,), None, net)
+    return y, hn
 
 
 def network(
@@ -89,18 +90,20 @@ def network(
     dropout = dropout if len(weights) > directions * count else 0.0
     if packed is None and not (dropout and _drops_as_torch(x)):
         net = Settings(bias, bias, checks.elman(nonlinearity).name, "both" if bidirectional else "forward", None, masks.count(dropout))
-        x, flat, h0, precision = settled_network(x, net.layers(weights), h0, nonlinearity, bidirectional, precision)
+        x, flat, h0, precision = settled_network(x, [layer[:4] for layer in net.layers(weights)], h0, nonlinearity, bidirectional, precision)
         seed = masks.new_seed(x.device) if net.dropped else None
-        return autograd.network(x, flat, h0, seed, net._replace(precision=precision))
+        y, (hn,) = autograd.network(x, flat, () if h0 is None else (h0,), seed, net._replace(precision=precision))
+        return y, hn
 
-    def layer(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-        *tensors, n = arguments
-        reverse = n % directions == 1
-        return one(x, *tensors, nonlinearity=nonlinearity, reverse=reverse, precision=precision)
+    def layer(x: Tensor, weights: Layer, states: tuple[Tensor, ...], n: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+        h = states[0] if states else None
+        y, hn = one(x, *weights[:4], h, nonlinearity=nonlinearity, reverse=n % directions == 1, precision=precision)
+        return y, (hn,)
 
-    layers = [Layer(*weights[n : n + count]) for n in range(0, len(weights), count)]
+    layers = [Layer(*weights[n : n + count]) for n in range(0, len(weights), count)]  # type: ignore[arg-type]
     between = lambda y, _: nn.functional.dropout(y, dropout) if dropout else y  # noqa: E731
-    return in_turn(x, layers, h0, directions, one=layer, between=between)
+    y, (hn,) = in_turn(x, layers, () if h0 is None else (h0,), directions, one=layer, between=between)
+    return y, hn
 
 
 def _drops_as_torch(x: Tensor) -> bool:

@@ -1,8 +1,8 @@
-"""Export to ONNX, whose own operator RNN takes the place of this package's layers.
+"""Export to ONNX, whose own operators RNN, GRU and LSTM take the place of this package's layers.
 
-`torch.onnx.export(..., dynamo=True)` needs nothing from here: while it traces a module, each layer and direction becomes an RNN
+`torch.onnx.export(..., dynamo=True)` needs nothing from here: while it traces a module, each layer and direction becomes a
 node (op/onnx_node.py). A program that `torch.export` made before holds this package's own operators instead;
-`program.run_decompositions(rnn_triton.onnx.decompositions())` replaces them by RNN nodes.
+`program.run_decompositions(rnn_triton.onnx.decompositions())` replaces them by such nodes.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from .op.layers import Settings
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:
-    """Returns the decompositions that turn the package's operators into ONNX's RNN: pass them to the `run_decompositions` of a
+    """Returns the decompositions that turn the package's operators into ONNX's: pass them to the `run_decompositions` of a
     program that torch.export made. An ensemble, and dropout between layers, raise UnsupportedError when the program is decomposed."""
 
-    def network(x: Tensor, weights: list[Tensor], h0: Tensor | None, seed: Tensor | None, *settings: Any) -> tuple[Tensor, ...]:
+    def network(x: Tensor, weights: list[Tensor], states: list[Tensor], seed: Tensor | None, *settings: Any) -> tuple[Any, ...]:
         *given, keep = settings
         net = Settings(*given)
         if x.dim() != 3:
@@ -30,7 +30,8 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         if net.dropped:
             raise UnsupportedError("ONNX has no operator for this dropout between layers: export model.eval()")
         outputs: list[Tensor] = []
-        y, hn = onnx_node.network(x, weights, h0, net, between=lambda y, _: outputs.append(y) or y)  # type: ignore[func-returns-value]
-        return y, hn, torch.stack([*outputs, y]) if keep and outputs else x.new_empty(0)
+        between: Any = lambda y, _: outputs.append(y) or y  # type: ignore[func-returns-value]  # noqa: E731
+        y, last = onnx_node.network(x, weights, tuple(states), net, between)
+        return y, list(last), [torch.stack([*outputs, y])] if keep and outputs else []
 
     return {torch.ops.rnn_triton.forward.default: network}

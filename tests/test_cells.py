@@ -7,10 +7,9 @@ import triton.language as tl
 
 from rnn_triton import cells
 from rnn_triton.cells import elman, gru, leaky, lstm
-from rnn_triton.errors import UnsupportedError
 from rnn_triton.interpret import interpreter
 from rnn_triton.kernels import cells as device
-from rnn_triton.op import network, on_cpu
+from rnn_triton.op import network
 from rnn_triton.op.gradients import DW_HH, DW_IH, DX
 from rnn_triton.op.layers import Layer, Settings
 
@@ -45,24 +44,12 @@ def test_a_step_is_that_of_torchs_cell(name):
 
 
 @by_name
-def test_the_derivative_on_cpu_tensors_is_that_of_the_step(name):
-    cell, a, dh = CELLS[name], normal(5, 4), normal(5, 4, seed=1)
-    if cell.derivative is None:
-        assert not cell.reads_y
-        with pytest.raises(UnsupportedError, match=f"no backward pass on CPU tensors, got '{name}'"):
-            on_cpu.backward(normal(4, 4), normal(2, 3, 4), None, dh, name, False)
-        return
-    (h,), pull = torch.func.vjp(lambda a: cell.step((a,), (), ()), a)
-    torch.testing.assert_close(cell.derivative(dh, h), pull((dh,))[0])
-
-
-@by_name
 def test_a_network_of_a_cell_counts_the_products_of_all_gates(name):
     """T = 2, B = 3, I = 5, H = 4, by shapes: forward a product of x and one of h for each step and gate, and backward two of each but
     that of the first step's gradient"""
     G = len(CELLS[name].gates)
     net = Settings(False, False, name, "forward", None)
-    call = network.Call([2, 3, 5], [Layer([G * 4, 5], [G * 4, 4])], None, None, net)
+    call = network.Call([2, 3, 5], [Layer([G * 4, 5], [G * 4, 4])], (), None, net)
     assert call.forward_flops(False) == 2 * 3 * G * 4 * (2 * 5 + 2 * 4)
     needs = [DX, DW_IH | DW_HH]
     assert call.backward_flops(None, None, None, needs, None) == 2 * 3 * G * 4 * (2 * 2 * 5 + 3 * 4)

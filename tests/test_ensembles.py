@@ -521,19 +521,23 @@ def test_forward_mode_and_jacobians(device):
 def test_the_op_itself():
     """with M in front of every shape: what a traced vmap records; differentiable to any order"""
     tensors = tuple(leaves(stacked(members("fp64", 2, 2, 2, 3, "cpu"))[1]))
-    function = lambda *t: network.forward(*ops.arguments(t), True)[:2]  # noqa: E731
+
+    def function(*t):
+        y, last, _ = network.forward(*ops.arguments(t), True)
+        return y, *last
+
     assert torch.autograd.gradcheck(function, tensors, fast_mode=True)
     assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True)
 
 
 def opcheck(groups, needs, device):
-    x, weights, h0, seed, *net = ops.arguments(stacked(members("fp64", 2, 4, 3, 5, device))[1])
-    forward = (x, weights, h0, seed, *net, True)
-    y, hn, _ = network.forward(*forward)
+    x, weights, states, seed, *net = ops.arguments(stacked(members("fp64", 2, 4, 3, 5, device))[1])
+    forward = (x, weights, states, seed, *net, True)
+    y, last, _ = network.forward(*forward)
     if needs == 31:
         torch.library.opcheck(network.forward, forward)
     wanted = [needs & (1 | 16), needs & (2 | 4 | 8)]
-    torch.library.opcheck(network.backward, (x, weights, h0, seed, *net, y, y, hn, wanted, groups))
+    torch.library.opcheck(network.backward, (x, weights, states, seed, *net, [y], y, last, wanted, groups))
 
 
 @pytest.mark.long

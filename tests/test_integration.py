@@ -50,9 +50,10 @@ def test_opcheck_by_the_kernels(device):
     tensors = [t.detach().to(device).requires_grad_() for t in problem(2, 2, 3, 4)]
     forward = (*ops.arguments(tensors), True)
     torch.library.opcheck(network.forward, forward)
-    x, weights, h0, seed, *net = ops.arguments([t.detach() for t in tensors])
-    y, hn, _ = (t.detach() for t in network.forward(*forward))
-    torch.library.opcheck(network.backward, (x, weights, h0, seed, *net, y, y, hn, ops.ALL, None))
+    x, weights, states, seed, *net = ops.arguments([t.detach() for t in tensors])
+    y, (hn,), _ = network.forward(*forward)
+    y, hn = y.detach(), hn.detach()
+    torch.library.opcheck(network.backward, (x, weights, states, seed, *net, [y], y, [hn], ops.ALL, None))
 
 
 # ---- autocast ------------------------------------------------------------------------------------------------------

@@ -116,9 +116,10 @@ def test_loss_of_y_or_hn_alone(given, T, reverse, monkeypatch):
     seen = []
     for where in (on_cpu, dispatch):
         original = where.backward
-        monkeypatch.setattr(where, "backward", lambda *a, run=original: seen.append(a[2:4]) or run(*a))
+        monkeypatch.setattr(where, "backward", lambda *a, run=original: seen.append(a[3:5]) or run(*a))
     check(problem(T, 3, 5, 7), reverse=reverse, given=given)
-    assert [t is not None for t in seen[0]] == list(given)  # no tensor of zeros is made for the unused output
+    dy, (dhn,) = seen[0]
+    assert [t is not None for t in (dy, dhn)] == list(given)  # no tensor of zeros is made for the unused output
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -237,6 +238,7 @@ def test_saves_inputs_and_y_only():
     assert {t.data_ptr() for t in kept} <= {t.data_ptr() for t in (*tensors, y)}
 
 
+@pytest.mark.interpret
 @pytest.mark.parametrize("T, h0", [(4, True), (4, False), (1, True), (1, False)])
 def test_frozen_arguments_cost_no_gemm(T, h0, monkeypatch):
     products = []
@@ -256,6 +258,7 @@ def test_frozen_arguments_cost_no_gemm(T, h0, monkeypatch):
             assert all(torch.equal(g, full[i]) for g, i in zip(got, wanted, strict=True))
 
 
+@pytest.mark.interpret
 def test_weight_gradient_does_not_copy_y(monkeypatch):
     bases = []
     original = gemm.matmul
@@ -897,8 +900,8 @@ def test_opcheck_backward(needs, groups, B):
     y, hn = rnn(*tensors, h0)
     wanted = [needs & (1 | 16), needs & (2 | 4 | 8)]
     for dy, dhn, state in ((y, hn, h0), (y, None, None), (None, hn, h0)):
-        x, weights, state, seed, *net = ops.arguments((*tensors, state))
-        torch.library.opcheck(network.backward, (x, weights, state, seed, *net, y, dy, dhn, wanted, groups))
+        x, weights, states, seed, *net = ops.arguments((*tensors, state))
+        torch.library.opcheck(network.backward, (x, weights, states, seed, *net, [y], dy, [dhn], wanted, groups))
 
 
 def test_meta_tensors():
@@ -929,7 +932,7 @@ several = pytest.mark.parametrize("name", NETWORKS)
 def of_reference(net, x, weights):
     """y of a module by the reference"""
     settings = Settings(True, True, "elman_tanh", "both" if net.bidirectional else "forward", None)
-    return autograd._reference(x, weights, None, settings)(x, None, *weights)[0]
+    return autograd._reference(x, weights, None, settings, 0)(x, *weights)[0]
 
 
 @several
@@ -981,10 +984,10 @@ def test_vmap_of_nothing_under_dropout(mapped):
     settings = Settings(True, True, "elman_tanh", "forward", None, 100)
 
     def both(x, w):
-        these = (x, [w, *weights[1:]], None, torch.tensor([3]), *settings)
-        y, hn, kept = network.forward(*these, True)
-        dx, _, dweights = network.backward(*these, kept, y, hn, [DX, DW_HH, DW_HH], None)
-        return y, hn, dx, dweights[1]
+        these = (x, [w, *weights[1:]], [], torch.tensor([3]), *settings)
+        y, last, kept = network.forward(*these, True)
+        dx, _, dweights = network.backward(*these, kept, y, last, [DX, DW_HH, DW_HH], None)
+        return y, *last, dx, dweights[1]
 
     in_dims = (0, None) if mapped == "x" else (None, 0)
     expected = both(x, weights[0])

@@ -24,7 +24,7 @@ from rnn_triton.launch.launcher import DoesNotCompile
 from rnn_triton.launch.recurrence import Recurrence
 from rnn_triton.op import autograd, dropout, network
 from rnn_triton.op.gradients import DB, DH0, DW_HH, DW_IH, DX
-from rnn_triton.op.layers import Settings, in_turn
+from rnn_triton.op.layers import Layer, Settings, in_turn
 from rnn_triton.plan import choose, sharing
 from rnn_triton.plan.problem import ONE, Bundle
 
@@ -32,8 +32,9 @@ CPU = torch.device("cpu")
 WEIGHTS = DW_IH | DW_HH | DB  # needed of a layer
 
 
-def one_layer(x, w_ih, w_hh, b_ih, b_hh, h0, n):
-    return functional.rnn(x, w_ih, w_hh, b_ih, b_hh, h0, precision="tf32x3")
+def one_layer(x, layer, states, n):
+    y, hn = functional.rnn(x, *layer[:4], *states, precision="tf32x3")
+    return y, (hn,)
 
 
 @pytest.fixture
@@ -154,14 +155,14 @@ def test_masks_do_not_depend_on_what_is_launched(launches, monkeypatch):
     """nor the gradients: each pass may have launches of its own"""
     x, layers, h0, _ = example(3, 1, 9, 16, T=2, B=2, dtype=torch.float32)
     weights = [t.detach() for layer in layers for t in layer]
-    given = x.detach(), weights, h0.detach(), torch.tensor([7])
+    given = x.detach(), weights, [h0.detach()], torch.tensor([7])
     net = Settings(True, True, "elman_relu", "forward", "tf32x3", 30000)
     found = []
     for parts in ((Bundle(3, True, True),), (Bundle(2, True, True), ONE), (ONE, Bundle(2, True, True)), (ONE,) * 3):
         monkeypatch.setattr(network, "launches", lambda *_, parts=parts: parts)
-        y, hn, kept = network.forward(*given, *net, True)
-        dx, dh0, dweights = network.backward(*given, *net, kept, y, hn, [DX | DH0, *[WEIGHTS] * 3], None)
-        found.append([y, hn, kept, dx, dh0, *dweights])
+        y, last, kept = network.forward(*given, *net, True)
+        dx, dstates, dweights = network.backward(*given, *net, kept, y, last, [DX | DH0, *[WEIGHTS] * 3], None)
+        found.append([y, *last, *kept, dx, *dstates, *dweights])
     for other in found[1:]:
         assert_close(other, [t.double() for t in found[0]], 1e-5)
 
@@ -205,7 +206,8 @@ def test_second_derivatives(launches):
     seed = dropout.new_seed(CPU)
     count = dropout.count(0.3)
     drop = lambda y, n: dropout.drop_by_mask(y, dropout.mask(y.shape, y.dtype, seed, n, count), count)  # noqa: E731
-    theirs = penalty(*in_turn(x, layers, h0, 1, one=one_layer, between=drop))
+    y, (hn,) = in_turn(x, [Layer(*layer) for layer in layers], (h0,), 1, one=one_layer, between=drop)
+    theirs = penalty(y, hn)
     assert_close(ours, [t.double() for t in theirs], 1e-4)  # first derivatives of fp32, differentiated once more
 
 
@@ -215,7 +217,7 @@ def test_derivatives_where_arguments_depend_on_each_other(launches):
     """Weights that layers share, h0 computed from x: the layers run again for create_graph, and each gets its own gradient"""
     g = torch.Generator().manual_seed(1)
     x, w = (torch.randn(*shape, generator=g).requires_grad_() for shape in ((1, 2, 16), (16, 16)))
-    layers = [(w, w, None, None)] * 2
+    layers = [Layer(w, w)] * 2
 
     def gradients(create_graph):
         y, hn = functional.network(x, [w] * 4, torch.cat([x, 2 * x]) * 0.1, bias=False, precision="tf32x3")
@@ -223,7 +225,7 @@ def test_derivatives_where_arguments_depend_on_each_other(launches):
 
     plain = gradients(False)
     assert_close(gradients(True), [t.double() for t in plain], 1e-5)  # both to a few roundings of fp32
-    y, hn = in_turn(x, layers, torch.cat([x, 2 * x]) * 0.1, 1, one=one_layer, between=lambda y, _: y)
+    y, (hn,) = in_turn(x, layers, (torch.cat([x, 2 * x]) * 0.1,), 1, one=one_layer, between=lambda y, _: y)
     assert_close(plain, [t.double() for t in torch.autograd.grad(y.square().sum() + hn.sum(), [x, w])], 1e-5)
 
 
@@ -527,10 +529,10 @@ def test_vmap_of_the_ops(p, launches):
     xs, seconds = torch.stack([x, -x]), torch.stack([weights[5], 0.5 * weights[5]])
 
     def of(x, w_hh):
-        call = x, [*weights[:5], w_hh, *weights[6:]], h0, seed, *net
-        y, hn, kept = network.forward(*call, True)
-        dx, dh0, dweights = network.backward(*call, kept, y, hn, [DX | DH0, WEIGHTS, WEIGHTS], None)
-        return y, hn, kept, dx, dh0, *dweights
+        call = x, [*weights[:5], w_hh, *weights[6:]], [h0], seed, *net
+        y, last, kept = network.forward(*call, True)
+        dx, dstates, dweights = network.backward(*call, kept, y, last, [DX | DH0, WEIGHTS, WEIGHTS], None)
+        return y, *last, *kept, dx, *dstates, *dweights
 
     for dims, given in (((0, None), (xs, weights[5])), ((0, 0), (xs, seconds)), ((None, 0), (x, seconds))):
         each = [of(*[t if d is None else t[i] for t, d in zip(given, dims, strict=True)]) for i in range(2)]
@@ -559,7 +561,7 @@ def test_the_ops_without_kernels(directions, p):
     weights = [t for layer in layers for t in layer]
     seed = torch.tensor([3]) if p else None
     net = Settings(True, True, "elman_tanh", "both" if directions == 2 else "forward", None, dropout.count(p))
-    y, hn, _ = network.forward(x, weights, h0, seed, *net, True)
+    y, (hn,), _ = network.forward(x, weights, [h0], seed, *net, True)
     tensors = [x, h0, *weights]
     found = [y, hn, *torch.autograd.grad(y.sum() + hn.sum(), tensors, retain_graph=True)]
     if not p:
@@ -584,12 +586,12 @@ def test_opcheck(directions, bias, p, launches):
     dropped = dropout.count(p)
     seed = torch.tensor([3]) if dropped else None
     net = Settings(bias, bias, "elman_tanh", "both" if directions == 2 else "forward", "tf32", dropped)
-    torch.library.opcheck(network.forward, (x, weights, h0, seed, *net, True))
-    torch.library.opcheck(network.forward, (x_, weights_, h0_, seed, *net, False))
-    y, hn, kept = network.forward(x_, weights_, h0_, seed, *net, True)
-    ys = y if directions == 2 else kept
+    torch.library.opcheck(network.forward, (x, weights, [h0], seed, *net, True))
+    torch.library.opcheck(network.forward, (x_, weights_, [h0_], seed, *net, False))
+    y, last, kept = network.forward(x_, weights_, [h0_], seed, *net, True)
+    ys = [y] if directions == 2 else kept
     for needs in ([DX | DH0, WEIGHTS, WEIGHTS], [DH0, DW_HH, DB]):
-        torch.library.opcheck(network.backward, (x_, weights_, h0_, seed, *net, ys, y, hn, needs, None))
+        torch.library.opcheck(network.backward, (x_, weights_, [h0_], seed, *net, ys, y, last, needs, None))
 
 
 @pytest.mark.interpret

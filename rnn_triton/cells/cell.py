@@ -30,6 +30,15 @@ class Routes(NamedTuple):
     vectors: int
 
 
+class Onnx(NamedTuple):
+    """ONNX's operator of a cell."""
+
+    operator: str
+    activations: tuple[str, ...]
+    gates: tuple[str, ...] = ()  # in its order, unless it is that of the cell
+    attributes: tuple[tuple[str, int], ...] = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cell:
     """A recurrent cell of H hidden units, elementwise over them but for its two products:
@@ -52,10 +61,9 @@ class Cell:
     step: Callable[[Tensors, Tensors, Tensors], Tensors]  # in torch, differentiable to any order: (a, states, vectors) -> states
     forward: Any  # device functions of kernels/cells.py, whose head says what they take and return
     backward: Any
-    derivative: Callable[[Tensor, Tensor], Tensor] | None = None  # (gradient of h, h) -> that of a, on CPU tensors, if reads_y
     special: int  # instructions of the special-function unit (MUFU) that a hidden unit's forward step takes in 16 bits; backward none
     aten: str = ""  # the function of torch._VF that runs whole layers on CPU tensors, if there is one
-    onnx: tuple[str, tuple[str, ...]] = ("", ())  # ONNX's operator and its activations
+    onnx: Onnx | None = None  # ONNX's operator, if there is one
 
     def routes(self, forward: bool) -> Routes:
         """Returns what a kernel is told of this cell, in its forward or its backward pass.

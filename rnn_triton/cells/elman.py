@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from ..kernels import cells
-from .cell import Cell, Tensors, register
+from .cell import Cell, Onnx, Tensors, register
 
 
 def _tanh(a: Tensors, states: Tensors, vectors: Tensors) -> Tensors:
@@ -17,11 +16,6 @@ def _relu(a: Tensors, states: Tensors, vectors: Tensors) -> Tensors:
     return (torch.relu(a[0]),)
 
 
-def _relu_backward(dh: Tensor, h: Tensor) -> Tensor:
-    """Returns what torch has: 0 at 0, and all of dh at NaN."""
-    return torch.ops.aten.threshold_backward(dh, h, 0)
-
-
 ELMAN = {  # by torch's name of f, its argument `nonlinearity`
     "tanh": register(
         Cell(
@@ -30,12 +24,11 @@ ELMAN = {  # by torch's name of f, its argument `nonlinearity`
             states=("h",),
             reads_y=True,
             step=_tanh,
-            derivative=torch.ops.aten.tanh_backward.default,
             forward=cells.elman_tanh_forward,
             backward=cells.elman_tanh_backward,
             special=1,
             aten="rnn_tanh",
-            onnx=("RNN", ("Tanh",)),
+            onnx=Onnx("RNN", ("Tanh",)),
         )
     ),
     "relu": register(
@@ -45,12 +38,11 @@ ELMAN = {  # by torch's name of f, its argument `nonlinearity`
             states=("h",),
             reads_y=True,
             step=_relu,
-            derivative=_relu_backward,
             forward=cells.elman_relu_forward,
             backward=cells.elman_relu_backward,
             special=0,
             aten="rnn_relu",
-            onnx=("RNN", ("Relu",)),
+            onnx=Onnx("RNN", ("Relu",)),
         )
     ),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..kernels import cells
-from .cell import Cell, Tensors, register
+from .cell import Cell, Onnx, Tensors, register
 
 
 def _step(a: Tensors, states: Tensors, vectors: Tensors) -> Tensors:
@@ -27,6 +27,6 @@ GRU = register(
         backward=cells.gru_backward,
         special=5,  # two sigmoids and a tanh
         aten="gru",
-        onnx=("GRU", ("Sigmoid", "Tanh")),
+        onnx=Onnx("GRU", ("Sigmoid", "Tanh"), ("z", "r", "n"), (("linear_before_reset", 1),)),
     )
 )

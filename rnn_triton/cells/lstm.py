@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..kernels import cells
-from .cell import Cell, Tensors, register
+from .cell import Cell, Onnx, Tensors, register
 
 
 def _step(a: Tensors, states: Tensors, vectors: Tensors) -> Tensors:
@@ -26,6 +26,6 @@ LSTM = register(
         backward=cells.lstm_backward,
         special=8,  # three sigmoids and two of tanh
         aten="lstm",
-        onnx=("LSTM", ("Sigmoid", "Tanh", "Tanh")),
+        onnx=Onnx("LSTM", ("Sigmoid", "Tanh", "Tanh"), ("i", "o", "f", "g")),
     )
 )

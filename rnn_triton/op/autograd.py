@@ -8,23 +8,24 @@ cell.  The forward pass saves its inputs and y of every layer, nothing else.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad, profiler
+from torch.utils._pytree import tree_map_only
 
-from ..cells import named, reference
+from ..cells import reference
 from ..errors import UnsupportedError
 from ..launch.launcher import is_batched
 from . import dropout as masks
 from . import network as ops
 from . import onnx_node
-from .gradients import DB, DH0, DW_HH, DW_IH, DX
-from .layers import Settings, in_turn
+from .gradients import DB, DH0, DV, DW_HH, DW_IH, DX
+from .layers import Layer, Settings, States, in_turn
+from .recording import alone
 
 _vjp: Any = torch.func.vjp  # (outputs, pull_back)
 _autograd: Any = torch._C._autograd  # its stubs lack some
@@ -45,6 +46,8 @@ class _Facts:
     """What the Functions are given besides tensors.  Not a tuple, which torch.func would take apart."""
 
     net: Settings
+    states: int  # how many are given
+    kept: int = 0
     needs: list[int] = field(default_factory=list)  # those of network.Call.backward
 
 
@@ -66,75 +69,75 @@ def _may_be_seen(*tensors: Tensor | None) -> bool:
     return x is None or is_batched(x) or not (x.is_cuda or x.is_cpu)  # is_batched of all tensors would take as long as the rest
 
 
-def _forward(
-    x: Tensor, weights: Sequence[Tensor], h0: Tensor | None, seed: Tensor | None, net: Settings, keep: bool
-) -> ops.Results:
+def _forward(x: Tensor, weights: Sequence[Tensor], states: States, seed: Tensor | None, net: Settings, keep: bool) -> ops.Results:
     with _below_autograd():
-        if _may_be_seen(x, h0, *weights):
-            y, hn, kept = ops.forward(x, weights, h0, seed, *net, keep)
+        if _may_be_seen(x, *states, *weights):
+            y, last, kept = ops.forward(x, weights, states, seed, *net, keep)
             if _are_transforms_active():  # vmap's are views, whose tangents would have to lie as they do
-                y, hn, kept = y.detach(), hn.detach(), kept.detach()
-            return y, hn, None if kept.dim() == 1 else kept  # nothing is kept
-        return ops.Call(x, net.layers(weights), h0, seed, net).forward(keep)
+                y, last, kept = y.detach(), [t.detach() for t in last], [t.detach() for t in kept]
+            return y, tuple(last), kept
+        return ops.Call(x, net.layers(weights), states, seed, net).forward(keep)
 
 
-def _backward(x: Tensor, h0: Any, seed: Any, kept: Tensor, dy: Any, dhn: Any, facts: _Facts, *weights: Tensor) -> Any:
-    """Returns (dx, dh0, dw_ih, dw_hh, db, ..), None where none is needed."""
+def _backward(x: Tensor, seed: Any, dy: Any, facts: _Facts, *tensors: Any) -> tuple[Tensor | None, ...]:
+    """Returns (dx, the gradients of the states, those of all layers), None where none is needed."""
     net, needs = facts.net, facts.needs
+    dlast, states, kept, weights = _cut(tensors, len(net.no_states), facts.states, facts.kept)
     with _below_autograd():
-        batched = any([t is not None and is_batched(t) for t in (dy, dhn)])
-        if not (batched or _may_be_seen(x, h0, kept, dy, dhn, *weights)):
-            call = ops.Call(x, net.layers(weights), h0, seed, net)
-            dx, dh0, dweights = call.backward(kept, dy, dhn, needs, None)
-            return dx, dh0, *dweights
-        dx, dh0, dweights = ops.backward(x, weights, h0, seed, *net, kept, dy, dhn, needs, None)
-    wanted = [needs[0] & DX, needs[0] & DH0, *[need & w for need in needs[1:] for w in (DW_IH, DW_HH, DB)]]
-    return tuple([g if want else None for g, want in zip((dx, dh0, *dweights), wanted, strict=True)])
+        batched = any([t is not None and is_batched(t) for t in (dy, *dlast)])
+        if not (batched or _may_be_seen(x, dy, *tensors)):
+            call = ops.Call(x, net.layers(weights), states, seed, net)
+            dx, dstates, dweights = call.backward(kept, dy, dlast, needs, None)
+            return dx, *dstates, *dweights
+        dx, dstates, dweights = ops.backward(x, weights, states, seed, *net, kept, dy, dlast, needs, None)
+    return tuple([g if want else None for g, want in zip((dx, *dstates, *dweights), _wanted(facts), strict=True)])
+
+
+def _cut(tensors: Sequence[Any], *sizes: int) -> list[Any]:
+    """Returns tensors in parts of these sizes, and what is left."""
+    parts, n = [], 0
+    for size in sizes:
+        parts.append(tensors[n : n + size])
+        n += size
+    return [*parts, tensors[n:]]
+
+
+def _wanted(facts: _Facts) -> list[bool]:
+    """Returns which of the results of `_backward` are needed."""
+    net, (data, *needs) = facts.net, facts.needs
+    return [bool(data & DX), *[bool(data & DH0)] * len(net.no_states), *[bool(n & bit) for n in needs for bit in net.gradients]]
 
 
 # ---- the reference, and what is differentiated by it -----------------------------------------------------------------
 
 
-def _reference(x: Tensor, weights: Sequence[Tensor], seed: Tensor | None, net: Settings) -> Callable[..., tuple[Tensor, Tensor]]:
-    """Returns (x, h0, *weights) -> (y, h_n) by plain torch in at least fp32, with the operator's masks for tensors of these sizes."""
-    dtype, cell = x.dtype, named(net.cell)
+def _reference(
+    x: Tensor, weights: Sequence[Tensor], seed: Tensor | None, net: Settings, number: int
+) -> Callable[..., tuple[Tensor, ...]]:
+    """Returns (x, *states, *weights) -> (y, *last states) by plain torch in at least fp32, with the operator's masks for tensors of
+    these sizes; `number` states are given."""
+    dtype, cell = x.dtype, net.described
     wide = torch.float32 if x.element_size() == 2 else dtype
-    number = len(weights) // net.tensors // net.directions
+    layers = len(weights) // net.tensors // net.directions
     # now: what is made within a transform has no memory that a kernel could fill
     kept = []
     if seed is not None:
         shape = (*x.shape[:2], net.directions * weights[1].shape[-1])
-        kept = [masks.mask(shape, dtype, seed, n, net.dropped) for n in range(number - 1)]
+        kept = [masks.mask(shape, dtype, seed, n, net.dropped) for n in range(layers - 1)]
 
-    def one(*tensors: Any) -> tuple[Tensor, Tensor]:
-        *arguments, n = tensors
-        operands: Any = [t if t is None else t.to(wide) for t in arguments] + [cell, net.reverse(n)]
-        return reference.recurrence(*operands)
+    def one(x: Tensor, layer: Layer, states: States, n: int) -> tuple[Tensor, States]:
+        x, (w_ih, w_hh, b_ih, b_hh, vectors), states = tree_map_only(Tensor, lambda t: t.to(wide), (x, layer, states))
+        return reference.recurrence(x, w_ih, w_hh, b_ih, b_hh, states, cell, net.reverse(n), vectors)
 
     def between(y: Tensor, n: int) -> Tensor:
         return masks.drop_by_mask(y, kept[n], net.dropped) if kept else y
 
-    def run(x: Tensor, h0: Tensor | None, *weights: Tensor) -> tuple[Tensor, Tensor]:
-        y, hn = in_turn(x, net.layers(weights), h0, net.directions, one=one, between=between)
-        return y.to(dtype), hn.to(dtype)
+    def run(x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        states, weights = tensors[:number], tensors[number:]
+        y, last = in_turn(x, net.layers(weights), states, net.directions, one=one, between=between)
+        return tuple([t.to(dtype) for t in (y, *last)])
 
     return run
-
-
-@contextlib.contextmanager
-def _alone(device: str) -> Iterator[None]:
-    """Keeps from derivatives what may surround a backward pass: autocast, which would round fp32, and hooks of saved tensors, which
-    torch.func refuses: it saves for itself."""
-    hooks: list[Any] = []
-    while (pair := _autograd._top_saved_tensors_default_hooks(False)) is not None:
-        hooks.append(pair)
-        _autograd._pop_saved_tensors_default_hooks()
-    try:
-        with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else contextlib.nullcontext():
-            yield
-    finally:
-        for pair in reversed(hooks):
-            _autograd._push_saved_tensors_default_hooks(*pair)
 
 
 def _spread(tensors: Sequence[Tensor], places: Sequence[int], count: int) -> list[Tensor | None]:
@@ -162,7 +165,7 @@ class _Function:
 
     def pull_back(self, cotangents: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Returns the gradients of the tensors, None of those that are not there."""
-        with _alone(self.device):
+        with alone(self.device):
             outputs, pull = _vjp(self.run, *self.tensors)
             dense = [torch.zeros_like(o) if c is None else c for o, c in zip(outputs, cotangents, strict=True)]
             return _spread(pull(tuple(dense)), self.present, self.count)
@@ -170,7 +173,7 @@ class _Function:
     def push_forward(self, tangents: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
         """Returns the tangents of the results.  The pull-back is linear in its cotangents, and its transpose is the push-forward.  Not
         by torch.func.jvp: forward mode does not nest, and an open dual_level() is one way to get here."""
-        with _alone(self.device):
+        with alone(self.device):
             outputs, pull = _vjp(self.run, *self.tensors)
             push = _vjp(pull, tuple([torch.zeros_like(o) for o in outputs]))[1]
             pairs = [(tangents[i], t) for i, t in zip(self.present, self.tensors, strict=True)]
@@ -193,7 +196,8 @@ class _Fast(torch.autograd.Function):
 
 
 class NetworkBackward(_Fast):
-    """(dx, dh0, dw_ih, dw_hh, db, ..) of (x, h0, seed, kept, dy, dhn, facts, *weights), None where none is needed.
+    """(dx, the gradients of the states, those of all layers) of (x, seed, dy, facts, *dlast, *states, *kept, *weights), None where none
+    is needed.
 
     Its derivatives are those of the reference's gradients, as functions of all but `kept`, which follows from the rest."""
 
@@ -201,25 +205,34 @@ class NetworkBackward(_Fast):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor | None, ...]) -> None:
-        x, h0, seed, _, dy, dhn, ctx.facts, *weights = inputs
+        x, seed, dy, ctx.facts, *tensors = inputs
+        saved = (seed, x, dy, *NetworkBackward._without_kept(ctx.facts, tensors))
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(seed, x, h0, dy, dhn, *weights)
-        ctx.save_for_forward(seed, x, h0, dy, dhn, *weights)
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(*saved)
+
+    @staticmethod
+    def _without_kept(facts: _Facts, tensors: Sequence[Any]) -> tuple[Any, ...]:
+        data, _, weights = _cut(tensors, len(facts.net.no_states) + facts.states, facts.kept)
+        return *data, *weights
 
     @staticmethod
     def _gradients(ctx: Any) -> tuple[_Function, list[bool]]:
-        """Returns the gradients that were needed as a function of (x, h0, dy, dhn, *weights), and which of them those are."""
+        """Returns the gradients that were needed as a function of (x, dy, *dlast, *states, *weights), and which of them those are."""
         seed, *tensors = ctx.saved_tensors
-        net, (data, *needs) = ctx.facts.net, ctx.facts.needs
-        reference = _reference(tensors[0], tensors[4:], seed, net)
-        wanted = [bool(data & DX), bool(data & DH0), *[bool(n & w) for n in needs for w in (DW_IH, DW_HH, DB)]]
+        net, number = ctx.facts.net, len(ctx.facts.net.no_states)
+        reference = _reference(tensors[0], tensors[2 + number + ctx.facts.states :], seed, net, ctx.facts.states)
+        wanted = _wanted(ctx.facts)
 
-        def run(x: Tensor, h0: Tensor | None, dy: Tensor | None, dhn: Tensor | None, *weights: Tensor) -> tuple[Tensor, ...]:
-            dx, dh0, *dweights = _Function(reference, (x, h0, *weights)).pull_back((dy, dhn))
-            results = [dx, dh0]
+        given = ctx.facts.states
+
+        def run(x: Tensor, dy: Tensor | None, *others: Any) -> tuple[Tensor, ...]:
+            dlast, inputs = _cut(others, number)
+            dx, *gradients = _Function(reference, (x, *inputs)).pull_back((dy, *dlast))
+            dstates, dweights = _cut(gradients, given)
+            results = [dx, *(dstates or [None] * number)]
             for n in range(0, len(dweights), net.tensors):
-                dw_ih, dw_hh, *db = dweights[n : n + net.tensors]
-                results += [dw_ih, dw_hh, db[0] if db else None]
+                results += _spread_biases(dweights[n : n + net.tensors], net)
             return tuple([g for g, want in zip(results, wanted, strict=True) if want])  # type: ignore[misc]
 
         return _Function(run, tensors), wanted
@@ -227,87 +240,120 @@ class NetworkBackward(_Fast):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         gradients, wanted = NetworkBackward._gradients(ctx)
-        x, h0, dy, dhn, *weights = gradients.pull_back([c for c, want in zip(cotangents, wanted, strict=True) if want])
-        return x, h0, None, None, dy, dhn, None, *weights
+        x, dy, *others = gradients.pull_back([c for c, want in zip(cotangents, wanted, strict=True) if want])
+        data, weights = _cut(others, len(ctx.facts.net.no_states) + ctx.facts.states)
+        return x, None, dy, None, *data, *[None] * ctx.facts.kept, *weights
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, h0, _seed, _kept, dy, dhn, _facts, *weights = tangents
+    def jvp(ctx: Any, x: Any, _seed: Any, dy: Any, _facts: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
         gradients, wanted = NetworkBackward._gradients(ctx)
-        pushed = iter(gradients.push_forward((x, h0, dy, dhn, *weights)))
+        pushed = iter(gradients.push_forward((x, dy, *NetworkBackward._without_kept(ctx.facts, tangents))))
         return tuple([next(pushed) if want else None for want in wanted])
 
 
+def _spread_biases(dweights: list[Any], net: Settings) -> list[Any]:
+    """Returns the gradients of a layer's weights as Settings.gradients has them."""
+    (dw_ih, dw_hh), biases, vectors = _cut(dweights, 2, net.b_ih + net.b_hh)
+    if net.described.split:
+        b_ih = biases.pop(0) if net.b_ih else None
+        return [dw_ih, dw_hh, b_ih, *(biases or [None]), *vectors]
+    return [dw_ih, dw_hh, *(biases[:1] or [None]), *vectors]
+
+
 class Network(_Fast):
-    """(y, h_n, kept) of (x, h0, seed, facts, *weights)."""
+    """(y, *last states, *kept) of (x, seed, facts, *states, *weights)."""
 
     @staticmethod
-    def forward(x: Tensor, h0: Tensor | None, seed: Tensor | None, facts: _Facts, *weights: Tensor) -> ops.Results:
-        return _forward(x, weights, h0, seed, facts.net, True)
+    def forward(x: Tensor, seed: Tensor | None, facts: _Facts, *tensors: Tensor) -> tuple[Tensor, ...]:
+        y, last, kept = _forward(x, tensors[facts.states :], tensors[: facts.states], seed, facts.net, True)
+        return y, *last, *kept
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: ops.Results) -> None:
-        x, h0, seed, facts, *weights = inputs
-        _save(ctx, x, h0, seed, facts.net, weights, output)
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+        x, seed, facts, *tensors = inputs
+        states, weights = _cut(tensors, facts.states)
+        (y,), _, kept = _cut(output, 1, len(facts.net.no_states))
+        _save(ctx, x, states, seed, facts.net, weights, y, kept, True)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor | None, dhn: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
-        for_x, for_h0, _seed, _facts, *for_weights = ctx.needs_input_grad
-        dx, dh0, dweights = _differentiate(ctx, dy, dhn, for_x, for_h0, for_weights)
-        return dx, dh0, None, None, *dweights
+    def backward(ctx: Any, dy: Tensor | None, *cotangents: Any) -> tuple[Tensor | None, ...]:
+        for_x, _seed, _facts, *for_others = ctx.needs_input_grad
+        for_states, for_weights = _cut(for_others, ctx.facts.states)
+        dlast = cotangents[: len(ctx.facts.net.no_states)]
+        dx, dstates, dweights = _differentiate(ctx, dy, dlast, for_x, for_states, for_weights)
+        return dx, None, None, *dstates, *dweights
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, h0, seed, kept, *weights = ctx.saved_tensors
-        function = _Function(_reference(x, weights, seed, ctx.net), (x, h0, *weights))
-        # the rule of vmap that torch makes takes `kept` as differentiable, whatever it is marked as
-        several = len(weights) > ctx.net.tensors * ctx.net.directions
-        return *function.push_forward((*tangents[:2], *tangents[4:])), torch.zeros_like(kept) if several else None
+    def jvp(ctx: Any, x: Any, _seed: Any, _facts: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        facts = ctx.facts
+        x_, seed, states, kept, weights = _saved(ctx)
+        function = _Function(_reference(x_, weights, seed, facts.net, facts.states), (x_, *states, *weights))
+        # the rule of vmap that torch makes takes what is kept as differentiable, whatever it is marked as
+        return *function.push_forward((x, *tangents)), *[torch.zeros_like(t) for t in kept[ctx.own :]]
 
 
-def _save(ctx: Any, x: Tensor, h0: Any, seed: Any, net: Settings, weights: Sequence[Tensor], output: ops.Results) -> None:
-    y, _, kept = output
-    ctx.net = net
-    ctx.set_materialize_grads(False)  # an unused y or h_n gives None, not a tensor of zeros
-    saved = (x, h0, seed, y if kept is None or len(weights) == net.tensors * net.directions else kept, *weights)
+def _save(
+    ctx: Any, x: Tensor, states: Any, seed: Any, net: Settings, weights: Sequence[Tensor], y: Tensor, kept: Sequence[Tensor], keep: bool
+) -> None:
+    ctx.own = int(len(weights) == net.tensors * net.directions)  # y of one layer is what the layer above would read
+    kept = [y, *kept] if ctx.own else kept
+    ctx.facts, ctx.keep = _Facts(net, len(states), len(kept)), keep
+    ctx.set_materialize_grads(False)  # an unused y or last state gives None, not a tensor of zeros
+    saved = (x, seed, *states, *kept, *weights)
     ctx.save_for_backward(*saved)
     ctx.save_for_forward(*saved)
 
 
+def _saved(ctx: Any) -> Any:
+    """Returns x, the seed, the states, what is kept and the weights, as `_save` has saved them."""
+    x, seed, *tensors = ctx.saved_tensors
+    return x, seed, *_cut(tensors, ctx.facts.states, ctx.facts.kept)
+
+
 def _differentiate(
-    ctx: Any, dy: Tensor | None, dhn: Tensor | None, for_x: bool, for_h0: bool, for_weights: Sequence[bool]
-) -> tuple[Tensor | None, Tensor | None, list[Tensor | None]]:
-    """Returns the gradients of x, h0 and the weights, None where none is needed."""
-    if dy is None and dhn is None:
-        return None, None, [None] * len(for_weights)
-    x, h0, seed, kept, *weights = ctx.saved_tensors
-    net, count = ctx.net, ctx.net.tensors
-    if kept.dim() == 1:  # a program that was exported as one that asks for no gradients
-        kept = _forward(x, weights, h0, seed, net, True)[2]
-    needs = [for_x * DX | for_h0 * DH0]
-    for n in range(0, len(weights), count):
-        w_ih, w_hh, *biases = for_weights[n : n + count]
-        needs.append(w_ih * DW_IH | w_hh * DW_HH | any(biases) * DB)
+    ctx: Any, dy: Tensor | None, dlast: Sequence[Tensor | None], for_x: bool, for_states: Sequence[bool], for_weights: Sequence[bool]
+) -> tuple[Tensor | None, list[Tensor | None], list[Tensor | None]]:
+    """Returns the gradients of x, the states that are given and the weights, None where none is needed."""
+    if dy is None and all([d is None for d in dlast]):
+        return None, [None] * len(for_states), [None] * len(for_weights)
+    x, seed, states, kept, weights = _saved(ctx)
+    net = ctx.facts.net
+    if not ctx.keep:  # a program that was exported as one that asks for no gradients
+        y, _, kept = _forward(x, weights, states, seed, net, True)
+        kept = [y, *kept] if ctx.own else kept
+    needs = [for_x * DX | any(for_states) * DH0]
+    for n in range(0, len(weights), net.tensors):
+        (w_ih,), (w_hh,), biases, vectors = _cut(for_weights[n : n + net.tensors], 1, 1, net.b_ih + net.b_hh)
+        needs.append(w_ih * DW_IH | w_hh * DW_HH | any(biases) * DB | any(vectors) * DV)
     run = NetworkBackward.apply if _is_grad_enabled() else _backward  # create_graph
-    dx, dh0, *thirds = run(x, h0, seed, kept, dy, dhn, _Facts(net, needs), *weights)  # (dw_ih, dw_hh, db) of each layer and direction
+    facts = _Facts(net, len(states), len(kept), needs)
+    dx, *gradients = run(x, seed, dy, facts, *dlast, *states, *kept, *weights)
+    dstates, gradients = _cut(gradients, len(net.no_states))
     dweights: list[Tensor | None] = []
-    for n in range(0, len(thirds), 3):
-        dweights += [thirds[n], thirds[n + 1], *[thirds[n + 2]] * (count - 2)]
-    return dx, dh0, [g if want else None for g, want in zip(dweights, for_weights, strict=True)]
+    for n in range(0, len(gradients), len(net.gradients)):
+        (dw_ih, dw_hh), biases, vectors = _cut(gradients[n : n + len(net.gradients)], 2, 2 if net.described.split else 1)
+        of_each = zip((net.b_ih, net.b_hh), (biases[0], biases[-1]))
+        dweights += [dw_ih, dw_hh, *[db for there, db in of_each if there], *vectors]
+    return dx, _needed(dstates, for_states), _needed(dweights, for_weights)
+
+
+def _needed(gradients: Sequence[Tensor | None], wanted: Sequence[bool]) -> list[Tensor | None]:
+    return [g if want else None for g, want in zip(gradients, wanted)]
 
 
 # torch.compile and export: the same formulas, hung on the op
 
 
-def _setup_op(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, weights, h0, seed, *settings, _keep = inputs
-    _save(ctx, x, h0, seed, Settings(*settings), weights, output)
+def _setup_op(ctx: Any, inputs: tuple, output: ops.Results) -> None:
+    x, weights, states, seed, *settings, keep = inputs
+    y, _, kept = output
+    _save(ctx, x, states, seed, Settings(*settings), weights, y, kept, keep)
 
 
-def _differentiate_op(ctx: Any, dy: Tensor | None, dhn: Tensor | None, _: Any) -> tuple[Any, ...]:
-    for_x, for_weights, for_h0, *_others = ctx.needs_input_grad
-    dx, dh0, dweights = _differentiate(ctx, dy, dhn, for_x, for_h0, for_weights)
-    return dx, dweights, dh0, *[None] * (len(Settings._fields) + 2)
+def _differentiate_op(ctx: Any, dy: Tensor | None, dlast: Any, _: Any) -> tuple[Any, ...]:
+    for_x, for_weights, for_states, *_others = ctx.needs_input_grad
+    dx, dstates, dweights = _differentiate(ctx, dy, dlast, for_x, for_states, for_weights)
+    return dx, dweights, dstates, *[None] * (len(Settings._fields) + 2)
 
 
 torch.library.register_autograd("rnn_triton::forward", _differentiate_op, setup_context=_setup_op)
@@ -327,25 +373,31 @@ setattr(_only_maps, "_dynamo_marked_constant", True)
 
 
 def network(
-    x: Tensor, weights: Sequence[Tensor], h0: Tensor | None, seed: Tensor | None, net: Settings
-) -> tuple[Tensor, Tensor]:
-    """Returns (y, h_n) of network.py, differentiable to any order, under every transform."""
-    recording = _is_grad_enabled() and any([t is not None and t.requires_grad for t in (x, h0, *weights)])
+    x: Tensor, weights: Sequence[Tensor], states: States, seed: Tensor | None, net: Settings
+) -> tuple[Tensor, States]:
+    """Returns (y, last states) of network.py, differentiable to any order, under every transform; `states` are () for zeros."""
+    if net.recompute and net.described.kept:
+        raise UnsupportedError(f"recompute must be False: launches do not compute again what {net.cell!r} keeps")
+    last: Sequence[Tensor]
+    recording = _is_grad_enabled() and any([t.requires_grad for t in (x, *states, *weights)])
     if torch.compiler.is_compiling():
         to_onnx = torch.onnx.is_in_onnx_export()
         if _are_transforms_active() and (to_onnx or not _only_maps()):
             # compile(grad(f)), compile(jvp(f)): Dynamo can take neither the Functions above nor the op's
             # autograd through torch.func's transforms; tangents would even come out as zeros
-            return _reference(x, weights, None, net)(x, h0, *weights)
-        if to_onnx:
-            return onnx_node.network(x, weights, h0, net, between=lambda y, _: y)
-        y, hn, _ = ops.forward(x, weights, h0, seed, *net, recording)
+            y, *outputs = _reference(x, weights, None, net, len(states))(x, *states, *weights)
+            last = outputs
+        elif to_onnx:
+            return onnx_node.network(x, weights, states, net, between=lambda y, _: y)
+        else:
+            y, last, _ = ops.forward(x, weights, states, seed, *net, recording)
     elif _is_tracing():  # what a Function does would be traced through, and the kernels with it
         if torch.onnx.is_in_onnx_export():
             raise UnsupportedError(onnx_node.LEGACY)
-        y, hn, _ = ops.forward(x, weights, h0, seed, *net, False)
+        y, last, _ = ops.forward(x, weights, states, seed, *net, False)
     elif recording or forward_ad._current_level >= 0 or _are_transforms_active() and (_is_grad_enabled() or not _only_maps()):
-        y, hn, _ = Network.apply(x, h0, seed, _Facts(net), *weights)
+        y, *outputs = Network.apply(x, seed, _Facts(net, len(states)), *states, *weights)
+        last = outputs[: len(net.no_states)]
     else:
-        y, hn, _ = _forward(x, weights, h0, seed, net, False)
-    return y, hn
+        y, last, _ = _forward(x, weights, states, seed, net, False)
+    return y, tuple(last)

@@ -11,11 +11,14 @@ from torch.utils._pytree import tree_map
 
 from ..launch.launcher import is_batched
 from . import network
-from .gradients import DB, DH0, DW_HH, DW_IH, DX
+from .gradients import DH0, DX
+from .layers import Settings
 
 
-def _join(t: Tensor | None, mapped: int | None, n: int) -> Tensor | None:
-    """Returns t[..,B,N] with the mapped dimension (or n copies) merged into B, as its outer part."""
+def _join(t: Any, mapped: Any, n: int) -> Any:
+    """Returns t[..,B,N], or a list of such, with the mapped dimension (or n copies) merged into B, as its outer part."""
+    if isinstance(t, list | tuple):
+        return [_join(*pair, n) for pair in zip(t, mapped, strict=True)]
     if t is None:
         return None
     t = t.unsqueeze(-3).expand(*t.shape[:-2], n, *t.shape[-2:]) if mapped is None else t.movedim(mapped, -3)
@@ -30,7 +33,7 @@ def _part(t: Tensor, n: int, B: int) -> tuple[Tensor, int]:
 
 def _stack(t: Any, mapped: Any, n: int, nested: bool) -> Any:
     """Returns t, or a list of such, as of the models of an ensemble, which share what is not mapped; `nested`: it has models already."""
-    if isinstance(t, list):
+    if isinstance(t, list | tuple):
         return [_stack(*pair, n, nested) for pair in zip(t, mapped, strict=True)]
     if t is None:
         return None
@@ -59,47 +62,54 @@ def _sizes(x: Tensor, mapped: int | None) -> tuple[int, bool]:
     return shape[-2], len(shape) == 4
 
 
+def _unzip(results: list[Any]) -> tuple[Any, Any]:
+    """Returns the tensors of pairs (tensor, mapped dimension), and of lists of pairs, and the dimensions."""
+    both = [tuple(map(list, zip(*pairs))) or ([], []) if isinstance(pairs, list) else pairs for pairs in results]
+    return tuple(zip(*both))  # type: ignore[return-value]
+
+
 def _forward(info: Any, dims: tuple, *arguments: Any) -> tuple[Any, Any]:
-    x, weights, h0, seed, *settings = arguments
+    x, weights, states, seed, *settings = arguments
     n = info.batch_size
     if seed is not None and n:  # of none nothing is dropped
         return _one_by_one(network.forward, n, dims, arguments)
     B, nested = _sizes(x, dims[0])
     if any(d is not None for d in dims[1]):
-        tensors = [_stack(t, d, n, nested) for t, d in zip((x, weights, h0), dims)]
+        tensors = [_stack(t, d, n, nested) for t, d in zip((x, weights, states), dims)]
         outputs, apart = network.forward(*tensors, None, *settings), lambda t: _unstack(t, n, nested)
     else:
-        outputs = network.forward(_join(x, dims[0], n), weights, _join(h0, dims[2], n), None, *settings)
+        outputs = network.forward(_join(x, dims[0], n), weights, _join(states, dims[2], n), None, *settings)
         apart = lambda t: _part(t, n, B)  # noqa: E731
-    results = [(t, None) if t.dim() == 1 else apart(t) for t in outputs]  # nothing is kept
-    return tuple(zip(*results))  # type: ignore[return-value]
+    return _unzip([[apart(t) for t in o] if isinstance(o, list) else apart(o) for o in outputs])
 
 
 def _backward(info: Any, dims: tuple, *arguments: Any) -> tuple[Any, Any]:
-    x, weights, h0, seed, *settings, kept, dy, dhn, needs, groups = arguments
+    x, weights, states, seed, *settings, kept, dy, dlast, needs, groups = arguments
     n = info.batch_size
     if seed is not None and n:
         return _one_by_one(network.backward, n, dims, arguments)
     B, nested = _sizes(x, dims[0])
-    states, state_dims = (kept, dy, dhn), dims[-5:-2]
+    of_outputs, output_dims = (kept, dy, dlast), dims[-5:-2]
     if any(d is not None for d in dims[1]):
-        tensors = [_stack(t, d, n, nested) for t, d in zip((x, weights, h0), dims)]
-        states = [_stack(t, d, n, nested) for t, d in zip(states, state_dims)]  # type: ignore[assignment]
-        *data, dweights = network.backward(*tensors, None, *settings, *states, needs, groups)
+        tensors = [_stack(t, d, n, nested) for t, d in zip((x, weights, states), dims)]
+        of_outputs = [_stack(t, d, n, nested) for t, d in zip(of_outputs, output_dims)]  # type: ignore[assignment]
+        results = network.backward(*tensors, None, *settings, *of_outputs, needs, groups)
         data_part = weight_part = lambda t: _unstack(t, n, nested)  # noqa: E731
     else:
-        states = [_join(t, d, n) for t, d in zip(states, state_dims)]  # type: ignore[assignment]
-        x, h0 = _join(x, dims[0], n), _join(h0, dims[2], n)
-        *data, dweights = network.backward(x, weights, h0, None, *settings, *states, needs, n * (groups or 1))
+        of_outputs = [_join(t, d, n) for t, d in zip(of_outputs, output_dims)]  # type: ignore[assignment]
+        x, states = _join(x, dims[0], n), _join(states, dims[2], n)
+        results = network.backward(x, weights, states, None, *settings, *of_outputs, needs, n * (groups or 1))
         data_part = lambda t: _part(t, n, B)  # noqa: E731
         dim = int(nested)  # behind the models
         weight_part = lambda t: (t if groups is None else t.unflatten(dim, (n, groups)), dim)  # noqa: E731
-    (dx, x_dim), (dh0, h0_dim) = (
-        data_part(t) if needs[0] & need else (t, None) for t, need in zip(data, (DX, DH0), strict=True)
-    )
-    wanted = [need & w for need in needs[1:] for w in (DW_IH, DW_HH, DB)]
-    pairs: Any = [weight_part(t) if want else (t, None) for t, want in zip(dweights, wanted, strict=True)]
-    return (dx, dh0, [t for t, _ in pairs]), (x_dim, h0_dim, [d for _, d in pairs])
+    (dx, dstates, dweights), absent = results, lambda t: (t, None)
+    wanted = [need & bit for need in needs[1:] for bit in Settings(*settings).gradients]
+    parts = [
+        (data_part if needs[0] & DX else absent)(dx),
+        [(data_part if needs[0] & DH0 else absent)(t) for t in dstates],
+        [(weight_part if want else absent)(t) for t, want in zip(dweights, wanted, strict=True)],
+    ]
+    return _unzip(parts)
 
 
 torch.library.register_vmap("rnn_triton::forward", _forward)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..launch import gemm
 
 # Gradients that are asked for, added up in `needs`: what is frozen, or needs no gradient, costs no GEMM.
-DX, DW_IH, DW_HH, DB, DH0 = 1, 2, 4, 8, 16
+DX, DW_IH, DW_HH, DB, DH0, DV = 1, 2, 4, 8, 16, 32  # DH0: of all first states, DV: of all vectors
 
 Gradients = tuple[Tensor | None, ...]
 

@@ -8,6 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..cells import Cell, named
+from .gradients import DB, DV, DW_HH, DW_IH
+
+States = tuple[Tensor, ...]  # those of a cell, in its order
+
 
 class Layer(NamedTuple):
     """The weights of one layer in one direction."""
@@ -16,6 +21,7 @@ class Layer(NamedTuple):
     w_hh: Tensor
     b_ih: Tensor | None = None
     b_hh: Tensor | None = None
+    vectors: tuple[Tensor, ...] = ()  # the cell's own parameters, [H] each
 
 
 class Settings(NamedTuple):
@@ -27,15 +33,31 @@ class Settings(NamedTuple):
     direction: str  # "forward", "reverse" (backwards in time) or "both"
     precision: str | None  # "tf32", "tf32x3" or "ieee" for fp32, None for other dtypes
     dropped: int = 0  # of 65536 elements between layers
+    recompute: bool = False  # the backward pass computes again what its cell would keep
+
+    @property
+    def described(self) -> Cell:
+        return named(self.cell)
 
     @property
     def directions(self) -> int:
         return 2 if self.direction == "both" else 1
 
     @property
+    def no_states(self) -> tuple[None, ...]:
+        """What stands for states of zeros in launches."""
+        return (None,) * len(self.described.states)
+
+    @property
     def tensors(self) -> int:
-        """The number of weights and biases of a layer in one direction."""
-        return 2 + self.b_ih + self.b_hh
+        """The number of weights, biases and vectors of a layer in one direction."""
+        return 2 + self.b_ih + self.b_hh + len(self.described.vectors)
+
+    @property
+    def gradients(self) -> tuple[int, ...]:
+        """The gradients that a backward pass has for a layer in one direction, each by the bit that asks for it: dw_ih, dw_hh, db, of
+        a cell with split gates db_ih and db_hh in its place, and those of the vectors."""
+        return DW_IH, DW_HH, *[DB] * (2 if self.described.split else 1), *[DV] * len(self.described.vectors)
 
     def reverse(self, n: int) -> bool:
         """True if the n-th of the recurrences, in the order of h_n, runs backwards in time."""
@@ -43,35 +65,36 @@ class Settings(NamedTuple):
 
     def layers(self, weights: Sequence[Any]) -> list[Layer]:
         """Returns `weights`, as the ops take them, layer by layer and direction by direction."""
-        count = 2 + self.b_ih + self.b_hh
-        if len(weights) == 4 == count:  # one layer, in less host time
-            return [Layer._make(weights)]
-        layers = [Layer(*weights[n : n + count]) for n in range(0, len(weights), count)]
-        if self.b_hh and not self.b_ih:
-            return [Layer(w_ih, w_hh, None, b_hh) for w_ih, w_hh, b_hh, _ in layers]  # type: ignore[misc]
+        if self.b_ih and self.b_hh and len(weights) == 4:  # one layer, in less host time
+            return [Layer(*weights)]
+        count, layers = self.tensors, []
+        for n in range(0, len(weights), count):
+            w_ih, w_hh, *others = weights[n : n + count]
+            b_ih, b_hh = (others.pop(0) if there else None for there in (self.b_ih, self.b_hh))
+            layers.append(Layer(w_ih, w_hh, b_ih, b_hh, tuple(others)))
         return layers
 
 
 def in_turn(
     x: Tensor,
     layers: Sequence[Layer],
-    h0: Tensor | None,
+    states: States,
     directions: int,
     *,
-    one: Callable[..., tuple[Tensor, Tensor]],
+    one: Callable[..., tuple[Tensor, States]],
     between: Callable[[Tensor, int], Tensor],
-) -> tuple[Tensor, Tensor]:
-    """Returns (y, h_n) of layers that run one after the other: one(x, *layer, h0, n) is the n-th of them, and between(y, n) what
-    layer n + 1 gets of y of layer n.  h0 and h_n as in network.py: [B,H] of one recurrence."""
+) -> tuple[Tensor, States]:
+    """Returns (y, last) of layers that run one after the other: one(x, layer, states, n) is the n-th of them, and between(y, n) what
+    layer n + 1 gets of y of layer n.  `states`, () for zeros, and the last ones as in network.py: [B,H] each of one recurrence."""
     if len(layers) == 1:
-        return one(x, *layers[0], h0, 0)
-    h_n: list[Tensor] = []
+        return one(x, layers[0], states, 0)
+    last: list[States] = []
     for n in range(0, len(layers), directions):
         x = between(x, n // directions - 1) if n else x
         ys = []
         for i in range(n, n + directions):
-            y, hn = one(x, *layers[i], None if h0 is None else h0[i], i)
+            y, after = one(x, layers[i], tuple([state[i] for state in states]), i)
             ys.append(y)
-            h_n.append(hn)
+            last.append(after)
         x = ys[0] if len(ys) == 1 else torch.cat(ys, -1)
-    return x, torch.stack(h_n)
+    return x, tuple(map(torch.stack, zip(*last)))

@@ -1,8 +1,8 @@
 """A network of layers and directions as two opaque PyTorch operators, each of which decides by itself what shares a launch
 (plan/sharing.py).  A layer is a network of one layer in one direction.
 
-`rnn_triton::forward` keeps y of every layer, `rnn_triton::backward` takes them; nothing else passes between them.  Each decides
-anew: the launches of the backward pass need not be those of the forward pass.  Dropout between layers is a function of a seed and
+`rnn_triton::forward` keeps y of every layer and the tiles that a cell keeps, `rnn_triton::backward` takes them; nothing else passes
+between them.  Each decides anew: the launches of the backward pass need not be those of the forward pass.  Dropout between layers is a function of a seed and
 of the element's place (kernels/dropout.py), whatever is launched.
 
 An op's results must not share memory, and their shapes must be known before anybody knows what is launched.  So y of all layers is
@@ -10,9 +10,9 @@ one tensor, as the launch of a whole stack leaves it, and y of the last layer a 
 the backward pass is over.
 
 Arguments are taken as valid here: `functional` checks them.  `weights` are those of every layer and direction in the order of h_n
-(layers.py).  Of L layers in D directions: x[T,B,I], h0 and h_n[L*D,B,H], y[T,B,D*H], kept[L,T,B,D*H]; of one recurrence h0 and
-h_n[B,H], of one layer y itself in place of `kept`.  An ensemble has M in front of every shape, by stride 0 where the models share a
-tensor.  One dtype throughout.
+(layers.py).  Of L layers in D directions: x[T,B,I], each state and last state [L*D,B,H], y[T,B,D*H], kept a list of y of several
+layers [L,T,B,D*H] and, where kernels run a cell that keeps K tiles, those [L*D,T,B,K*H]; of one recurrence states and tiles lack the
+L*D.  An ensemble has M in front of every shape, by stride 0 where the models share a tensor.  One dtype throughout.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from ..plan.problem import DTYPES, ONE, Bundle, Problem
 from ..plan.sharing import launches
 from . import dropout as masks
 from . import on_cpu
-from .gradients import DB, DH0, DW_HH, DW_IH, DX, Saved
-from .layers import Layer, Settings
+from .gradients import DB, DH0, DV, DW_HH, DW_IH, DX, Saved
+from .layers import Layer, Settings, States
 
-Results = tuple[Tensor, Tensor, Tensor | None]
-Gradients = tuple[Tensor | None, Tensor | None, list[Tensor | None]]
+Results = tuple[Tensor, States, list[Tensor]]
+Gradients = tuple[Tensor | None, list[Tensor | None], list[Tensor | None]]
 
 
 class Call(NamedTuple):
@@ -47,39 +47,38 @@ class Call(NamedTuple):
 
     x: Tensor
     layers: Sequence[Layer]  # of every layer and direction
-    h0: Tensor | None
+    states: States  # () for zeros
     seed: Tensor | None
     net: Settings
 
     def forward(self, keep: bool) -> Results:
-        """Returns (y, h_n, kept); kept is None without `keep`, and where there is one layer."""
-        x, layers, h0, _, net = self
+        """Returns (y, the last states, kept); kept is [] without `keep`."""
+        x, layers, states, _, net = self
         if x.numel() == 0:  # no batch, or no models
             return self.empty_forward(keep)
         if len(layers) == 1:
-            settings = (net.cell, net.direction == "reverse", net.precision)
-            if has_kernels(x):
-                y, (hn,), _ = dispatch.forward(x, *layers[0], (h0,), *settings)
-            else:
-                y, hn = on_cpu.forward(x, *layers[0], h0, *settings)
-            return y, hn, None
-        return self._decided(lambda bundles: self._forward_in(bundles, keep and len(layers) > net.directions))
+            y, last, tiles = _one_forward(x, layers[0], states, net, 0, keep)
+            return y, last, [] if tiles is None else [tiles]
+        return self._decided(lambda bundles: self._forward_in(bundles, keep))
 
     def backward(
-        self, kept: Tensor, dy: Tensor | None, dhn: Tensor | None, needs: Sequence[int], groups: int | None
+        self, kept: Sequence[Tensor], dy: Tensor | None, dlast: Sequence[Tensor | None], needs: Sequence[int], groups: int | None
     ) -> Gradients:
-        """Returns (dx, dh0, [dw_ih, dw_hh, db of every layer and direction]), each None unless `needs` asks for it: DX | DH0, and
-        then for every layer and direction DW_IH | DW_HH | DB.  dy or dhn may be None, not both.  With `groups` = G the batch is G
-        equal parts, and gradients of weights come separately for each, [G,..]; of an ensemble [M,G,..]."""
-        x, layers, h0, _, net = self
-        if kept.numel() == 0:
-            return tree_map_only(Tensor, Tensor.zero_, self.empty_backward(kept, dy, dhn, needs, groups))
+        """Returns (dx, [gradients of the first states], [Settings.gradients of every layer and direction]), each None unless `needs`
+        asks for it: DX | DH0, and then for every layer and direction DW_IH | DW_HH | DB | DV.
+
+        kept[0] is y of every layer; of one layer, of which the forward pass keeps none, y itself.  dy or some of dlast, the gradients of
+        the last states, may be None, not all.  With `groups` = G the batch is G equal parts, and gradients of weights come separately
+        for each, [G,..]; of an ensemble [M,G,..]."""
+        x, layers, states, _, net = self
+        if kept[0].numel() == 0:
+            return tree_map_only(Tensor, Tensor.zero_, self.empty_backward(kept, dy, dlast, needs, groups))
         if len(layers) == 1:
+            y, *tiles = kept
             w_ih, w_hh, *_ = layers[0]
-            layer = Saved(x, w_ih, w_hh, h0, kept, net.reverse(0), net.precision, needs[0] | needs[1])
-            dx, *dweights, dh0 = layer.gradients(_one_backward(layer, dy, dhn, net), groups)
-            return dx, dh0, dweights
-        return self._decided(lambda bundles: self._backward_in(bundles, kept, dy, dhn, needs, groups))
+            saved = Saved(x, w_ih, w_hh, states[0] if states else None, y, net.reverse(0), net.precision, needs[0] | needs[1])
+            return _one_backward(saved, layers[0], states, tiles[0] if tiles else None, dy, dlast, net, groups)
+        return self._decided(lambda bundles: self._backward_in(bundles, kept, dy, dlast, needs, groups))
 
     def _decided(self, run: Callable[[Sequence[Bundle]], Any]) -> Any:
         """Returns run(what each launch carries, bottom layer first), once more with other launches where one does not compile."""
@@ -102,58 +101,65 @@ class Call(NamedTuple):
         return launches(problem, len(layers) // net.directions, net.directions == 2, net.dropped > 0, hardware.of(x.device))
 
     def _forward_in(self, bundles: Sequence[Bundle], keep: bool) -> Results:
-        x, layers, h0, seed, net = self
-        kept: Tensor | None = None
-        if keep and bundles[0].count < len(layers):
-            kept = self.empty_forward(True)[2]
+        x, layers, states, seed, net = self
+        together = bundles[0].count == len(layers)  # what the one launch leaves is what is kept
+        kept = self._empty_kept() if keep and not together else []
+        several = len(layers) > net.directions
         halves: list[Tensor] = []  # y of the forward direction, where the other one has a launch of its own
-        last: list[Tensor] = []
+        last: list[States] = []
+        tiles: Tensor | None
         n = 0
         for bundle in bundles:
             layer = n // net.directions
-            h = _states(h0, n, bundle.count)
+            h = _states(states, n, bundle.count)
             if bundle.count == 1:
-                y, hn = _one_forward(x, layers[n], h, net, n)
-                ys, hn = y.unsqueeze(-4), hn.unsqueeze(-3)  # [layers of the launch,T,B,D*H]
+                y, after, tiles = _one_forward(x, layers[n], h, net, n, keep)
+                # [layers of the launch,T,B,D*H]
+                ys, after, tiles = y.unsqueeze(-4), tuple([s.unsqueeze(-3) for s in after]), None if tiles is None else tiles.unsqueeze(-4)
             else:
-                columns: list[Any] = [None if w[0] is None else list(w) for w in zip(*layers[n : n + bundle.count])]
+                *columns, _ = [None if w[0] is None else list(w) for w in zip(*layers[n : n + bundle.count])]
+                vectors = _vectors(layers[n : n + bundle.count])
                 dropout = (seed, net.dropped) if bundle.linked else ()
-                shared = ((h,), net.cell, net.reverse(n), net.precision, False, None, (bundle, layer), *dropout)
-                y, (hn,), _ = dispatch.forward(x, *columns, *shared)  # type: ignore[misc, arg-type]
-                ys = y if bundle.linked else y[None]
-            last.append(hn)
+                settings = (net.cell, net.reverse(n), net.precision, keep, vectors, (bundle, layer))
+                y, after, tiles = dispatch.forward(x, *columns, h or net.no_states, *settings, *dropout)  # type: ignore[misc, arg-type]
+                ys, tiles = y if bundle.linked else y[None], None if tiles is None else tiles.flatten(-2)
+            last.append(after)
+            if kept and tiles is not None:
+                kept[-1].narrow(-4, n, bundle.count).copy_(tiles)
             n += bundle.count
             if n % net.directions:
                 halves = [ys]
                 continue
             if halves:
                 ys, halves = torch.cat([*halves, ys], -1), []
-            if kept is not None:
+            if kept and several:
                 # only a copy: the layers above read ys, whose address, and so the order of a CPU's sums, does not depend on `keep`
-                kept.narrow(-4, layer, ys.shape[-4]).copy_(ys)
+                kept[0].narrow(-4, layer, ys.shape[-4]).copy_(ys)
             if n < len(layers):
                 x = self._dropped(ys.select(-4, -1), n // net.directions - 1)
         # of several layers a copy, also without `keep`: else y would hold the memory of those below.  detach: no view, whose in-place
         # changes autograd would refuse
         y = ys.select(-4, -1)
         y = y.clone() if ys.shape[-4] > 1 else y.detach()
-        hn = last[0] if len(last) == 1 else torch.cat(last, -3)
-        return y, hn, None if not keep else ys if kept is None else kept
+        if keep and together:
+            kept = [ys] * several + ([] if tiles is None else [tiles])
+        return y, last[0] if together else tuple([torch.cat(parts, -3) for parts in zip(*last)]), kept
 
     def _backward_in(
         self,
         bundles: Sequence[Bundle],
-        kept: Tensor,
+        kept: Sequence[Tensor],
         dy: Tensor | None,
-        dhn: Tensor | None,
+        dlast: Sequence[Tensor | None],
         needs: Sequence[int],
         groups: int | None,
     ) -> Gradients:
-        x, layers, h0, seed, net = self
+        x, layers, states, seed, net = self
         data, *needs = needs
         H = layers[0].w_hh.shape[-1]
-        outputs = [kept] if len(layers) == net.directions else kept.unbind(-4)  # y of each layer
-        states: list[Any] = []  # dh0, the last first
+        ys, tiles = kept[0], kept[1] if len(kept) > 1 else None
+        outputs = [ys] if len(layers) == net.directions else ys.unbind(-4)  # y of each layer
+        dstates: list[Any] = []  # the last first
         weights: list[Tensor | None] = []  # gradients of the weights, the last layer and direction first
         dx: Tensor | None = None
         n = len(layers)
@@ -175,38 +181,41 @@ class Call(NamedTuple):
                 below: Any = x
                 if number:  # dropped only where it is looked at
                     below = functools.partial(self._dropped, outputs[number - 1], number - 1)
-                launched.append(
-                    Saved(below, layers[i].w_ih, layers[i].w_hh, _states(h0, i), y, net.reverse(i), net.precision, wanted)
-                )
-            d = _states(dhn, n, bundle.count)
+                h0 = states[0].select(-3, i) if states else None
+                launched.append(Saved(below, layers[i].w_ih, layers[i].w_hh, h0, y, net.reverse(i), net.precision, wanted))
+            d = _states(dlast, n, bundle.count)
+            of_bundle = _states((tiles,), n, bundle.count, -4)[0]
             if bundle.count == 1:
                 half_dy = dy if dy is None or net.directions == 1 else dy[..., direction * H : (direction + 1) * H]
-                das: Sequence[Tensor] = [_one_backward(launched[0], half_dy, d, net)]
+                results = [_one_backward(launched[0], layers[n], _states(states, n), of_bundle, half_dy, d, net, groups)]
             else:
-                y = kept[layer : layer + bundle.count] if bundle.linked else outputs[layer]
+                y = ys[layer : layer + bundle.count] if bundle.linked else outputs[layer]
                 linked = ([one.w_ih for one in launched], seed, net.dropped) if bundle.linked else ()
                 w_hh = [one.w_hh for one in launched]
-                settings = (net.cell, net.reverse(n), net.precision, None, (bundle, layer))
-                da, _ = dispatch.backward(w_hh, y, None, dy, (d,), *settings, *linked)
+                settings = (net.cell, net.reverse(n), net.precision, _vectors(layers[n:above]), (bundle, layer))
+                da, carried = dispatch.backward(w_hh, y, _by_tile(of_bundle, H), dy, d, *settings, *linked)
                 das = da.unbind(0 if bundle.linked else 2)
-            results = [one.gradients(da, groups) for one, da in zip(launched, das, strict=True)]
+                parts = zip(*[[None] * bundle.count if c is None else c for c in carried])
+                results = [_results(one, da_n, carried_n, net, groups) for one, da_n, carried_n in zip(launched, das, parts, strict=True)]
 
-            for _, *dweights, dh0 in reversed(results):
+            for _, of_states, dweights in reversed(results):
                 weights += reversed(dweights)
-                states.append(dh0)
+                dstates.append(of_states)
             if passes:
                 below_dx = results[0][0]
                 if both:
                     w_ih = torch.cat([one.w_ih for one in launched])
-                    below_dx = gemm.matmul(da.flatten(2).flatten(0, 1), w_ih, net.precision).view(*x.shape[:2], -1)
+                    by_x = da[..., -len(layers[n].w_ih) :]
+                    below_dx = gemm.matmul(by_x.flatten(2).flatten(0, 1), w_ih, net.precision).view(*x.shape[:2], -1)
                 assert below_dx is not None
                 dx = below_dx if dx is None else dx.add_(below_dx)  # of the other direction
             if not direction:
                 dy, dx = dx, None
                 if layer and dy is not None:
                     dy = self._dropped(dy, layer - 1)
-        weights += [None] * (3 * len(layers) - len(weights))
-        return dy if data & DX else None, torch.stack(states[::-1], -3) if data & DH0 else None, weights[::-1]
+        weights += [None] * (len(net.gradients) * len(layers) - len(weights))
+        of_all = [torch.stack(parts, -3) if data & DH0 else None for parts in zip(*reversed(dstates))]
+        return dy if data & DX else None, of_all or [None] * len(net.no_states), weights[::-1]
 
     def _passes(self, layer: int, data: int, needs: Sequence[int]) -> bool:
         """True if a gradient passes from this layer to what lies below."""
@@ -220,24 +229,31 @@ class Call(NamedTuple):
 
     def empty_forward(self, keep: bool) -> Results:
         *M, T, B, _ = self.x.shape
-        number, H = len(self.layers) // self.net.directions, self.layers[0].w_hh.shape[-1]
-        size = (T, B, self.net.directions * H)
-        y, hn = self.x.new_empty(*M, *size), self._empty_states()
-        return y, hn, self.x.new_empty(*M, number, *size) if keep and number > 1 else None
+        y = self.x.new_empty(*M, T, B, self.net.directions * self.layers[0].w_hh.shape[-1])
+        return y, tuple(self._empty_states()), self._empty_kept() if keep else []
 
-    def empty_backward(self, kept: Any, dy: Any, dhn: Any, needs: Sequence[int], groups: int | None) -> Gradients:
+    def empty_backward(self, kept: Any, dy: Any, dlast: Any, needs: Sequence[int], groups: int | None) -> Gradients:
         x, (data, *needs) = self.x, needs
         outer = [*x.shape[:-3], *([] if groups is None else [groups])]
         dweights: list[Tensor | None] = []
         for (w_ih, w_hh, *_), wanted in zip(self.layers, needs, strict=True):
-            for need, shape in ((DW_IH, w_ih.shape[-2:]), (DW_HH, w_hh.shape[-2:]), (DB, w_ih.shape[-2:-1])):
-                dweights.append(x.new_empty(*outer, *shape) if wanted & need else None)
-        return x.new_empty(x.shape) if data & DX else None, self._empty_states() if data & DH0 else None, dweights
+            shapes = {DW_IH: w_ih.shape[-2:], DW_HH: w_hh.shape[-2:], DB: w_ih.shape[-2:-1], DV: w_hh.shape[-1:]}
+            dweights += [x.new_empty(*outer, *shapes[need]) if wanted & need else None for need in self.net.gradients]
+        dstates: list[Any] = self._empty_states() if data & DH0 else [None] * len(self.net.no_states)
+        return x.new_empty(x.shape) if data & DX else None, dstates, dweights
 
-    def _empty_states(self) -> Tensor:
+    def _empty_states(self) -> list[Tensor]:
         *M, _, B, _ = self.x.shape
         number = [len(self.layers)] if len(self.layers) > 1 else []
-        return self.x.new_empty(*M, *number, B, self.layers[0].w_hh.shape[-1])
+        return [self.x.new_empty(*M, *number, B, self.layers[0].w_hh.shape[-1]) for _ in self.net.no_states]
+
+    def _empty_kept(self) -> list[Tensor]:
+        (*M, T, B, _), number, H = self.x.shape, len(self.layers), self.layers[0].w_hh.shape[-1]
+        D, tiles = self.net.directions, self.net.described.kept
+        kept = [self.x.new_empty(*M, number // D, T, B, D * H)] if number > D else []
+        if tiles and has_kernels(self.x):
+            kept.append(self.x.new_empty(*M, *([number] if number > 1 else []), T, B, tiles * H))
+        return kept
 
     # ---- FLOPs, for torch's counter, with shapes in place of tensors: two for a multiplication and addition of a product, as torch
     # counts torch.nn.RNN
@@ -246,7 +262,7 @@ class Call(NamedTuple):
         *models_and_T, B, _ = cast(Any, self.x)
         return sum(2 * math.prod(models_and_T) * B * rows * (H + I) for rows, H, I in self._sizes())
 
-    def backward_flops(self, kept: Any, dy: Any, dhn: Any, needs: Sequence[int], groups: int | None) -> int:
+    def backward_flops(self, kept: Any, dy: Any, dlast: Any, needs: Sequence[int], groups: int | None) -> int:
         (*M, T, B, _), (data, *needs), flops = cast(Any, self.x), needs, 0
         for n, (rows, H, I) in enumerate(self._sizes()):
             layer = n // self.net.directions
@@ -263,22 +279,59 @@ class Call(NamedTuple):
         return [(*cast(Any, layer.w_hh)[-2:], cast(Any, layer.w_ih)[-1]) for layer in self.layers]
 
 
-def _one_forward(x: Tensor, layer: Layer, h0: Tensor | None, net: Settings, n: int) -> tuple[Tensor, Tensor]:
+def _one_forward(
+    x: Tensor, layer: Layer, states: States, net: Settings, n: int, keep: bool
+) -> tuple[Tensor, States, Tensor | None]:
     if not has_kernels(x):
-        return on_cpu.forward(x, *layer, h0, net.cell, net.reverse(n), net.precision)
-    y, (hn,), _ = dispatch.forward(x, *layer, (h0,), net.cell, net.reverse(n), net.precision)
-    return y, hn
+        return *on_cpu.forward(x, layer, states, net.described, net.reverse(n)), None
+    w_ih, w_hh, b_ih, b_hh, vectors = layer
+    settings = (net.cell, net.reverse(n), net.precision, keep, _vectors([layer]) if vectors else None)
+    y, last, tiles = dispatch.forward(x, w_ih, w_hh, b_ih, b_hh, states or net.no_states, *settings)
+    return y, last, None if tiles is None else tiles.flatten(-2)
 
 
-def _one_backward(layer: Saved, dy: Tensor | None, dhn: Tensor | None, net: Settings) -> Tensor:
-    if not has_kernels(layer.y):
-        return on_cpu.backward(layer.w_hh, layer.y, dy, dhn, net.cell, layer.reverse, layer.precision)
-    return dispatch.backward(layer.w_hh, layer.y, None, dy, (dhn,), net.cell, layer.reverse, layer.precision)[0]
+def _one_backward(
+    saved: Saved, layer: Layer, states: States, tiles: Tensor | None, dy: Tensor | None, dlast: Sequence[Tensor | None],
+    net: Settings, groups: int | None,
+) -> Gradients:  # fmt: skip
+    if not has_kernels(saved.y):
+        x = saved.x if isinstance(saved.x, Tensor) else saved.x()
+        return on_cpu.backward(x, layer, states, dy, dlast, net.described, saved.reverse, saved.needs, groups)
+    kept = _by_tile(tiles, saved.y.shape[-1])
+    settings = (net.cell, saved.reverse, saved.precision, _vectors([layer]) if layer.vectors else None)
+    da, carried = dispatch.backward(saved.w_hh, saved.y, kept, dy, dlast, *settings)
+    return _results(saved, da, carried, net, groups)
 
 
-def _states(h: Tensor | None, n: int, count: int = 1) -> Tensor | None:
-    """Returns those of `count` recurrences from the n-th on."""
-    return h if h is None else h.select(-3, n) if count == 1 else h[n : n + count]
+def _results(saved: Saved, da: Tensor, carried: Sequence[Tensor | None], net: Settings, groups: int | None) -> Gradients:
+    """Returns the gradients of a recurrence from what a launch gives: da, what it carries of the gradients of the states, and behind
+    it, where there are any, those of the vectors, [..,B,H]."""
+    number = len(net.no_states)
+    dx, *dweights, dh0 = saved.gradients(da, groups, carried[0])
+    others = [c if c is None or not saved.needs & DH0 else c.to(da.dtype) for c in carried[1:number]]
+    for c in carried[number:]:
+        parts = c if c is None or groups is None else c.unflatten(-2, (groups, -1))
+        dweights.append(parts.sum(-2).to(da.dtype) if parts is not None and saved.needs & DV else None)
+    return dx, [dh0, *others], dweights
+
+
+def _states(states: Sequence[Any], n: int, count: int = 1, dim: int = -3) -> Any:
+    """Returns of each tensor what belongs to `count` recurrences from the n-th on."""
+    return tuple([t if t is None else t.select(dim, n) if count == 1 else t.narrow(dim, n, count) for t in states])
+
+
+def _by_tile(tiles: Tensor | None, H: int) -> Tensor | None:
+    """Returns kept tiles [..,K*H] as launches take them, [..,K,H]."""
+    return None if tiles is None else tiles.unflatten(-1, (-1, H))
+
+
+def _vectors(layers: Sequence[Layer]) -> Tensor | None:
+    """Returns the vectors of a launch [V,H], of several recurrences [N,V,H], in fp32 (fp64)."""
+    if not layers[0].vectors:
+        return None
+    each = [torch.stack(layer.vectors, -2) for layer in layers]
+    vectors = each[0] if len(each) == 1 else torch.stack(each)
+    return vectors.to(torch.promote_types(vectors.dtype, torch.float32))
 
 
 # ---- registration ---------------------------------------------------------------------------------------------------
@@ -287,17 +340,17 @@ _COUNT = len(Settings._fields)
 
 
 def _op(method: Callable[..., Any]) -> Callable[..., Any]:
-    def run(x: Tensor, weights: list[Tensor], h0: Tensor | None, seed: Tensor | None, *others: Any, **_: Any) -> Any:
+    def run(x: Tensor, weights: list[Tensor], states: list[Tensor], seed: Tensor | None, *others: Any, **_: Any) -> Any:
         net = Settings(*others[:_COUNT])
-        results = method(Call(x, net.layers(weights), h0, seed, net), *others[_COUNT:])
+        results = method(Call(x, net.layers(weights), tuple(states), seed, net), *others[_COUNT:])
         return tree_map(lambda t: x.new_empty(0) if t is None else t, results)  # a tensor each: results have no aliases
 
     return run
 
 
 _ARGUMENTS = (
-    "Tensor x, Tensor[] weights, Tensor? h0, Tensor? seed, "
-    "bool b_ih, bool b_hh, str cell, str direction, str? precision, int dropped, "
+    "Tensor x, Tensor[] weights, Tensor[] states, Tensor? seed, "
+    "bool b_ih, bool b_hh, str cell, str direction, str? precision, int dropped, bool recompute, "
 )
 
 
@@ -314,9 +367,10 @@ def _define(name: str, arguments: str, results: str, *methods: Callable[..., Any
 
 
 forward = _define(
-    "forward", "bool keep", "Tensor y, Tensor hn, Tensor kept", Call.forward, Call.empty_forward, Call.forward_flops
+    "forward", "bool keep", "Tensor y, Tensor[] last, Tensor[] kept", Call.forward, Call.empty_forward, Call.forward_flops
 )
 backward = _define(
-    "backward", "Tensor kept, Tensor? dy, Tensor? dhn, int[] needs, int? groups", "Tensor dx, Tensor dh0, Tensor[] dweights",
+    "backward", "Tensor[] kept, Tensor? dy, Tensor?[] dlast, int[] needs, int? groups",
+    "Tensor dx, Tensor[] dstates, Tensor[] dweights",
     Call.backward, Call.empty_backward, Call.backward_flops,
 )  # fmt: skip

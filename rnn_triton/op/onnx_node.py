@@ -1,4 +1,4 @@
-"""Layers as ONNX's own operator RNN, for the tracer of torch.onnx.export."""
+"""Layers as ONNX's own operators RNN, GRU and LSTM, for the tracer of torch.onnx.export."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
-from ..cells import named
-from .layers import Settings, in_turn
+from ..cells import Cell
+from ..errors import UnsupportedError
+from .layers import Layer, Settings, States, in_turn
 
 LEGACY = (
     "torch.onnx.export(dynamo=False) cannot take rnn_triton's operators: export with torch.onnx.export(..., dynamo=True), "
@@ -18,53 +20,54 @@ LEGACY = (
 
 
 def network(
-    x: Tensor, weights: Sequence[Tensor], h0: Tensor | None, net: Settings, between: Callable[[Tensor, int], Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Returns what the operator does, a node for each layer and direction.  `between` is that of `in_turn`."""
+    x: Tensor, weights: Sequence[Tensor], states: States, net: Settings, between: Callable[[Tensor, int], Tensor]
+) -> tuple[Tensor, States]:
+    """Returns what the operator does, a node for each layer and direction.  `between` is that of `in_turn`.
 
-    def one(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-        *operands, n = arguments
-        return rnn(x, *operands, cell=net.cell, reverse=net.reverse(n))  # type: ignore[misc]
+    UnsupportedError: ONNX has no operator for the cell."""
 
-    return in_turn(x, net.layers(weights), h0, net.directions, one=one, between=between)
+    def one(x: Tensor, layer: Layer, states: States, n: int) -> tuple[Tensor, States]:
+        return node(x, layer, states, net.described, net.reverse(n))
+
+    if net.described.onnx is None:
+        raise UnsupportedError(f"ONNX has no operator for the cell {net.cell!r}")
+    return in_turn(x, net.layers(weights), states, net.directions, one=one, between=between)
 
 
-def rnn(
-    x: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    h0: Tensor | None,
-    cell: str,
-    reverse: bool,
-) -> tuple[Tensor, Tensor]:
-    """Returns (y[T,B,H], hn[B,H]) of x[T,B,I] and h0[B,H] (zeros if None) by a node RNN of ONNX.
+def node(x: Tensor, layer: Layer, states: States, cell: Cell, reverse: bool) -> tuple[Tensor, States]:
+    """Returns (y[T,B,H], the last states [B,H]) of x[T,B,I] and the first states (zeros if ()) by ONNX's operator of a cell.
 
     The runtime decides the precision. bf16, which the node does not take, is computed in fp32 between casts."""
     if x.dtype is torch.bfloat16:
-        wide = [None if t is None else t.float() for t in (x, w_ih, w_hh, b_ih, b_hh, h0)]
-        arguments: Any = (*wide, cell, reverse)
-        y, hn = rnn(*arguments)
-        return y.bfloat16(), hn.bfloat16()
-    T, B, _ = x.shape
-    H = w_hh.shape[0]
+        wide: Any = tree_map_only(Tensor, Tensor.float, (x, layer, states))
+        y, last = node(*wide, cell, reverse)  # type: ignore[call-arg, misc]
+        return y.bfloat16(), tuple([state.bfloat16() for state in last])
+    (T, B, _), H, onnx = x.shape, layer.w_hh.shape[1], cell.onnx
+    assert onnx is not None
+
+    def in_order(t: Tensor) -> Tensor:
+        """Returns a weight or a bias with the gates in ONNX's order."""
+        blocks = dict(zip(cell.gates, t.chunk(len(cell.gates))))
+        return torch.cat([blocks[gate] for gate in onnx.gates]) if onnx.gates else t
+
+    w_ih, w_hh, *biases, _ = layer
     bias = None
-    if b_ih is not None or b_hh is not None:
-        bias = torch.cat([w_hh.new_zeros(H) if b is None else b for b in (b_ih, b_hh)]).unsqueeze(0)
-    inputs = [x, w_ih.unsqueeze(0), w_hh.unsqueeze(0), bias, None, None if h0 is None else h0.unsqueeze(0)]
+    if any([b is not None for b in biases]):
+        bias = torch.cat([w_hh.new_zeros(w_hh.shape[0]) if b is None else in_order(b) for b in biases]).unsqueeze(0)
+    given = [state.unsqueeze(0) for state in states]
+    inputs = [x, in_order(w_ih).unsqueeze(0), in_order(w_hh).unsqueeze(0), bias, None, *given]
     while inputs[-1] is None:
         inputs.pop()
-    operator, activations = named(cell).onnx
-    y, hn = torch.onnx.ops.symbolic_multi_out(
-        operator,
+    outputs = torch.onnx.ops.symbolic_multi_out(
+        onnx.operator,
         inputs,
         {
-            "activations": list(activations),
+            "activations": list(onnx.activations),
             "direction": "reverse" if reverse else "forward",
             "hidden_size": H,
+            **dict(onnx.attributes),
         },
-        dtypes=(x.dtype, x.dtype),
-        shapes=((T, 1, B, H), (1, B, H)),
+        dtypes=(x.dtype,) * (1 + len(cell.states)),
+        shapes=((T, 1, B, H), *[(1, B, H)] * len(cell.states)),
     )
-    return y.squeeze(1), hn.squeeze(0)
+    return outputs[0].squeeze(1), tuple([state.squeeze(0) for state in outputs[1:]])

@@ -199,7 +199,7 @@ def whole_network(case, log, observed):
     given = {"x": tensor(T, B, I), "dy": tensor(T, B, D * H)}
     net = Settings(False, False, "elman_tanh", "both" if D == 2 else "forward", None)
 
-    call = network.Call(given["x"], net.layers(weights), None, None, net)
+    call = network.Call(given["x"], net.layers(weights), (), None, net)
 
     def function():
         if case["direction"] == "forward":
@@ -207,7 +207,7 @@ def whole_network(case, log, observed):
             return {"y": y, "hn": hn}
         kept = tensor(*([L] if L > 1 else []), T, B, D * H)
         needs = [DX, *[DW_IH | DW_HH] * L * D]
-        dx, *_ = call.backward(kept, given["dy"], None, needs, None)
+        dx, *_ = call.backward([kept], given["dy"], [None], needs, None)
         return {"dx": dx}
 
     made = calls(function, given, log, observed, case.get("together"))
