@@ -75,7 +75,7 @@ from .exchange import (
     word_pointers,
 )
 from .facts import kernel_name
-from .fragments import operand, replaced
+from .fragments import operand, replaced, saved_tiles
 from .slices import (
     add_halves,
     append_halves,
@@ -478,7 +478,7 @@ def cta_group(
                     new = replaced(new, n, tl.where(units[half] < H, new[n], 0.0))
             published = published + (new,)
             after = after + (c,)
-            kept = kept + (k,)
+            kept = kept + (saved_tiles(k, c, ROUTES),)
         out_t = out_ptr + (t * step_words + row0 * ROW_WORDS)
         for n in tl.static_range(PUBLISHED):
             out_words = round_to_words(published[0][n], published[1][n], TILE)

@@ -89,6 +89,7 @@ class Routes(Facts):
     kept: int
     reads_y: bool
     vectors: int
+    kept_states: tuple[int, ...] = ()
 
     @property
     def into(self) -> Any:
@@ -258,3 +259,27 @@ class StepShape(Facts):
     H: int
     row: int  # whole 16-byte vectors of H units and zeros
     u_unit: int  # elements in which the strides of u are counted
+
+
+# ---- of kernels/elementwise.py ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Elements(Facts):
+    dtype: Any  # of storage
+    block: int  # elements of a program
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class ElementsShape(Facts):
+    H: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Results(Facts):
+    """Which of its results the kernel writes"""
+
+    published: bool = False
+    after: bool = False
+    kept: bool = False
+    counts: bool = False

@@ -63,6 +63,18 @@ def replaced(tiles, NUMBER: tl.constexpr, tile):
 
 
 @triton.jit
+def saved_tiles(kept, carried, ROUTES: tl.constexpr):
+    """What a forward step saves for the backward pass: what its cell keeps, or in its place what it carries"""
+    if len(ROUTES.kept_states) == 0:
+        return kept
+    else:
+        tiles = ()
+        for n in tl.static_range(len(ROUTES.kept_states)):
+            tiles = tiles + (carried[ROUTES.kept_states[n]],)
+        return tiles
+
+
+@triton.jit
 def operand(v, PRECISION: tl.constexpr):
     """what the tensor core reads: tf32 rounds to nearest here, the hardware alone would truncate"""
     if PRECISION == "tf32":

@@ -81,6 +81,7 @@ from .fragments import (
     projection_tile,
     projection_zeros,
     replaced,
+    saved_tiles,
     store_state,
     stream_tile,
     written_out,
@@ -540,6 +541,7 @@ def one_cta(
             for n in tl.static_range(ROUTES.parts):  # there is no state yet, and 0 * W_rec is NaN where W_rec is infinite
                 a = replaced(a, n, tl.where(step == 0, p[n] + u[n], a[n]))
         published, carried, kept = CELL.step(a, carried, saved, vectors, CELL.accuracy)
+        kept = saved_tiles(kept, carried, ROUTES)
         results = ()
         for n in tl.static_range(ROUTES.published):
             results = results + (published[n].to(DTYPE),)

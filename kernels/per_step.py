@@ -33,7 +33,7 @@ import triton
 import triton.language as tl
 
 from .facts import kernel_name
-from .fragments import operand, replaced
+from .fragments import operand, replaced, saved_tiles
 
 GROUP: tl.constexpr = tl.constexpr(8)  # batch tiles that follow each other over the same rows of W_rec
 
@@ -145,6 +145,7 @@ def per_step(
         w_tile += BLOCK_K * STRIDE_K
         s_tile += BLOCK_K
     published, carried, kept = CELL.step(acc, carried, saved, vectors, CELL.accuracy)
+    kept = saved_tiles(kept, carried, ROUTES)
     out_tile = out_ptr + tiles_t * ROUTES.published + unit0
     for n in tl.static_range(ROUTES.published):
         new = published[n].to(TILE.dtype)

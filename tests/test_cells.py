@@ -169,4 +169,12 @@ ROUTES = {
 @pytest.mark.parametrize("name", ROUTES)
 def test_routes(name):
     cell, forward, backward = ROUTES[name]
-    assert cell.routes(True) == forward and cell.routes(False) == backward
+    assert cell.routes(True) == (*forward, ()) and cell.routes(False) == (*backward, ())
+
+
+@pytest.mark.parametrize("name, kept, states", [("elman_tanh", 0, ()), ("gru", 0, ()), ("leaky_relu", 0, ()), ("lstm", 1, (0,))])
+def test_routes_of_a_pass_that_is_computed_again(name, kept, states):
+    """what y does not give is saved"""
+    cell = CELLS[name]
+    assert cell.routes(True, True) == cell.routes(True)._replace(kept=kept, kept_states=states)
+    assert cell.routes(False, True) == cell.routes(False)

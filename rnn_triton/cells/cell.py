@@ -28,6 +28,7 @@ class Routes(NamedTuple):
     kept: int  # tiles that the forward pass saves, besides y
     reads_y: bool  # backward: y is the first of the saved tiles
     vectors: int
+    kept_states: tuple[int, ...] = ()  # forward: carried tiles that are saved in place of those that the cell keeps
 
 
 class Onnx(NamedTuple):
@@ -65,21 +66,28 @@ class Cell:
     aten: str = ""  # the function of torch._VF that runs whole layers on CPU tensors, if there is one
     onnx: Onnx | None = None  # ONNX's operator, if there is one
 
-    def routes(self, forward: bool) -> Routes:
+    @property
+    def unseen(self) -> tuple[int, ...]:
+        """Of the carried states those that y does not give, by their numbers in `carried`."""
+        return tuple(n for n, state in enumerate(self.carried) if state != self.states[0])
+
+    def routes(self, forward: bool, recompute: bool = False) -> Routes:
         """Returns what a kernel is told of this cell, in its forward or its backward pass.
 
         The backward pass publishes the gradients of a: of the recurrent parts of `split` gates first, then of all gates (of the input
         parts, where they are split) in order.  So the gradients for W_hh are the first tiles, those for W_ih the last ones.  Behind what
-        the cell carries it carries the gradients of its vectors."""
+        the cell carries it carries the gradients of its vectors.  With `recompute` the forward pass
+        saves nothing but the carried states that y does not give, from which what is kept is computed again."""
         G, S = len(self.gates), len(self.split)
         gates, ones = tuple(range(G)), (0,) * G
         C, V = len(self.carried), len(self.vectors)
-        common = dict(kept=self.kept, vectors=V)
         if forward:
             in_parts = gates[: G - S] + tuple(range(G, G + S))
-            return Routes(G + S, gates, ones, gates, in_parts, C, published=1, exchanged=1, reads_y=False, **common)
+            states = self.unseen if recompute and self.kept else ()
+            kept = len(states) if recompute else self.kept
+            return Routes(G + S, gates, ones, gates, in_parts, C, 1, 1, kept, False, V, states)
         rec_gates = gates[G - S :] + gates[: G - S]
-        return Routes(1, rec_gates, gates, ones, (), C + V, published=G + S, exchanged=G, reads_y=self.reads_y, **common)
+        return Routes(1, rec_gates, gates, ones, (), C + V, G + S, G, self.kept, self.reads_y, V)
 
 
 _KNOWN: dict[str, Cell] = {}

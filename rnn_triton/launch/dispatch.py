@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -29,10 +29,11 @@ from .recurrence import Weight
 
 def forward(
     x: Tensor, w_ih: Weight, w_hh: Weight, b_ih: Weight | None, b_hh: Weight | None, states: States, cell: str, reverse: bool,
-    precision: str | None, keep: bool = False, vectors: Tensor | None = None, shared: tuple[Any, ...] = (), *dropout: Any,
+    precision: str | None, keep: bool | Literal["states"] = False, vectors: Tensor | None = None, shared: tuple[Any, ...] = (), *dropout: Any,
 ) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:  # fmt: skip
     """Returns y[T,B,H], contiguous, the last states [B,H], each in memory of its own, and with `keep` what the backward pass needs
-    besides y, kept[T,B,K,H] (None if that is nothing).
+    besides y, kept[T,B,K,H] (None if that is nothing).  With keep="states" that is no more than recompute.py needs: the carried
+    states that y does not give.
 
     `states` are those before the first step, None for zeros: (h0,), of an LSTM (h0, c0).  `vectors` are the cell's own parameters,
     [V,H] in fp32 (fp64).  x[T,B,I] may have any strides; T, B >= 1.  An ensemble of M models has M in front of every shape; where the
@@ -41,7 +42,8 @@ def forward(
     *M, _, B, I = x.shape
     H = (w_hh[0] if shared else w_hh).shape[-1]
     call = ("forward", *M, B, I, H, x.dtype, precision, cell, x.device)
-    return run(call, shared, "forward", x, w_ih, w_hh, b_ih, b_hh, states, reverse, keep, vectors, *dropout)
+    how = (*(shared or (ONE, 0)), True) if keep == "states" else shared
+    return run(call, how, "forward", x, w_ih, w_hh, b_ih, b_hh, states, reverse, bool(keep), vectors, *dropout)
 
 
 def backward(
@@ -100,12 +102,12 @@ def run(call: tuple[Any, ...], shared: tuple[Any, ...], pass_: str, *arguments: 
 
 
 @functools.lru_cache(maxsize=1024)
-def _launch_for(call: tuple[Any, ...], chosen: Choices, bundle: Bundle = ONE, first: int = 0) -> Any:
+def _launch_for(call: tuple[Any, ...], chosen: Choices, bundle: Bundle = ONE, first: int = 0, recompute: bool = False) -> Any:
     """Returns the prepared launch of a call (direction, [M,] B, I, H, dtype, precision, cell, device) under the overrides `chosen`.
 
-    It carries the recurrences of `bundle`, of which the bottom layer has the number `first`."""
+    It carries the recurrences of `bundle`, of which the bottom layer has the number `first`.  `recompute` is that of Problem."""
     direction, *M, B, I, H, dtype, precision, cell, device = call
-    problem = Problem(direction, B, I, H, DTYPES[dtype], precision, cell, *M)
+    problem = Problem(direction, B, I, H, DTYPES[dtype], precision, cell, M[0] if M else 1, recompute)
     p: Plan | None
     if bundle.count == 1:
         p = plan(problem, hardware.of(device), chosen)

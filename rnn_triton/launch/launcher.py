@@ -44,7 +44,7 @@ def cell(problem: Problem, accuracy: str) -> facts.Cell:
         step=description.forward if forward else description.backward,
         accuracy=accuracy,
         forward=forward,
-        routes=facts.Routes(**description.routes(forward)._asdict()),
+        routes=facts.Routes(**description.routes(forward, problem.recompute)._asdict()),
     )
 
 

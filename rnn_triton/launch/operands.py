@@ -100,7 +100,7 @@ def described(problem: Problem, w_ih_home: str, bundle: Bundle, words: bool) -> 
     """Returns which of Operands a launch with every optional tensor of its pass has, and a function that gives the type of a
     parameter by its name.  `words` is that of Engine."""
     forward, linked = problem.direction == "forward", bundle.linked
-    routes = cells.named(problem.cell).routes(forward)
+    routes = cells.named(problem.cell).routes(forward, problem.recompute)
     gemm = w_ih_home == "gemm"
     has_x = forward and not gemm and not (linked and is_wide(problem.I, problem.H, problem.dtype))
     biases = forward and not (gemm and gemm_adds_biases(problem, bundle, words))

@@ -50,7 +50,7 @@ class Steps:
     def __init__(self, problem: Problem, plan: PerStep) -> None:
         self.problem, self.plan = problem, plan
         cell, forward = cells.named(problem.cell), problem.direction == "forward"
-        self.gates, self.routes = len(cell.gates), cell.routes(forward)
+        self.gates, self.routes = len(cell.gates), cell.routes(forward, problem.recompute)
         self.row = row_units(problem.H, problem.dtype)
         self.carried = operands.Carried(cell, forward, problem.H, self.row)
         lacking = self.row - problem.H
@@ -155,7 +155,7 @@ def compile_ahead(problem: Problem, plan: PerStep, device: Device) -> Any:
 def present(problem: Problem) -> dict[str, bool]:
     """Returns of each of Operands, by its name, whether a launch with every optional tensor has it."""
     forward = problem.direction == "forward"
-    routes = cells.named(problem.cell).routes(forward)
+    routes = cells.named(problem.cell).routes(forward, problem.recompute)
     biases = forward and not operands.gemm_adds_biases(problem, ONE, True)
     return dict.fromkeys(Operands._fields, True) | dict(
         bias0=biases, bias1=biases, first=not forward, saved=routes.reads_y, carried=routes.carried > 0, kept=routes.kept > 0,

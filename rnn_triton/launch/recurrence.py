@@ -72,7 +72,7 @@ class Recurrence:
         self.problem, self.plan, self.bundle, self.first = problem, plan, bundle, first
         self.engine = engine = _engine(problem, plan, bundle)
         cell, forward = cells.named(problem.cell), problem.direction == "forward"
-        self.routes = cell.routes(forward)
+        self.routes = cell.routes(forward, problem.recompute)
         self.carried = operands.Carried(cell, forward, problem.H, engine.row)
         self.gates = len(cell.gates)
         self.several = bundle.count > 1

@@ -119,7 +119,7 @@ def _beyond(problem: Problem, device: Device) -> str:
 
 def routes(problem: Problem) -> Routes:
     """Returns which tiles the problem's cell has in its pass, and which products make which of them."""
-    return cells.named(problem.cell).routes(problem.direction == "forward")
+    return cells.named(problem.cell).routes(problem.direction == "forward", problem.recompute)
 
 
 def gates(problem: Problem) -> int:
@@ -139,7 +139,7 @@ def runs_models(problem: Problem, p: Plan) -> bool:
     return p.ensembles and simple(problem)
 
 
-def _accuracy(problem: Problem) -> str:
+def accuracy(problem: Problem) -> str:
     """Returns the accuracy of the activation function (kernels/activations.py) that the dtype and the precision need."""
     if problem.dtype == "bf16":
         return "approx"
@@ -210,7 +210,7 @@ def one_cta(
     held = "registers and shared memory" if form.formulation == "fma" else "registers"
     where = _HOMES[home] + f" (no room for I={problem.I} beside W_hh)" * (home == "gemm")
     yield OneCta(
-        block_b=block_b, warps=warps, formulation=form.formulation, precision=form.precision, accuracy=_accuracy(problem),
+        block_b=block_b, warps=warps, formulation=form.formulation, precision=form.precision, accuracy=accuracy(problem),
         h_pad=h_pad, w_ih_home=home, chunk=chunk, chains=2 if two_chains else 1, x_depth=x_depth, pad_w_hh=ragged_h,
         reason=f"W_hh ({weights}) fits in the {held} of one CTA{where}",
     )  # fmt: skip
@@ -231,7 +231,7 @@ def _gated(problem: Problem, form: Form, h_pad: int, choices: Mapping[str, Any])
     held = "registers and shared memory" if form.formulation == "fma" else "registers"
     where = _HOMES[home] + f" (no room for I={problem.I} beside W_hh)" * (home == "gemm")
     return OneCta(
-        block_b=8, warps=min(8, h_pad // 16), formulation=form.formulation, precision=form.precision, accuracy=_accuracy(problem),
+        block_b=8, warps=min(8, h_pad // 16), formulation=form.formulation, precision=form.precision, accuracy=accuracy(problem),
         h_pad=h_pad, w_ih_home=home, chunk=form.chunk, chains=2 if two_chains else 1, x_depth=1, pad_w_hh=False,
         reason=f"W_hh ({weights}) fits in the {held} of one CTA{where}",
     )  # fmt: skip
@@ -376,7 +376,7 @@ def cta_group(problem: Problem, device: Device, choices: Mapping[str, Any], bund
                 for home in homes:
                     plan = CtaGroup(
                         block_b=block_b, warps=warps, formulation=form.formulation, precision=form.precision,
-                        accuracy=_accuracy(problem), units=units, ctas=ctas, groups=groups, w_hh_shared=0,
+                        accuracy=accuracy(problem), units=units, ctas=ctas, groups=groups, w_hh_shared=0,
                         w_ih_home=home, protocol="", x_loads=x_loads, look_every=look_every, probe_delay=0, chains=chains,
                         reason="",
                     )  # fmt: skip
@@ -439,5 +439,5 @@ def per_step(problem: Problem, device: Device, on_chip: bool, choices: Mapping[s
         reason = f"{weights} {_beyond(problem, device)}"
     home = "gemm" if problem.direction == "forward" else "none"
     yield PerStep(
-        **tiles, formulation="tiles", precision=form.precision, accuracy=_accuracy(problem), w_ih_home=home, reason=reason
+        **tiles, formulation="tiles", precision=form.precision, accuracy=accuracy(problem), w_ih_home=home, reason=reason
     )

@@ -22,8 +22,9 @@ class Problem:
     H: int
     dtype: str  # "bf16", "fp16", "fp32", "fp64"
     precision: str | None  # "tf32", "tf32x3", "ieee" for fp32, else None
-    cell: str  # its name in cells/: "elman_tanh", "elman_relu", "gru", "lstm"
+    cell: str  # its name in cells/: "elman_tanh", "gru", "lstm" and so on
     models: int = 1  # of an ensemble: problems of the same sizes, each with weights of its own
+    recompute: bool = False  # forward: no more is saved than launch/recompute.py needs to compute again what the cell keeps
 
 
 @dataclass(frozen=True)
