@@ -132,7 +132,7 @@ def test_items_cover_what_they_should():
     assert {(i.case.dtype, dict(i.choices)["protocol"]) for i in grids} == {
         (dtype, protocol) for dtype in DTYPES for protocol in ("sentinel", "counter")
     }
-    assert any(i.case.B % 2 for i in grids) and any(i.case.nonlinearity == "relu" for i in grids)
+    assert any(i.case.B % 2 for i in grids) and any(i.case.cell == "elman_relu" for i in grids)
     assert {i.case for i in found if i.section == "equivalence"} >= set(suites.suite("check"))
     networks = [i.case for i in found if i.section == "equivalence" and i.case.layers * i.case.directions > 1]
     shared = [[part.bundle.count for part in estimate.launches(c, H200)] for c in networks]
@@ -221,12 +221,16 @@ def test_rows_of_the_table():
 # ---- the recurrence alone, and what must hold of launches; by interpreter -------------------------------------------
 
 
-def test_gradients_of_pre_activations_alone():
-    c = case(12, 3, 4, "fp32", 5, ieee=True)
+@pytest.mark.parametrize("cell", ["elman_tanh", "gru", "lstm"])
+def test_gradients_of_pre_activations_alone(cell):
+    """those for W_hh come first, n r z of a GRU, those for W_ih last"""
+    c = case(12, 3, 4, "fp32", 5, ieee=True, cell=cell)
     inputs = {name: t.double() for name, t in tensors(c, torch.device("cpu")).items()}
-    y = check.reference(c, inputs)["y"]
-    da = probes.pre_activation_gradients(c, inputs, y)
-    assert torch.allclose(da.flatten(0, 1).sum(0), check.reference(c, inputs)["dbias_ih_l0"], rtol=1e-12)
+    da, truth = probes.pre_activation_gradients(c, inputs).flatten(0, 1).sum(0), check.reference(c, inputs)
+    rows = len(truth["dbias_ih_l0"])
+    assert torch.allclose(da[-rows:], truth["dbias_ih_l0"], rtol=1e-12)
+    split = len(da) - rows
+    assert torch.allclose(da[:rows].roll(-split), truth["dbias_hh_l0"], rtol=1e-12)
 
 
 @pytest.mark.interpret

@@ -331,7 +331,7 @@ def test_regressions_of_a_whole_suite_at_a_lower_clock_are_none():
         later.append(r | fields | {"telemetry": r["telemetry"] | {"sm_mhz": 1400.0}})
     early = [r | {"telemetry": r["telemetry"] | {"sm_mhz": 1755.0}} for r in listed]
     found = compare.compare(side("a", *early), side("b", *later))
-    assert len(found.pairs) == 24 and {pair.verdict for pair in found.pairs} <= {"clocks", "noise"} and not found.regressions
+    assert len(found.pairs) == 30 and {pair.verdict for pair in found.pairs} <= {"clocks", "noise"} and not found.regressions
     assert any(pair.verdict == "clocks" for pair in found.pairs)
 
 

@@ -18,7 +18,7 @@ def text(name, records=()):
 
 def test_a_case_without_records():
     found = text("h1760-b16-t50-fp16")
-    assert found.startswith("h1760-b16-t50-fp16: Elman tanh, T=50 B=16 I=1760 H=1760, fp16\n")
+    assert found.startswith("h1760-b16-t50-fp16: elman_tanh, T=50 B=16 I=1760 H=1760, fp16\n")
     for direction in ("forward", "backward"):
         assert f"{direction} of fp16 T=50 B=16 I=1760 H=1760 on H200: " in found
         assert f"torch.nn.RNN, {direction}: cuDNN's STANDARD, because PERSIST_STATIC is for H <= 1024, not 1760." in found
@@ -79,14 +79,15 @@ def test_what_else_is_said_of_a_case():
     found = text("h128-b16-t8-bf16")
     assert "not 3" in text("h512-b16-t512-l3-fp16")  # cuDNN's persistent algorithm is for one layer
     assert "STANDARD, because the input is packed" in text("h128-b16-t512-uniform-bf16")
-    assert "tanh" in found and "relu" in text("h128-b16-t8-bf16-relu") and "(ieee)" in text("h128-b16-t8-fp32-ieee")
+    assert "tanh" in found and "relu" in text("elman_relu-h128-b16-t8-bf16") and "(ieee)" in text("h128-b16-t8-fp32-ieee")
 
 
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
-def test_a_cell_without_plan(cell):
-    found = text(f"{cell}-h768-b16-t1024-m2-bf16")
-    assert f"rnn_triton has no plan for {cell}" in found and "none: no plan" in found and "2 independent models" in found
-    assert "known here for torch.nn.RNN alone" in found
+@pytest.mark.parametrize("cell, module", [("gru", "torch.nn.GRU, forward: cuDNN's STANDARD"), ("lstm", "torch.nn.LSTM, forward: cuDNN's PERSIST_STATIC,")])
+def test_a_cell_of_several_gates(cell, module):
+    found = text(f"{cell}-h768-b16-t1024-fp16")
+    assert f"{cell}, T=1024" in found and module in found and "none: no plan" not in found and "gates each" in found
+    assert "2 independent models" in text(f"{cell}-h768-b16-t1024-m2-bf16")
+    assert "torch.nn has no module of leaky_tanh" in text("leaky_tanh-h768-b16-t1024-bf16")
 
 
 def test_the_device_at_hand_or_an_h200():

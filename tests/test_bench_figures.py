@@ -253,8 +253,8 @@ def test_more_cases_than_bars_are_thinned_to_the_extremes(monkeypatch):
     with style.context():
         (page,) = figures.pages(found, ["speedup"])
     shown = [label.get_text() for label in page.figure.axes[0].get_yticklabels()]
-    assert {in_suite[4].name, in_suite[11].name, others[3].name, others[7].name, others[5].name} == set(shown)
-    assert page.title == "Speedup of 5 of 20 cases" and "the other 15 are in the tables alone" in page.note
+    assert {in_suite[4].name, in_suite[14].name, others[3].name, others[7].name, others[5].name} == set(shown)
+    assert page.title == "Speedup of 5 of 23 cases" and "the other 18 are in the tables alone" in page.note
     assert [name for name in of if name in shown] == shown  # in the order of the suites
 
 
@@ -301,6 +301,9 @@ def test_roofline_places_a_step_by_its_flop_and_bytes(pages):
     assert roofline.moved(shape, "train", False) == 2 * (3 * 64 * (512 + 100) + 2 * 512 * 512)
     stacked = case(512, 64, 256, "fp32", 100, layers=2, bidirectional=True, cell="lstm").__dict__
     assert roofline.flop(stacked, "fwd") == 2 * 64 * 512 * 4 * 2 * ((100 + 512) + (1024 + 512))
+    gated, kept = case(512, 64, 256, "bf16", 100, cell="lstm").__dict__, 6 * 512
+    assert roofline.moved(gated, "fwd", True) == roofline.moved(shape, "fwd", True)
+    assert roofline.moved(gated, "train", True) == 2 * 64 * (3 * (512 + 100) + 2 * kept)
     axis = pages["roofline"].figure.axes[0]
     us = 0.2 + 512 / 512 + 64 / 1024 + 5 / 256
     ((x, y),) = lines(axis, style.PROVIDERS["rnn_triton"]["color"], "s")  # the one that is grid and right

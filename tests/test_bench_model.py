@@ -7,7 +7,6 @@ import pytest
 from bench.cases import case as cases
 from bench.cases import estimate, suites
 from bench.cases.inputs import lengths_of
-from rnn_triton.errors import UnsupportedError
 from rnn_triton.plan import choose, latency
 from rnn_triton.plan.hardware import RECORDS
 from rnn_triton.plan.problem import Bundle
@@ -27,10 +26,6 @@ def one_of_each_kind():
 @pytest.mark.parametrize("case", one_of_each_kind(), ids=lambda c: c.name)
 @pytest.mark.parametrize("pass_", cases.PASSES)
 def test_floor_is_below_practical_in_every_kind_of_case(case, pass_):
-    if case.cell != "rnn":
-        with pytest.raises(UnsupportedError, match=case.cell):
-            estimate.of_case(case, pass_, H200)
-        return
     found = estimate.of_case(case, pass_, H200)
     assert 0 < found.floor_us <= found.practical_us
     assert found.bound in found.parts and min(found.parts.values()) >= 0

@@ -90,7 +90,8 @@ def test_every_case_of_every_suite_can_be_recorded(suite, tmp_path):
     assert {r["case"] for r in written} == {listed.name for listed in chosen}
     assert {r["status"] for r in written} == {"ok"}
     launches = [r["plan"]["launches"] for r in written if r["provider"] == "rnn_triton" and "launches" in r["plan"]]
-    assert bool(launches) == any(listed.layers * listed.directions > 1 for listed in chosen)
+    ours = [listed for listed in chosen if not registry.PROVIDERS["rnn_triton"].unsupported(listed)]
+    assert bool(launches) == any(listed.layers * listed.directions > 1 for listed in ours)
 
 
 def test_every_item_of_the_first_run_can_be_recorded(tmp_path):

@@ -30,6 +30,9 @@ from bench.model import job as model_job
 from bench.providers import registry, sessions, torch_nn
 from bench.records import schema, store
 from bench.records.rows import rows as rows_of
+from rnn_triton import cells
+from rnn_triton.cells.elman import ELMAN
+from rnn_triton.cells.leaky import LEAKY
 from rnn_triton.plan.choose import plan
 from rnn_triton.plan.hardware import RECORDS
 
@@ -46,10 +49,17 @@ def test_every_case_has_a_unique_name_that_parses_back(suite):
     assert len({case.name for case in listed}) == len(listed)
 
 
+def test_the_cells_of_cases_are_those_that_are_registered():
+    assert {name: len(cells.named(name).gates) for name in cases.CELLS} == cases.CELLS
+    assert {c.name for c in (*ELMAN.values(), *LEAKY.values(), cells.named("gru"), cells.named("lstm"))} == set(cases.CELLS)
+    assert {case.cell for case in suites.suite("check")} <= set(cases.CELLS)
+
+
 def test_the_quick_suite_covers_what_it_should():
-    """12 points across the regimes, and every dtype"""
+    """15 points across the regimes, every dtype, and the cells that cuDNN has"""
     listed = suites.suite("quick")
-    assert len(listed) == 12 and {case.dtype for case in listed} == set(cases.DTYPES)
+    assert len(listed) == 15 and {case.dtype for case in listed} == set(cases.DTYPES)
+    assert {case.cell for case in listed} == {"elman_tanh", "gru", "lstm"}
     regimes = [plan(estimate.problems(case)[0], RECORDS["sm_90"]).regime for case in listed]
     assert {name: regimes.count(name) >= 1 for name in regimes} == dict.fromkeys(("one_cta", "cta_group", "per_step"), True)
 
@@ -82,7 +92,7 @@ def test_a_name_says_all_that_is_unusual():
     assert case.name == name and case == cases.case(
         128, 16, 256, "fp32", 64, ieee=True, cell="gru", layers=4, bidirectional=True, models=8, lengths="heavy"
     )
-    assert suites.parse("h128-b16-t256-bf16-relu").nonlinearity == "relu"
+    assert suites.parse("elman_relu-h128-b16-t256-bf16").cell == "elman_relu"
 
 
 @pytest.mark.parametrize(
@@ -97,7 +107,8 @@ def test_a_name_says_all_that_is_unusual():
         (["explain", "h999999999-b1-t1-bf16"], ["'h999999999-b1-t1-bf16': its tensors take 3.64e+06 TiB, more than any GPU has"]),
         (["explain", "h8-b1-t999999999999-bf16"], ["its tensors take"]),
         (["check", "--case", "h8-b1-t1-bf16-ieee"], ["unknown case"]),
-        (["check", "--case", "gru-h8-b1-t1-bf16-relu"], ["unknown case", "form: [gru-|lstm-]h128"]),
+        (["check", "--case", "elman_tanh-h8-b1-t1-bf16"], ["unknown case", "form: [CELL-]h128"]),
+        (["check", "--case", "mgu-h8-b1-t1-bf16"], ["unknown cell 'mgu'; "]),
         (["check", "--case", "h8-b1-t1-m0-bf16"], ["sizes must be at least 1"]),
         (["list", "--suite", "quick,medum"], ["unknown suite 'medum'", "nearest: medium"]),
         (["list", "suits"], ["unknown list 'suits'", "nearest: suites"]),

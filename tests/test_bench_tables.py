@@ -41,7 +41,7 @@ def by_case(table):
 
 def test_results_have_a_line_a_case_and_pass_with_its_numbers(rows):
     found = by_case(tables.results(rows))
-    assert len(found) == 2 * 11
+    assert len(found) == 2 * 14
     line = found["h128-b16-t1024-bf16", "fwd"]
     us = 0.2 + 128 / 512 + 16 / 1024
     assert (line["us/step"], line["slope"]) == (f"{us + 5 / 1024:.3f}", f"{us:.3f}")
@@ -93,8 +93,8 @@ def test_summary_has_range_geometric_mean_and_counts(rows):
     found = by_case(table)
     assert list(found) == [(p, d) for p in ("forward", "forward + backward") for d in ("bf16", "fp16", "fp32 (TF32)")]
     line = found["forward", "bf16"]
-    assert (line["cases"], line["compared"], line["below 1x"]) == ("7", "6", "1")
-    mean = (3**5 * 0.5) ** (1 / 6)
+    assert (line["cases"], line["compared"], line["below 1x"]) == ("9", "8", "1")
+    mean = (3**7 * 0.5) ** (1 / 8)
     assert (line["lowest"], line["geometric mean"], line["highest"]) == ("0.50x", f"{mean:.2f}x", "3.00x")
     assert found["forward", "fp32 (TF32)"]["below 1x"] == "2"
     nothing = tables.summary([dataclasses.replace(row, speedup=None) for row in rows]).body[0]
@@ -107,13 +107,13 @@ def test_losses_are_every_case_below_1x_and_wins_all_others(rows):
     names = {(line[0], line[1]) for line in losses.body}
     assert names == {(n, p) for n in (SLOW, "h128-b16-t1024-fp32", "h1024-b16-t512-fp32") for p in ("fwd", "train")}
     assert losses.body[0][:3] == (SLOW, "fwd", "0.50x")  # the worst first
-    assert len(wins.body) == 2 * 7 and wins.body[0][2] == "3.00x" and wins.body[-1][2] == "2.00x"
+    assert len(wins.body) == 2 * 10 and wins.body[0][2] == "3.00x" and wins.body[-1][2] == "2.00x"
     even = [dataclasses.replace(row, speedup=1.0) for row in rows if row.case == SLOW]
     assert tables.losses(even).body == [] and len(tables.wins(even).body) == 2
 
 
 def test_far_from_the_floor_is_every_case_below_the_mark(rows):
-    assert len(tables.far_from_floor(rows).body) == 2 * 10  # all reach about a quarter
+    assert len(tables.far_from_floor(rows).body) == 2 * 13  # all reach about a quarter
     mark = tables.FLOOR_MARK * (1 + 1e-12)  # rounding aside
     floors = [{"floor_us_per_step": mark * (row.us_per_step or 1.0)} for row in rows]
     near = [dataclasses.replace(row, record=row.record | floor) for row, floor in zip(rows, floors)]
@@ -141,7 +141,7 @@ def test_a_case_counts_for_every_suite_that_lists_it():
     found = rows_in_words.suites_of(c.name for c in every)
     assert found == {suite: {c.name for c in suites.SUITES[suite]} for suite in suites.SUITES if suite != "check"}
     quick = rows_in_words.by_suite(rows_of(suite("quick") + suite("medium") + suite("small-h")))["quick"]
-    assert len({(row.case, row.pass_) for row in quick}) == 24
+    assert len({(row.case, row.pass_) for row in quick}) == 30
 
 
 def test_a_suite_that_others_explain_is_shown_where_it_is_whole(monkeypatch):

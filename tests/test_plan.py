@@ -555,6 +555,7 @@ FIT = dict(H=1024, B=64, I=256, dtype="fp16")  # meets every condition of PERSIS
         ({"H": 128, "cell": "gru", "direction": "backward"}, {}, "PERSIST_STATIC_SMALL_H", "H <= 128 in the backward pass"),
         ({"H": 256, "cell": "lstm", "direction": "backward"}, {}, "PERSIST_STATIC", "one in fp16"),
         ({"H": 1024, "cell": "gru"}, {}, "STANDARD", "runs no GRU"),
+        ({"H": 1024, "B": 96, "cell": "lstm", "dtype": "fp16"}, {}, "PERSIST_STATIC", "sizes that cuDNN holds"),  # B < 96 is torch.nn.RNN's
     ],
     ids=str,
 )  # fmt: skip

@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 
 DTYPES = ("bf16", "fp16", "fp32")
 PASSES = ("fwd", "train")  # forward in eval under no_grad; forward and backward in training mode
-CELLS = ("rnn", "gru", "lstm")
+# The cells that rnn_triton.cells registers, and how many gates each has: written down, so that records are read without torch.
+CELLS = {"elman_tanh": 1, "elman_relu": 1, "leaky_tanh": 1, "leaky_relu": 1, "gru": 3, "lstm": 4}
+USUAL = "elman_tanh"  # what names leave out
 LENGTHS = ("full", "uniform", "heavy")
 
 
@@ -22,8 +24,7 @@ class Case:
     H: int
     dtype: str  # of every tensor
     precision: str | None = None  # "tf32" or "ieee" for fp32, on both sides; None for other dtypes
-    nonlinearity: str = "tanh"  # of an "rnn"
-    cell: str = "rnn"
+    cell: str = USUAL  # its name
     layers: int = 1
     bidirectional: bool = False
     models: int = 1  # independent networks of this shape, weights and inputs of their own, run together
@@ -37,10 +38,10 @@ class Case:
     def name(self) -> str:
         """h128-b16-t256-bf16: what differs from the usual comes between, in the order of _NAME."""
         parts = [
-            self.cell if self.cell != "rnn" else "", f"h{self.H}", f"i{self.I}" if self.I != self.H else "", f"b{self.B}",
+            self.cell if self.cell != USUAL else "", f"h{self.H}", f"i{self.I}" if self.I != self.H else "", f"b{self.B}",
             f"t{self.T}", f"l{self.layers}" if self.layers != 1 else "", "bi" if self.bidirectional else "",
             f"m{self.models}" if self.models != 1 else "", self.lengths if self.lengths != "full" else "", self.dtype,
-            "ieee" if self.precision == "ieee" else "", "relu" if self.nonlinearity == "relu" else "",
+            "ieee" if self.precision == "ieee" else "",
         ]  # fmt: skip
         return "-".join(part for part in parts if part)
 
@@ -59,13 +60,12 @@ class Job:
 
 
 def case(
-    H: int, B: int, T: int, dtype: str, I: int | None = None, *, ieee: bool = False, relu: bool = False, cell: str = "rnn",
-    layers: int = 1, bidirectional: bool = False, models: int = 1, lengths: str = "full",
+    H: int, B: int, T: int, dtype: str, I: int | None = None, *, ieee: bool = False, cell: str = USUAL, layers: int = 1,
+    bidirectional: bool = False, models: int = 1, lengths: str = "full",
 ) -> Case:  # fmt: skip
     """A case with I = H and TF32 unless told otherwise."""
     precision = None if dtype != "fp32" else "ieee" if ieee else "tf32"
-    nonlinearity = "relu" if relu else "tanh"
-    return Case(T, B, I or H, H, dtype, precision, nonlinearity, cell, layers, bidirectional, models, lengths)
+    return Case(T, B, I or H, H, dtype, precision, cell, layers, bidirectional, models, lengths)
 
 
 def choose(text: str, allowed: tuple[str, ...], what: str) -> list[str]:

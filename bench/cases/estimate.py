@@ -1,6 +1,6 @@
 """The latency model of rnn_triton/plan/latency.py for bench cases. Estimates: nothing here is measured.
 
-A case is layers, directions and models; latency.py knows one layer in one direction. What is added up, per step of T:
+A case is layers, directions and models of any cell; latency.py knows one layer in one direction. What is added up, per step of T:
 
     practical  launch after launch, and the GEMMs of training behind them, as the library runs them: several layers, or both
                directions, share one where that pays (rnn_triton/plan/sharing.py). Models go layer by layer and direction by
@@ -17,9 +17,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import ceil
 
-from rnn_triton.cells.elman import ELMAN
-from rnn_triton.errors import UnsupportedError
 from rnn_triton.plan import sharing
+from rnn_triton.plan.candidates import gates, routes, runs_models
 from rnn_triton.plan.hardware import Device
 from rnn_triton.plan.latency import CONSTANTS, Constants, Estimate, floor_us, gemm_us, step
 from rnn_triton.plan.problem import ONE, SIZES, OneCta, Plan, Problem
@@ -38,12 +37,10 @@ class Layer:
 
 
 def layers(case: Case) -> tuple[Layer, ...]:
-    """The layers of a case, the first first. UnsupportedError for a cell that has no plan."""
-    if case.cell != "rnn":
-        raise UnsupportedError(f"rnn_triton has no plan for {case.cell}: its cell is the Elman one, tanh or relu")
+    """The layers of a case, the first first."""
     found = []
     for I in (case.I, *[case.H * case.directions] * (case.layers - 1)):
-        forward = Problem("forward", case.B, I, case.H, case.dtype, case.precision, ELMAN[case.nonlinearity].name)
+        forward = Problem("forward", case.B, I, case.H, case.dtype, case.precision, case.cell)
         found.append(Layer(forward, replace(forward, direction="backward", I=1)))
     return tuple(found)
 
@@ -89,10 +86,10 @@ def largest(parts: Mapping[str, float], count: int) -> str:
 def gemms(problem: Problem, device: Device, constants: Constants = CONSTANTS) -> tuple[float, float]:
     """(floor, practical) per step of the GEMMs after the backward recurrence: dx, dw_ih, dw_hh over all T*B rows."""
     flop = _gemm_flop(problem)
-    rows = problem.B * SIZES[problem.dtype]
-    least = rows * 2 * (problem.H + problem.I)
+    rows, columns = problem.B * SIZES[problem.dtype], gates(problem) * problem.H
+    least = rows * (routes(replace(problem, direction="backward")).published * problem.H + problem.H + 2 * problem.I)
     # three GEMMs that each read two operands or read one and write one
-    moved = rows * (2 * (problem.H + problem.I) + 2 * problem.H)
+    moved = rows * (3 * columns + problem.H + 2 * problem.I)
     return gemm_us(problem, device, flop, least), gemm_us(problem, device, flop, moved) / constants.efficiency
 
 
@@ -113,7 +110,7 @@ def launches(case: Case, device: Device) -> list[Launch]:
 def _models(ran: tuple[Problem, Plan], models: int, device: Device, constants: Constants) -> tuple[float, dict[str, float]]:
     """(microseconds, parts) per step of one layer and direction of all models"""
     (problem, chosen), times = ran, models
-    if isinstance(chosen, OneCta):  # every model has tiles of its own, padded to whole ones
+    if isinstance(chosen, OneCta) and runs_models(problem, chosen):  # every model has tiles of its own, padded to whole ones
         problem, times = replace(problem, B=models * chosen.block_b * ceil(problem.B / chosen.block_b)), 1
     found = step(problem, chosen, device, constants)
     return times * found.practical_us, {name: times * value for name, value in found.parts.items()}
@@ -123,14 +120,16 @@ def _floor(case: Case, network: tuple[Layer, ...], train: bool, device: Device, 
     """Per step of T: the chain is that of the longest sequence, which has T steps; products and traffic are of real steps."""
     forward, backward = ([getattr(layer, name) for layer in network] for name in ("forward", "backward"))
     real = 1.0 if case.lengths == "full" else float(lengths_of(case).double().mean()) / case.T
-    products, every = sum(2.0 * p.B * p.H * (p.H + p.I) for p in forward), case.H * case.directions
-    busy = _busy(case, products, case.I + every * (case.layers if train else 1), device)  # x in, the last y or every layer's out
+    G, every = gates(forward[0]), case.H * case.directions
+    kept = routes(forward[0]).kept * case.layers * every  # written forward, read backward
+    products = sum(2.0 * p.B * G * p.H * (p.H + p.I) for p in forward)
+    busy = _busy(case, products, case.I + (every * case.layers + kept if train else every), device)  # x in, the last y or all y out
     floor = max(_chain(case, forward, device, constants), real * busy)
     if not train:
         return floor
     # the recurrence and the GEMMs that follow it: they, too, may overlap
-    products = sum(2.0 * p.B * p.H * p.H for p in backward) + sum(_gemm_flop(p) for p in forward)
-    busy = _busy(case, products, 2 * case.I + every * (case.layers + 1), device)  # x and every y in, dy in and dx out
+    products = sum(2.0 * p.B * G * p.H * p.H for p in backward) + sum(_gemm_flop(p) for p in forward)
+    busy = _busy(case, products, 2 * case.I + every * (case.layers + 1) + kept, device)  # x, every y, dy in and dx out
     return floor + max(_chain(case, backward, device, constants), real * busy)
 
 
@@ -154,4 +153,4 @@ def _busy(case: Case, flop: float, values: float, device: Device) -> float:
 
 def _gemm_flop(forward: Problem) -> float:
     """dx, dw_ih and dw_hh of one layer, per step"""
-    return 2.0 * forward.B * forward.H * (2 * forward.I + forward.H)
+    return 2.0 * forward.B * gates(forward) * forward.H * (2 * forward.I + forward.H)

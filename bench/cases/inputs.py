@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
+from rnn_triton.cells import named
+
 from .case import Case
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-GATES = {"rnn": 1, "gru": 3, "lstm": 4}
 # x, states and biases of so small a size, times what is usual: sums with 1 leave next to nothing of them.
 SMALL = {"bf16": 1e-6, "fp16": 1e-4, "fp32": 1e-6}
 KINDS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -19,10 +20,15 @@ KINDS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 DRAWN_ON_CPU = 2**20
 
 
-def weight_names(case: Case) -> list[tuple[str, str, str, str]]:
+def kinds(case: Case) -> tuple[str, ...]:
+    """What parameters of a recurrence are named by: KINDS, and behind them the cell's own vectors"""
+    return (*KINDS, *named(case.cell).vectors)
+
+
+def weight_names(case: Case) -> list[tuple[str, ...]]:
     """torch.nn's names of the parameters of each recurrence, layer by layer and in a layer forward before reverse."""
     suffixes = [f"_l{layer}{end}" for layer in range(case.layers) for end in ("", "_reverse")[: case.directions]]
-    return [tuple(kind + suffix for kind in KINDS) for suffix in suffixes]  # type: ignore[misc]
+    return [tuple(kind + suffix for kind in kinds(case)) for suffix in suffixes]
 
 
 def shapes(case: Case) -> dict[str, tuple[int, ...]]:
@@ -31,23 +37,25 @@ def shapes(case: Case) -> dict[str, tuple[int, ...]]:
     state = (states, case.B, case.H)
     out: dict[str, tuple[int, ...]] = {"x": (case.T, case.B, case.I), "h0": state}
     out |= {"dy": (case.T, case.B, D * case.H), "dhn": state}
-    if case.cell == "lstm":
+    cell = named(case.cell)
+    if len(cell.states) > 1:
         out |= {"c0": state, "dcn": state}
-    rows = GATES[case.cell] * case.H
+    rows = len(cell.gates) * case.H
     for k, names in enumerate(weight_names(case)):
         I = case.I if k < D else D * case.H
-        out |= dict(zip(names, ((rows, I), (rows, case.H), (rows,), (rows,))))
+        out |= dict(zip(names, ((rows, I), (rows, case.H), (rows,), (rows,), *[(case.H,)] * len(cell.vectors))))
     return out
 
 
 def tensors(case: Case, device: torch.device, seed: int = 0, signal: float = 1.0) -> dict[str, Tensor]:
     """x[T,B,I], h0[L*D,B,H] (c0), dy[T,B,D*H], dhn[L*D,B,H] (dcn) and every parameter by torch.nn's name.
 
-    Weights and biases are U(-1/sqrt(H), 1/sqrt(H)), the rest is normal; all but weights and cotangents times `signal`. Several
+    Weights and biases are U(-1/sqrt(H), 1/sqrt(H)), a cell's own vectors U(1/2, 1), so that leaky states fade by half or more a step,
+    the rest is normal; all but weights, vectors and cotangents times `signal`. Several
     models have a leading dimension, with inputs and weights of their own. A tensor of up to DRAWN_ON_CPU values has the same ones on
     any device; a larger one on devices of one type, since the CPU would take seconds for what a GPU draws in a millisecond."""
     models = (case.models,) if case.models > 1 else ()
-    bound = case.H**-0.5
+    bound, vectors = case.H**-0.5, named(case.cell).vectors
     out = {}
     for index, (name, shape) in enumerate(shapes(case).items()):
         shape = (*models, *shape)
@@ -56,9 +64,11 @@ def tensors(case: Case, device: torch.device, seed: int = 0, signal: float = 1.0
         value = torch.empty(shape, device=where)
         if name.startswith(KINDS):
             value.uniform_(-bound, bound, generator=generator)
+        elif name.startswith(vectors):
+            value.uniform_(0.5, 1.0, generator=generator)
         else:
             value.normal_(generator=generator)
-        if signal != 1 and not name.startswith(("weight", "d")):
+        if signal != 1 and not name.startswith(("weight", "d", *vectors)):
             value *= signal
         out[name] = value.to(device, DTYPES[case.dtype])
     return out

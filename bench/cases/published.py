@@ -97,6 +97,7 @@ def _small_h() -> Iterator[Published]:
             yield Published(name, "train", said, _us(forward + backward, T), "unnamed", both)
 
 
+_TORCHRL = "pytorch/rl pull requests 4160 and 4174, ms / 512"
 _FLASHRNN = "arXiv 2412.07752; us per step at second hand"
 _SINGLE = (
     Published("lstm-h768-b16-t1024-fp16", "fwd", "torch.nn.LSTM on cuDNN, fp16", 1.96, "H100", _FLASHRNN),
@@ -106,6 +107,8 @@ _SINGLE = (
     Published("lstm-h768-b16-t1024-bf16", "fwd", "FlashRNN, CUDA alternating, without W_ih", 10.5, "H100", _FLASHRNN),
     Published("lstm-h768-b16-t1024-bf16", "fwd", "haste, fp32", 18.0, "H100", _FLASHRNN),
     Published("lstm-h768-b16-t1024-bf16", "fwd", "eager loop", 144.0, "H100", _FLASHRNN),
+    Published("gru-h64-b16-t512-m8-bf16", "fwd", "TorchRL's block-diagonal GRU: 8 blocks, together H = 512", 55.27, "GB200", _TORCHRL),
+    Published("gru-h64-b16-t512-m8-bf16", "train", "TorchRL's block-diagonal GRU: 8 blocks, together H = 512", 122.3, "GB200", _TORCHRL),
     Published(
         "h1152-b4-t512-fp32", "fwd", "Persistent RNN, fp32 without TF32; T is not stated", 3.792, "TitanX",
         "Diamos et al., Persistent RNNs, ICML 2016: 2.8 TFLOP/s at a minibatch of 4, H = 1152; 2 B H^2 / rate",

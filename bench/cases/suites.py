@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 
-from .case import CELLS, DTYPES, LENGTHS, Case, case, nearest
+from .case import CELLS, DTYPES, LENGTHS, USUAL, Case, case, nearest
 
 
 def _each(shapes: Iterable[tuple[int, ...]], dtypes: Iterable[str] = DTYPES, **options: object) -> Iterator[Case]:
@@ -23,6 +23,14 @@ _QUICK = (
     (384, 16, 512, "bf16"), (2048, 16, 256, "bf16"), (32, 1024, 256, "bf16"), (1024, 16, 512, "fp32"),
     (256, 1, 1024, "fp16"), (4096, 8, 128, "bf16"), (2048, 128, 64, "bf16"), (1024, 64, 256, "fp16"),
 )  # fmt: skip
+
+# Cells with gates: (cell, H, B, T).  What issue trackers and papers time, and where cuDNN keeps the weights on chip, and where not.
+_GATES = (
+    ("lstm", 768, 16, 1024), ("lstm", 1024, 8, 512), ("lstm", 128, 8, 1024), ("lstm", 512, 8, 512), ("lstm", 1024, 32, 512),
+    ("lstm", 2048, 8, 256), ("gru", 1024, 8, 512), ("gru", 128, 8, 1024), ("gru", 256, 8, 512), ("gru", 512, 8, 512),
+    ("gru", 768, 16, 512), ("gru", 1024, 32, 512), ("gru", 2048, 8, 256),
+)  # fmt: skip
+_QUICK_GATES = (("lstm", (768, 16, 1024, "fp16")), ("gru", (1024, 8, 512, "bf16")), ("lstm", (128, 8, 1024, "bf16")))
 
 # Small enough for the interpreter (about 2 ms per program and step), odd enough to touch every mask.
 _CHECK = ((16, 3, 5, 16), (32, 2, 4, 20), (13, 5, 4, 7), (64, 1, 3, 64))
@@ -65,9 +73,18 @@ def _varlen() -> Iterator[Case]:
         yield from _each(((H, B, 512) for H in (128, 512, 1024) for B in (16, 64)), ("bf16", "fp32"), lengths=lengths)
 
 
+def _gates() -> Iterator[Case]:
+    for cell, H, B, T in _GATES:
+        yield from _each([(H, B, T)], ("bf16", "fp16"), cell=cell)
+    for cell in ("lstm", "gru"):
+        yield from _each([(128, 8, 1024), (512, 8, 512)], ("fp32",), cell=cell)
+        yield case(1024, 8, 512, "bf16", cell=cell, layers=2)
+        yield case(512, 8, 512, "bf16", cell=cell, bidirectional=True)
+
+
 def _flashrnn() -> Iterator[Case]:
     """A head is a model of its own"""
-    for cell in CELLS:
+    for cell in (USUAL, "gru", "lstm"):
         for H in (768, 384, 256, 192, 128, 64, 32, 16):
             yield from _each([(H, 16, 1024)], ("bf16", "fp16"), cell=cell, models=768 // H)
 
@@ -80,11 +97,16 @@ def _published() -> Iterator[Case]:
     yield from _each(one_layer, ("fp16", "fp32"))
     yield from _each(((320, 5, 5654, 232), (152, 1, 5895, 288)), ("fp16", "fp32"), layers=4)
     yield from _each([(1152, 4, 512)], ("fp32",))
+    yield case(64, 16, 512, "bf16", cell="gru", models=8)
 
 
 # suite: (what it is, its cases)
 _SUITES: dict[str, tuple[str, Iterable[Case]]] = {
-    "quick": ("12 points across the regimes, under 2 minutes with ours and cuDNN", (case(*shape) for shape in _QUICK)),
+    "quick": (
+        "15 points across the regimes and cells, about 2 minutes with ours and cuDNN",
+        [*(case(*shape) for shape in _QUICK), *(case(*shape, cell=cell) for cell, shape in _QUICK_GATES)],
+    ),
+    "gates": ("LSTM and GRU, in one CTA, over groups, in stacks and directions", _gates()),
     "small-h": ("H up to 256: neuroscience, RL", _small_h()),
     "cliff": (
         "around the end of cuDNN's persistent kernels for small H",
@@ -118,7 +140,7 @@ _SUITES: dict[str, tuple[str, Iterable[Case]]] = {
         "tiny: right or wrong, for the interpreter too",
         [
             *(case(H, B, T, dtype, I) for H, B, T, I in _CHECK for dtype in DTYPES), case(16, 3, 5, "fp32", ieee=True),
-            case(16, 3, 5, "bf16", relu=True),
+            case(16, 3, 5, "bf16", cell="elman_relu"),
         ],
     ),
 }  # fmt: skip
@@ -129,10 +151,10 @@ LEAST_ACCURACY = 0.96  # of training on handwritten digits: the mean test accura
 
 
 MOST_BYTES = 2**40  # of a case's tensors: no GPU has as much memory
-FORM = "[gru-|lstm-]h128[-i64]-b16-t256[-l4][-bi][-m8][-uniform|-heavy]-bf16[-ieee][-relu]"
+FORM = "[CELL-]h128[-i64]-b16-t256[-l4][-bi][-m8][-uniform|-heavy]-bf16[-ieee]"  # CELL: lstm, gru, elman_relu, ...
 _NAME = re.compile(
-    r"(?:(?P<cell>gru|lstm)-)?h(?P<H>\d+)(?:-i(?P<I>\d+))?-b(?P<B>\d+)-t(?P<T>\d+)(?:-l(?P<layers>\d+))?(?P<bi>-bi)?"
-    r"(?:-m(?P<models>\d+))?(?:-(?P<lengths>uniform|heavy))?-(?P<dtype>bf16|fp16|fp32)(?P<ieee>-ieee)?(?P<relu>-relu)?"
+    r"(?:(?P<cell>[a-z_]\w*)-)?h(?P<H>\d+)(?:-i(?P<I>\d+))?-b(?P<B>\d+)-t(?P<T>\d+)(?:-l(?P<layers>\d+))?(?P<bi>-bi)?"
+    r"(?:-m(?P<models>\d+))?(?:-(?P<lengths>uniform|heavy))?-(?P<dtype>bf16|fp16|fp32)(?P<ieee>-ieee)?"
 )
 
 
@@ -156,17 +178,18 @@ def suites(names: str) -> tuple[Case, ...]:
 def parse(name: str) -> Case:
     """The case of a name, listed in a suite or not; ValueError with the nearest names."""
     found = _NAME.fullmatch(name)
-    wrong = found and ((found["ieee"] and found["dtype"] != "fp32") or (found["relu"] and found["cell"]))
-    if not found or wrong:
+    if not found or (found["ieee"] and found["dtype"] != "fp32") or found["cell"] == USUAL:  # a case has one name
         raise ValueError(f"unknown case {name!r}; nearest: {', '.join(_nearest_cases(name))} (form: {FORM})")
+    cell = found["cell"] or USUAL
+    if cell not in CELLS:
+        raise ValueError(f"case {name!r}: unknown cell {cell!r}; {nearest(cell, CELLS)}")
     sizes = {key: int(found[key] or 1) for key in ("H", "B", "T", "layers", "models")}
     I = sizes["H"] if found["I"] is None else int(found["I"])
     if min(*sizes.values(), I) < 1:
         raise ValueError(f"case {name!r}: sizes must be at least 1")
     made = case(
-        sizes["H"], sizes["B"], sizes["T"], found["dtype"], I, ieee=bool(found["ieee"]), relu=bool(found["relu"]),
-        cell=found["cell"] or "rnn", layers=sizes["layers"], bidirectional=bool(found["bi"]), models=sizes["models"],
-        lengths=found["lengths"] or "full",
+        sizes["H"], sizes["B"], sizes["T"], found["dtype"], I, ieee=bool(found["ieee"]), cell=cell, layers=sizes["layers"],
+        bidirectional=bool(found["bi"]), models=sizes["models"], lengths=found["lengths"] or "full",
     )  # fmt: skip
     if _bytes(made) > MOST_BYTES:
         raise ValueError(f"case {name!r}: its tensors take {_bytes(made) / 2**40:.3g} TiB, more than any GPU has")
@@ -174,10 +197,10 @@ def parse(name: str) -> Case:
 
 
 def _bytes(of: Case) -> int:
-    """Of x, y and the weights of a plain cell: the least that any of them takes"""
+    """Of x, y and the weights"""
     D = of.directions
     weights = D * of.H * (of.H + of.I) + (of.layers - 1) * D * of.H * (1 + D) * of.H
-    return of.models * (of.T * of.B * (of.I + D * of.H) + weights) * (4 if of.dtype == "fp32" else 2)
+    return of.models * (of.T * of.B * (of.I + D * of.H) + CELLS[of.cell] * weights) * (4 if of.dtype == "fp32" else 2)
 
 
 def _nearest_cases(name: str) -> list[str]:

@@ -24,6 +24,9 @@ PROTOCOLS = (
     ("h4096-i8-b8-t512-bf16", SENTINEL, "forward"), ("h4096-i8-b8-t512-bf16", COUNTER, "backward"),
     # for the fit of the latency model: its other two regimes
     ("h128-i8-b8-t4096-bf16", (), "forward"), ("h128-i8-b8-t4096-bf16", (), "backward"),
+    ("lstm-h1024-i8-b8-t1024-bf16", SENTINEL, "forward"), ("lstm-h1024-i8-b8-t1024-bf16", SENTINEL, "backward"),
+    ("gru-h1024-i8-b8-t1024-bf16", SENTINEL, "forward"), ("gru-h1024-i8-b8-t1024-bf16", SENTINEL, "backward"),
+    ("lstm-h128-i8-b8-t2048-bf16", (), "forward"), ("lstm-h128-i8-b8-t2048-bf16", (), "backward"),
     ("h128-i8-b8-t512-bf16", STEPS, "forward"), ("h128-i8-b8-t512-bf16", STEPS, "backward"),
 )  # fmt: skip
 
@@ -37,7 +40,7 @@ EQUIVALENCE = (
     ("h1760-b17-t6-bf16", SENTINEL), ("h2048-b8-t6-fp32", SENTINEL), ("h4096-b3-t6-fp16", COUNTER),
     ("h512-i37-b33-t6-fp32", SENTINEL), ("h1000-i1-b9-t6-fp32", COUNTER),
     ("h512-b8-t6-bf16", (*SENTINEL, ("w_ih_home", "shared"))), ("h512-b8-t6-bf16", (*SENTINEL, ("w_ih_home", "gemm"))),
-    ("h512-b8-t6-bf16-relu", SENTINEL),
+    ("elman_relu-h512-b8-t6-bf16", SENTINEL),
     ("h1024-b16-t6-bf16", (*SENTINEL, ("units", 32), ("block_b", 16))),
     ("h1024-b16-t6-bf16", (*SENTINEL, ("units", 64), ("block_b", 16))),
     ("h1760-b50-t6-fp16", COUNTER), ("h5000-b8-t6-bf16", STEPS), ("h1000-b3-t6-fp32", STEPS),

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 import rnn_triton
-from rnn_triton.cells.elman import ELMAN
+from rnn_triton.cells import named
 from rnn_triton.launch import dispatch, recurrence
 from rnn_triton.plan import latency
 from rnn_triton.plan.problem import plan_fields
@@ -19,6 +19,7 @@ from ..cases.case import Case, Job
 from ..cases.inputs import tensors
 from ..measure import check, run
 from ..measure.compiling import Call
+from ..providers.loops import formula
 from ..providers.ours import plans_on
 from ..providers.registry import PROVIDERS
 from ..records.schema import BASELINES, OURS, sampled
@@ -28,34 +29,43 @@ WEIGHTS = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
 
 
 def operands_of(inputs: dict[str, torch.Tensor]) -> Any:
-    """Of a forward recurrence: x, w_ih, w_hh, b_ih, b_hh, h0[B,H]"""
-    return (inputs["x"], *(inputs[name] for name in WEIGHTS), inputs["h0"][0])
+    """Of a forward recurrence: x, w_ih, w_hh, b_ih, b_hh, the first states, each [B,H]"""
+    return (inputs["x"], *(inputs[name] for name in WEIGHTS), tuple(inputs[name][0] for name in ("h0", "c0") if name in inputs))
 
 
-def alone(case: Case, inputs: dict[str, torch.Tensor], direction: str, y: torch.Tensor) -> Any:
-    """A call of the recurrence alone: {y, hn[1,B,H]} forward, {da} backward from the given y."""
-    how: Any = (ELMAN[case.nonlinearity].name, False, case.precision)
+def alone(case: Case, inputs: dict[str, torch.Tensor], direction: str) -> Any:
+    """A call of the recurrence alone, of a cell without vectors: {y, hn[1,B,H]} forward, {da} backward from what a forward pass
+    leaves, which this runs once."""
+    how: Any = (case.cell, False, case.precision)
+    *tensors, states = operands_of(inputs)
 
     def forward() -> dict[str, torch.Tensor]:
-        *tensors, h0 = operands_of(inputs)
-        y, (hn,), _ = dispatch.forward(*tensors, (h0,), *how)
+        y, (hn, *_), _ = dispatch.forward(*tensors, states, *how)
         return {"y": y, "hn": hn[None]}
 
-    def backward() -> dict[str, torch.Tensor]:
-        return {"da": dispatch.backward(inputs["weight_hh_l0"], y, None, inputs["dy"], (inputs["dhn"][0],), *how)[0]}
+    if direction == "forward":
+        return forward
+    y, _, kept = dispatch.forward(*tensors, states, *how, True)
+    dlast = tuple(inputs[name][0] for name in ("dhn", "dcn") if name in inputs)
+    return lambda: {"da": dispatch.backward(inputs["weight_hh_l0"], y, kept, inputs["dy"], dlast, *how)[0]}
 
-    return forward if direction == "forward" else backward
 
-
-def pre_activation_gradients(case: Case, inputs: dict[str, torch.Tensor], y: torch.Tensor) -> torch.Tensor:
-    """da[T,B,H] in fp64, of the y that a launch is given"""
-    w_hh, dy, dh, y = (t.double() for t in (inputs["weight_hh_l0"], inputs["dy"], inputs["dhn"][0], y))
-    slope = 1 - y * y if case.nonlinearity == "tanh" else (y > 0).double()
-    da = torch.empty_like(y)
-    for t in reversed(range(len(y))):
-        da[t] = (dh + dy[t]) * slope[t]
-        dh = da[t] @ w_hh
-    return da
+def pre_activation_gradients(case: Case, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """da[T,B,P*H] in fp64, in the order of Cell.routes: what is added to each pre-activation of the cell's own step has them as
+    its gradient"""
+    wide = {name: value.double() for name, value in inputs.items()}
+    cell, (x, *weights, states) = named(case.cell), operands_of(wide)
+    parts = len(cell.gates) + len(cell.split)
+    more = x.new_zeros(case.T, parts, case.B, case.H, requires_grad=True)
+    ys = []
+    for x_t, more_t in zip(x, more):
+        states = formula(cell, x_t, states, tuple(weights), more_t)
+        ys.append(states[0])
+    cotangents = [wide["dy"], *(wide[name][0] for name in ("dhn", "dcn") if name in wide)]
+    (da,) = torch.autograd.grad((torch.stack(ys), *states), more, cotangents)
+    whole = len(cell.gates) - len(cell.split)
+    order = [*range(whole, len(cell.gates)), *range(whole), *range(len(cell.gates), parts)]
+    return da[:, order].transpose(1, 2).flatten(2)
 
 
 @dataclass(frozen=True)
@@ -86,18 +96,17 @@ class Exchange(Item):
             record["plan"] = plan_fields(plan)
             record["practical_us_per_step"] = latency.practical_us(problem, plan, place.record)
             inputs, few = (tensors(c, place.device) for c in (case, short))
-            truth = check.reference(case, inputs)
-            y = truth["y"].to(inputs["x"].dtype)
             if self.direction == "forward":
+                truth = check.reference(case, inputs)
                 expected = {name: truth[name] for name in ("y", "hn")}
             else:
-                expected = {"da": pre_activation_gradients(case, inputs, y)}
-            call = alone(case, inputs, self.direction, y)
+                expected = {"da": pre_activation_gradients(case, inputs)}
+            call = alone(case, inputs, self.direction)
             verdict = check.compare(case, call(), expected)
             record["errors"] = verdict.errors
             if not verdict.ok:
                 raise Wrong(verdict.message)
-            samples = place.samples(full=call, short=alone(short, few, self.direction, y[: short.T]))
+            samples = place.samples(full=call, short=alone(short, few, self.direction))
         record |= {"device_us": sampled(samples["full"]), "short_T": short.T, "short_us": sampled(samples["short"])}
 
 
@@ -180,8 +189,7 @@ class Fault(Item):
         many = replace(self.case, B=plan.block_b * groups)
         launch: Any = recurrence.Recurrence(estimate.problems(many)[0], replace(plan, groups=groups))
         try:
-            *given, h0 = operands_of(tensors(many, place.device))
-            launch.forward(*given, (h0,))
+            launch.forward(*operands_of(tensors(many, place.device)))
         except RuntimeError as error:
             message = str(error)
             if "cooperative" not in message:
@@ -199,8 +207,7 @@ class Fault(Item):
             if plan.ctas < 2 or plan.protocol != "sentinel":
                 raise NotHere("needs a plan of several CTAs that exchange by sentinel")
             launch: Any = recurrence.Recurrence(problem, replace(plan, ctas=plan.ctas - 1))
-            *given, h0 = operands_of(tensors(case, place.device))
-            y, (hn,), _ = launch.forward(*given, (h0,))
+            y, (hn, *_), _ = launch.forward(*operands_of(tensors(case, place.device)))
             began = time.monotonic()  # it is compiled, and under way
             try:
                 rnn_triton.synchronize(place.device)

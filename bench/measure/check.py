@@ -5,7 +5,7 @@
 
 u is the relative rounding of the case's dtype and precision, g the gain of a step, L the number of layers.  docs/benchmarks.md
 derives it.  The tolerance knows the case, never the provider.  Both bounds are taken for each model, and of states for each layer
-and direction.  relu's gradients jump: their bounds are sqrt(tol) and 6.
+and direction.  Gradients of relu and the like jump: their bounds are sqrt(tol) and 6.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from rnn_triton.cells import named
+from rnn_triton.plan.cudnn import torch_module
 
 from ..cases.case import Case
 from ..cases.inputs import SMALL, tensors
@@ -58,12 +61,13 @@ def roundoff(case: Case) -> float:
 
 def tolerance(case: Case, quantity: str, rms: float = 1.0) -> tuple[float, float]:
     """(of the relative norm, of the largest error over the reference's rms)."""
-    gain = GAIN if case.cell == "rnn" else (1 + GAIN) / 2
+    cell = named(case.cell)
+    gain = (1 + GAIN) / 2 if cell.carried else GAIN  # what is carried fades by half, as by a gate of 0
     u = max(roundoff(case), 2.0**-25 / rms) if case.dtype == "fp16" else roundoff(case)  # half a step of subnormals
     relative = u * math.sqrt(case.layers) / (1 - gain)
     if quantity in OUTPUTS:
         return relative, PEAK * relative
-    if case.nonlinearity == "relu":
+    if not cell.special:  # made of pieces, where they meet gradients jump
         return math.sqrt(relative), PEAK
     return 2 * relative, PEAK * 2 * relative
 
@@ -71,13 +75,13 @@ def tolerance(case: Case, quantity: str, rms: float = 1.0) -> tuple[float, float
 def reference(case: Case, inputs: dict[str, Tensor]) -> Result:
     """What a session's train() gives, in fp64, from the same rounded inputs and weights.
 
-    By torch.nn's own modules without cuDNN; several models by the cells' formulas, since torch's modules do not
-    batch them and hundreds one after the other take seconds. As large as the case's tensors in fp64, about eight
+    By torch.nn's own modules without cuDNN; several models by the cells' steps, since torch's modules do not batch them and hundreds
+    one after the other take seconds; and so cells that torch does not have. As large as the case's tensors in fp64, about eight
     times over."""
     wide = {name: value.detach().double() for name, value in inputs.items()}
-    if case.models > 1:
+    if case.models > 1 or not torch_module(case.cell)[0]:
         if case.lengths != "full":
-            raise NotImplementedError("several models of sequences of different lengths have no reference")
+            raise NotImplementedError("sequences of different lengths of several models, or of a cell that torch lacks, have no reference")
         return of_formulas(case, wide, by_formula(case)).train()
     with _without_cudnn():
         return ModuleSession(module_of(torch.nn, case, wide["x"]), wide, case).train()

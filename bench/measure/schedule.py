@@ -59,7 +59,7 @@ def jobs(cases: Iterable[Case], passes: Sequence[str], providers: Sequence[str],
 
 
 # How far apart two cases are that differ in a property alone, in doublings of a size.
-_APART = {"dtype": 1.0, "precision": 0.5, "nonlinearity": 0.25, "cell": 3.0, "bidirectional": 2.0, "lengths": 2.0}
+_APART = {"dtype": 1.0, "precision": 0.5, "cell": 3.0, "bidirectional": 2.0, "lengths": 2.0}
 
 
 def distance(a: Case, b: Case) -> float:

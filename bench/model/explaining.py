@@ -10,7 +10,7 @@ import torch
 import rnn_triton
 from rnn_triton.errors import UnsupportedError
 from rnn_triton.plan import hardware
-from rnn_triton.plan.cudnn import cudnn_algorithm
+from rnn_triton.plan.cudnn import cudnn_algorithm, torch_module
 from rnn_triton.plan.hardware import Device
 from rnn_triton.plan.problem import DTYPES, Problem
 
@@ -42,7 +42,7 @@ def explain(case: Case, device: Device | None, records: Iterable[dict[str, Any]]
 
 def _words(case: Case) -> str:
     parts = [
-        f"{'Elman ' + case.nonlinearity if case.cell == 'rnn' else case.cell.upper()}, T={case.T} B={case.B} I={case.I} H={case.H}",
+        f"{case.cell}, T={case.T} B={case.B} I={case.I} H={case.H}",
         case.dtype + (f" ({case.precision})" if case.precision else ""),
         f"{case.layers} layers" if case.layers > 1 else "",
         "two directions" if case.bidirectional else "",
@@ -55,11 +55,7 @@ def _words(case: Case) -> str:
 def _plans(case: Case, device: Device) -> str:
     """What rnn_triton.explain says of the launches of a network, or of each different layer where it runs layer by layer, forward
     and backward; cuDNN's line is left to _cudnn, which knows more of the case"""
-    try:
-        network = estimate.layers(case)
-    except UnsupportedError as error:
-        return f"rnn_triton: {error}"
-    inputs = [layer.forward.I for layer in network]
+    inputs = [layer.forward.I for layer in estimate.layers(case)]
     whole: dict[str, Any] = {}
     if estimate.shares(case):
         inputs = inputs[:1]
@@ -71,10 +67,10 @@ def _plans(case: Case, device: Device) -> str:
             lines.append(f"layer{'s' * (len(where) > 1)} {', '.join(where)}{', each direction' * case.bidirectional}:")
         for direction in ("forward", "backward"):
             text = rnn_triton.explain(
-                case.T, case.B, I, case.H, dtype=_TORCH[case.dtype], device=device, nonlinearity=case.nonlinearity,
+                case.T, case.B, I, case.H, dtype=_TORCH[case.dtype], device=device, cell=case.cell,
                 precision=case.precision, direction=direction, **whole,
             )  # fmt: skip
-            lines += [line for line in text.splitlines() if not line.startswith("torch.nn.RNN:")]
+            lines += [line for line in text.splitlines() if not line.startswith("torch.nn")]
     return "\n".join(lines)
 
 
@@ -91,15 +87,16 @@ def _estimates(case: Case, device: Device) -> list[str]:
 
 
 def _cudnn(case: Case) -> list[str]:
-    if case.cell != "rnn":
-        return [f"torch.nn.{case.cell.upper()}: which of cuDNN's algorithms PyTorch picks is known here for torch.nn.RNN alone"]
+    module, _ = torch_module(case.cell)
+    if not module:
+        return [f"torch.nn has no module of {case.cell}"]
     lines = []
     for direction, problem in zip(("forward", "backward"), estimate.problems(case)):
         # PyTorch decides by the input size in both passes
         asked = Problem(direction, case.B, case.I, case.H, problem.dtype, problem.precision, problem.cell)
         how: Any = {"layers": case.layers, "bidirectional": case.bidirectional, "packed": case.lengths != "full"}
         found = cudnn_algorithm(asked, **how)
-        lines.append(f"torch.nn.RNN, {direction}: cuDNN's {found.name}, because {found.rule}.")
+        lines.append(f"torch.nn.{module}, {direction}: cuDNN's {found.name}, because {found.rule}.")
     return lines
 
 

@@ -1,9 +1,7 @@
-"""Recurrent networks as loops: the cells' formulas, a loop over steps, and layers and directions around any
-recurrence.
+"""Recurrent networks as loops: the cells' steps, a loop over them, and layers and directions around any recurrence.
 
 Shapes of a recurrence: x[T,B,I], state (h[B,H], and an LSTM's c[B,H]), weights (w_ih[G*H,I], w_hh[G*H,H],
-b_ih[G*H], b_hh[G*H]) with gates in torch.nn's order: r, z, n of a GRU and i, f, g, o of an LSTM. Any number of
-leading dimensions, which are models, if all have them.
+b_ih[G*H], b_hh[G*H], and vectors [H] of the cell) of a cell with G gates, in their order. Any number of leading dimensions, which are models, if all have them.
 """
 
 from __future__ import annotations
@@ -14,11 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rnn_triton.cells import Cell as Description
+from rnn_triton.cells import named
+from rnn_triton.plan.cudnn import torch_module
+
 from ..cases.case import Case
 from ..cases.inputs import KINDS, weight_names
 from ..instruments import timing
 from .interface import FEW_STEPS, Provider, Session
-from .sessions import MODULES, Differentiated, cotangents_of, leaf, load, state_leaves, weight_leaves
+from .sessions import Differentiated, cotangents_of, leaf, load, state_leaves, weight_leaves
 
 State = tuple[Tensor, ...]
 Weights = tuple[Tensor, ...]
@@ -27,22 +29,14 @@ Cell = Callable[[Tensor, State], State]  # x_t[B,I] and the state before it -> t
 Recurrence = Callable[[int, Any, State], tuple[Any, State]]
 
 
-def formula(kind: str, x: Tensor, state: State, weights: Weights) -> State:
-    """One step of a cell, in plain operators; kind: tanh, relu, gru or lstm. As torch.nn documents its cells."""
-    w_ih, w_hh, b_ih, b_hh = weights
-    h = state[0]
-    of_x = x @ w_ih.mT + b_ih.unsqueeze(-2)
-    of_h = h @ w_hh.mT + b_hh.unsqueeze(-2)
-    if kind == "gru":
-        (xr, xz, xn), (hr, hz, hn) = of_x.chunk(3, -1), of_h.chunk(3, -1)
-        r, z = torch.sigmoid(xr + hr), torch.sigmoid(xz + hz)
-        n = torch.tanh(xn + r * hn)
-        return ((1 - z) * n + z * h,)
-    if kind == "lstm":
-        i, f, g, o = (of_x + of_h).chunk(4, -1)
-        c = torch.sigmoid(f) * state[1] + torch.sigmoid(i) * torch.tanh(g)
-        return torch.sigmoid(o) * torch.tanh(c), c
-    return (torch.tanh(of_x + of_h) if kind == "tanh" else torch.relu(of_x + of_h),)
+def formula(cell: Description, x: Tensor, state: State, weights: Weights, more: Tensor | None = None) -> State:
+    """One step of a cell, in plain operators. `more` [P,B,H] is added to the pre-activations, in the order of Cell.step."""
+    w_ih, w_hh, b_ih, b_hh, *vectors = weights
+    of_x = (x @ w_ih.mT + b_ih.unsqueeze(-2)).chunk(len(cell.gates), -1)
+    of_h = (state[0] @ w_hh.mT + b_hh.unsqueeze(-2)).chunk(len(cell.gates), -1)
+    whole = len(cell.gates) - len(cell.split)
+    a = (*(x + h for x, h in zip(of_x[:whole], of_h)), *of_h[whole:], *of_x[whole:])
+    return cell.step(a if more is None else tuple(p + m for p, m in zip(a, more)), state, tuple(v.unsqueeze(-2) for v in vectors))
 
 
 def over_steps(cell: Cell, x: Tensor, state: State) -> tuple[Tensor, State]:
@@ -71,8 +65,8 @@ def over_layers(case: Case, recurrence: Recurrence, x: Any, state: State) -> tup
 
 
 class Loop(Provider):
-    """A Python loop over the steps of torch.nn.RNNCell, GRUCell or LSTMCell; of several models, whose cells do not
-    batch, over the same formulas with batched products."""
+    """A Python loop over the steps of torch.nn.RNNCell, GRUCell or LSTMCell; of several models, whose cells do not batch, and of
+    cells that torch does not have, over the cell's own step with batched products."""
 
     name, label = "loop", "eager loop of RNNCell"
 
@@ -83,21 +77,20 @@ class Loop(Provider):
         return "" if case.lengths == "full" else "the loop takes padded tensors"
 
     def set_up(self, case: Case, inputs: dict[str, Tensor]) -> Session:
-        if case.models > 1:
+        name, options = torch_module(case.cell)
+        if case.models > 1 or not name:
             return of_formulas(case, inputs, by_formula(case))
         leaves = {"x": leaf(inputs["x"])} | state_leaves(inputs)
-        kind = getattr(torch.nn, f"{MODULES[case.cell]}Cell")
-        options: dict[str, Any] = {"nonlinearity": case.nonlinearity} if case.cell == "rnn" else {}
         cells = []
         for names in weight_names(case):
             w_ih = inputs[names[0]]
-            cell = kind(w_ih.shape[1], case.H, device=w_ih.device, dtype=w_ih.dtype, **options)
+            cell = getattr(torch.nn, f"{name}Cell")(w_ih.shape[1], case.H, device=w_ih.device, dtype=w_ih.dtype, **options)
             load(cell, {kind: inputs[name] for kind, name in zip(KINDS, names)})
             leaves |= {name: getattr(cell, kind) for kind, name in zip(KINDS, names)}
             cells.append(cell)
 
         def recurrence(k: int, x: Tensor, state: State) -> tuple[Tensor, State]:
-            step = cells[k] if case.cell == "lstm" else lambda x_t, state: (cells[k](x_t, state[0]),)
+            step = cells[k] if len(state) > 1 else lambda x_t, state: (cells[k](x_t, state[0]),)
             return over_steps(step, x, state)
 
         return _looped(case, leaves, cotangents_of(inputs), recurrence, cells)
@@ -108,8 +101,8 @@ Steps = Callable[[Tensor, State, Weights], tuple[Tensor, State]]
 
 def by_formula(case: Case) -> Steps:
     """All steps of one recurrence, by the formula of the case's cell"""
-    kind = case.nonlinearity if case.cell == "rnn" else case.cell
-    return lambda x, state, weights: over_steps(lambda x_t, state: formula(kind, x_t, state, weights), x, state)
+    cell = named(case.cell)
+    return lambda x, state, weights: over_steps(lambda x_t, state: formula(cell, x_t, state, weights), x, state)
 
 
 def of_formulas(case: Case, inputs: dict[str, Tensor], steps: Steps) -> Session:

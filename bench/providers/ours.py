@@ -10,13 +10,13 @@ from torch import Tensor
 
 import rnn_triton
 from rnn_triton.plan import hardware
+from rnn_triton.plan.cudnn import torch_module
 from rnn_triton.plan.problem import plan_fields
 
 from ..cases.case import Case
 from ..cases.estimate import launches
 from .interface import Provider, Session
 from .sessions import (
-    MODULES,
     Differentiated,
     ModuleSession,
     cotangents_of,
@@ -28,7 +28,7 @@ from .sessions import (
 
 
 class Ours(Provider):
-    """rnn_triton.RNN; several models by torch.func, as one call with stacked weights."""
+    """rnn_triton.RNN, GRU, LSTM or Recurrent; several models by torch.func, as one call with stacked weights."""
 
     name = label = "rnn_triton"
     compiles = True
@@ -40,7 +40,7 @@ class Ours(Provider):
         return ""
 
     def unsupported(self, case: Case) -> str:
-        name = MODULES[case.cell]
+        name = torch_module(case.cell)[0] or "Recurrent"
         if not hasattr(rnn_triton, name):
             return f"rnn_triton has no {name}"
         if case.models > 1 and case.lengths != "full":
@@ -56,7 +56,7 @@ class Ours(Provider):
 
 
 class OurLayers(Ours):
-    """rnn_triton.RNN with a launch for each layer and direction: what sharing launches saves."""
+    """The same module with a launch for each layer and direction: what sharing launches saves."""
 
     name, label = "rnn_triton-layers", "rnn_triton, a launch a layer and direction"
 

@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rnn_triton.cells import named
+
 from ..cases.case import Case
 from ..cases.inputs import KINDS, weight_names
 from . import loops
-from .interface import Provider, Session
+from .interface import Provider, Result, Session
 from .sessions import Differentiated, cotangents_of, leaf, load, state_leaves
 
 
@@ -99,6 +101,7 @@ class FlashRNN(Provider):
     name, label = "flashrnn", "FlashRNN (fused CUDA)"
     package, module = "flashrnn", "flashrnn"
     compiles = True
+    functions = {"elman_tanh": "elman", "gru": "gru", "lstm": "lstm"}
 
     def __init__(self, backend: str = "cuda_fused"):
         self.backend = backend
@@ -113,8 +116,8 @@ class FlashRNN(Provider):
         return ""
 
     def unsupported(self, case: Case) -> str:
-        if case.nonlinearity != "tanh":
-            return "FlashRNN's Elman cell is tanh"
+        if case.cell not in self.functions:
+            return f"FlashRNN's cells are Elman's with tanh, GRU and LSTM (sLSTM is another one), not {case.cell}"
         return "" if case.lengths == "full" else "FlashRNN takes padded tensors"
 
     def set_up(self, case: Case, inputs: dict[str, Tensor]) -> Session:
@@ -136,7 +139,7 @@ class _FlashRNN(Layerwise):
         dtype = {torch.bfloat16: "bfloat16", torch.float16: "float16"}.get(inputs["x"].dtype, "float32")
         self.function = flashrnn.flashrnn
         self.config = flashrnn.FlashRNNConfig(
-            backend=backend, function="elman" if case.cell == "rnn" else case.cell, head_dim=case.H, num_heads=case.models,
+            backend=backend, function=FlashRNN.functions[case.cell], head_dim=case.H, num_heads=case.models,
             batch_size=case.B, dtype=dtype, input_shape="TBGHD", output_shape="STBHD",
         )  # fmt: skip
         super().__init__(case, inputs, (1, 2, 0, 3))
@@ -194,10 +197,8 @@ class XMA(Provider):
         return why
 
     def unsupported(self, case: Case) -> str:
-        if case.cell == "gru":
-            return "XMA's GRU applies the reset gate before the recurrent product, torch's after it"
-        if case.cell == "lstm" or case.nonlinearity != "tanh":
-            return "XMA's recurrent cells are a tanh RNN and a GRU"
+        if case.cell != "elman_tanh":
+            return "XMA's recurrent cells are a tanh RNN and a GRU whose reset gate acts before the recurrent product, torch's after it"
         if case.H > self.most_H:
             return f"XMA holds W_hh in the registers of one CTA: H up to {self.most_H}, got {case.H}"
         return "" if case.lengths == "full" else "XMA takes sequences one after the other, not packed by step"
@@ -229,23 +230,25 @@ class _XMA(Layerwise):
 
 
 class FlagGems(Provider):
-    """FlagGems' rnn_relu, and rnn_tanh where a release has it: a program for each sequence of the batch; backward is
-    torch's autograd over a loop that runs the forward pass again. Its lstm has no backward pass."""
+    """FlagGems' rnn_relu, and rnn_tanh, gru and lstm where a release has them, with the arguments of torch's functions: a program for
+    each sequence of the batch; backward of the first two is torch's autograd over a loop that runs the forward pass again. gru and
+    lstm have no backward pass."""
 
     name, label = "flaggems", "FlagGems (Triton)"
     package, module = "flag-gems", "flag_gems"
     origin = "from github.com/flagos-ai/FlagGems; releases up to 5.0.2 have no RNN"
     compiles = True
+    differentiable = ("rnn_tanh", "rnn_relu")
 
     def unsupported(self, case: Case) -> str:
-        if case.cell != "rnn":
-            return f"FlagGems has no {case.cell} with a backward pass"
+        if not named(case.cell).aten:
+            return f"FlagGems stands in for torch's functions, and torch has none of {case.cell}"
         if case.layers * case.directions * case.models > 1:
             return "FlagGems runs one layer in one direction of one model"
         return "" if case.lengths == "full" else "FlagGems takes padded tensors"
 
     def set_up(self, case: Case, inputs: dict[str, Tensor]) -> Session:
-        name = f"rnn_{case.nonlinearity}"
+        name = named(case.cell).aten
         function = getattr(importlib.import_module("flag_gems.ops"), name, None)
         if function is None:
             raise NotImplementedError(f"FlagGems {self.version()} has no {name}")
@@ -256,16 +259,23 @@ class _FlagGems(Differentiated):
     """Arguments are torch.rnn_relu's. It adds the gradients of the weights to their .grad itself."""
 
     def __init__(self, case: Case, inputs: dict[str, Tensor], function: Any):
-        x, h0 = leaf(inputs["x"]), leaf(inputs["h0"])
+        x, states = leaf(inputs["x"]), state_leaves(inputs)
+        hx: Any = list(states.values()) if len(states) > 1 else states["h0"]
+        self.name = named(case.cell).aten
         self.parameters = {f"{kind}_l0": leaf(inputs[f"{kind}_l0"]) for kind in KINDS}
 
         def call() -> tuple[Tensor, tuple[Tensor, ...]]:
             # has_biases, num_layers, dropout, train, bidirectional, batch_first
             train = torch.is_grad_enabled()
-            y, hn = function(x, h0, tuple(self.parameters.values()), True, 1, 0.0, train, False, False)
-            return y, (hn,)
+            y, *last = function(x, hx, tuple(self.parameters.values()), True, 1, 0.0, train, False, False)
+            return y, tuple(last)
 
-        super().__init__(call, {"x": x, "h0": h0}, cotangents_of(inputs), precision=case.precision)
+        super().__init__(call, {"x": x, **states}, cotangents_of(inputs), precision=case.precision)
+
+    def train(self) -> Result:
+        if self.name not in FlagGems.differentiable:
+            raise NotImplementedError(f"FlagGems' {self.name} has no backward pass")
+        return super().train()
 
     def gradients(self, y: Tensor, states: tuple[Tensor, ...]) -> dict[str, Tensor]:
         for parameter in self.parameters.values():
@@ -283,12 +293,13 @@ class TorchRL(Provider):
     name, label = "torchrl", "TorchRL (Triton)"
     package, module = "torchrl", "torchrl"
     compiles = True
+    classes = {"gru": "GRUModule", "lstm": "LSTMModule"}
 
     def __init__(self, backend: str = "triton"):
         self.backend = backend
 
     def unsupported(self, case: Case) -> str:
-        if case.cell == "rnn":
+        if case.cell not in self.classes:
             return "TorchRL has a GRU and an LSTM"
         if case.dtype != "fp32":
             return "TorchRL's Triton kernels take fp32"
@@ -305,8 +316,8 @@ class TorchRL(Provider):
 class _TorchRL(Differentiated):
     def __init__(self, case: Case, inputs: dict[str, Tensor], backend: str):
         modules, tensordict = (importlib.import_module(name) for name in ("torchrl.modules", "tensordict"))
-        names = ("h0", "c0") if case.cell == "lstm" else ("h0",)
-        module = (modules.LSTMModule if case.cell == "lstm" else modules.GRUModule)(
+        names = tuple(state_leaves(inputs))
+        module = getattr(modules, TorchRL.classes[case.cell])(
             case.I, case.H, case.layers, device=inputs["x"].device,
             in_keys=["x", *names], out_keys=["y", "hn", "cn"][: 1 + len(names)],
             recurrent_backend=backend, recurrent_matmul_precision=case.precision, default_recurrent_mode=True,

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from rnn_triton.plan.cudnn import torch_module
+
 from ..cases.case import Case
 from ..cases.inputs import of_model, packed, weight_names
 from .interface import Result, Session
@@ -145,14 +147,12 @@ def one_by_one(case: Case, inputs: dict[str, Tensor], of_one: Callable[[dict[str
     return OneByOne([of_one(of_model(inputs, model)) for model in range(case.models)])
 
 
-MODULES = {"rnn": "RNN", "gru": "GRU", "lstm": "LSTM"}
-
-
 def module_of(library: Any, case: Case, x: Tensor, **sizes: Any) -> torch.nn.Module:
-    """The library's RNN, GRU or LSTM of a case, in x's dtype on its device; sizes other than the case's if given."""
+    """The library's RNN, GRU or LSTM of a case, in x's dtype on its device; sizes other than the case's if given.  Of a cell that
+    torch does not have, the library's Recurrent."""
+    name, options = torch_module(case.cell)
+    cell = () if name else (case.cell,)
     sizes = {
         "input_size": case.I, "hidden_size": case.H, "num_layers": case.layers, "bidirectional": case.bidirectional, **sizes,
     }  # fmt: skip
-    if case.cell == "rnn":
-        sizes["nonlinearity"] = case.nonlinearity
-    return getattr(library, MODULES[case.cell])(**sizes, device=x.device, dtype=x.dtype)
+    return getattr(library, name or "Recurrent")(*cell, **sizes, **options, device=x.device, dtype=x.dtype)

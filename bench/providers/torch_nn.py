@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rnn_triton.plan.cudnn import torch_module
+
 from ..cases.case import Case
 from ..cases.inputs import KINDS, weight_names
 from . import loops
@@ -21,6 +23,9 @@ class TorchRNN(Provider):
     Several models: a module for each, called one after the other."""
 
     name, label = "cudnn", "torch.nn (cuDNN)"
+
+    def unsupported(self, case: Case) -> str:
+        return "" if torch_module(case.cell)[0] else f"torch.nn has no module of {case.cell}"
 
     def missing(self, device: torch.device) -> str:
         if device.type == "cuda" and not torch.backends.cudnn.is_available():
@@ -45,7 +50,7 @@ class TorchLayers(TorchRNN):
             return "one layer in one direction: the same as cudnn"
         if case.bidirectional and case.lengths != "full":
             return "a PackedSequence cannot be flipped without unpacking it"
-        return ""
+        return super().unsupported(case)
 
     def set_up(self, case: Case, inputs: dict[str, Tensor]) -> Session:
         return one_by_one(case, inputs, lambda values: self._one(case, values))

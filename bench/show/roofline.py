@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
-from rnn_triton.cells.elman import ELMAN
+from rnn_triton.cells import named
 from rnn_triton.plan.hardware import Device
 from rnn_triton.plan.latency import CONSTANTS, gemm_us, rates
 from rnn_triton.plan.problem import Problem
 
 from ..cases.case import Case
-from ..cases.inputs import GATES, lengths_of
+from ..cases.inputs import lengths_of
 from ..records.rows import Row
 from ..records.schema import BASELINES, OURS, Hardware
 from . import style
@@ -26,15 +26,17 @@ def flop(shape: dict[str, Any], pass_: str) -> float:
     """Floating-point operations of the products of a step, all layers, directions, gates and models; of packed sequences those
     of an average step, padding left out. Training: three times those of the forward pass (dh and dx, dW_hh and dW_ih)."""
     rows, inputs, outputs = _sizes(shape)
-    return 2.0 * rows * shape["H"] * (inputs * _directions(shape) + outputs) * GATES[shape["cell"]] * (1 if pass_ == "fwd" else 3)
+    return 2.0 * rows * shape["H"] * (inputs * _directions(shape) + outputs) * len(named(shape["cell"]).gates) * (1 if pass_ == "fwd" else 3)
 
 
 def moved(shape: dict[str, Any], pass_: str, resident: bool) -> float:
     """Bytes a step must move through memory. Forward: every layer's x in and y out. Training: x twice and dx, y twice and
-    dy. Where W_hh is not `resident` on chip it is read besides, once each way."""
+    dy, and what the cell keeps out and in. Where W_hh is not `resident` on chip it is read besides, once each way."""
     rows, inputs, outputs = _sizes(shape)
-    weights = 0 if resident else shape["models"] * outputs * shape["H"] * GATES[shape["cell"]] * (1 if pass_ == "fwd" else 2)
-    return (4 if shape["dtype"] == "fp32" else 2) * (rows * (inputs + outputs) * (1 if pass_ == "fwd" else 3) + weights)
+    cell, times = named(shape["cell"]), 1 if pass_ == "fwd" else 2
+    weights = 0 if resident else shape["models"] * outputs * shape["H"] * len(cell.gates) * times
+    values = inputs + outputs if pass_ == "fwd" else 3 * (inputs + outputs) + 2 * cell.kept * outputs
+    return (4 if shape["dtype"] == "fp32" else 2) * (rows * values + weights)
 
 
 def _directions(shape: dict[str, Any]) -> int:
@@ -112,8 +114,8 @@ def roofline(rows: Sequence[Row]) -> Iterator[Page]:
             axis.tick_params(labelleft=axis is axes[line][0])
         axes[line][0].set_ylabel(f"{PASS_TITLES[pass_]}\nTFLOP/s of a step")
     note = (
-        "Intensity: FLOP of a step's products over the bytes it must move, x and y of every layer (training: three times each) "
-        "and, where each step is a launch, W_hh; with W_hh on chip its bytes are not moved. cuDNN is shown at the intensity of "
+        "Intensity: FLOP of a step's products over the bytes it must move, x and y of every layer (training: three times each, and what a "
+        "cell with gates keeps, twice) and, where each step is a launch, W_hh; with W_hh on chip its bytes are not moved. cuDNN is shown at the intensity of "
         "ours: what it keeps on chip is not known. Above each case its latency bound, the chain of a step that no bandwidth "
         "shortens. Ceilings: peak rates of rnn_triton.latency for the architecture and the recorded clock, estimates."
     )
@@ -126,7 +128,7 @@ def _ceilings(kind: str, rows: Sequence[Row]) -> dict[str, float]:
         hardware = row.environment["hardware"]
         if hardware and arithmetic(row) == kind:
             device, shape = Device(**{f.name: hardware[f.name] for f in fields(Hardware) if f.name in hardware}), row.shape
-            problem = Problem("forward", 1, 1, 1, shape["dtype"], shape["precision"], ELMAN[shape["nonlinearity"]].name)
+            problem = Problem("forward", 1, 1, 1, shape["dtype"], shape["precision"], shape["cell"])
             peak = 1e6 / gemm_us(problem, device, 1e12, 0.0)
             return {"peak": peak, "DRAM": rates(device).dram * 1e-6, "L2": CONSTANTS.l2 * device.clock_ghz * 1e-3}
     return {}

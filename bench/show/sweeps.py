@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..cases.case import DTYPES, PASSES
+from ..cases.case import DTYPES, PASSES, USUAL
 from ..records.rows import Row
 from .rows_in_words import arithmetic
 
@@ -37,14 +37,14 @@ class Sweep:
 
 
 def in_words(held: dict[str, Any]) -> str:
-    """The sizes of a case or of what cases share, the usual ones left out: "B 16, T 512, relu"."""
+    """The sizes of a case or of what cases share, the usual ones left out: "B 16, T 512, lstm"."""
     parts = [f"{name} {held[name]}" for name in "HBT" if name in held]
     parts += [f"I {held['I']}"] if "I" in held and held["I"] not in ("H", held.get("H")) else []
     parts += [f"L {held['layers']}"] if held.get("layers", 1) != 1 else []
     models = held.get("models", 1)
     parts += [f"{models} models" if isinstance(models, int) else str(models)] if models != 1 else []
     parts += ["both directions"] if held.get("bidirectional") else []
-    usual = {"cell": "rnn", "lengths": "full", "nonlinearity": "tanh"}
+    usual = {"cell": USUAL, "lengths": "full"}
     return ", ".join(parts + [str(held[name]) for name, value in usual.items() if held.get(name, value) != value])
 
 

@@ -14,7 +14,7 @@ from ..interpret import interpreter
 from . import hardware, latency
 from .candidates import candidates, count, gates, kind
 from .choose import best, plan, rejected
-from .cudnn import cudnn_algorithm
+from .cudnn import cudnn_algorithm, torch_module
 from .hardware import Device
 from .overriding import overrides
 from .problem import DTYPES, ONE, Bundle, CtaGroup, OneCta, PerStep, Plan, Problem
@@ -98,10 +98,9 @@ def _fewer(device: Device) -> list[str]:
 
 def _cudnn(problem: Problem, layers: int = 1, bidirectional: bool = False) -> str:
     """Says what torch.nn's module would run, and why."""
-    modules = {"rnn_tanh": "RNN", "rnn_relu": "RNN", "lstm": "LSTM", "gru": "GRU"}
-    module = modules.get(named(problem.cell).aten)
-    if module is None:
-        return f"torch.nn has no cell {problem.cell}."
+    module = torch_module(problem.cell)[0]
+    if not module:
+        return f"torch.nn has no module of {problem.cell}."
     algorithm = cudnn_algorithm(problem, layers=layers, bidirectional=bidirectional)
     models = " for one model after the other" if problem.models > 1 else ""
     return f"torch.nn.{module}: cuDNN's {algorithm.name}{models}, because {algorithm.rule}."
