@@ -4,23 +4,33 @@ import torch.fx
 
 from . import onnx
 from .errors import ExchangeError, UnsupportedError
-from .functional import rnn
+from .functional import gru, leaky, lstm, rnn
 from .launch.faults import synchronize
-from .modules import RNN, RNNCell, SimpleRNN
+from .modules import GRU, LSTM, RNN, GRUCell, LeakyRNN, LSTMCell, Recurrent, RNNCell, SimpleRNN
 from .plan.explain import explain
 from .plan.overriding import overriding
 
 __all__ = [
+    "GRU",
+    "LSTM",
     "RNN",
     "ExchangeError",
+    "GRUCell",
+    "LSTMCell",
+    "LeakyRNN",
     "RNNCell",
+    "Recurrent",
     "SimpleRNN",
     "UnsupportedError",
     "explain",
+    "gru",
+    "leaky",
+    "lstm",
     "onnx",
     "overriding",
     "rnn",
     "synchronize",
 ]
-torch.fx.wrap("rnn")  # torch.fx records calls of rnn_triton.rnn and does not look into them
+for _name in ("gru", "leaky", "lstm", "rnn"):
+    torch.fx.wrap(_name)  # torch.fx records calls of rnn_triton.rnn and its like, and does not look into them
 __version__ = "0.1.0"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -63,8 +64,10 @@ def _stream(t: Tensor) -> int:
 _kept: dict[torch.device, weakref.ref[_Casts]] = {}
 
 
-def cast(dtype: torch.dtype, x: Tensor, weights: tuple[Tensor | None, ...], h0: Tensor | None) -> list[Any]:
-    """Returns [x, *weights, h0] in `dtype`, that of autocast on x's device; tensors in fp64 or no floating point stay as they are.
+def cast(
+    dtype: torch.dtype, x: Tensor, weights: Sequence[Tensor | None], states: Sequence[Tensor]
+) -> tuple[Any, list[Any], list[Any]]:
+    """Returns (x, weights, states) in `dtype`, that of autocast on x's device; tensors in fp64 or no floating point stay as they are.
 
     Only casts of matrices are kept: those of biases take next to no memory."""
     if (
@@ -87,7 +90,7 @@ def cast(dtype: torch.dtype, x: Tensor, weights: tuple[Tensor | None, ...], h0: 
         new = [next(kept) if any(w is leaf for leaf in leaves) else _cast(w, dtype) for w in weights]
     else:
         new = [_cast(w, dtype) for w in weights]
-    return [_cast(x, dtype), *new, _cast(h0, dtype)]
+    return _cast(x, dtype), new, [_cast(t, dtype) for t in states]
 
 
 def _cast(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:

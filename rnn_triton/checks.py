@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,12 +16,13 @@ from .cells.elman import ELMAN
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _PRECISIONS = (None, "tf32", "tf32x3", "ieee")
+States = Tensor | tuple[Tensor, ...]  # one tensor of a cell with one state, else a tuple
 _cudnn_rnn: Any = torch.backends.cudnn.rnn  # held: `torch.backends.cudnn` resolves its attributes slowly
 
 
 def quiet_tracer() -> None:
     """Silences torch.jit.trace about sizes that only decide whether to raise; it warns of every size that decides something."""
-    modules = r"rnn_triton\.(checks|functional|modules)$"
+    modules = r"rnn_triton\.(checks|functional|projection|modules\.\w+)$"
     warnings.filterwarnings("ignore", "Converting a tensor to a Python boolean", torch.jit.TracerWarning, modules)
 
 
@@ -30,9 +31,42 @@ quiet_tracer()
 
 def elman(nonlinearity: str) -> Cell:
     """Returns the Elman cell with this nonlinearity.  Raises torch.nn.RNN's ValueError where there is none."""
-    if nonlinearity not in tuple(ELMAN):  # of what cannot be hashed, too
+    return by_nonlinearity(ELMAN, nonlinearity)
+
+
+def by_nonlinearity(cells: Mapping[str, Cell], nonlinearity: str) -> Cell:
+    """Returns the cell of `cells` with this nonlinearity.  Raises torch.nn.RNN's ValueError where there is none."""
+    if nonlinearity not in tuple(cells):  # of what cannot be hashed, too
         raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
-    return ELMAN[nonlinearity]
+    return cells[nonlinearity]
+
+
+def check_leaks(leaks: Sequence[float], learned: bool = False) -> None:
+    """Raises ValueError unless all are leaks of a leaky cell: in (0, 1], and below 1 if `learned`, as sigmoids."""
+    for leak in leaks:
+        if not (isinstance(leak, (int, float)) and (0 < leak < 1 or leak == 1 and not learned)):  # NaN is nothing of that
+            raise ValueError(f"leak must be in {'(0, 1), as it is learned' if learned else '(0, 1]'}, got {leak!r}")
+
+
+def states_of(hx: States, names: Sequence[str]) -> tuple[Tensor, ...]:
+    """Returns the states in a module's argument hx as a tuple.  Raises ValueError unless there is one for each of `names`: a tensor for
+    a single one, else a tuple."""
+    several = isinstance(hx, (tuple, list))
+    if several and len(hx) == len(names) > 1:
+        return tuple(hx)
+    if not several and len(names) == 1:  # a tensor, or what torch.fx traces with in its place
+        return (hx,)  # type: ignore[return-value]
+    raise ValueError(f"hx must be {_described(names)}, got a {type(hx).__name__}" + (f" of {len(hx)}" if several else ""))
+
+
+def check_states(states: Sequence[Tensor], names: Sequence[str]) -> None:
+    """Raises ValueError unless `states` are none, or one for each of `names`."""
+    if len(states) not in (0, len(names)):
+        raise ValueError(f"states must be {_described(names)}, got {len(states)} tensors")
+
+
+def _described(names: Sequence[str]) -> str:
+    return "a tensor" if len(names) == 1 else f"{len(names)} tensors ({', '.join(names)})"
 
 
 def check_precision(precision: str | None) -> None:
@@ -60,27 +94,24 @@ def _default_precision() -> str:
 
 
 def settled(
-    x: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, h0: Tensor | None,
-    nonlinearity: str, precision: str | None,
-) -> tuple[Any, ...]:  # fmt: skip
-    """Returns (x, w_ih, w_hh, b_ih, b_hh, h0, precision) of one layer as the operator takes them: checked, cast if autocast is on,
-    and with what None stands for in place of a precision of None.  Shapes and errors are those of functional.rnn."""
-    elman(nonlinearity)
+    x: Tensor, weights: Sequence[Tensor | None], states: Sequence[Tensor], cell: Cell, precision: str | None
+) -> tuple[Tensor, Sequence[Any], Sequence[Tensor], str | None]:
+    """Returns (x, weights, states, precision) of one layer as the operator takes them: checked, cast if autocast is on, and with what
+    None stands for in place of a precision of None.  Arguments and errors are those of functional.layer."""
     check_precision(precision)
-
+    check_states(states, cell.states)
     device = "cuda" if x.is_cuda else "cpu"
     if torch.is_autocast_enabled(device):
-        x, w_ih, w_hh, b_ih, b_hh, h0 = autocast.cast(
-            torch.get_autocast_dtype(device), x, (w_ih, w_hh, b_ih, b_hh), h0
-        )
+        x, weights, states = autocast.cast(torch.get_autocast_dtype(device), x, weights, states)
         if x.dtype is not torch.float32:
             precision = None  # meant for the fp32 that autocast replaced
-    _check(x, w_ih, w_hh, b_ih, b_hh, h0)
-    return x, w_ih, w_hh, b_ih, b_hh, h0, precision_of(x.dtype, precision)
+    _check(x, weights, states, cell)
+    return x, weights, states, precision_of(x.dtype, precision)
 
 
-def check_layers(weights: Sequence[Tensor], count: int, directions: int) -> None:
-    """Raises unless `weights` are `count` tensors for each of some layers in so many directions, all of one hidden size."""
+def check_layers(weights: Sequence[Tensor], count: int, directions: int, gates: int) -> None:
+    """Raises unless `weights` are `count` tensors for each of some layers in so many directions, all of one hidden size, the first of
+    which has a row for each hidden unit and gate."""
     if not weights or len(weights) % (count * directions):
         raise ValueError(
             f"weights must be {count} tensors for each layer and direction, a positive multiple of {count * directions}, got {len(weights)}"
@@ -90,42 +121,42 @@ def check_layers(weights: Sequence[Tensor], count: int, directions: int) -> None
             raise TypeError(f"expected Tensor as element {n} in argument 2, but got NoneType")
     for w_ih in weights[count::count]:
         if w_ih.shape[:1] != weights[0].shape[:1]:
-            H = weights[0].shape[0]
+            H = weights[0].shape[0] // gates
             raise ValueError(f"weights of all layers must have one hidden size H = {H}, got a w_ih of shape {list(w_ih.shape)}")
 
 
 def settled_network(
     x: Tensor,
-    layers: Sequence[tuple[Tensor, Tensor, Tensor | None, Tensor | None]],
-    h0: Tensor | None,
-    nonlinearity: str,
-    bidirectional: bool,
+    layers: Sequence[Sequence[Tensor | None]],
+    states: Sequence[Tensor],
+    cell: Cell,
+    directions: int,
     precision: str | None,
-) -> tuple[Tensor, list[Tensor], Tensor | None, str | None]:
-    """Returns (x, weights, h0, precision) of a network as the operator takes them, each layer and direction `settled`.
+) -> tuple[Tensor, list[Tensor], Sequence[Tensor], str | None]:
+    """Returns (x, weights, states, precision) of a network as the operator takes them, each layer and direction `settled`.
 
-    `layers` has (w_ih, w_hh, b_ih, b_hh) for each, in the order of h_n.  Shapes and errors are those of functional.network."""
-    directions = 2 if bidirectional else 1
-    states = [None] * len(layers) if h0 is None else list(h0)
+    `layers` has the weights of each, in the order of h_n.  Shapes and errors are those of functional.network."""
+    by_layer: Iterable[Sequence[Tensor]] = zip(*states) if states else [()] * len(layers)
+    settled_states: list[Sequence[Tensor]] = []
     flat: list[Tensor] = []
     below = x
-    for n, layer in enumerate(layers):
-        below, *weights, states[n], settled_precision = settled(below, *layer, states[n], nonlinearity, precision)
+    for n, (layer, first) in enumerate(zip(layers, by_layer)):
+        below, weights, first, settled_precision = settled(below, layer, first, cell, precision)
+        settled_states.append(first)
         flat += [w for w in weights if w is not None]
         if n == 0:
             x = below
         if n == directions - 1:  # y of the layer below, as far as a check looks at it
-            below = x.new_empty(()).expand(*x.shape[:2], directions * flat[1].shape[0])
-    if h0 is not None and h0.dtype is not x.dtype:  # autocast
-        h0 = torch.stack(states)  # type: ignore[arg-type]
-    return x, flat, h0, settled_precision
+            below = x.new_empty(()).expand(*x.shape[:2], directions * flat[1].shape[-1])
+    if any([t.dtype is not x.dtype for t in states]):  # autocast
+        states = tuple([torch.stack(parts) for parts in zip(*settled_states)])
+    return x, flat, states, settled_precision
 
 
-def _check(
-    x: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, h0: Tensor | None
-) -> None:
-    """Raises the error of torch.nn.RNN, in its words where it has any, unless the tensors fit together."""
+def _check(x: Tensor, weights: Sequence[Any], states: Sequence[Tensor], cell: Cell) -> None:
+    """Raises the error of torch's modules, in their words where they have any, unless the tensors fit together."""
     dtype, device = x.dtype, x.device
+    w_ih, w_hh, b_ih, b_hh, *vectors = weights
     if w_ih.dtype is not dtype:
         raise ValueError(
             f"RNN input dtype ({dtype}) does not match weight dtype ({w_ih.dtype}). "
@@ -135,27 +166,35 @@ def _check(
         raise ValueError(f"x must be of dtype float32, bfloat16, float16 or float64, got {dtype}")
     if x.dim() != 3:
         raise RuntimeError(f"input must have 3 dimensions, got {x.dim()}")
-    if w_ih.dim() != 2:
-        raise ValueError(f"w_ih must have shape [H, I], got {list(w_ih.shape)}")
+    G = len(cell.gates)
+    rows = "H" if G == 1 else f"{G}*H"
+    if w_ih.dim() != 2 or w_ih.shape[0] % G:
+        raise ValueError(f"w_ih must have shape [{rows}, I], got {list(w_ih.shape)}")
     T, B, I = x.shape
-    H, input_size = w_ih.shape
+    size, input_size = w_ih.shape
+    H = size // G
     if I != input_size:
         raise RuntimeError(f"input.size(-1) must be equal to input_size. Expected {input_size}, got {I}")
     if H == 0:
         raise ValueError("hidden_size must be greater than zero")
     if I == 0:
         raise ValueError("input_size must be greater than zero")
-    if w_hh.shape != (H, H):
-        raise ValueError(f"w_hh must have shape [H, H] = [{H}, {H}], got {list(w_hh.shape)}")
-    if b_ih is not None and b_ih.shape != (H,):
-        raise ValueError(f"b_ih must have shape [H] = [{H}], got {list(b_ih.shape)}")
-    if b_hh is not None and b_hh.shape != (H,):
-        raise ValueError(f"b_hh must have shape [H] = [{H}], got {list(b_hh.shape)}")
-    if h0 is not None and h0.shape != (B, H):
-        raise RuntimeError(f"Expected hidden size {(B, H)}, got {list(h0.shape)}")
-    for t in (w_ih, w_hh, b_ih, b_hh, h0):
+    if w_hh.shape != (size, H):
+        raise ValueError(f"w_hh must have shape [{rows}, H] = [{size}, {H}], got {list(w_hh.shape)}")
+    if b_ih is not None and b_ih.shape != (size,):
+        raise ValueError(f"b_ih must have shape [{rows}] = [{size}], got {list(b_ih.shape)}")
+    if b_hh is not None and b_hh.shape != (size,):
+        raise ValueError(f"b_hh must have shape [{rows}] = [{size}], got {list(b_hh.shape)}")
+    for name, vector in zip(cell.vectors, vectors, strict=True):
+        if vector.shape != (H,):
+            raise ValueError(f"{name} must have shape [H] = [{H}], got {list(vector.shape)}")
+    for n, state in enumerate(states):
+        if state.shape != (B, H):
+            which = "" if len(states) == 1 else f"[{n}]"
+            raise RuntimeError(f"Expected hidden{which} size {(B, H)}, got {list(state.shape)}")
+    for n, t in enumerate([*weights, *states]):
         if t is not None and (t.dtype is not dtype or t.device != device):
-            kind = "hidden" if t is h0 else "parameter"
+            kind = "parameter" if n < len(weights) else "hidden"
             if t.device != device:
                 raise RuntimeError(
                     f"Input and {kind} tensors are not at the same device, "

@@ -1,7 +1,7 @@
 """A layer, or a network of L layers in D directions, as a function: checks the arguments and calls an operator.
 
 Layers and directions of a network go together, as one operator that shares launches where it pays (op/network.py).  One after the
-other go packed sequences, of which each layer is several calls, and dropout by torch's own masks.
+other go packed sequences, of which each layer is several calls, layers with a projection, and dropout by torch's own masks.
 """
 
 from __future__ import annotations
@@ -12,13 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import checks
-from .cells.elman import ELMAN
+from . import cells, checks, projection
+from .cells import Cell
+from .cells.leaky import LEAKY
 from .checks import settled, settled_network
 from .launch.launcher import has_kernels
 from .op import autograd
 from .op import dropout as masks
-from .op.layers import Layer, Settings, in_turn
+from .op.layers import Settings, in_turn
+
+_GRU, _LSTM = cells.named("gru"), cells.named("lstm")
+Results = tuple[Tensor, tuple[Tensor, ...]]  # y, and the last states
 
 
 def rnn(
@@ -44,66 +48,171 @@ def rnn(
 
     Raises ValueError or RuntimeError as torch.nn.RNN does, and UnsupportedError if no plan runs the problem.
     """
-    x, w_ih, w_hh, b_ih, b_hh, h0, precision = settled(
-        x, w_ih, w_hh, b_ih, b_hh, h0, nonlinearity, precision
-    )
-    direction = "reverse" if reverse else "forward"
-    net = Settings(b_ih is not None, b_hh is not None, ELMAN[nonlinearity].name, direction, precision)
-    weights: tuple[Any, ...] = (w_ih, w_hh, b_ih, b_hh)
-    if b_ih is None or b_hh is None:
-        weights = tuple([t for t in weights if t is not None])
-    y, (hn,) = autograd.network(x, weights, () if h0 is None else (h0,), None, net)
+    cell, states = checks.elman(nonlinearity), () if h0 is None else (h0,)
+    y, (hn,) = layer(x, (w_ih, w_hh, b_ih, b_hh), states, cell, reverse=reverse, precision=precision)
     return y, hn
+
+
+def gru(
+    x: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    h0: Tensor | None = None,
+    *,
+    reverse: bool = False,
+    precision: str | None = None,
+    recompute: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Runs a layer of torch.nn.GRU; returns all h_t as y[T,B,H] and the last as hn[B,H].
+
+    w_ih[3*H,I], w_hh[3*H,H], b_ih[3*H] and b_hh[3*H] are blocks of the gates r, z and n. With `recompute` the forward pass keeps
+    less for the backward pass, which computes the gates again. Everything else is as in `rnn`, errors included.
+    """
+    states = () if h0 is None else (h0,)
+    y, (hn,) = layer(
+        x, (w_ih, w_hh, b_ih, b_hh), states, _GRU, reverse=reverse, precision=precision, recompute=recompute
+    )
+    return y, hn
+
+
+def lstm(
+    x: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    states: tuple[Tensor, Tensor] | None = None,
+    w_hr: Tensor | None = None,
+    *,
+    reverse: bool = False,
+    precision: str | None = None,
+    recompute: bool = False,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Runs a layer of torch.nn.LSTM; returns all h_t as y[T,B,H] and the last states as (hn[B,H], cn[B,H]).
+
+    w_ih[4*H,I], w_hh[4*H,H], b_ih[4*H] and b_hh[4*H] are blocks of the gates i, f, g and o. `states` are h0[B,H] and c0[B,H], zeros
+    if None. With w_hr[P,H] the output of a step is h_t = W_hr (o_t tanh(c_t)): w_hh is then [4*H,P], and y, h0 and hn have P in place
+    of H. With `recompute` the forward pass keeps less for the backward pass, which computes the gates again. Everything else is as in
+    `rnn`, errors included.
+    """
+    weights, first = (w_ih, w_hh, b_ih, b_hh), () if states is None else tuple(states)
+    options: dict[str, Any] = dict(reverse=reverse, precision=precision, recompute=recompute)
+    if w_hr is None:
+        y, (hn, cn) = layer(x, weights, first, _LSTM, **options)
+    else:
+        y, (hn, cn) = projection.layer(x, (*weights, w_hr), first, _LSTM, one=layer, **options)
+    return y, (hn, cn)
+
+
+def leaky(
+    x: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    leak: float | Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    h0: Tensor | None = None,
+    *,
+    nonlinearity: str = "tanh",
+    reverse: bool = False,
+    precision: str | None = None,
+    recompute: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Runs a leaky layer, h_t = (1 - leak) h_{t-1} + leak f(x_t W_ih^T + b_ih + h_{t-1} W_hh^T + b_hh).
+
+    leak is a number in (0, 1], or a tensor, [H] or without dimensions, whose values should be: to look at them would wait for the
+    device. It gets a gradient. Everything else is as in `rnn` and `gru`, errors included; ValueError if the number is out of its range.
+    """
+    cell, states = checks.by_nonlinearity(LEAKY, nonlinearity), () if h0 is None else (h0,)
+    if not isinstance(leak, Tensor):
+        checks.check_leaks([leak])
+        leak = w_hh.new_full(w_hh.shape[:1], leak)
+    elif leak.dim() == 0:
+        leak = leak.expand(w_hh.shape[:1])
+    y, (hn,) = layer(
+        x, (w_ih, w_hh, b_ih, b_hh, leak), states, cell, reverse=reverse, precision=precision, recompute=recompute
+    )
+    return y, hn
+
+
+def layer(
+    x: Tensor,
+    weights: Sequence[Tensor | None],
+    states: Sequence[Tensor],
+    cell: Cell,
+    *,
+    reverse: bool = False,
+    precision: str | None = None,
+    recompute: bool = False,
+) -> Results:
+    """Returns y[T,B,H] and the last states, each [B,H], of x[T,B,I] and the first states (none stands for zeros) of a layer of `cell`.
+
+    `weights` are w_ih[G*H,I], w_hh[G*H,H], b_ih[G*H] or None, b_hh[G*H] or None, and the cell's vectors, each [H].  Options are those
+    of `rnn` and `gru`."""
+    x, weights, states, precision = settled(x, weights, states, cell, precision)
+    b_ih, b_hh = weights[2] is not None, weights[3] is not None
+    net = Settings(b_ih, b_hh, cell.name, "reverse" if reverse else "forward", precision, recompute=recompute)
+    flat: Any = weights if b_ih and b_hh else [t for t in weights if t is not None]
+    return autograd.network(x, tuple(flat), tuple(states), None, net)
 
 
 def network(
     x: Tensor,
     weights: Sequence[Tensor],
-    h0: Tensor | None = None,
+    states: Sequence[Tensor],
+    cell: Cell,
     *,
     bias: bool = True,
-    nonlinearity: str = "tanh",
     bidirectional: bool = False,
     dropout: float = 0.0,
     precision: str | None = None,
-    packed: Callable[..., tuple[Tensor, Tensor]] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Returns (y[T,B,D*H], h_n[L*D,B,H]) of x[T,B,I] and h0[L*D,B,H] (zeros if None): L layers in D directions.
+    recompute: bool = False,
+    one: Callable[..., Results] | None = None,
+    more: int = 0,
+) -> Results:
+    """Returns y[T,B,D*H] and the last states, each [L*D,B,H], of x[T,B,I] and the first states (none stands for zeros): L layers of
+    `cell` in D directions.
 
-    `weights` are w_ih, w_hh and, with `bias`, b_ih, b_hh of every layer and direction in the order of h_n: layer by
-    layer, in each first forwards, then, if `bidirectional`, backwards in time. A layer takes the outputs of both
+    `weights` are w_ih, w_hh and, with `bias`, b_ih, b_hh, and the cell's vectors, of every layer and direction in the order of h_n:
+    layer by layer, in each first forwards, then, if `bidirectional`, backwards in time. A layer takes the outputs of both
     directions of the one below, each element zeroed with probability `dropout` and else scaled by 1 / (1 - dropout).
 
-    `packed` runs each layer in place of `rnn`, with its arguments, if sequences have unequal lengths: x and y are then
-    packed rows, [N,I] and [N,D*H].
+    `one` runs each layer in place of `layer`, with its arguments: if sequences have unequal lengths, x and y are packed rows, [N,I] and
+    [N,D*H]; and it may take `more` tensors behind the vectors of each layer and direction.
     """
-    count, directions = 4 if bias else 2, 2 if bidirectional else 1  # tensors of a layer in one direction
-    checks.check_layers(weights, count, directions)
-    if h0 is not None and h0.shape[0] * count != len(weights):
-        raise RuntimeError(f"Expected {len(weights) // count} initial states, got h0 of shape {list(h0.shape)}")
-    one: Callable[..., tuple[Tensor, Tensor]] = rnn if packed is None else packed
-    if len(weights) == count:
-        h = None if h0 is None else h0[0]
-        y, hn = one(x, *weights, h0=h, nonlinearity=nonlinearity, precision=precision)
-        return y, hn[None]
+    directions = 2 if bidirectional else 1
+    count = (4 if bias else 2) + len(cell.vectors) + more  # tensors of a layer in one direction
+    checks.check_layers(weights, count, directions, len(cell.gates))
+    checks.check_states(states, cell.states)
+    number = len(weights) // count
+    for n, state in enumerate(states):
+        if state.shape[0] != number:
+            raise RuntimeError(f"Expected {number} initial states, got {cell.states[n]}0 of shape {list(state.shape)}")
 
-    dropout = dropout if len(weights) > directions * count else 0.0
-    if packed is None and not (dropout and _drops_as_torch(x)):
-        net = Settings(bias, bias, checks.elman(nonlinearity).name, "both" if bidirectional else "forward", None, masks.count(dropout))
-        x, flat, h0, precision = settled_network(x, [layer[:4] for layer in net.layers(weights)], h0, nonlinearity, bidirectional, precision)
+    layers: list[Any] = [tuple(weights[n : n + count]) for n in range(0, len(weights), count)]
+    if not bias:
+        layers = [(w_ih, w_hh, None, None, *others) for w_ih, w_hh, *others in layers]
+    dropout = dropout if number > directions else 0.0
+    if one is None and number > 1 and not (dropout and _drops_as_torch(x)):
+        direction = "both" if bidirectional else "forward"
+        net = Settings(bias, bias, cell.name, direction, None, masks.count(dropout), recompute)
+        x, flat, states, precision = settled_network(x, layers, states, cell, directions, precision)
         seed = masks.new_seed(x.device) if net.dropped else None
-        y, (hn,) = autograd.network(x, flat, () if h0 is None else (h0,), seed, net._replace(precision=precision))
-        return y, hn
+        return autograd.network(x, flat, tuple(states), seed, net._replace(precision=precision))
 
-    def layer(x: Tensor, weights: Layer, states: tuple[Tensor, ...], n: int) -> tuple[Tensor, tuple[Tensor, ...]]:
-        h = states[0] if states else None
-        y, hn = one(x, *weights[:4], h, nonlinearity=nonlinearity, reverse=n % directions == 1, precision=precision)
-        return y, (hn,)
+    run = layer if one is None else one
 
-    layers = [Layer(*weights[n : n + count]) for n in range(0, len(weights), count)]  # type: ignore[arg-type]
+    def in_one_direction(x: Tensor, weights: tuple[Any, ...], states: Sequence[Tensor], n: int) -> Results:
+        reverse = bidirectional and n % 2 == 1
+        return run(x, weights, states, cell, reverse=reverse, precision=precision, recompute=recompute)
+
+    if number == 1:
+        y, last = in_one_direction(x, layers[0], [t[0] for t in states], 0)
+        return y, tuple([t[None] for t in last])
     between = lambda y, _: nn.functional.dropout(y, dropout) if dropout else y  # noqa: E731
-    y, (hn,) = in_turn(x, layers, () if h0 is None else (h0,), directions, one=layer, between=between)
-    return y, hn
+    return in_turn(x, layers, tuple(states), directions, one=in_one_direction, between=between)
 
 
 def _drops_as_torch(x: Tensor) -> bool:

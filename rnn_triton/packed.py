@@ -1,7 +1,7 @@
 """Runs one layer over sequences of unequal lengths, in the layout of a PackedSequence.
 
 Rows of a PackedSequence lie step by step. Neighbouring steps with equally many sequences form a dense piece [t,b,I]: one call of
-`functional.rnn` takes it as a view and hands its state to the next piece. Nothing is padded, so no step is computed that no
+`functional.layer` takes it as a view and hands its states to the next piece. Nothing is padded, so no step is computed that no
 sequence has, and nothing can leak out of padding. Nothing waits for the device, because the CPU knows how many sequences a step
 has. There are as many pieces as different lengths, at most the batch size.
 """
@@ -9,12 +9,14 @@ has. There are as many pieces as different lengths, at most the batch size.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import functional
+from .cells import Cell
 
 
 def pieces_of(batch_sizes: list[int], rows: int) -> list[tuple[int, int]]:
@@ -28,38 +30,44 @@ def pieces_of(batch_sizes: list[int], rows: int) -> list[tuple[int, int]]:
     return pieces
 
 
-def rnn(
-    data: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None = None, b_hh: Tensor | None = None, h0: Tensor | None = None,
-    *, pieces: list[tuple[int, int]], reverse: bool = False, **options: Any,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Returns (y[N,H], hn[B,H]) of data[N,I], whose rows lie as `pieces` says, and h0[B,H] (zeros if None).
+def layer(
+    data: Tensor,
+    weights: Sequence[Tensor | None],
+    states: Sequence[Tensor],
+    cell: Cell,
+    *,
+    pieces: list[tuple[int, int]],
+    reverse: bool = False,
+    **options: Any,
+) -> functional.Results:
+    """Returns y[N,H] and the last states, each [B,H], of data[N,I], whose rows lie as `pieces` says, and the first states.
 
-    B is the size of the first piece. Each sequence starts from its row of h0 at its own first step (with `reverse`, at
-    its own last one), and hn has its state after the other end. `options` are those of functional.rnn.
+    B is the size of the first piece. Each sequence starts from its row of the first states at its own first step (with `reverse`, at
+    its own last one), and its row of the last ones is what it has after the other end. All else is as in functional.layer.
     """
-    weights = (w_ih, w_hh, b_ih, b_hh)
     parts = data.split([steps * size for steps, size in pieces])
-    # how many sequences end with each piece; rows of h0 and hn are ordered by length, the longest first
+    # how many sequences end with each piece; rows of states are ordered by length, the longest first
     ending = [size - after for (_, size), (_, after) in itertools.pairwise([*pieces, (0, 0)])]
     ys: list[Tensor] = []
     if not reverse:
-        h = h0
-        ended: list[Tensor] = []
+        current: Sequence[Tensor] = states
+        ended: list[Sequence[Tensor]] = []
         for part, (steps, size), n in zip(parts, pieces, ending):
-            y, hn = functional.rnn(part.unflatten(0, (steps, size)), *weights, h, **options)
+            y, last = functional.layer(part.unflatten(0, (steps, size)), weights, current, cell, **options)
             ys.append(y.flatten(0, 1))
-            h, last = hn.split([size - n, n])
-            ended.append(last)
-        return _joined(ys), _joined(ended[::-1])
-    starts = [None] * len(pieces) if h0 is None else h0.split(ending[::-1])
+            current, over = zip(*[t.split([size - n, n]) for t in last])
+            ended.append(over)
+        return _joined(ys), tuple([_joined(rows) for rows in zip(*ended[::-1])])
+    # of each piece, the last one first, those of the sequences that start with it
+    starts: Iterable[Sequence[Tensor]] = zip(*[t.split(ending[::-1]) for t in states]) if states else [()] * len(pieces)
     for part, (steps, size), n, start in zip(parts[::-1], pieces[::-1], ending[::-1], starts):
         if ys:
-            start = torch.cat([hn, hn.new_zeros(n, hn.shape[1]) if start is None else start])
-        y, hn = functional.rnn(part.unflatten(0, (steps, size)), *weights, start, reverse=True, **options)
+            start = [torch.cat([t, start[i] if start else t.new_zeros(n, t.shape[1])]) for i, t in enumerate(last)]
+        y, last = functional.layer(part.unflatten(0, (steps, size)), weights, start, cell, reverse=True, **options)
         ys.append(y.flatten(0, 1))
-    return _joined(ys[::-1]), hn
+    return _joined(ys[::-1]), last
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
+def _joined(parts: tuple[Tensor, ...] | list[Tensor]) -> Tensor:
     """Returns the parts joined along the first dimension; a single part as it is, without a copy."""
     return torch.cat(parts) if len(parts) > 1 else parts[0]

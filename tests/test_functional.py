@@ -1,7 +1,8 @@
-"""functional.rnn: what it refuses and in whose words, precision, autocast, and one graph when compiled."""
+"""The functions: what they refuse and in whose words, precision, autocast, and one graph when compiled."""
 
 import pytest
 import torch
+from support.pairs import flat
 from support.problems import gradients, like, problem
 
 import rnn_triton
@@ -25,7 +26,8 @@ def torch_error(*arguments, weights=None):
 
 
 def test_exported():
-    assert rnn_triton.rnn is functional.rnn
+    for name in ("rnn", "gru", "lstm", "leaky"):
+        assert getattr(rnn_triton, name) is getattr(functional, name)
 
 
 @pytest.fixture
@@ -276,3 +278,41 @@ def test_compiles_into_one_graph(dynamic):
     torch.testing.assert_close(
         gradients(ours, like(ours), given.values()), gradients(theirs, like(theirs), given.values())
     )
+
+
+# ---- gru, lstm: the layers of torch's modules ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, options", [("gru", {}), ("lstm", {}), ("lstm", dict(proj_size=2))])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("given", [False, True])
+def test_one_direction_of_torchs(name, options, bias, given):
+    module = getattr(torch.nn, name.upper())(I, H, bias=bias, bidirectional=True, dtype=torch.float64, **options)
+    x, P = torch.randn(T, B, I, dtype=torch.float64, requires_grad=True), options.get("proj_size", H)
+    states = [torch.randn(2, B, n, dtype=torch.float64, requires_grad=True) for n in ([P, H] if name == "lstm" else [P])]
+    first = states if given else [torch.zeros_like(t) for t in states]
+    y, last = module(x, tuple(first) if name == "lstm" else first[0])
+    for direction, suffix in enumerate(("", "_reverse")):
+        weights = dict(zip(("w_ih", "w_hh", "b_ih", "b_hh"), [getattr(module, n + suffix, None) for n in (
+            "weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")]))  # fmt: skip
+        if given:
+            weights |= dict(states=tuple(t[direction] for t in states)) if name == "lstm" else dict(h0=states[0][direction])
+        if options:
+            weights["w_hr"] = getattr(module, "weight_hr_l0" + suffix)
+        ours = flat(getattr(rnn_triton, name)(x, **weights, reverse=direction == 1))
+        expected = [y[..., direction * P : (direction + 1) * P], *[t[direction] for t in flat(last)]]
+        leaves = [x, *states, *module.parameters()]
+        got = [(outputs, gradients(outputs, like(expected), leaves, retain_graph=True, allow_unused=True)) for outputs in (ours, expected)]
+        # fp64: 2^-53 a rounding, some 100 of them on values below 10, and a decade to spare
+        torch.testing.assert_close(*[[*o, *[torch.zeros_like(p) if t is None else t for t, p in zip(g, leaves)]] for o, g in got], rtol=0, atol=1e4 * 2.0**-53)
+
+
+@pytest.mark.parametrize("name", ["gru", "lstm"])
+def test_gated_functions_compile_into_one_graph(name):
+    torch._dynamo.reset()
+    x, gates = torch.randn(T, B, I), {"gru": 3, "lstm": 4}[name]
+    weights = torch.randn(gates * H, I), torch.randn(gates * H, H)
+    function = getattr(rnn_triton, name)
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True, dynamic=True)
+    for steps in (T, 3):
+        torch.testing.assert_close(compiled(x[:steps], *weights), function(x[:steps], *weights))

@@ -36,15 +36,22 @@ def test_cases_are_what_they_are_meant_to_be():
     for what in ("input_size", "input_dim", "input_dtype", "state_size", "state_dim", "state_batch", "state_dtype",
                  "empty_batch", "no_steps", "nonlinearity", "constructor"):  # fmt: skip
         assert sum(what in case.what for case in cases) >= 5, what
-    for option in ("bidirectional", "batch_first", "dropout"):
-        assert sum(bool(case.options.get(option)) for case in cases) >= 100, option
-    assert sum(isinstance(case.inputs[0], fuzz.PackedSequence) for case in cases) >= 100
+    for option, least in (("bidirectional", 100), ("batch_first", 100), ("dropout", 100), ("proj_size", 30)):
+        assert sum(bool(case.options.get(option)) for case in cases) >= least, option
+    for name in ("RNN", "GRU", "LSTM", "RNNCell", "GRUCell", "LSTMCell"):
+        assert sum(case.name == name for case in cases) >= 40, name
+    assert sum(isinstance(case.input, fuzz.PackedSequence) for case in cases) >= 100
 
 
 def test_a_difference_is_reported_with_the_line_that_shows_it(monkeypatch):
-    number = next(n for n in range(100) if fuzz.case(n).what == "fine" and fuzz.case(n).inputs[1] is not None)
+    number = next(n for n in range(100) if fuzz.case(n).what == "fine" and fuzz.case(n).options.get("num_layers", 1) == 1 and not fuzz.case(n).options.get("proj_size"))
     run = rnn_triton.op.autograd.network
-    monkeypatch.setattr(rnn_triton.op.autograd, "network", lambda *a: (run(*a)[0] + 0.5, run(*a)[1]))
+
+    def shifted(*arguments):
+        y, last = run(*arguments)
+        return y + 0.5, tuple(t + 0.5 for t in last)
+
+    monkeypatch.setattr(rnn_triton.op.autograd, "network", shifted)
     with pytest.raises(AssertionError, match="output 0 differs by 0.5"):
         fuzz.check(number)
     with pytest.raises(AssertionError, match=rf"from support import fuzz; fuzz.check\({number}, False\)"):

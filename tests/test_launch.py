@@ -10,7 +10,7 @@ from support.problems import problem
 from support.stacks import example
 
 import rnn_triton
-from rnn_triton import ExchangeError, UnsupportedError, functional, overriding
+from rnn_triton import ExchangeError, UnsupportedError, cells, functional, overriding
 from rnn_triton.cells import reference
 from rnn_triton.launch import dispatch, faults, launcher
 from rnn_triton.plan import choose, hardware
@@ -100,7 +100,7 @@ def test_results_of_plans_that_fit(layers, directions, restricted, monkeypatch):
     exchange = dict(races="off", channels=("out_ptr",))
     with overriding(regime="cta_group"):
         with cooperate(**exchange):
-            y, hn = functional.network(x, flat, h0, bidirectional=directions == 2)
+            y, (hn,) = functional.network(x, flat, [h0], cells.named("elman_tanh"), bidirectional=directions == 2)
         with cooperate(**exchange):
             got = [y, hn, *torch.autograd.grad(y.sum() + hn.sum(), [x, h0, *flat])]
     assert hardware.of(torch.device("cpu")).coresident < 132, "nothing was too large"

@@ -28,8 +28,17 @@ def rnn(**changes):
     rnn_triton.rnn(**({name: torch.zeros(shape) for name, shape in shapes.items()} | changes))
 
 
-def network(weights, **options):
-    functional.network(torch.zeros(T, B, I), weights, **({"bias": False} | options))
+def lstm(**changes):
+    shapes = {"x": (T, B, I), "w_ih": (4 * H, I), "w_hh": (4 * H, H)}
+    rnn_triton.lstm(**({name: torch.zeros(shape) for name, shape in shapes.items()} | changes))
+
+
+def leaky(leak, **options):
+    rnn_triton.leaky(z(T, B, I), z(H, I), z(H, H), leak, **options)
+
+
+def network(weights, states=(), **options):
+    functional.network(z(T, B, I), weights, states, cells.named("elman_tanh"), **({"bias": False} | options))
 
 
 def without(library, name, layers):
@@ -39,17 +48,22 @@ def without(library, name, layers):
     return lambda: module(torch.zeros(T, B, I))
 
 
-def layer(library, *call, **options):
-    return lambda: library.RNN(I, H, **options)(*call)
+def layer(library, *call, name="RNN", **options):
+    return lambda: getattr(library, name)(I, H, **options)(*call)
 
 
-def cell(library, *call, nonlinearity="tanh"):
+def cell(library, *call, name="RNNCell", nonlinearity="tanh"):
     def run():
-        module = library.RNNCell(I, H)
+        module = getattr(library, name)(I, H)
         module.nonlinearity = nonlinearity  # torch checks it at the call
         module(*call)
 
     return run
+
+
+def both(make, *call, **options):
+    """Ours and torch's."""
+    return make(rnn_triton, *call, **options), make(nn, *call, **options)
 
 
 def packed(batch_sizes):
@@ -102,6 +116,26 @@ TORCHS = {
     "cell, batch of hx": (cell(rnn_triton, z(B, I), z(3, H)), cell(nn, z(B, I), z(3, H))),
     "cell, size of hx": (cell(rnn_triton, z(B, I), z(B, 7)), cell(nn, z(B, I), z(B, 7))),
     "cell, dtype": (cell(rnn_triton, z(B, I, **double)), cell(nn, z(B, I, **double))),
+    **{
+        f"{name}, {what}": both(layer, *call, name=name)
+        for name in ("GRU", "LSTM")
+        for what, *call in (("4 dimensions", z(1, T, B, I)), ("input size", z(T, B, 7)), ("dtype of input", z(T, B, I, **double)))
+    },
+    "GRU, proj_size": both(layer, name="GRU", proj_size=2),
+    "GRU, hx batched": both(layer, z(T, B, I), z(1, H), name="GRU"),
+    "LSTM, proj_size": both(layer, name="LSTM", proj_size=H),
+    "LSTM, negative proj_size": both(layer, name="LSTM", proj_size=-1),
+    "LSTM, hx batched": both(layer, z(T, B, I), (z(1, H), z(1, B, H)), name="LSTM"),
+    "LSTM, hx unbatched": both(layer, z(T, I), (z(1, H), z(1, B, H)), name="LSTM"),
+    "LSTM, size of h": both(layer, z(T, B, I), (z(1, 3, H), z(1, B, H)), name="LSTM"),
+    "LSTM, size of c": both(layer, z(T, B, I), (z(1, B, H), z(1, B, 7)), name="LSTM"),
+    "LSTM, size of a projected h": both(layer, z(T, B, I), (z(1, B, H), z(1, B, H)), name="LSTM", proj_size=2),
+    "cell of LSTM, 3 dimensions": both(cell, z(T, B, I), name="LSTMCell"),
+    "cell of LSTM, c of 4 dimensions": both(cell, z(B, I), (z(B, H), z(1, 1, B, H)), name="LSTMCell"),
+    "cell of LSTM, batch of c": both(cell, z(B, I), (z(B, H), z(3, H)), name="LSTMCell"),
+    "cell of LSTM, size of c": both(cell, z(B, I), (z(B, H), z(B, 7)), name="LSTMCell"),
+    "cell of GRU, hx of 4 dimensions": both(cell, z(B, I), z(1, 1, B, H), name="GRUCell"),
+    "cell of GRU, dtype": both(cell, z(B, I, **double), name="GRUCell"),
 }
 
 # Torch's words, where torch has them at another place than we do, or of another size: (call, error class, message).
@@ -112,6 +146,20 @@ TORCHS_WORDS = {
         "proj_size argument is only supported for LSTM, not RNN or GRU",
     ),
     "shape of h0": (lambda: rnn(h0=z(3, H)), RuntimeError, "Expected hidden size (2, 4), got [3, 4]"),
+    "shape of h0 of lstm": (
+        lambda: lstm(states=(z(B, H), z(3, H))), RuntimeError, "Expected hidden[1] size (2, 4), got [3, 4]"
+    ),
+    "shape of h0 with a projection": (
+        lambda: lstm(w_hh=z(4 * H, 2), w_hr=z(2, H), states=(z(B, H), z(B, H))), RuntimeError, "Expected hidden[0] size (2, 2), got [2, 4]",
+    ),
+    "dtype of h0 with a projection": (
+        lambda: lstm(w_hh=z(4 * H, 2), w_hr=z(2, H), states=(z(B, 2, **double), z(B, H))), RuntimeError,
+        "Input and hidden tensors are not the same dtype, found input tensor with Float and hidden tensor with Double",
+    ),
+    "input size with a projection": (
+        lambda: lstm(x=z(T, B, 7), w_hh=z(4 * H, 2), w_hr=z(2, H), states=(z(B, 2), z(B, H))), RuntimeError,
+        "input.size(-1) must be equal to input_size. Expected 3, got 7",
+    ),
     "dtype of a weight": (
         lambda: rnn(w_hh=z(H, H, **double)),
         RuntimeError,
@@ -147,8 +195,30 @@ OURS = {
         lambda: network([z(H, I), z(H, H), z(7, H), z(7, 7)]), ValueError, "weights", "[7, 4]", "one hidden size H = 4"
     ),
     "states of a network": (
-        lambda: functional.network(z(T, B, I), [z(H, I), z(H, H)], z(2, B, H), bias=False),
-        RuntimeError, "h0", "[2, 2, 4]", "Expected 1",
+        lambda: network([z(H, I), z(H, H)], [z(2, B, H)]), RuntimeError, "h0", "[2, 2, 4]", "Expected 1",
+    ),
+    "w_ih of lstm": (lambda: lstm(w_ih=z(6, I)), ValueError, "w_ih", "[6, 3]", "[4*H, I]"),
+    "w_hh of lstm": (lambda: lstm(w_hh=z(H, H)), ValueError, "w_hh", "[4, 4]", "[4*H, H] = [16, 4]"),
+    "b_ih of lstm": (lambda: lstm(b_ih=z(H)), ValueError, "b_ih", "[4]", "[4*H] = [16]"),
+    "w_hr": (lambda: lstm(w_hr=z(2, H)), ValueError, "w_hr", "[2, 4] and [16, 4]", "[P, H]"),
+    "states of lstm": (lambda: lstm(states=(z(B, H),)), ValueError, "states", "got 1 tensors", "2 tensors (h, c)"),
+    "hx of LSTM": (layer(rnn_triton, z(T, B, I), z(1, B, H), name="LSTM"), ValueError, "hx", "a Tensor", "2 tensors (h, c)"),
+    "hx of GRU": (layer(rnn_triton, z(T, B, I), (z(1, B, H),), name="GRU"), ValueError, "hx", "a tuple of 1", "a tensor"),
+    "hx of LSTMCell": (cell(rnn_triton, z(B, I), (z(B, H),) * 3, name="LSTMCell"), ValueError, "hx", "a tuple of 3", "2 tensors (h, c)"),
+    **{
+        f"leak of {leak}": (lambda leak=leak: leaky(leak), ValueError, "leak", repr(leak), "in (0, 1]")
+        for leak in (0.0, 1.01, -0.5, float("nan"), "0.5", None)
+    },
+    "shape of a leak": (lambda: leaky(z(5)), ValueError, "leak", "[5]", "[H] = [4]"),
+    "leak of a module": (lambda: rnn_triton.LeakyRNN(I, H, leak=2.0), ValueError, "leak", "2.0", "(0, 1]"),
+    "leak of a hidden unit": (
+        lambda: rnn_triton.LeakyRNN(I, H, leak=torch.tensor([0.5, 0.5, 0.0, 0.5])), ValueError, "leak", "0.0", "(0, 1]"
+    ),
+    "leak that is learned": (lambda: rnn_triton.LeakyRNN(I, H, leak=1.0, learn_leak=True), ValueError, "leak", "1.0", "(0, 1)"),
+    "shape of a module's leak": (lambda: rnn_triton.LeakyRNN(I, H, leak=z(5)), ValueError, "leak", "[5]", "[H] = [4]"),
+    "cell of a module": (lambda: rnn_triton.Recurrent("peephole", I, H), ValueError, "cell", "'peephole'", "elman_tanh, elman_relu"),
+    "cell of the same name": (
+        lambda: rnn_triton.Recurrent(dataclasses.replace(cells.named("gru"), kept=4), I, H), ValueError, "cell", "'gru'", "a registered one",
     ),
     "bidirectional": (layer(rnn_triton, bidirectional=1), TypeError, "bidirectional", "int", "bool"),
     "num_layers of a module": (layer(rnn_triton, num_layers=True), TypeError, "num_layers", "bool", "int"),

@@ -14,7 +14,7 @@ import pytest
 import rnn_triton
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("cells", "interpret", "launch", "op", "plan")
+ROOMS = ("cells", "interpret", "launch", "modules", "op", "plan")
 BENCH = ("cases", "records", "instruments", "providers", "measure", "first_run", "compiled", "model", "show")
 PACKAGES = {
     "rnn_triton": "rnn_triton", "rnn_triton/kernels": "kernels", "rnn_triton/bench": "bench",

@@ -1,13 +1,15 @@
-"""RNN on PackedSequences beside torch.nn.RNN, and beside itself on the sequences one by one."""
+"""The modules on PackedSequences beside those of torch.nn, and beside themselves on the sequences one by one."""
 
 import pytest
 import torch
-from support.pairs import STACKS, TOLERANCE, H, I, data, outcome, pair
+from support.pairs import IDS, MODULES, STACKS, TOLERANCE, H, I, data, flat, outcome, pair, state
 from support.problems import gradients, like
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
 
 import rnn_triton
+
+modules = pytest.mark.parametrize("module", MODULES, ids=IDS)
 
 
 def packed(lengths, **options):
@@ -16,42 +18,46 @@ def packed(lengths, **options):
     return pack_sequence(sequences, **options), sequences
 
 
+@modules
 @pytest.mark.parametrize("lengths", [(5, 3, 3, 1), (4, 4), (1,), (3, 2, 1)])
 @pytest.mark.parametrize("options", [{}, *STACKS])
 @pytest.mark.parametrize("hx", [False, True])
-def test_packed_sequences(lengths, options, hx):
-    ours, theirs = pair(**options)
-    state = data(len(ours.all_weights), len(lengths), H, seed=9) if hx else None
+def test_packed_sequences(module, lengths, options, hx):
+    ours, theirs = pair(**module, **options)
     for order in (lengths, lengths[::-1]):
         x, _ = packed(order, enforce_sorted=order == lengths)
         results = []
-        for module in (ours, theirs):
+        for one in (ours, theirs):
             leaf = PackedSequence(x.data.detach().requires_grad_(), *x[1:])
-            output, h_n = module(leaf, state)
+            first = state(theirs, len(lengths), seed=9) if hx else None
+            leaves = [leaf.data, *[t.requires_grad_() for t in flat(first)]]
+            output, last = one(leaf, first)
             assert isinstance(output, PackedSequence) and output.batch_sizes.equal(x.batch_sizes)
             assert output.sorted_indices is x.sorted_indices and output.unsorted_indices is x.unsorted_indices
-            outputs = (output.data, h_n)
-            results.append((outputs, gradients(outputs, like(outputs), [leaf.data, *module.parameters()])))
+            outputs = flat((output.data, last))
+            results.append((outputs, gradients(outputs, like(outputs), [*leaves, *one.parameters()])))
         torch.testing.assert_close(*results, **TOLERANCE)
 
 
+@pytest.mark.parametrize("module", [*MODULES, dict(name="RNN", nonlinearity="relu")], ids=[*IDS, "relu"])
 @pytest.mark.parametrize("options", [{}, *STACKS])
-@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
-def test_a_packed_sequence_is_its_sequences_one_by_one(options, nonlinearity):
-    module = rnn_triton.RNN(I, H, nonlinearity=nonlinearity, dtype=torch.float64, **options)
+def test_a_packed_sequence_is_its_sequences_one_by_one(module, options):
+    ours = pair(**module, **options)[0]
     x, sequences = packed((2, 5, 1, 3, 3), enforce_sorted=False)
-    hx = data(len(module.all_weights), 5, H)
-    output, h_n = module(x, hx)
+    hx = state(ours, 5)
+    output, last = ours(x, hx)
     padded, lengths = nn.utils.rnn.pad_packed_sequence(output)
     for i, sequence in enumerate(sequences):
-        alone, alone_h_n = module(sequence, hx[:, i])
+        start = tuple(t[:, i] for t in flat(hx))
+        alone, alone_last = ours(sequence, start if len(start) > 1 else start[0])
         torch.testing.assert_close(padded[: lengths[i], i], alone, **TOLERANCE)
-        torch.testing.assert_close(h_n[:, i], alone_h_n, **TOLERANCE)
+        torch.testing.assert_close([t[:, i] for t in flat(last)], flat(alone_last), **TOLERANCE)
 
 
-def test_one_sequence_s_nan_stays_in_it():
+@pytest.mark.parametrize("module", [*MODULES, dict(name="RNN", nonlinearity="relu")], ids=[*IDS, "relu"])
+def test_one_sequence_s_nan_stays_in_it(module):
     """Others' outputs and gradients are as without it; there is no padding to leak through."""
-    module = rnn_triton.RNN(I, H, 2, "relu", bidirectional=True, dtype=torch.float64)
+    module = pair(num_layers=2, bidirectional=True, **module)[0]
     clean, _ = packed((5, 4, 2))
     rows = torch.tensor([1, 4, 7, 9])  # of sequence 1: the 2nd row of each step it has
     assert clean.batch_sizes.tolist() == [3, 3, 2, 2, 1]
@@ -59,10 +65,11 @@ def test_one_sequence_s_nan_stays_in_it():
     found = []
     for value in (0.0, float("nan"), float("inf")):
         leaf = clean.data.index_fill(0, rows, value).requires_grad_()
-        output, h_n = module(PackedSequence(leaf, *clean[1:]))
-        (dx,) = torch.autograd.grad(output.data.sum() + h_n.sum(), leaf)
-        found.append((output.data[others], h_n[:, [0, 2]], dx[others]))
-        assert torch.isfinite(found[-1][0]).all() and torch.isfinite(found[-1][2]).all()
+        output, last = module(PackedSequence(leaf, *clean[1:]))
+        last = flat(last)
+        (dx,) = torch.autograd.grad(output.data.sum() + sum(t.sum() for t in last), leaf)
+        found.append((output.data[others], *[t[:, [0, 2]] for t in last], dx[others]))
+        assert all(torch.isfinite(t).all() for t in found[-1])
     assert all(torch.equal(a, b) for later in found[1:] for a, b in zip(found[0], later))
 
 
@@ -81,26 +88,30 @@ def test_padding_is_never_read():
 
 def test_packed_calls_are_as_many_as_different_lengths(monkeypatch):
     shapes = []
-    original = rnn_triton.functional.rnn
+    original = rnn_triton.functional.layer
     monkeypatch.setattr(
-        rnn_triton.functional, "rnn", lambda x, *a, **k: shapes.append(tuple(x.shape)) or original(x, *a, **k)
+        rnn_triton.functional, "layer", lambda x, *a, **k: shapes.append(tuple(x.shape)) or original(x, *a, **k)
     )
     rnn_triton.RNN(I, H, dtype=torch.float64)(packed((6, 6, 2, 1, 1))[0])
     assert shapes == [(1, 5, I), (1, 3, I), (4, 2, I)]
 
 
-def test_nothing_is_read_off_the_device():
+@modules
+def test_nothing_is_read_off_the_device(module):
     """Meta tensors have no data to wait for: whoever asks for some fails."""
     x, _ = packed((2, 5, 1, 3), enforce_sorted=False)
-    module = rnn_triton.RNN(I, H, 2, bidirectional=True, dropout=0.5, dtype=torch.float64, device="meta")
+    ours, theirs = pair(num_layers=2, bidirectional=True, dropout=0.5, device="meta", **module)
     rows, order = x.data.to("meta").requires_grad_(), [t.to("meta") for t in x[2:]]
-    output, h_n = module(PackedSequence(rows, x.batch_sizes, *order), torch.zeros(4, 4, H, device="meta").double())
-    (output.data.sum() + h_n.sum()).backward()
-    assert rows.grad.shape == rows.shape and output.data.shape == (11, 2 * H) and h_n.shape == (4, 4, H)
+    first = tuple(t.to("meta") for t in flat(state(theirs, 4)))
+    output, last = ours(PackedSequence(rows, x.batch_sizes, *order), first if len(first) > 1 else first[0])
+    (output.data.sum() + sum(t.sum() for t in flat(last))).backward()
+    assert rows.grad.shape == rows.shape and output.data.shape == (11, 2 * (ours.proj_size or H))
+    assert [t.shape for t in flat(last)] == [t.shape for t in first]
 
 
-def test_packed_errors():
-    ours, theirs = pair()
+@pytest.mark.parametrize("name", ["RNN", "GRU"])
+def test_packed_errors(name):
+    ours, theirs = pair(name=name)
     x, _ = packed((3, 2))
     seven = PackedSequence(torch.cat([x.data, x.data], 1), *x[1:])
     for arguments in (
@@ -125,21 +136,46 @@ def test_packed_errors():
             ours(PackedSequence(x.data, torch.tensor(sizes)))
 
 
-def test_packed_second_derivatives():
-    module = rnn_triton.RNN(2, 3, 2, bidirectional=True, dtype=torch.float64)
+@pytest.mark.parametrize("options", [{}, dict(proj_size=3)])
+def test_packed_errors_of_lstm(options):
+    """torch checks nothing here, and reads beyond its tensors; ours has the words that torch has for other input."""
+    ours, theirs = pair(name="LSTM", **options)
+    x, _ = packed((3, 2))
+    h, c = state(theirs, 2)
+    seven = PackedSequence(torch.cat([x.data, x.data], 1), *x[1:])
+    for given, hx in (
+        (seven, None),
+        (PackedSequence(x.data.float(), *x[1:]), None),
+        (PackedSequence(x.data[None], *x[1:]), None),
+        (x, (data(1, 3, h.shape[2]), c)),
+        (x, (h, data(1, 2, 7))),
+        (x, (h[0], c)),
+        (seven, (h, c[0])),
+    ):
+        check = theirs.check_input if hx is None else theirs.check_forward_args
+        expected = outcome(lambda given=given, hx=hx, check=check: check(given.data, *([hx] * (hx is not None)), given.batch_sizes))
+        assert isinstance(expected[0], type)
+        assert outcome(lambda given=given, hx=hx: ours(given, hx)) == expected
+
+
+@modules
+def test_packed_second_derivatives(module):
+    ours = pair(2, 4, num_layers=2, bidirectional=True, **module)[0]
     x = pack_sequence([data(3, 2), data(1, 2)])
 
-    def call(rows, hx):
-        output, h_n = module(PackedSequence(rows, x.batch_sizes), hx)
-        return output.data, h_n
+    def call(rows, *states):
+        output, last = ours(PackedSequence(rows, x.batch_sizes), states if len(states) > 1 else states[0])
+        return tuple(flat((output.data, last)))
 
-    inputs = (x.data.requires_grad_(), data(4, 2, 3).requires_grad_())
+    inputs = [t.requires_grad_() for t in (x.data, *flat(state(ours, 2)))]
     assert torch.autograd.gradcheck(call, inputs, fast_mode=True)
     assert torch.autograd.gradgradcheck(call, inputs, fast_mode=True)
 
 
-def test_empty_packed_sequence():
-    ours, theirs = pair(num_layers=2, bidirectional=True)
+@modules
+def test_empty_packed_sequence(module):
+    ours, theirs = pair(num_layers=2, bidirectional=True, **module)
     x = PackedSequence(data(0, I), torch.tensor([0]))
-    (output, h_n), (expected, expected_h_n) = ours(x), theirs(x)
-    assert output.data.shape == expected.data.shape and h_n.shape == expected_h_n.shape == (4, 0, H)
+    (output, last), (expected, expected_last) = ours(x), theirs(x)
+    assert output.data.shape == expected.data.shape
+    assert [t.shape for t in flat(last)] == [t.shape for t in flat(expected_last)] and flat(last)[0].shape[:2] == (4, 0)

@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 import rnn_triton
-from rnn_triton import functional
+from rnn_triton import cells, functional
 from rnn_triton.cells import reference
 from rnn_triton.launch import dispatch, faults, gemm
 from rnn_triton.launch.launcher import DoesNotCompile
@@ -57,14 +57,16 @@ def launches(monkeypatch):
 
 def rnn(x, layers, h0, precision=None, **options):
     """(y, hn) of functional.network, of weights layer by layer"""
-    return functional.network(x, [t for layer in layers for t in layer], h0, precision=precision, **options)
+    flat = [t for layer in layers for t in layer]
+    y, (hn,) = functional.network(x, flat, [h0], cells.named("elman_tanh"), precision=precision, **options)
+    return y, hn
 
 
 def layer_by_layer(f):
     """What f() gives where each layer of a network is a call of its own, as those of packed sequences are"""
     plain = functional.network
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(functional, "network", lambda *given, **options: plain(*given, **{**options, "packed": functional.rnn}))
+        patch.setattr(functional, "network", lambda *given, **options: plain(*given, **{**options, "one": functional.layer}))
         return f()
 
 
@@ -220,7 +222,7 @@ def test_derivatives_where_arguments_depend_on_each_other(launches):
     layers = [Layer(w, w)] * 2
 
     def gradients(create_graph):
-        y, hn = functional.network(x, [w] * 4, torch.cat([x, 2 * x]) * 0.1, bias=False, precision="tf32x3")
+        y, hn = rnn(x, [(w, w)] * 2, torch.cat([x, 2 * x]) * 0.1, "tf32x3", bias=False)
         return torch.autograd.grad(y.square().sum() + hn.sum(), [x, w], create_graph=create_graph)
 
     plain = gradients(False)

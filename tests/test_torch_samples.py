@@ -1,4 +1,4 @@
-"""The samples and error samples that torch tests its own RNN and RNNCell with, with our classes in their place."""
+"""The samples and error samples that torch tests its own modules with, with our classes in their place."""
 
 import pytest
 import torch
@@ -67,23 +67,22 @@ def check_errors(ours, given, on_construction):
 @pytest.mark.long
 @pytest.mark.interpret
 @pytest.mark.parametrize("every", [1, 5])  # 5: of all four kinds in turn
-def test_samples_of_torch(monkeypatch, every):
+@pytest.mark.parametrize("theirs", [nn.RNN, nn.GRU, nn.LSTM, nn.RNNCell, nn.GRUCell, nn.LSTMCell])
+def test_samples_of_torch(monkeypatch, theirs, every):
     pytest.importorskip("expecttest")  # torch's file imports it
     from torch.testing._internal import common_modules
 
     launched = []
     run = rnn_triton.launch.dispatch.forward
     monkeypatch.setattr(rnn_triton.launch.dispatch, "forward", lambda *a: launched.append(a) or run(*a))
-    for info in common_modules.module_db:
-        if info.module_cls not in (nn.RNN, nn.RNNCell):
-            continue
-        theirs, packed = info.module_cls, info.module_cls is nn.RNN
-        ours = getattr(rnn_triton, theirs.__name__)
-        for kernels in (True, False):
-            monkeypatch.setattr(rnn_triton.interpret.interpreter, "active", lambda: kernels)
-            launched.clear()
-            given = samples(info, "module_inputs_func", with_packed_sequence=packed)
-            check_samples(ours, theirs, given[:: every if kernels else 1], against_reference=not kernels)
-            assert bool(launched) is kernels
-            errors = samples(info, "module_error_inputs_func")
-            check_errors(ours, errors, common_modules.ModuleErrorEnum.CONSTRUCTION_ERROR)
+    (info,) = [info for info in common_modules.module_db if info.module_cls is theirs]
+    packed = theirs in (nn.RNN, nn.GRU)  # torch has no such samples for LSTM
+    ours = getattr(rnn_triton, theirs.__name__)
+    for kernels in (True, False):
+        monkeypatch.setattr(rnn_triton.interpret.interpreter, "active", lambda: kernels)
+        launched.clear()
+        given = samples(info, "module_inputs_func", **dict(with_packed_sequence=True) if packed else {})
+        check_samples(ours, theirs, given[:: every if kernels else 1], against_reference=not kernels)
+        assert bool(launched) is kernels
+        errors = samples(info, "module_error_inputs_func")
+        check_errors(ours, errors, common_modules.ModuleErrorEnum.CONSTRUCTION_ERROR)
