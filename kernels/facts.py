@@ -217,6 +217,7 @@ class OneCtaShape(Facts):
     s: Stored  # everything that is contiguous [.., row]
     out: Stored  # [.., published, row]
     kept: Stored  # [.., kept, row]
+    carried: Stored  # [.., row] of one lane alone
 
 
 # ---- of kernels/cta_group.py --------------------------------------------------------------------------------------------

@@ -208,6 +208,23 @@ def _dropped_products(p, drop, row0, t, CELL: tl.constexpr, TILE: tl.constexpr):
 
 
 @triton.jit
+def _products_of_below(x_raw, w_in, drop, row0, t, STORED: tl.constexpr, CELL: tl.constexpr, TILE: tl.constexpr):
+    """Of each block of W_in what it makes of x, which another lane has published at time t"""
+    products = ()
+    for g in tl.static_range(len(w_in)):
+        products = products + (_dropped_products(_project(x_raw, w_in[g], STORED, TILE), drop, row0, t, CELL, TILE),)
+    return products
+
+
+@triton.jit
+def _with_products(tiles, products, PARTS: tl.constexpr):
+    """The tuple `tiles` with products of blocks of W_in added, PARTS: to which of them"""
+    for g in tl.static_range(len(PARTS)):
+        tiles = replaced(tiles, PARTS[g], tiles[PARTS[g]] + products[g])
+    return tiles
+
+
+@triton.jit
 def _project_first(ptr, source, w_in_ptr, STORED: tl.constexpr, SHAPE: tl.constexpr, TILE: tl.constexpr):
     """W_in x of the first step, with W_in read from global memory: its use outside of the loop would change where Triton keeps it"""
     acc = projection_zeros(TILE)
@@ -227,7 +244,8 @@ def one_cta(
     # where SHARE.models: of all shapes [M, ..], of w_in, w_rec, bias0, bias1 and first as per_model says; of LANES see "Lanes"
     x_ptr,  # [T, B, I], strides (stride_x_t, stride_x_b, 1); where TILE.w_in_home is "none": unused
     w_in_ptr,  # [gates, H, I] contiguous
-    w_rec_ptr,  # [gates, W_ROWS, W_ROWS] contiguous W_hh, W_ROWS being H or, with zeros, H_PAD; transposed in the backward pass of one lane
+    # [gates, W_ROWS, W_ROWS] contiguous W_hh, W_ROWS being H or, with zeros, H_PAD; in the backward pass of lanes of one gate transposed
+    w_rec_ptr,
     bias0_ptr,  # [gates, H] where HAS.bias0
     bias1_ptr,  # [gates, H] where HAS.bias1
     first_ptr,  # [B, H] contiguous where HAS.first: forward s before the first step (h0), backward p of it (dhn)
@@ -270,9 +288,12 @@ def one_cta(
     S: tl.constexpr = SHAPE.s
     OUT: tl.constexpr = SHAPE.out
     KEPT: tl.constexpr = SHAPE.kept
+    OWN: tl.constexpr = SHAPE.carried
     ROW: tl.constexpr = S.apart
     ROUTES: tl.constexpr = CELL.routes
     INTO: tl.constexpr = ROUTES.into
+    GATES: tl.constexpr = len(ROUTES.rec_gates)
+    PUBLISHED: tl.constexpr = ROUTES.published
     READ: tl.constexpr = ROUTES.kept if HAS.kept and not CELL.forward else 0  # streams beside y
     FIRST_IS_STATE: tl.constexpr = CELL.forward
     DTYPE: tl.constexpr = TILE.dtype
@@ -306,7 +327,6 @@ def one_cta(
     ACROSS: tl.constexpr = across(X_LINES, U_LINES, SAVED_LINES, KEPT_LINES, BLOCK_B, WARPS)
     PERIOD: tl.constexpr = period(X_LINES, U_LINES, SAVED_LINES, KEPT_LINES, BLOCK_B, WARPS)
     tl.static_assert(X_DEPTH > 0 or FORM != "fma")
-    tl.static_assert(ROUTES.single or (LANES == 1 and not SHARE.models))  # what follows knows no other one there
     N_CHUNKS: tl.constexpr = (K_IN + CHUNK - 1) // CHUNK if TILE.w_in_home != "none" else 0
     tile = tl.program_id(0)
     if SHARE.models:  # one dimension of the grid, since the second ends at 65,535
@@ -318,6 +338,7 @@ def one_cta(
     rows_u = rows
     zero = (T < 0).to(tl.int32)
     step_out = tl.cast(B, tl.int64) * ROW  # of what has one tile
+    step_own = tl.cast(B, tl.int64) * H  # of what each lane has apart from the others
     start = row0.to(tl.int64) * ROW
     X_UNIT: tl.constexpr = CHUNK // 4 if X.aligned and FORM != "fma" else 1
     U_UNIT: tl.constexpr = 2 * TILE.r if U.aligned else 1
@@ -338,18 +359,18 @@ def one_cta(
             if not FIRST_IS_STATE:
                 layer = LANES - 1 - lane
             first_lane = lane == 0
-            apart = T * step_out  # from one layer's s to the next one's
+            apart = T * step_out * PUBLISHED  # from one layer's s to the next one's
             out_ptr += layer * apart
-            saved_ptr += layer * apart
+            saved_ptr += layer * (T * step_out)
             first_ptr += layer * step_out
             last_ptr += layer * step_out
             # x of all lanes but the first is what the lane before publishes, in its own time
-            below = out_ptr - apart if FIRST_IS_STATE else out_ptr + apart
+            below = out_ptr - apart if FIRST_IS_STATE else out_ptr + apart + (PUBLISHED * H - K_IN)
             x_ptr = tl.where(first_lane, x_ptr.to(below.dtype, bitcast=True), below)
-            step_x = tl.where(first_lane, step_x, step_out)
-            stride_x_b = tl.where(first_lane, stride_x_b, H // X_UNIT)
-            if I != H:
-                x_width = tl.where(first_lane, I, H)
+            step_x = tl.where(first_lane, step_x, step_out * PUBLISHED)
+            stride_x_b = tl.where(first_lane, stride_x_b, PUBLISHED * H // X_UNIT)
+            if I != K_IN:
+                x_width = tl.where(first_lane, I, K_IN)
             rows_u = tl.where(first_lane, rows, 0)
             lanes_apart = tl.num_programs(0) * LINE
             error_ptr = sync_ptr + (lane * tl.num_programs(0) + tile) * LINE
@@ -361,37 +382,44 @@ def one_cta(
                 boundary = bottom + (layer - 1 if FIRST_IS_STATE else layer)  # the layer below it
                 drop = (tl.load(seed_ptr), boundary, lane_dropped, kept_scale(lane_dropped))
         else:
-            out_ptr += lane * H
+            out_ptr += lane * (PUBLISHED * H)
             saved_ptr += lane * H
-            u_ptr += lane * H
+            u_ptr += lane * (len(INTO) * U.length)
             first_ptr += lane * H
             last_ptr += lane * H
             reverse = reverse ^ lane
-        w_in_ptr += layer * (H * K_IN)
-        w_rec_ptr += layer * (W_ROWS * W_ROWS)
-        bias0_ptr += layer * H
-        bias1_ptr += layer * H
+        w_in_ptr += layer * (len(INTO) * H * K_IN)
+        w_rec_ptr += layer * (GATES * W_ROWS * W_ROWS)
+        bias0_ptr += layer * (GATES * H)
+        bias1_ptr += layer * (GATES * H)
+        carried_ptr += layer * (step_own * ROUTES.carried)
+        kept_ptr += layer * (T * step_own * ROUTES.kept)
+        vectors_ptr += layer * (ROUTES.vectors * H)
     t = reverse * (T - 1)
     dt = 1 - 2 * reverse
     x_ptr += row0.to(tl.int64) * stride_x_b * X_UNIT
     u_ptr += row0.to(tl.int64) * stride_u_b * U_UNIT
     first_ptr += start
     saved_ptr += start
-    out_ptr += start * ROUTES.published
+    out_ptr += start * PUBLISHED
     last_ptr += start
-    kept_ptr += start * ROUTES.kept
-    carried_ptr += start
+    start_own = row0.to(tl.int64) * H
+    kept_ptr += start_own * ROUTES.kept
+    carried_ptr += start_own
     if SHARE.models:
         x_ptr += model * stride_x_m * X_UNIT
         u_ptr += model * stride_u_m * U_UNIT
-        w_in_ptr += model * (per_model & 1) * (H * I)
-        w_rec_ptr += model * (per_model >> 1 & 1) * (W_ROWS * W_ROWS)
-        bias0_ptr += model * (per_model >> 2 & 1) * H
-        bias1_ptr += model * (per_model >> 3 & 1) * H
+        w_in_ptr += model * (per_model & 1) * (GATES * H * I)
+        w_rec_ptr += model * (per_model >> 1 & 1) * (GATES * W_ROWS * W_ROWS)
+        bias0_ptr += model * (per_model >> 2 & 1) * (GATES * H)
+        bias1_ptr += model * (per_model >> 3 & 1) * (GATES * H)
         first_ptr += model * (per_model >> 4 & 1) * step_out
         saved_ptr += model * T * step_out
-        out_ptr += model * T * step_out
+        out_ptr += model * T * (step_out * PUBLISHED)
         last_ptr += model * step_out
+        carried_ptr += model * (step_own * ROUTES.carried)
+        kept_ptr += model * T * (step_own * ROUTES.kept)
+        vectors_ptr += model * (ROUTES.vectors * H)
 
     # ---- what the loop will read, into L2
     streams = ()
@@ -402,7 +430,7 @@ def one_cta(
     if HAS.saved:
         streams = streams + ((saved_ptr, step_out, ROW, rows, H),)
     if READ > 0:
-        streams = streams + ((kept_ptr, step_out * READ, ROW * READ, rows, H * READ),)
+        streams = streams + ((kept_ptr, step_own * READ, H * READ, rows, H * READ),)
     if PREFETCHED:
         line, line_step, line_steps, line_left = lines_ahead(streams, t, dt, T, BLOCK_B, PERIOD, ACROSS)
         for ahead in range(0, AHEAD, PERIOD):
@@ -413,7 +441,7 @@ def one_cta(
     w = ()
     for n in tl.static_range(len(ROUTES.rec_gates)):
         block = w_rec_ptr + ROUTES.rec_gates[n] * (W_ROWS * W_ROWS)
-        whole = operand(load_recurrent(block, not FIRST_IS_STATE and LANES == 1, SHAPE, TILE), PRECISION)
+        whole = operand(load_recurrent(block, not FIRST_IS_STATE and (LANES == 1 or GATES > 1), SHAPE, TILE), PRECISION)
         if CHAINS == 2:
             w = w + (halves_of_weight(whole, TILE),)
         else:
@@ -447,7 +475,7 @@ def one_cta(
         p = p + (tl.zeros((H_PAD, BLOCK_B), ACC),)
     carried = ()
     for n in tl.static_range(ROUTES.carried):
-        carried = carried + (load_state(carried_ptr + n * step_out, ROW, rows, True, S, TILE),)
+        carried = carried + (load_state(carried_ptr + n * step_own, H, rows, True, OWN, TILE),)
     if HAS.first:
         first = load_state(first_ptr, ROW, rows, True, S, TILE)
         if FIRST_IS_STATE:
@@ -463,7 +491,7 @@ def one_cta(
         x = _received(x, input_addresses(x_0, source, TILE), 0, link, TILE)
         x = _dropped_input(x, drop, row0, t, CELL, TILE)
         if X_DEPTH == 1:
-            p = (p[0] + _dropped_products(_project(x, w_in[0], X, TILE), drop, row0, t, CELL, TILE),)
+            p = _with_products(p, _products_of_below(x, w_in, drop, row0, t, X, CELL, TILE), INTO)
     elif TILE.w_in_home != "none":
         for g in tl.static_range(len(INTO)):
             p_g = _project_first(x_ptr + t * step_x, source, w_in_ptr + g * (H * K_IN), X, SHAPE, TILE)
@@ -478,7 +506,7 @@ def one_cta(
     if HAS.saved:
         saved_streams = saved_streams + ((saved_ptr, step_out, ROW // S_UNIT),)
     for k in tl.static_range(READ):
-        saved_streams = saved_streams + ((kept_ptr + k * H, step_out * READ, ROW // S_UNIT * READ),)
+        saved_streams = saved_streams + ((kept_ptr + k * H, step_own * READ, H // S_UNIT * READ),)
     u_raw = _load_streams(u_streams, t, rows_u, U, TILE)
     saved_raw = _load_streams(saved_streams, t, rows, S, TILE)
 
@@ -518,8 +546,9 @@ def one_cta(
             else:
                 x_late = x_next
         elif LINKED and X_DEPTH == 2:
-            p_t = _dropped_products(_project(x, w_in[0], X, TILE), drop, row0, t, CELL, TILE)
-            p_next = (p_next[0] + zero.to(ACC),)  # a known zero would merge the chains
+            p_t = _products_of_below(x, w_in, drop, row0, t, X, CELL, TILE)
+            for n in tl.static_range(ROUTES.parts):
+                p_next = replaced(p_next, n, p_next[n] + zero.to(ACC))  # a known zero would merge the chains
         if EARLY:
             u_raw = _load_streams(u_streams, t_1, rows_u, U, TILE)
             saved_raw = _load_streams(saved_streams, t_1, rows, S, TILE)
@@ -529,10 +558,12 @@ def one_cta(
             x = _received(x_raw, input_addresses(x_1, source, TILE), step + 1, link, TILE)
             x = _dropped_input(x, drop, row0, t_1, CELL, TILE)
             if X_DEPTH == 2:
-                a = (a[0] + p_t,)
-                p = (p[0] + p_t,)
+                a = _with_products(a, p_t, INTO)
+                p = _with_products(p, p_t, INTO)
             else:
-                p_next = (_dropped_products(_project(x, w_in[0], X, TILE), drop, row0, t_1, CELL, TILE),)
+                p_t = _products_of_below(x, w_in, drop, row0, t_1, X, CELL, TILE)
+                for g in tl.static_range(len(INTO)):
+                    p_next = replaced(p_next, INTO[g], p_t[g])
             x_1 = x_ptr + t_2 * step_x
             x_raw = _load_inputs(x_1, source, N_CHUNKS, X, TILE)
         if not EARLY:
@@ -543,13 +574,13 @@ def one_cta(
         published, carried, kept = CELL.step(a, carried, saved, vectors, CELL.accuracy)
         kept = saved_tiles(kept, carried, ROUTES)
         results = ()
-        for n in tl.static_range(ROUTES.published):
+        for n in tl.static_range(PUBLISHED):
             results = results + (published[n].to(DTYPE),)
         if not EARLY:
             saved_raw = _load_streams(saved_streams, t_1, rows, S, TILE)
-        out_t = out_ptr + t * step_out * ROUTES.published
+        out_t = out_ptr + t * step_out * PUBLISHED
         s = ()
-        for n in tl.static_range(ROUTES.published):
+        for n in tl.static_range(PUBLISHED):
             new = published[n]
             rounded = results[n]
             if SHAPE.H != H_PAD:
@@ -562,7 +593,7 @@ def one_cta(
             if n < ROUTES.exchanged:
                 s = s + (rounded,)
         if HAS.kept and FIRST_IS_STATE:
-            kept_t = kept_ptr + t * step_out * ROUTES.kept
+            kept_t = kept_ptr + t * step_own * ROUTES.kept
             for n in tl.static_range(ROUTES.kept):
                 store_state(kept_t + n * H, kept[n].to(DTYPE), rows, False, KEPT, TILE)
         # ---- behind it, what has no registers to run ahead
@@ -573,16 +604,23 @@ def one_cta(
     if HAS.last:
         store_state(last_ptr, s[0], rows, False, S, TILE)
     for n in tl.static_range(ROUTES.carried):
-        store_state(carried_ptr + n * step_out, carried[n], rows, False, S, TILE)
+        store_state(carried_ptr + n * step_own, carried[n], rows, False, OWN, TILE)
     if LINKED:
         tl.debug_barrier()  # what is abandoned has been stored
         at, found = verdict(error_ptr, lane, lanes_apart, True)
         if at != SENTINEL:
             nan = tl.full((H_PAD, BLOCK_B), float("nan"), ACC)
             for step in range(at, T):
-                out_t = out_ptr + (reverse * (T - 1) + dt * step) * step_out
-                store_state(out_t, nan, rows, True, S, TILE)
+                t = reverse * (T - 1) + dt * step
+                for n in tl.static_range(PUBLISHED):
+                    store_state(out_ptr + (t * step_out * PUBLISHED + n * H), nan, rows, True, OUT, TILE)
+                if HAS.kept and FIRST_IS_STATE:
+                    for n in tl.static_range(ROUTES.kept):
+                        kept_t = kept_ptr + (t * step_own * ROUTES.kept + n * H)
+                        store_state(kept_t, nan.to(DTYPE), rows, False, KEPT, TILE)
             if HAS.last:
                 store_state(last_ptr, nan.to(DTYPE), rows, False, S, TILE)
+            for n in tl.static_range(ROUTES.carried):
+                store_state(carried_ptr + n * step_own, nan, rows, False, OWN, TILE)
             number = lane * tl.num_programs(0) + tile
             tl.store(report_ptr, (launch.to(tl.int64) << 44) | (number.to(tl.int64) << 32) | at, mask=found)

@@ -19,8 +19,10 @@ from support.grids import KINDS
 from rnn_triton import overriding
 from rnn_triton.cells import named
 from rnn_triton.launch import dispatch, faults, recurrence
+from rnn_triton.op import dropout
 from rnn_triton.op.gradients import DB, DH0, DW_HH, DW_IH, DX, Saved
-from rnn_triton.plan import choose, hardware, latency, sharing
+from rnn_triton.plan import choose, hardware, latency
+from rnn_triton.plan.overriding import overrides
 from rnn_triton.plan.problem import Bundle, Problem
 
 MODULES = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}
@@ -159,8 +161,15 @@ def test_groups(name, kind, T, B, I, H, how):
 
 @pytest.mark.interpret
 @all_cells
-def test_models_run_one_after_the_other(name):
-    case = Case(name, "bf16", 3, 2, 8, 16)
+@pytest.mark.parametrize("regime", ["one_cta", "per_step"])
+def test_models_of_an_ensemble(name, regime):
+    """on one CTA each in one launch, else one after the other: what each alone computes"""
+    case = Case(name, "bf16", 3, 2, 8, 13)
+    with overriding(regime=regime):
+        check_models(name, case)
+
+
+def check_models(name, case):
     settings = (name, False, None)
     x, dy, states = case.x.expand(2, -1, -1, -1), torch.stack([case.dy, 2 * case.dy]), tuple(torch.stack([s, -s]) for s in case.states)
     weights = [torch.stack([w, w * 0.5]) for w in case.weights]
@@ -176,14 +185,16 @@ def test_models_run_one_after_the_other(name):
 
 
 class Network:
-    """Two layers or directions that share a launch of groups, in bf16, and torch's of the same rounded values"""
+    """Two layers or directions that share a launch, in bf16, and torch's layers of the same rounded values.  dropped: of 65536, between layers"""
 
-    def __init__(self, name, linked, T, B, I, H):
-        self.name, self.linked, self.bundle = name, linked, Bundle(2, linked)
+    def __init__(self, name, linked, T, B, I, H, dropped=None):
+        self.name, self.linked, self.bundle = name, linked, Bundle(2, linked, dropped is not None)
+        self.dropout = () if dropped is None else (torch.tensor([7]), dropped)
         torch.manual_seed(1)
-        self.exact = MODULES[name](I, H, 1 + linked, bidirectional=not linked).to(torch.bfloat16).double()
-        parameters = [p.detach().to(torch.bfloat16) for p in self.exact.parameters()]
-        self.columns = [list(column) for column in zip(parameters[:4], parameters[4:])]  # w_ih, w_hh, b_ih, b_hh of both
+        self.exact = [exact(name, size, H).to(torch.bfloat16).double() for size in (I, H if linked else I)]
+        parameters = [[p.detach().to(torch.bfloat16) for p in layer.parameters()] for layer in self.exact]
+        self.columns = [list(column) for column in zip(*parameters)][:4]  # w_ih, w_hh, b_ih, b_hh of both
+        self.vectors = torch.stack([torch.stack(own[4:]) for own in parameters]).float() if named(name).vectors else None
         number = len(named(name).states)
 
         def normal(*shape):
@@ -195,36 +206,63 @@ class Network:
     def run(self):
         settings = (self.name, False, None)
         w_ih, w_hh, *_ = self.columns
-        with grouped("forward"):
-            y, last, kept = dispatch.forward(self.x, *self.columns, self.states, *settings, True, None, (self.bundle, 0))
-        with grouped("backward"):
-            linked = (w_ih,) if self.linked else ()
-            da, carried = dispatch.backward(w_hh, y, kept, self.dy, self.dstates, *settings, None, (self.bundle, 0), *linked)
+        with self.together("forward"):
+            y, last, kept = dispatch.forward(
+                self.x, *self.columns, self.states, *settings, True, self.vectors, (self.bundle, 0), *self.dropout
+            )
+        with self.together("backward"):
+            linked = (w_ih, *self.dropout) if self.linked else ()
+            da, carried = dispatch.backward(w_hh, y, kept, self.dy, self.dstates, *settings, self.vectors, (self.bundle, 0), *linked)
+        states, own = carried[: len(self.states)], carried[len(self.states) :]
         gradients = []
         for n, da_n in enumerate(da.unbind(0 if self.linked else 2)):
-            x, y_n = (y[n - 1] if self.linked and n else self.x), y[n] if self.linked else y.chunk(2, -1)[n].contiguous()
+            x, y_n = (self.between(y[0]) if self.linked and n else self.x), y[n] if self.linked else y.chunk(2, -1)[n].contiguous()
             layer = Saved(x, w_ih[n], w_hh[n], self.states[0][n], y_n, not self.linked and n == 1, None, DW_IH | DW_HH | DB | DH0)
-            _, dw_ih, dw_hh, *db, _ = layer.gradients(da_n.contiguous(), None, None if carried[0] is None else carried[0][n])
-            gradients += [dw_ih, dw_hh, db[0], db[-1]]
-        return [y[-1] if self.linked else y, *last, *gradients, *carried[1:]]
+            _, dw_ih, dw_hh, *db, _ = layer.gradients(da_n.contiguous(), None, None if states[0] is None else states[0][n])
+            gradients += [dw_ih, dw_hh, db[0], db[-1], *[v[n].sum(0) for v in own]]
+        return [y[-1] if self.linked else y, *last, *gradients, *states[1:]]
+
+    def together(self, passes):
+        """Runs programs that wait for each other side by side."""
+        alone = not self.linked and dict(overrides()).get("regime") == "one_cta"
+        return contextlib.nullcontext() if alone else grouped(passes)
+
+    def between(self, y):
+        """What the upper layer gets of the lower one's y"""
+        if not self.dropout:
+            return y
+        seed, dropped = self.dropout
+        mask = dropout.mask(y.shape, torch.bfloat16, seed, 0, dropped)
+        return dropout.drop_by_mask(y, mask, dropped)
 
     def expected(self):
         states = [s.double().requires_grad_() for s in self.states]
-        y, last = self.exact(self.x.double(), tuple(states) if len(states) > 1 else states[0])
-        last = last if len(states) > 1 else (last,)
+        x, ys, lasts = self.x.double(), [], []
+        for n, layer in enumerate(self.exact):
+            given = tuple(s[n : n + 1] for s in states)
+            flipped = not self.linked and n == 1
+            y, last = layer(x.flip(0) if flipped else x, given if len(given) > 1 else given[0])
+            ys.append(y.flip(0) if flipped else y)
+            lasts.append(last if len(given) > 1 else (last,))
+            x = self.between(y) if self.linked else x
+        y, last = ys[-1] if self.linked else torch.cat(ys, -1), [torch.cat(s) for s in zip(*lasts)]
         loss = (y * self.dy.double()).sum() + sum((s * d.double()).sum() for s, d in zip(last, self.dstates, strict=True))
-        return [y, *last, *torch.autograd.grad(loss, [*self.exact.parameters(), *states[1:]])]
+        return [y, *last, *torch.autograd.grad(loss, [*[p for layer in self.exact for p in layer.parameters()], *states[1:]])]
+
+
+GROUPS = dict(regime="cta_group", warps=4, units=16, block_b=8)
 
 
 @pytest.mark.interpret
-@cells
-@pytest.mark.parametrize("linked", [True, False])
-def test_layers_and_directions_in_groups(name, linked):
-    """What passes through two layers is rounded in both."""
+@all_cells
+@pytest.mark.parametrize("linked, dropped", [(True, None), (True, 20000), (False, None)])
+@pytest.mark.parametrize("how, I", [(GROUPS, 24), (dict(regime="one_cta"), 24), (dict(regime="one_cta"), 100)], ids=str)
+def test_layers_and_directions(name, linked, dropped, how, I):
+    """What passes through two layers is rounded in both.  Wide inputs are projected before."""
     T, kept, state = 3, named(name).kept, KINDS["bf16"][3]
     limit = 4 * state * (1 + kept) ** 0.5 * (4 * T + 1) ** 0.5
-    with overriding(regime="cta_group", warps=4, units=16, block_b=8):
-        network = Network(name, linked, T, 3, 24, 29)
+    with overriding(**how):
+        network = Network(name, linked, T, 3, I, 29, dropped)
         for n, (value, exact) in enumerate(zip(network.run(), network.expected(), strict=True)):
             assert value.shape == exact.shape
             error = (value.double() - exact).norm() / exact.norm()
@@ -279,12 +317,3 @@ def test_where_weights_of_gates_stay(name, direction, dtype, precision, H, regim
     assert plan.regime == regime
     if regime == "one_cta" and direction == "forward":
         assert plan.w_ih_home == "gemm"
-
-
-def test_gates_share_no_launch_on_one_cta():
-    problem = Problem("forward", 8, 64, 64, "bf16", None, "lstm")
-    with overriding(regime="one_cta"):
-        assert all(bundle.count == 1 for bundle in sharing.launches(problem, 3, False, False, DEVICE))
-        assert all(bundle.count == 1 for bundle in sharing.launches(problem, 2, True, False, DEVICE))
-
-

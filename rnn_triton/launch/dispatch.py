@@ -16,7 +16,6 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..errors import UnsupportedError
 from ..plan import hardware
-from ..plan.candidates import runs_models
 from ..plan.choose import plan, reject, shared_plan
 from ..plan.hardware import Device
 from ..plan.overriding import Choices, overrides
@@ -115,7 +114,7 @@ def _launch_for(call: tuple[Any, ...], chosen: Choices, bundle: Bundle = ONE, fi
         p = shared_plan(problem, bundle, hardware.of(device), chosen)
     if p is None:
         raise UnsupportedError(f"no plan for {bundle.count} recurrences of {problem} compiles on {hardware.of(device).name}")
-    if M and not runs_models(problem, p):
+    if M and not p.ensembles:
         return _Models(problem, prepared(replace(problem, models=1), p))
     return prepared(problem, p, bundle, first)
 

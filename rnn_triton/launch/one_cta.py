@@ -8,6 +8,7 @@ from typing import Any
 
 from ..kernels import facts
 from ..kernels.one_cta import one_cta
+from ..plan.candidates import gates
 from ..plan.problem import ONE, SIZES, Bundle, OneCta, Problem, row_units
 from .launcher import Launcher, cell, tile
 from .operands import Engine, Operands, Scalars
@@ -28,7 +29,7 @@ def engine(problem: Problem, plan: OneCta, bundle: Bundle = ONE) -> Engine:
     return Engine(
         launch, scalars=len(Scalars._fields), groups=tiles, ctas=1, row=row, recurrent=plan.h_pad if plan.pad_w_hh else row,
         input=inputs, projected=row + (-row % unit if _pads_u(plan) else 0), x_unit=_input_unit(problem, plan), u_unit=unit,
-        words=several, waits=bundle.linked, transposes=not several,
+        words=several, waits=bundle.linked, transposes=not several or gates(problem) > 1,
     )  # fmt: skip
 
 
@@ -51,7 +52,9 @@ def constants(problem: Problem, p: OneCta, present: tuple[bool, ...], bundle: Bu
         I, row = row_units(I, problem.dtype), row_units(row, problem.dtype)
     if bundle.linked and not has_x:
         I = 0
-    k_in = row if bundle.linked else I
+    k_in = I
+    if bundle.linked:  # forward the layer below publishes h, backward the one above the gradients of all gates
+        k_in = row if forward else gates(problem) * row
     inputs = k_in % _input_unit(problem, p) == 0
     unit = _state_unit(p)
     whole_vectors = row % unit == 0
@@ -68,7 +71,8 @@ def constants(problem: Problem, p: OneCta, present: tuple[bool, ...], bundle: Bu
             u=facts.Stored(length=-(-row // unit) * unit if u_aligned else row, aligned=u_aligned, wide=forward),
             s=facts.Stored(length=row, aligned=whole_vectors, apart=apart),
             out=facts.Stored(length=row, aligned=whole_vectors, apart=apart * routes.plain["published"]),
-            kept=facts.Stored(length=row, aligned=whole_vectors, apart=apart * routes.plain["kept"]),
+            kept=facts.Stored(length=row, aligned=whole_vectors, apart=row * routes.plain["kept"]),
+            carried=facts.Stored(length=row, aligned=whole_vectors, apart=row),
         ),  # fmt: skip
         HAS=facts.Has.of(Operands._fields, present),
         CELL=step,

@@ -126,7 +126,7 @@ class Recurrence:
         kept: Tensor | None = None
         if keep and routes.kept:
             kept = empty(w_hh, *([self.bundle.count] if self.several else models), T, B, routes.kept, engine.row)
-        carried = self.carried.before(states, w_hh, *([self.bundle.count] if self.several else []), B)
+        carried = self.carried.before(states, w_hh, *([self.bundle.count] if self.several else models), B)
         x_in: Tensor | None = None
         u: Tensor | None = None
         x_t = x_b = x_m = u_t = u_b = u_m = models_with = 0
@@ -180,23 +180,26 @@ class Recurrence:
         u_t = u_b = u_m = models_with = 0
         if dy is not None:
             dy, u_t, u_b, u_m = strided(self._padded_rows(dy) if self.state else dy, self.engine.u_unit)
-        if self.several:
+        if self.engine.transposes:
+            w_hh = torch.stack(w_hh) if self.several else w_hh
+            w_hh = self._apart(w_hh, -2) if self.pads_gates else w_hh
+        elif self.several:
             w_hh = torch.stack([self._transposed(w, routes.rec_gates) for w in w_hh])
-        elif not self.engine.transposes:
+        else:
             w_hh = self._transposed(w_hh, routes.rec_gates)
-        elif outer:
+        if outer and not self.several:
             (_, w_hh, _, _, dhn), models_with = per_model(None, w_hh, None, None, dhn)
         w_in: Tensor | None = None
         if w_ih is not None:  # each layer takes W_ih of the layer above it; nothing but dy comes from above the last one
             above = [self._transposed(w, range(self.gates), self.recurrent) for w in w_ih[1:]]
             w_in = torch.stack([*above, torch.zeros_like(above[0])])
         # the gradient of h comes by dy and dhn
-        carried = self.carried.before((None, *dstates[1:]), y, *([self.bundle.count] if self.several else []), B)
+        carried = self.carried.before((None, *dstates[1:]), y, *([self.bundle.count] if self.several else outer), B)
         saved: Tensor | None = None
         if routes.reads_y:
             saved = whole(self._padded_rows(y) if self.state else y)
         tensors = new_operands(
-            w_in=w_in, w_rec=whole(w_hh, self.recurrent if self.gates == 1 else ()), u=dy, saved=saved,
+            w_in=w_in, w_rec=whole(w_hh, self.recurrent if self.engine.transposes or self.gates == 1 else ()), u=dy, saved=saved,
             first=None if dhn is None else whole(dhn.transpose(0, 1) if self.directions else dhn, self.state),
             out=out, sync=sync, report=report, seed=seed, carried=carried,
             kept=None if kept is None else whole(kept, self.state), vectors=None if vectors is None else whole(vectors, self.state),
@@ -218,7 +221,7 @@ class Recurrence:
             faults.after_launch(out.device)
 
     def _apart(self, w: Tensor | None, dim: int) -> Tensor | None:
-        """Returns a weight (dim -2) or biases (-1) with the blocks of the gates as a dimension."""
+        """Returns a weight (dim -2) or biases (-1) with the blocks of the gates as a dimension, in front of which may be others."""
         return None if w is None else w.unflatten(dim, (self.gates, -1))
 
     def _transposed(self, w: Tensor, order: Sequence[int], lacking: tuple[int, ...] = ()) -> Tensor:
@@ -237,7 +240,7 @@ class Recurrence:
         """Returns u, which a GEMM makes of x: that of the bottom layer, or those of both directions at once."""
         w = padded(w_ih[0] if self.bundle.linked else w_ih, self.projected)  # it is smaller than u, whose rows this pads
         if self.directions or self.pads_gates:
-            w = w.flatten(0, -2)
+            w = w.flatten(0 if self.directions else -3, -2)
         biases = (b_ih, b_hh) if self.projects_biases else (None, None)
         b_ih, b_hh = (None if b is None else padded(b, self.state).flatten() for b in biases)
         return gemm.project(x, w, b_ih, b_hh, self.problem.precision)

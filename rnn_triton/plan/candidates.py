@@ -32,6 +32,7 @@ class Form:
     shared: tuple[int, int]
     twice: int  # most chunks of x of which a thread holds two steps
     gated: int  # gates times H_PAD of a cell that is not `simple`, at most
+    gated_linked: int  # the same of linked recurrences
     # The largest H_PAD of linked recurrences, whose W_in is all in registers: with x two steps ahead, and with x one step ahead.
     linked: tuple[int, int]
 
@@ -39,11 +40,11 @@ class Form:
 # Two accumulators: from halves of K = 16 on, for latency; not in tf32x3, where each half would take barriers of its own; in the
 # fma form at 128, where one chain spills (and the halves do take barriers of their own).
 FORMS = {
-    "16-bit": Form("mma16", "ieee", 256, 32, 32, (8, 2), (16, 12), 4, 512, (128, 128)),
-    "tf32": Form("mma32", "tf32", 128, 16, 32, (8, 0), (12, 0), 4, 256, (64, 128)),
-    "tf32x3": Form("mma32", "tf32x3", 128, 16, 256, (2, 0), (4, 0), 2, 128, (0, 64)),
-    "ieee": Form("fma", "ieee", 128, 64, 128, (0, 0), (2, 0), 0, 128, (0, 0)),
-    "fp64": Form("fma", "ieee", 64, 16, 128, (0, 0), (2, 0), 0, 64, (0, 0)),
+    "16-bit": Form("mma16", "ieee", 256, 32, 32, (8, 2), (16, 12), 4, 512, 128, (128, 128)),
+    "tf32": Form("mma32", "tf32", 128, 16, 32, (8, 0), (12, 0), 4, 256, 64, (64, 128)),
+    "tf32x3": Form("mma32", "tf32x3", 128, 16, 256, (2, 0), (4, 0), 2, 128, 32, (0, 64)),
+    "ieee": Form("fma", "ieee", 128, 64, 128, (0, 0), (2, 0), 0, 128, 0, (0, 0)),
+    "fp64": Form("fma", "ieee", 64, 16, 128, (0, 0), (2, 0), 0, 64, 0, (0, 0)),
 }
 
 
@@ -128,15 +129,9 @@ def gates(problem: Problem) -> int:
 
 
 def simple(problem: Problem) -> bool:
-    """True for a cell of one pre-activation that carries, keeps and owns nothing.  Only such a one runs on one CTA each
-    beside other recurrences and models."""
+    """True for a cell of one pre-activation that carries, keeps and owns nothing."""
     cell = cells.named(problem.cell)
     return len(cell.gates) == 1 and not (cell.split or cell.carried or cell.kept or cell.vectors)
-
-
-def runs_models(problem: Problem, p: Plan) -> bool:
-    """True if a launch of this plan carries all models of an ensemble."""
-    return p.ensembles and simple(problem)
 
 
 def accuracy(problem: Problem) -> str:
@@ -166,21 +161,20 @@ def one_cta(
     CTAs of all recurrences must fit on the device at once."""
     form = FORMS[kind(problem)]
     h_pad = max(16, 1 << (problem.H - 1).bit_length())
-    if not simple(problem):
-        if bundle.count == 1 and h_pad <= 128 and gates(problem) * h_pad <= form.gated:
-            yield _gated(problem, form, h_pad, choices or {})
+    programs = bundle.count * problem.models * math.ceil(problem.B / 8)
+    if bundle.linked and (programs > device.coresident or not (device.cooperative or (choices or {}).get("regime") == "one_cta")):
         return
-    if h_pad > form.h_max:
+    if bundle.count > 1:  # the launch pads rows to whole vectors
+        problem = replace(problem, I=row_units(problem.I, problem.dtype), H=row_units(problem.H, problem.dtype))
+    if not simple(problem):
+        words = gates(problem) * h_pad
+        if h_pad <= 128 and (words <= form.gated_linked if bundle.linked else words <= form.gated):
+            yield _gated(problem, form, h_pad, choices or {}, bundle)
+        return
+    if h_pad > (form.linked[1] if bundle.linked else form.h_max):
         return
     warps = min(8, h_pad // 16)  # 16 warps would leave 128 registers a thread, too few at H_PAD = 256
     block_b = 8
-    programs = bundle.count * problem.models * math.ceil(problem.B / 8)
-    if bundle.linked:
-        cooperative = device.cooperative or (choices or {}).get("regime") == "one_cta"
-        if h_pad > form.linked[1] or programs > device.coresident or not cooperative:
-            return
-    if bundle.count > 1:  # the launch pads rows to whole vectors
-        problem = replace(problem, I=row_units(problem.I, problem.dtype), H=row_units(problem.H, problem.dtype))
     crowded = programs > device.sms
     if form.formulation == "mma16" and crowded and problem.B > 8 and h_pad <= 128 and device.capability < 100:
         # Tiles of 8 no longer fit on the chip at once.  On sm_100 a tile of 16 would go to tcgen05, with 4 to 11 barriers.
@@ -216,7 +210,7 @@ def one_cta(
     )  # fmt: skip
 
 
-def _gated(problem: Problem, form: Form, h_pad: int, choices: Mapping[str, Any]) -> OneCta:
+def _gated(problem: Problem, form: Form, h_pad: int, choices: Mapping[str, Any], bundle: Bundle) -> OneCta:
     """Returns the plan for one CTA of a cell that is not `simple`, of whose gates each has its own products.  W_ih shares registers
     with W_hh, or x is projected by a GEMM: in shared memory W_ih would be read again in every step."""
     number, size, forward = gates(problem), SIZES[problem.dtype], problem.direction == "forward"
@@ -224,6 +218,8 @@ def _gated(problem: Problem, form: Form, h_pad: int, choices: Mapping[str, Any])
     columns = math.ceil(problem.I / form.chunk) * form.chunk * (2 if _ragged(problem, form) else 1)
     words = number * (h_pad + columns)
     if forward and form.formulation != "fma" and words <= form.gated * 9 // 8 and choices.get("w_ih_home") != "gemm":
+        home = "registers"
+    if bundle.linked:  # W_in has the size of W_rec in either pass
         home = "registers"
     # Forward the products of the gates fill each other's gaps.  Backward two chains share the barriers of all exchanged tiles.
     two_chains = not forward and h_pad >= form.two_chains_from

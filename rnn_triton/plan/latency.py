@@ -25,7 +25,6 @@ from .candidates import (
     k_tiles,
     linked_columns,
     routes,
-    runs_models,
     simple,
     state_tiles,
     tile_bytes,
@@ -144,7 +143,7 @@ def practical_us(problem: Problem, plan: Plan, device: Device, constants: Consta
 
 
 def _practical(problem: Problem, plan: Plan, device: Device, c: Constants) -> tuple[float, dict[str, float]]:
-    if problem.models == 1 or runs_models(problem, plan):
+    if problem.models == 1 or plan.ensembles:
         return REGIMES[plan.regime](problem, plan, device, c)
     us, parts = REGIMES[plan.regime](replace(problem, models=1), plan, device, c)  # one model after the other
     return problem.models * us, {name: problem.models * value for name, value in parts.items()}
