@@ -17,9 +17,8 @@ rows these are: an engine may call it for parts of a tile, one after the other.
                which it adds what this step contributes
     kept       of a forward cell: what its backward cell gets, rounded to the storage dtype
 
-How many there are of each says the cell's description, rnn_triton/cells/cell.py.  Groups of CTAs (cta_group.py) and single steps
-(per_step.py) run any, and so does one CTA (one_cta.py), alone in a launch; several recurrences of one CTA each, and ensembles, run
-cells of one pre-activation, with nothing carried, kept or of their own.
+How many there are of each says the cell's description, rnn_triton/cells/cell.py.  Every kernel runs any cell; how large a layer of it
+fits on chip says rnn_triton/plan/candidates.py.
 """
 
 import triton
