@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 from rnn_triton.plan import sharing
-from rnn_triton.plan.candidates import gates, routes, runs_models
+from rnn_triton.plan.candidates import gates, routes
 from rnn_triton.plan.hardware import Device
 from rnn_triton.plan.latency import CONSTANTS, Constants, Estimate, floor_us, gemm_us, step
 from rnn_triton.plan.problem import ONE, SIZES, OneCta, Plan, Problem
@@ -110,7 +110,7 @@ def launches(case: Case, device: Device) -> list[Launch]:
 def _models(ran: tuple[Problem, Plan], models: int, device: Device, constants: Constants) -> tuple[float, dict[str, float]]:
     """(microseconds, parts) per step of one layer and direction of all models"""
     (problem, chosen), times = ran, models
-    if isinstance(chosen, OneCta) and runs_models(problem, chosen):  # every model has tiles of its own, padded to whole ones
+    if isinstance(chosen, OneCta):  # every model has tiles of its own, padded to whole ones
         problem, times = replace(problem, B=models * chosen.block_b * ceil(problem.B / chosen.block_b)), 1
     found = step(problem, chosen, device, constants)
     return times * found.practical_us, {name: times * value for name, value in found.parts.items()}
