@@ -376,8 +376,6 @@ def network(
     x: Tensor, weights: Sequence[Tensor], states: States, seed: Tensor | None, net: Settings
 ) -> tuple[Tensor, States]:
     """Returns (y, last states) of network.py, differentiable to any order, under every transform; `states` are () for zeros."""
-    if net.recompute and net.described.kept:
-        raise UnsupportedError(f"recompute must be False: launches do not compute again what {net.cell!r} keeps")
     last: Sequence[Tensor]
     recording = _is_grad_enabled() and any([t.requires_grad for t in (x, *states, *weights)])
     if torch.compiler.is_compiling():

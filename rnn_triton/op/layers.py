@@ -49,6 +49,11 @@ class Settings(NamedTuple):
         return (None,) * len(self.described.states)
 
     @property
+    def tiles(self) -> int:
+        """The number of tiles that launches of a forward pass keep."""
+        return len(self.described.unseen) if self.recompute and self.described.kept else self.described.kept
+
+    @property
     def tensors(self) -> int:
         """The number of weights, biases and vectors of a layer in one direction."""
         return 2 + self.b_ih + self.b_hh + len(self.described.vectors)

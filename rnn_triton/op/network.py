@@ -5,14 +5,14 @@
 between them.  Each decides anew: the launches of the backward pass need not be those of the forward pass.  Dropout between layers is a function of a seed and
 of the element's place (kernels/dropout.py), whatever is launched.
 
-An op's results must not share memory, and their shapes must be known before anybody knows what is launched.  So y of all layers is
+An op's results must not share memory (but where its body is called in place of it, autograd.py), and their shapes must be known before anybody knows what is launched.  So y of all layers is
 one tensor, as the launch of a whole stack leaves it, and y of the last layer a copy of its end, which also lets that tensor go when
 the backward pass is over.
 
 Arguments are taken as valid here: `functional` checks them.  `weights` are those of every layer and direction in the order of h_n
 (layers.py).  Of L layers in D directions: x[T,B,I], each state and last state [L*D,B,H], y[T,B,D*H], kept a list of y of several
-layers [L,T,B,D*H] and, where kernels run a cell that keeps K tiles, those [L*D,T,B,K*H]; of one recurrence states and tiles lack the
-L*D.  An ensemble has M in front of every shape, by stride 0 where the models share a tensor.  One dtype throughout.
+layers [L,T,B,D*H] and, where kernels run a cell that keeps K tiles, those of each recurrence [T,B,K*H]; of one recurrence states lack
+the L*D.  An ensemble has M in front of every shape, by stride 0 where the models share a tensor.  One dtype throughout.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_map, tree_map_only
 from torch.utils.flop_counter import register_flop_formula
 
 from ..errors import UnsupportedError
-from ..launch import dispatch, gemm
+from ..launch import dispatch, gemm, recompute
 from ..launch.launcher import has_kernels
 from ..plan import hardware
 from ..plan.problem import DTYPES, ONE, Bundle, Problem
@@ -57,8 +57,7 @@ class Call(NamedTuple):
         if x.numel() == 0:  # no batch, or no models
             return self.empty_forward(keep)
         if len(layers) == 1:
-            y, last, tiles = _one_forward(x, layers[0], states, net, 0, keep)
-            return y, last, [] if tiles is None else [tiles]
+            return _one_forward(x, layers[0], states, net, 0, keep)
         return self._decided(lambda bundles: self._forward_in(bundles, keep))
 
     def backward(
@@ -77,7 +76,7 @@ class Call(NamedTuple):
             y, *tiles = kept
             w_ih, w_hh, *_ = layers[0]
             saved = Saved(x, w_ih, w_hh, states[0] if states else None, y, net.reverse(0), net.precision, needs[0] | needs[1])
-            return _one_backward(saved, layers[0], states, tiles[0] if tiles else None, dy, dlast, net, groups)
+            return _one_backward(saved, layers[0], states, tiles, dy, dlast, net, groups)
         return self._decided(lambda bundles: self._backward_in(bundles, kept, dy, dlast, needs, groups))
 
     def _decided(self, run: Callable[[Sequence[Bundle]], Any]) -> Any:
@@ -103,11 +102,11 @@ class Call(NamedTuple):
     def _forward_in(self, bundles: Sequence[Bundle], keep: bool) -> Results:
         x, layers, states, seed, net = self
         together = bundles[0].count == len(layers)  # what the one launch leaves is what is kept
-        kept = self._empty_kept() if keep and not together else []
         several = len(layers) > net.directions
+        of_all = self._empty_ys() if keep and several and not together else []  # y of every layer
+        kept: list[Tensor] = []
         halves: list[Tensor] = []  # y of the forward direction, where the other one has a launch of its own
         last: list[States] = []
-        tiles: Tensor | None
         n = 0
         for bundle in bundles:
             layer = n // net.directions
@@ -115,35 +114,34 @@ class Call(NamedTuple):
             if bundle.count == 1:
                 y, after, tiles = _one_forward(x, layers[n], h, net, n, keep)
                 # [layers of the launch,T,B,D*H]
-                ys, after, tiles = y.unsqueeze(-4), tuple([s.unsqueeze(-3) for s in after]), None if tiles is None else tiles.unsqueeze(-4)
+                ys, after = y.unsqueeze(-4), tuple([s.unsqueeze(-3) for s in after])
             else:
                 *columns, _ = [None if w[0] is None else list(w) for w in zip(*layers[n : n + bundle.count])]
                 vectors = _vectors(layers[n : n + bundle.count])
                 dropout = (seed, net.dropped) if bundle.linked else ()
-                settings = (net.cell, net.reverse(n), net.precision, keep, vectors, (bundle, layer))
-                y, after, tiles = dispatch.forward(x, *columns, h or net.no_states, *settings, *dropout)  # type: ignore[misc, arg-type]
-                ys, tiles = y if bundle.linked else y[None], None if tiles is None else tiles.flatten(-2)
+                settings = (net.cell, net.reverse(n), net.precision, _how(keep, net), vectors, (bundle, layer))
+                y, after, of_launch = dispatch.forward(x, *columns, h or net.no_states, *settings, *dropout)  # type: ignore[misc, arg-type]
+                ys, tiles = y if bundle.linked else y[None], [] if of_launch is None else list(of_launch.flatten(-2))
             last.append(after)
-            if kept and tiles is not None:
-                kept[-1].narrow(-4, n, bundle.count).copy_(tiles)
+            kept += tiles
             n += bundle.count
             if n % net.directions:
                 halves = [ys]
                 continue
             if halves:
                 ys, halves = torch.cat([*halves, ys], -1), []
-            if kept and several:
+            if of_all:
                 # only a copy: the layers above read ys, whose address, and so the order of a CPU's sums, does not depend on `keep`
-                kept[0].narrow(-4, layer, ys.shape[-4]).copy_(ys)
+                of_all[0].narrow(-4, layer, ys.shape[-4]).copy_(ys)
             if n < len(layers):
                 x = self._dropped(ys.select(-4, -1), n // net.directions - 1)
         # of several layers a copy, also without `keep`: else y would hold the memory of those below.  detach: no view, whose in-place
         # changes autograd would refuse
         y = ys.select(-4, -1)
         y = y.clone() if ys.shape[-4] > 1 else y.detach()
-        if keep and together:
-            kept = [ys] * several + ([] if tiles is None else [tiles])
-        return y, last[0] if together else tuple([torch.cat(parts, -3) for parts in zip(*last)]), kept
+        if keep and several and together:
+            of_all = [ys]
+        return y, last[0] if together else tuple([torch.cat(parts, -3) for parts in zip(*last)]), [*of_all, *kept]
 
     def _backward_in(
         self,
@@ -157,7 +155,7 @@ class Call(NamedTuple):
         x, layers, states, seed, net = self
         data, *needs = needs
         H = layers[0].w_hh.shape[-1]
-        ys, tiles = kept[0], kept[1] if len(kept) > 1 else None
+        ys, *tiles = kept
         outputs = [ys] if len(layers) == net.directions else ys.unbind(-4)  # y of each layer
         dstates: list[Any] = []  # the last first
         weights: list[Tensor | None] = []  # gradients of the weights, the last layer and direction first
@@ -184,16 +182,16 @@ class Call(NamedTuple):
                 h0 = states[0].select(-3, i) if states else None
                 launched.append(Saved(below, layers[i].w_ih, layers[i].w_hh, h0, y, net.reverse(i), net.precision, wanted))
             d = _states(dlast, n, bundle.count)
-            of_bundle = _states((tiles,), n, bundle.count, -4)[0]
             if bundle.count == 1:
                 half_dy = dy if dy is None or net.directions == 1 else dy[..., direction * H : (direction + 1) * H]
-                results = [_one_backward(launched[0], layers[n], _states(states, n), of_bundle, half_dy, d, net, groups)]
+                results = [_one_backward(launched[0], layers[n], _states(states, n), tiles[n:above], half_dy, d, net, groups)]
             else:
                 y = ys[layer : layer + bundle.count] if bundle.linked else outputs[layer]
                 linked = ([one.w_ih for one in launched], seed, net.dropped) if bundle.linked else ()
                 w_hh = [one.w_hh for one in launched]
                 settings = (net.cell, net.reverse(n), net.precision, _vectors(layers[n:above]), (bundle, layer))
-                da, carried = dispatch.backward(w_hh, y, _by_tile(of_bundle, H), dy, d, *settings, *linked)
+                of_launch = _kept(launched, layers[n:above], [_states(states, i) for i in range(n, above)], tiles[n:above], net)
+                da, carried = dispatch.backward(w_hh, y, of_launch, dy, d, *settings, *linked)
                 das = da.unbind(0 if bundle.linked else 2)
                 parts = zip(*[[None] * bundle.count if c is None else c for c in carried])
                 results = [_results(one, da_n, carried_n, net, groups) for one, da_n, carried_n in zip(launched, das, parts, strict=True)]
@@ -247,13 +245,14 @@ class Call(NamedTuple):
         number = [len(self.layers)] if len(self.layers) > 1 else []
         return [self.x.new_empty(*M, *number, B, self.layers[0].w_hh.shape[-1]) for _ in self.net.no_states]
 
+    def _empty_ys(self) -> list[Tensor]:
+        (*M, T, B, _), number, D = self.x.shape, len(self.layers), self.net.directions
+        return [self.x.new_empty(*M, number // D, T, B, D * self.layers[0].w_hh.shape[-1])] if number > D else []
+
     def _empty_kept(self) -> list[Tensor]:
-        (*M, T, B, _), number, H = self.x.shape, len(self.layers), self.layers[0].w_hh.shape[-1]
-        D, tiles = self.net.directions, self.net.described.kept
-        kept = [self.x.new_empty(*M, number // D, T, B, D * H)] if number > D else []
-        if tiles and has_kernels(self.x):
-            kept.append(self.x.new_empty(*M, *([number] if number > 1 else []), T, B, tiles * H))
-        return kept
+        shape = (*self.x.shape[:-1], self.net.tiles * self.layers[0].w_hh.shape[-1])
+        number = len(self.layers) if shape[-1] and has_kernels(self.x) else 0
+        return [*self._empty_ys(), *[self.x.new_empty(shape) for _ in range(number)]]
 
     # ---- FLOPs, for torch's counter, with shapes in place of tensors: two for a multiplication and addition of a product, as torch
     # counts torch.nn.RNN
@@ -281,23 +280,23 @@ class Call(NamedTuple):
 
 def _one_forward(
     x: Tensor, layer: Layer, states: States, net: Settings, n: int, keep: bool
-) -> tuple[Tensor, States, Tensor | None]:
+) -> Results:
     if not has_kernels(x):
-        return *on_cpu.forward(x, layer, states, net.described, net.reverse(n)), None
+        return *on_cpu.forward(x, layer, states, net.described, net.reverse(n)), []
     w_ih, w_hh, b_ih, b_hh, vectors = layer
-    settings = (net.cell, net.reverse(n), net.precision, keep, _vectors([layer]) if vectors else None)
+    settings = (net.cell, net.reverse(n), net.precision, _how(keep, net), _vectors([layer]) if vectors else None)
     y, last, tiles = dispatch.forward(x, w_ih, w_hh, b_ih, b_hh, states or net.no_states, *settings)
-    return y, last, None if tiles is None else tiles.flatten(-2)
+    return y, last, [] if tiles is None else [tiles.flatten(-2)]
 
 
 def _one_backward(
-    saved: Saved, layer: Layer, states: States, tiles: Tensor | None, dy: Tensor | None, dlast: Sequence[Tensor | None],
+    saved: Saved, layer: Layer, states: States, tiles: Sequence[Tensor], dy: Tensor | None, dlast: Sequence[Tensor | None],
     net: Settings, groups: int | None,
 ) -> Gradients:  # fmt: skip
     if not has_kernels(saved.y):
         x = saved.x if isinstance(saved.x, Tensor) else saved.x()
         return on_cpu.backward(x, layer, states, dy, dlast, net.described, saved.reverse, saved.needs, groups)
-    kept = _by_tile(tiles, saved.y.shape[-1])
+    kept = _kept([saved], [layer], [states], tiles, net)
     settings = (net.cell, saved.reverse, saved.precision, _vectors([layer]) if layer.vectors else None)
     da, carried = dispatch.backward(saved.w_hh, saved.y, kept, dy, dlast, *settings)
     return _results(saved, da, carried, net, groups)
@@ -315,14 +314,43 @@ def _results(saved: Saved, da: Tensor, carried: Sequence[Tensor | None], net: Se
     return dx, [dh0, *others], dweights
 
 
-def _states(states: Sequence[Any], n: int, count: int = 1, dim: int = -3) -> Any:
+def _states(states: Sequence[Any], n: int, count: int = 1) -> Any:
     """Returns of each tensor what belongs to `count` recurrences from the n-th on."""
-    return tuple([t if t is None else t.select(dim, n) if count == 1 else t.narrow(dim, n, count) for t in states])
+    return tuple([t if t is None else t.select(-3, n) if count == 1 else t.narrow(-3, n, count) for t in states])
 
 
-def _by_tile(tiles: Tensor | None, H: int) -> Tensor | None:
-    """Returns kept tiles [..,K*H] as launches take them, [..,K,H]."""
-    return None if tiles is None else tiles.unflatten(-1, (-1, H))
+def _how(keep: bool, net: Settings) -> Any:
+    """Returns what launches of a forward pass take as `keep`."""
+    return "states" if keep and net.recompute else keep
+
+
+def _kept(
+    launched: Sequence[Saved], layers: Sequence[Layer], states: Sequence[States], tiles: Sequence[Tensor], net: Settings
+) -> Tensor | None:
+    """Returns what the recurrences of a launch keep, as it takes it, from the tiles of each, [..,T,B,K*H]."""
+    by_tile = [t.unflatten(-1, (-1, launched[0].w_hh.shape[-1])) for t in tiles] or [None] * len(launched)
+    number, several = net.described.kept, len(launched) > 1
+    if not number:
+        return None
+    if not net.recompute:
+        return _together(by_tile) if several else by_tile[0]
+    y = launched[0].y
+    out = y.new_empty(*[len(launched)] * several, *y.shape[:-1], number, launched[0].w_hh.shape[-1])
+    for n, (one, (*weights, _), before) in enumerate(zip(launched, layers, states, strict=True)):
+        x = one.x if isinstance(one.x, Tensor) else one.x()
+        given = (x, *weights, one.y, before or net.no_states, by_tile[n], net.cell, one.reverse, one.precision)
+        recompute.kept(*given, _vectors([layers[n]]), out[n] if several else out)  # type: ignore[arg-type, call-arg]
+    return out
+
+
+def _together(parts: Sequence[Any]) -> Tensor:
+    """Returns tensors stacked, without a copy if they are the parts of one tensor, as a launch leaves them."""
+    first, n = parts[0], parts[0].numel()
+    memory = first.untyped_storage().data_ptr()
+    places = [(memory, first.storage_offset() + i * n, True) for i in range(len(parts))]
+    if places == [(t.untyped_storage().data_ptr(), t.storage_offset(), t.is_contiguous()) for t in parts]:
+        return first.as_strided((len(parts), *first.shape), (n, *first.stride()))
+    return torch.stack(list(parts))
 
 
 def _vectors(layers: Sequence[Layer]) -> Tensor | None:
@@ -339,10 +367,19 @@ def _vectors(layers: Sequence[Layer]) -> Tensor | None:
 _COUNT = len(Settings._fields)
 
 
+def _apart(tensors: list[Tensor]) -> list[Tensor]:
+    """Returns tensors without common memory, as results of an op have to be: copies of the parts of one."""
+    memory = [t.untyped_storage().data_ptr() for t in tensors]
+    return [t.clone() if memory.count(at) > 1 else t for t, at in zip(tensors, memory)]
+
+
 def _op(method: Callable[..., Any]) -> Callable[..., Any]:
     def run(x: Tensor, weights: list[Tensor], states: list[Tensor], seed: Tensor | None, *others: Any, **_: Any) -> Any:
         net = Settings(*others[:_COUNT])
         results = method(Call(x, net.layers(weights), tuple(states), seed, net), *others[_COUNT:])
+        if method is Call.forward:
+            y, last, kept = results
+            results = y, last, _apart(kept)
         return tree_map(lambda t: x.new_empty(0) if t is None else t, results)  # a tensor each: results have no aliases
 
     return run

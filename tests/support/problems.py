@@ -2,10 +2,14 @@
 
 import torch
 
+from rnn_triton import cells
 
-def problem(T, B, I, H, *, bias=(True, True), h0=True, dtype=torch.float64, seed=0, signal=1.0):
-    """[x, w_ih, w_hh, b_ih, b_hh, h0], leaves that require grad; weights are of torch.nn.RNN's size.  `signal`: the size of
-    all others, and thereby of the states."""
+
+def problem(T, B, I, H, *, bias=(True, True), h0=True, dtype=torch.float64, seed=0, signal=1.0, cell="elman_tanh"):
+    """[x, w_ih, w_hh, b_ih, b_hh, h0], leaves that require grad; of a cell with more states these follow h0, and its vectors follow
+    them.  Weights are of torch.nn.RNN's size.  `signal`: the size of all others, and thereby of the states."""
+    of = cells.named(cell)
+    rows = len(of.gates) * H
     g = torch.Generator().manual_seed(seed)
 
     def weight(*shape, size=1.0):
@@ -17,11 +21,12 @@ def problem(T, B, I, H, *, bias=(True, True), h0=True, dtype=torch.float64, seed
 
     return [
         data(T, B, I),
-        weight(H, I),
-        weight(H, H),
-        weight(H, size=signal) if bias[0] else None,
-        weight(H, size=signal) if bias[1] else None,
-        data(B, H) if h0 else None,
+        weight(rows, I),
+        weight(rows, H),
+        weight(rows, size=signal) if bias[0] else None,
+        weight(rows, size=signal) if bias[1] else None,
+        *[data(B, H) if h0 else None for _ in of.states],
+        *[(weight(H).detach().abs() + 0.1).requires_grad_() for _ in of.vectors],
     ]
 
 
