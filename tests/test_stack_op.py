@@ -100,6 +100,63 @@ def test_operator(regime, L, D, I, H, dtype, precision, programs, device, launch
     assert_close(results, expected(), limit)
 
 
+def of_gates(name, L, D, how="", T=3, B=3, I=9, H=24, dropped=0, compiled=False):
+    """y, the last states, and the gradients of x, the first states and the weights, of a network of GRU or LSTM in bf16 by the operator;
+    and the same by torch's module in fp64, of the same rounded values, without dropout"""
+    torch.manual_seed(0)
+    exact = {"gru": torch.nn.GRU, "lstm": torch.nn.LSTM}[name](I, H, L, bidirectional=D == 2).bfloat16().double()
+    number = len(cells.named(name).states)
+    wide = [torch.randn(T, B, I), *torch.randn(number, L * D, B, H), *[p.detach() for p in exact.parameters()]]
+    tensors = [t.bfloat16().requires_grad_() for t in wide]
+    cotangents = [torch.randn(*shape).bfloat16() for shape in ((T, B, D * H), *[(L * D, B, H)] * number)]
+    net = Settings(True, True, name, "both" if D == 2 else "forward", None, dropped, how == "recompute")
+    seed = torch.tensor([3]) if dropped else None
+
+    def ours(x, *others):
+        y, last = autograd.network(x, others[number:], others[:number], seed, net)
+        return y, *last
+
+    run = torch.compile(ours, backend="aot_eager", fullgraph=True) if compiled else ours
+    outputs = run(*tensors)
+    found = [*outputs, *torch.autograd.grad(outputs, tensors, cotangents)]
+    leaves = [t.detach().double().requires_grad_() for t in tensors]
+    x, *states = leaves[: 1 + number]
+    y, last = torch.func.functional_call(
+        exact, dict(zip([n for n, _ in exact.named_parameters()], leaves[1 + number :])), (x, tuple(states) if number > 1 else states[0])
+    )
+    outputs = (y, *(last if number > 1 else (last,)))
+    return found, [*outputs, *torch.autograd.grad(outputs, leaves, [c.double() for c in cotangents])]
+
+
+@pytest.mark.interpret
+@pytest.mark.parametrize("name", ["gru", "lstm"])
+@pytest.mark.parametrize("L, D, programs", [(2, 1, [4, 4]), (1, 2, [4, 4]), pytest.param(2, 2, [4] * 4, marks=pytest.mark.long)])
+@pytest.mark.parametrize("how", ["", "recompute", pytest.param("compiled", marks=pytest.mark.long)])
+def test_gates_share_launches(name, L, D, programs, how, launches, monkeypatch):
+    """with what they keep, which eager mode neither copies nor stacks"""
+    stacked, together = [], network._together
+    monkeypatch.setattr(network, "_together", lambda parts: stacked.append((parts, together(parts))) or stacked[-1][1])
+    with rnn_triton.overriding(regime="cta_group", warps=4, units=16, block_b=8):
+        found, expected = of_gates(name, L, D, how, compiled=how == "compiled")
+    assert launches == programs
+    # as in test_gated_launches.py: relative, in the Frobenius norm; bf16, of L layers
+    limit = 4 * 2.0**-9 * (1 + cells.named(name).kept) ** 0.5 * (2 * L * 3 + 1) ** 0.5
+    assert all((a.double() - e).norm() <= limit * e.norm() for a, e in zip(found, expected, strict=True))
+    assert len(stacked) == (0 if how == "recompute" else len(programs) // 2)
+    assert all((whole.data_ptr() == parts[0].data_ptr()) == (how == "") for parts, whole in stacked)
+
+
+@pytest.mark.interpret
+@pytest.mark.parametrize("name", ["gru", "lstm"])
+def test_dropout_between_gates_does_not_depend_on_what_is_launched(name, launches):
+    shared = of_gates(name, 2, 1, dropped=30000)[0]
+    with rnn_triton.overriding(recurrences=1):
+        alone = of_gates(name, 2, 1, dropped=30000)[0]
+    assert launches == [4, 4, 2, 2, 2, 2]
+    assert all((a - b).norm() <= 2.0**-7 * b.norm() for a, b in zip(shared, alone, strict=True))  # bf16, results in another order
+    assert (shared[0] != of_gates(name, 2, 1)[0][0]).any()
+
+
 @pytest.mark.interpret
 def test_the_module_under_autocast(launches):
     """rnn_triton.RNN takes the one launch by itself; x, weights and h0 are cast, and gradients come back, as layer by layer."""
