@@ -3,6 +3,7 @@
 import torch.fx
 
 from . import onnx
+from .check_cell import check_cell
 from .errors import ExchangeError, UnsupportedError
 from .functional import gru, leaky, lstm, rnn
 from .launch.faults import synchronize
@@ -22,6 +23,7 @@ __all__ = [
     "Recurrent",
     "SimpleRNN",
     "UnsupportedError",
+    "check_cell",
     "explain",
     "gru",
     "leaky",

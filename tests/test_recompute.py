@@ -6,6 +6,7 @@ import torch
 from test_gated_launches import DEVICE, Case, Network, all_cells, grouped
 
 from rnn_triton import overriding
+from rnn_triton.cells import named
 from rnn_triton.launch import dispatch, elementwise, recompute
 from rnn_triton.plan.candidates import accuracy
 from rnn_triton.plan.problem import Problem
@@ -114,6 +115,8 @@ def test_gradients_from_what_is_computed_again(name):
 @pytest.mark.parametrize("name", ["lstm", "gru", "leaky_tanh"])
 @pytest.mark.parametrize("dtype, precision", [("bf16", None), ("fp32", "tf32"), ("fp64", None)])
 def test_it_compiles(name, dtype, precision):
-    problem = Problem("forward", 8, 64, 100, dtype, precision, name)
-    kernel = elementwise.compile_ahead(problem, accuracy(problem), DEVICE.capability)
+    exactness = accuracy(Problem("forward", 8, 64, 100, dtype, precision, name))
+    kernel = elementwise.compile_ahead(named(name), True, 100, dtype, exactness, DEVICE.capability)
     assert kernel.metadata.name == f"elementwise_forward_{name}_H100_{dtype}"
+    for forward in (True, False):  # as a cell is checked
+        assert elementwise.compile_ahead(named(name), forward, 16, "fp64", "double", DEVICE.capability, ())

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import Tensor
+from triton.runtime import KernelInterface
 
 Tensors = tuple[Tensor, ...]
 
@@ -76,8 +77,8 @@ class Cell:
 
         The backward pass publishes the gradients of a: of the recurrent parts of `split` gates first, then of all gates (of the input
         parts, where they are split) in order.  So the gradients for W_hh are the first tiles, those for W_ih the last ones.  Behind what
-        the cell carries it carries the gradients of its vectors.  With `recompute` the forward pass
-        saves nothing but the carried states that y does not give, from which what is kept is computed again."""
+        the cell carries it carries the gradients of its vectors.  With `recompute` the forward pass saves nothing but the carried states
+        that y does not give, from which what is kept is computed again."""
         G, S = len(self.gates), len(self.split)
         gates, ones = tuple(range(G)), (0,) * G
         C, V = len(self.carried), len(self.vectors)
@@ -93,14 +94,36 @@ class Cell:
 _KNOWN: dict[str, Cell] = {}
 
 
+def check(cell: Cell) -> None:
+    """Raises ValueError if fields of a cell contradict each other, or are not of their type."""
+    if not isinstance(cell.name, str) or not cell.name.isidentifier():
+        raise ValueError(f"name must be a Python identifier, got {cell.name!r}")
+    for field in ("gates", "states", "split", "carried", "vectors"):
+        names = getattr(cell, field)
+        if not isinstance(names, tuple) or not all(isinstance(name, str) and name for name in names) or len({*names}) < len(names):
+            raise ValueError(f"{field} must be a tuple of different names, got {names!r}")
+        if not names and field in ("gates", "states"):
+            raise ValueError(f"{field} must name one at least, got ()")
+    if cell.split != cell.gates[len(cell.gates) - len(cell.split) :]:
+        raise ValueError(f"split must be the last of the gates {cell.gates}, got {cell.split}")
+    if not {*cell.states[1:]} <= {*cell.carried} <= {*cell.states}:
+        raise ValueError(f"carried must be states of {cell.states}, and all but the first of them, got {cell.carried}")
+    for field in ("kept", "special"):
+        number = getattr(cell, field)
+        if not isinstance(number, int) or number < 0:
+            raise ValueError(f"{field} must be a number of 0 or more, got {number!r}")
+    for field in ("forward", "backward"):
+        if not isinstance(getattr(cell, field), KernelInterface):
+            raise ValueError(f"{field} must be a function with triton.jit, got {getattr(cell, field)!r}")
+    if not callable(cell.step):
+        raise ValueError(f"step must be a function of torch, got {cell.step!r}")
+
+
 def register(cell: Cell) -> Cell:
     """Makes a cell known by its name, for good, and returns it.
 
-    ValueError: another cell has the name, or `split` or `carried` name no last gates or no states."""
-    if cell.split != cell.gates[len(cell.gates) - len(cell.split) :]:
-        raise ValueError(f"split must be the last of the gates {cell.gates}, got {cell.split}")
-    if not set(cell.carried) <= set(cell.states):
-        raise ValueError(f"carried must be among the states {cell.states}, got {cell.carried}")
+    ValueError: another cell has the name, or a field is not what it should be."""
+    check(cell)
     if _KNOWN.setdefault(cell.name, cell) is not cell:
         raise ValueError(f"name must not be that of a registered cell, got {cell.name!r}")
     return cell

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from ..cells import Cell
 from ..kernels import facts
 from ..kernels.elementwise import elementwise
-from ..plan.problem import Problem
-from .launcher import POINTERS, TRITON_DTYPES, Launcher, cell, compiled_ahead
+from .launcher import POINTERS, TRITON_DTYPES, Launcher, compiled_ahead, facts_of
 
 _BLOCK = 256
 
@@ -31,31 +31,34 @@ class Operands(NamedTuple):
     counts: Tensor | None = None
 
 
-def run(problem: Problem, accuracy: str, tensors: Operands) -> None:
-    """Runs the function of the problem's cell in its pass.  N, the number of rows, is that of `of_x`."""
+def run(cell: Cell, forward: bool, dtype: str, accuracy: str, tensors: Operands) -> None:
+    """Runs the cell's function of a pass, by values of `of_x`, which has a row for each of N; `dtype` is that of storage."""
     assert tensors.of_x is not None
     N, *_, H = tensors.of_x.shape
-    _launcher(tensors.of_x.device, problem, accuracy)(tensors, tensors.of_x, (N,), (math.ceil(N * H / _BLOCK), 1, 1))
+    launcher = _launcher(tensors.of_x.device, cell, forward, H, dtype, accuracy)
+    launcher(tensors, tensors.of_x, (N,), (math.ceil(N * H / _BLOCK), 1, 1))
 
 
 @functools.lru_cache(maxsize=256)
-def _launcher(_device: Any, problem: Problem, accuracy: str) -> Launcher:
+def _launcher(_device: Any, *of: Any) -> Launcher:
     """Returns a launcher; each device has its own, because a kernel that is kept is loaded on one device."""
-    return Launcher(elementwise, None, functools.partial(_constants, problem, accuracy), dict(num_warps=4))
+    return Launcher(elementwise, None, functools.partial(_constants, *of), dict(num_warps=4))
 
 
-def _constants(problem: Problem, accuracy: str, present: tuple[bool, ...]) -> dict[str, Any]:
+def _constants(cell: Cell, forward: bool, H: int, dtype: str, accuracy: str, present: tuple[bool, ...]) -> dict[str, Any]:
     there = dict(zip(Operands._fields, present, strict=True))
     results = facts.Results(**{name: there[name] for name in ("published", "after", "kept", "counts")})
-    elements = facts.Elements(dtype=TRITON_DTYPES[problem.dtype], block=_BLOCK)
-    return dict(TILE=elements, SHAPE=facts.ElementsShape(H=problem.H), HAS=results, CELL=cell(problem, accuracy))
+    elements, shape = facts.Elements(dtype=TRITON_DTYPES[dtype], block=_BLOCK), facts.ElementsShape(H=H)
+    return dict(TILE=elements, SHAPE=shape, HAS=results, CELL=facts_of(cell, forward, accuracy))
 
 
-def compile_ahead(problem: Problem, accuracy: str, capability: int) -> Any:
-    """Returns the kernel that computes again what a cell keeps, for a device which need not be here."""
-    stored = dict.fromkeys(("carried_ptr", "saved_ptr", "kept_ptr"), POINTERS[problem.dtype])
-    wide = "*fp64" if problem.dtype == "fp64" else "*fp32"
-    constants = _constants(problem, accuracy, tuple(name not in ("published", "after", "counts") for name in Operands._fields))
+def compile_ahead(
+    cell: Cell, forward: bool, H: int, dtype: str, accuracy: str, capability: int, absent: tuple[str, ...] = ("published", "after", "counts")
+) -> Any:
+    """Returns the kernel for a device which need not be here, by default the one that computes again what a cell keeps."""
+    stored = dict.fromkeys(("carried_ptr", "saved_ptr", "kept_ptr"), POINTERS[dtype]) | {"counts_ptr": "*i32"}
+    wide = "*fp64" if dtype == "fp64" else "*fp32"
+    constants = _constants(cell, forward, H, dtype, accuracy, tuple(name not in absent for name in Operands._fields))
     return compiled_ahead(
         elementwise, constants, lambda name: stored.get(name, wide) if name.endswith("_ptr") else "i32", dict(num_warps=4), capability
     )

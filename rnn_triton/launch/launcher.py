@@ -37,14 +37,17 @@ def tile(kind: type[facts.Tile], problem: Problem, p: Plan) -> facts.Tile:
 
 def cell(problem: Problem, accuracy: str) -> facts.Cell:
     """Returns the facts of a problem's cell in its pass, to the accuracy of a plan."""
-    forward = problem.direction == "forward"
-    description = cells.named(problem.cell)
+    return facts_of(cells.named(problem.cell), problem.direction == "forward", accuracy, problem.recompute)
+
+
+def facts_of(description: cells.Cell, forward: bool, accuracy: str, recompute: bool = False) -> facts.Cell:
+    """Returns the facts of a cell in one pass; `recompute` is that of Problem."""
     return facts.Cell(
         name=description.name,
         step=description.forward if forward else description.backward,
         accuracy=accuracy,
         forward=forward,
-        routes=facts.Routes(**description.routes(forward, problem.recompute)._asdict()),
+        routes=facts.Routes(**description.routes(forward, recompute)._asdict()),
     )
 
 

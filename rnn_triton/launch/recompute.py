@@ -62,7 +62,7 @@ def kept(
         carried = [before[of.states.index(state)].flatten(0, 1) for state in of.carried]
         together = torch.stack(carried, 1) if carried else None
         operands = Operands(of_x=of_x, of_h=of_h, carried=together, vectors=vectors, kept=out[steps])
-        elementwise.run(problem, accuracy(problem), operands)
+        elementwise.run(of, True, problem.dtype, accuracy(problem), operands)
     return out
 
 
