@@ -137,7 +137,8 @@ def test_items_cover_what_they_should():
     networks = [i.case for i in found if i.section == "equivalence" and i.case.layers * i.case.directions > 1]
     shared = [[part.bundle.count for part in estimate.launches(c, H200)] for c in networks]
     assert [4] in shared and [8] in shared and [2, 2] in shared and {c.bidirectional for c in networks} == {True, False}
-    assert all(max(counts) > 1 for counts in shared)
+    assert all(max(counts) > 1 for counts, c in zip(shared, networks) if c.H > 128 or c.cell == "elman_tanh")
+    assert {i.case.cell for i in found if i.section == "equivalence"} >= {"elman_tanh", "elman_relu", "leaky_tanh", "gru", "lstm"}
     timed = {i.case for i in found if i.section == "speed"}
     assert len(timed) >= 15 and {min(c.H for c in timed), max(c.H for c in timed)} == {64, 4096}
     assert all(suites.parse(i.case.name) == i.case for i in found)
@@ -234,9 +235,10 @@ def test_gradients_of_pre_activations_alone(cell):
 
 
 @pytest.mark.interpret
+@pytest.mark.parametrize("cell", ["elman_tanh", "gru", "lstm"])
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_a_wrong_exchange_is_seen(direction):
-    item = probes.Exchange(TINY, SENTINEL, direction)
+def test_a_wrong_exchange_is_seen(direction, cell):
+    item = probes.Exchange(replace(TINY, cell=cell), SENTINEL, direction)
     (found,) = bench_dry.perform(item)
     assert found["status"] == "ok" and found["device_us"]["samples"] and set(found["errors"]) <= {"y", "hn", "da"}
     exact = probes.alone

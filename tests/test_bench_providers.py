@@ -135,7 +135,7 @@ def test_the_reference_leaves_torchs_switches_as_they_were():
 
 
 def test_they_are_listed_in_order_with_what_a_record_and_a_figure_need():
-    names = ["rnn_triton", "rnn_triton-layers", "cudnn", "cudnn-layers", "loop", "compile", "graph", "flashrnn", "xma", "flaggems", "torchrl"]
+    names = ["rnn_triton", "rnn_triton-layers", "rnn_triton-recompute", "cudnn", "cudnn-layers", "loop", "compile", "graph", "flashrnn", "xma", "flaggems", "torchrl"]
     assert list(PROVIDERS) == names and {schema.OURS, *schema.BASELINES} <= set(names)
     assert len({p.label for p in PROVIDERS.values()}) == len(names) and all(p.label for p in PROVIDERS.values())
     assert [name for name, p in PROVIDERS.items() if p.captured] == ["graph"]
@@ -195,9 +195,32 @@ def test_ours_runs_models_by_one_call_and_says_what_it_does_not_run():
             assert verdict.ok
     import rnn_triton
 
-    for cell in ("gru", "lstm"):
-        assert bool(ours.unsupported(small(cell=cell))) != hasattr(rnn_triton, cell.upper())
     assert ours.version() == rnn_triton.__version__
+
+
+@pytest.mark.parametrize("name", ["rnn_triton", "rnn_triton-layers", "rnn_triton-recompute"])
+@pytest.mark.parametrize("cell", ["elman_relu", "gru", "lstm", "leaky_tanh", "leaky_relu"])
+def test_ours_runs_every_cell(cell, name):
+    """by torch's module or Recurrent, whose vectors have gradients"""
+    provider = PROVIDERS[name]
+    for how in ({}, dict(layers=2, bidirectional=True), dict(models=3)):
+        of = small(cell=cell, **how)
+        if name == "rnn_triton-recompute" and cell == "elman_relu":
+            assert "keeps y alone" in provider.unsupported(of)
+        elif not provider.unsupported(of):
+            try:
+                verdict = check.gate(of, provider, CPU)
+            except UnsupportedError as error:  # says so itself, as long as it does not
+                assert name == "rnn_triton-recompute" and "recompute must be False" in str(error)
+                continue
+            assert verdict.ok and verdict.worst() < 0.5, verdict.message
+            assert ("dleak_l0" in verdict.errors) == cell.startswith("leaky")
+
+
+def test_computing_again_is_asked_of_the_module():
+    of = small(cell="lstm")
+    asked = [PROVIDERS[name].session(of, inputs.tensors(of, CPU)).module.recompute for name in ("rnn_triton", "rnn_triton-recompute")]
+    assert asked == [False, True]
 
 
 @pytest.mark.long

@@ -120,6 +120,16 @@ def test_far_from_the_floor_is_every_case_below_the_mark(rows):
     assert tables.far_from_floor(near).body == []
 
 
+def test_memory_of_a_training_step_stands_beside_torchs():
+    c, other = case(128, 16, 256, "bf16", cell="lstm"), case(16, 3, 4, "bf16")
+    sizes = {"rnn_triton": 3 * 2**20, "cudnn": 2 * 2**20, "rnn_triton-recompute": 2**19}
+    made = [timing(c, pass_, name, 1.0, peak_bytes=size) for name, size in sizes.items() for pass_ in ("fwd", "train")]
+    made += [timing(other, "train", "rnn_triton", 1.0), timing(c, "fwd", "cudnn-layers", 1.0, peak_bytes=7)]
+    table = tables.memory(rows_of(made))
+    assert table.body == [(c.name, "3.0", "0.5", "2.0", "-", "1.50x")]
+    assert "Peak memory of a training step" in tables.markdown_document(rows_of(made))
+
+
 def test_missing_are_the_cases_of_the_suites_touched_and_the_passes_left_out(rows):
     table = tables.missing(rows)
     assert table.body == [("Test GPU", "quick", ABSENT, rows_in_words.EVERYTHING)]

@@ -140,7 +140,9 @@ _SUITES: dict[str, tuple[str, Iterable[Case]]] = {
         "tiny: right or wrong, for the interpreter too",
         [
             *(case(H, B, T, dtype, I) for H, B, T, I in _CHECK for dtype in DTYPES), case(16, 3, 5, "fp32", ieee=True),
-            case(16, 3, 5, "bf16", cell="elman_relu"),
+            case(16, 3, 5, "bf16", cell="elman_relu"), case(16, 3, 5, "bf16", cell="leaky_tanh"),
+            *(case(16, 3, 5, dtype, 12, cell=cell) for cell in ("lstm", "gru") for dtype in DTYPES),
+            case(13, 5, 4, "bf16", 7, cell="lstm", layers=2), case(13, 5, 4, "fp32", 7, cell="gru", bidirectional=True),
         ],
     ),
 }  # fmt: skip

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import rnn_triton
+from rnn_triton.cells import named
 from rnn_triton.plan import hardware
 from rnn_triton.plan.cudnn import torch_module
 from rnn_triton.plan.problem import plan_fields
@@ -32,6 +33,7 @@ class Ours(Provider):
 
     name = label = "rnn_triton"
     compiles = True
+    options: dict[str, Any] = {}  # of the module
 
     def version(self) -> str | None:
         return rnn_triton.__version__
@@ -48,7 +50,7 @@ class Ours(Provider):
         return ""
 
     def set_up(self, case: Case, inputs: dict[str, Tensor]) -> Session:
-        module = module_of(rnn_triton, case, inputs["x"])
+        module = module_of(rnn_triton, case, inputs["x"], **self.options)
         return ModuleSession(module, inputs, case) if case.models == 1 else stacked(case, module, inputs)
 
     def plan(self, case: Case, device: torch.device) -> dict[str, Any] | None:
@@ -76,6 +78,16 @@ class OurLayers(Ours):
     def plan(self, case: Case, device: torch.device) -> dict[str, Any] | None:
         with rnn_triton.overriding(recurrences=1):
             return super().plan(case, device)
+
+
+class OurRecompute(Ours):
+    """The same module with recompute=True: what keeping less for the backward pass saves and costs."""
+
+    name, label = "rnn_triton-recompute", "rnn_triton, gates computed again"
+    options = {"recompute": True}
+
+    def unsupported(self, case: Case) -> str:
+        return super().unsupported(case) if named(case.cell).kept else f"{case.cell} keeps y alone: the same as rnn_triton"
 
 
 def plans_on(case: Case, device: Any) -> dict[str, Any]:

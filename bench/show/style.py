@@ -31,6 +31,7 @@ HATCHES = {"bf16": "", "fp16": "///", "fp32 (TF32)": "...", "fp32 (IEEE)": "xxx"
 PROVIDERS: dict[str, Style] = {
     OURS: {"color": "#0072B2", "marker": "o", "linestyle": "-"},
     "rnn_triton-layers": {"color": "#0072B2", "marker": "o", "linestyle": ":", "markerfacecolor": "white"},
+    "rnn_triton-recompute": {"color": "#0072B2", "marker": "D", "linestyle": "--", "markerfacecolor": "white"},
     "cudnn": {"color": "#D55E00", "marker": "s", "linestyle": "--"},
     "cudnn-layers": {"color": "#E69F00", "marker": "D", "linestyle": "-."},
 }
@@ -42,7 +43,10 @@ _OTHERS: tuple[Style, ...] = (
     {"color": "#8A7A00", "marker": "*", "linestyle": (0, (6, 2, 2, 2))},
     {"color": "#7F7F7F", "marker": "p", "linestyle": (0, (4, 1, 1, 1, 1, 1))},
 )
-LABELS = {OURS: "rnn_triton", "rnn_triton-layers": "rnn_triton, a launch a layer", "cudnn": "torch.nn on cuDNN", "cudnn-layers": "cuDNN, a module a layer"}
+LABELS = {
+    OURS: "rnn_triton", "rnn_triton-layers": "rnn_triton, a launch a layer", "rnn_triton-recompute": "rnn_triton, gates again",
+    "cudnn": "torch.nn on cuDNN", "cudnn-layers": "cuDNN, a module a layer",
+}  # fmt: skip
 FLOOR: Style = {"color": "#595959", "marker": "", "linestyle": ":", "linewidth": 1.4}
 TOLERANCE: Style = {"color": "#000000", "marker": "_", "markersize": 9, "linestyle": (0, (1, 2)), "linewidth": 1.2}
 

@@ -155,6 +155,26 @@ def missing(rows: Sequence[Row]) -> Table:
     return Table("missing", "Not measured", ("device", "suite", "case", "no record of"), body)
 
 
+MEMORY = (OURS, "rnn_triton-recompute", *BASELINES)
+
+
+def memory(rows: Iterable[Row]) -> Table:
+    """A line per case that was trained by ours and by torch: the most memory a step takes, ours over torch's"""
+    index = {(r.case, r.provider): r.peak_bytes for r in rows if r.pass_ == "train" and r.status == "ok" and r.peak_bytes}
+    body: Body = []
+    for case in dict.fromkeys(case for case, _ in index):
+        ours, theirs = index.get((case, OURS)), index.get((case, BASELINES[0]))
+        if ours and theirs:
+            found = [index.get((case, name)) for name in MEMORY]
+            body.append((case, *(NONE if b is None else f"{b / 2**20:.1f}" for b in found), f"{ours / theirs:.2f}x"))
+    headings = ("case", *(f"{name}, MiB" for name in MEMORY), "ours over cudnn")
+    return Table(
+        "memory", "Peak memory of a training step", headings, body,
+        "Allocated at most during a forward and backward pass beyond what was there before it: results and gradients are in it, inputs "
+        "and weights are not.",
+    )  # fmt: skip
+
+
 NAMED = 3  # kernels of a call, those that took longest
 
 
@@ -199,7 +219,7 @@ def not_timed(rows: Sequence[Row]) -> list[Table]:
 
 def every(rows: Sequence[Row]) -> list[Table]:
     """All tables of one device's rows that have a line; those of losses even without one."""
-    found = [summary(rows), losses(rows), far_from_floor(rows), *per_suite(rows), published(rows), providers(rows)]
+    found = [summary(rows), losses(rows), far_from_floor(rows), *per_suite(rows), published(rows), providers(rows), memory(rows)]
     found += [kernels(rows), missing(rows), *not_timed(rows)]
     return [table for table in found if table.body or table.name in ("losses", "floor")]
 
