@@ -54,14 +54,62 @@ def test_commands_are_understood(page):
         assert {word for word in words if "=" not in word} <= set(targets), words
 
 
-def test_snippets_run():
-    code = ""
-    for page in PAGES:  # a snippet goes on from those before it on its page
-        snippets = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-        code += f"exec(compile({chr(10).join(snippets)!r}, {page.name!r}, 'exec'), {{}})\n"
-    assert "rnn_triton.RNN(" in code
+def snippets(page):
+    """The code of a page: a snippet goes on from those before it"""
+    return "\n".join(re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL))
+
+
+def test_snippets_run(tmp_path):
+    """from files, whose source Triton reads"""
+    code = "import runpy\n"
+    for page in PAGES:
+        path = tmp_path / f"{page.stem}.py"
+        path.write_text(snippets(page), encoding="utf-8")
+        code += f"runpy.run_path({str(path)!r})\n"
+    assert "rnn_triton.RNN(" in snippets(ROOT / "README.md") and "cells.register(" in snippets(ROOT / "docs" / "own_cell.md")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.interpret
+def test_the_cell_of_the_page_runs_in_the_kernels(tmp_path):
+    """One CTA, and single steps beyond it; two layers; outputs and gradients, the vectors' too, against `step` in fp64.
+
+    Limits: of "ieee" 2^-24 for some hundred terms; of bf16 twice its roundoff 2^-8 for each of two layers"""
+    import runpy
+
+    import torch
+
+    path = tmp_path / "own_cell.py"
+    path.write_text(snippets(ROOT / "docs" / "own_cell.md"), encoding="utf-8")
+    page = runpy.run_path(str(path))
+    for dtype, precision, H, limit in ((torch.float32, "ieee", 24, 1e-5), (torch.float32, "ieee", 150, 1e-5), (torch.bfloat16, None, 24, 2**-6)):
+        torch.manual_seed(0)
+        model = page["rnn_triton"].Recurrent(page["peephole"], 5, H, num_layers=2, dtype=dtype, precision=precision)
+        leaves = dict(model.named_parameters())
+        for name, shape in (("x", (4, 3, 5)), ("h0", (2, 3, H)), ("c0", (2, 3, H))):
+            leaves[name] = torch.randn(shape).to(dtype).requires_grad_()
+        dy = torch.randn(4, 3, H).to(dtype)
+        y, last = model(leaves["x"], (leaves["h0"], leaves["c0"]))
+        got = [y, *last, *torch.autograd.grad((y, *last), list(leaves.values()), (dy, dy[:2], dy[1:3]))]
+
+        wide = {name: t.detach().double().requires_grad_() for name, t in leaves.items()}
+        h, ends = wide["x"], []
+        for n in range(2):
+            w_ih, w_hh, b_ih, b_hh, *vectors = (
+                wide[f"{name}_l{n}"] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "p_i", "p_f", "p_o")
+            )
+            state, ys = (wide["h0"][n], wide["c0"][n]), []
+            for x_t in h:
+                a = (x_t @ w_ih.T + b_ih + state[0] @ w_hh.T + b_hh).chunk(4, -1)
+                state = page["step"](a, state, vectors)
+                ys.append(state[0])
+            h = torch.stack(ys)
+            ends.append(state)
+        last = [torch.stack(parts) for parts in zip(*ends)]
+        gradients = torch.autograd.grad((h, *last), list(wide.values()), [t.double() for t in (dy, dy[:2], dy[1:3])])
+        for name, ours, exact in zip(["y", "hn", "cn", *leaves], got, [h, *last, *gradients], strict=True):
+            assert (ours.double() - exact).norm() <= limit * exact.norm(), (dtype, H, name)
 
 
 def test_every_row_of_the_drop_in_table_is_held_by_a_test():
