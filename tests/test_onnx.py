@@ -33,12 +33,19 @@ class All(torch.nn.Module):
         self.batch_first = rnn_triton.RNN(I, H, 1, "relu", batch_first=True, bidirectional=True)
         self.simple = rnn_triton.SimpleRNN(I, H, 2, batch_first=True)
         self.cell = rnn_triton.RNNCell(I, H, nonlinearity="relu")
+        self.gru = torch.nn.ModuleList([rnn_triton.GRU(I, H, 2, bidirectional=True), rnn_triton.GRU(I, H, bias=False)])
+        self.lstm = torch.nn.ModuleList([rnn_triton.LSTM(I, H, 2, bidirectional=True), rnn_triton.LSTM(I, H, bias=False)])
 
     def forward(self, x, hx):
         found = []
         for network in self.networks:
             found += network(x)
             found += network(x, hx[: len(network.all_weights)])
+        for gru, lstm in zip(self.gru, self.lstm):
+            h, c = hx[: len(gru.all_weights)], hx.cos()[: len(gru.all_weights)]
+            found += [*gru(x), *gru(x, h)]
+            for y, states in (lstm(x), lstm(x, (h, c))):
+                found += [y, *states]
         found += self.batch_first(x.transpose(0, 1), hx[:2])
         found += self.simple(x.transpose(0, 1))
         # a single bias, and time backwards, of the function
@@ -78,6 +85,7 @@ def test_every_kind_of_module_in_onnxruntime():
     program = export(module, (torch.randn(4, 2, I), torch.randn(4, 2, H)), dynamic_shapes=DYNAMIC)
     nodes = [node.op_type for node in program.model.graph]
     assert nodes.count("RNN") == 2 * (1 + 1 + 4 + 2) + 2 + 1 + 1 + 2
+    assert nodes.count("GRU") == nodes.count("LSTM") == 2 * (4 + 1)
     assert not {node.domain for node in program.model.graph} - {""}
     for T, B in ((4, 2), (7, 3), (1, 1)):
         check(program, module, T, B)
@@ -143,9 +151,11 @@ def test_what_onnx_has_no_operator_for():
     table = rnn_triton.onnx.decompositions()
     network = table[torch.ops.rnn_triton.forward.default]
     with pytest.raises(rnn_triton.UnsupportedError, match="ONNX has no operator for an ensemble"):
-        network(torch.zeros(2, 4, 2, I), [], None, None, True, True, "elman_tanh", "forward", None, 0, False)
+        network(torch.zeros(2, 4, 2, I), [], [], None, True, True, "elman_tanh", "forward", None, 0, False, False)
     with pytest.raises(rnn_triton.UnsupportedError, match="dropout"):
-        network(torch.zeros(4, 2, I), [], None, None, False, False, "elman_tanh", "forward", None, 7, False)
+        network(torch.zeros(4, 2, I), [], [], None, False, False, "elman_tanh", "forward", None, 7, False, False)
+    with pytest.raises(rnn_triton.UnsupportedError, match="ONNX has no operator for the cell 'leaky_tanh'"):
+        network(torch.zeros(4, 2, I), [], [], None, False, False, "leaky_tanh", "forward", None, 0, False, False)
 
 
 def test_packed_input_is_refused_by_torch():
