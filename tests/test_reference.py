@@ -6,6 +6,7 @@ import pytest
 import torch
 from support.problems import gradients, like, problem
 
+from rnn_triton import cells
 from rnn_triton.cells import reference
 
 # fp64: 2^-53 a rounding, sqrt(I+H) * T < 30 of them deep, on values up to about 10, and a decade to spare
@@ -50,6 +51,25 @@ def test_rnn_and_its_autograd_match_torch(shape, nonlinearity, reverse, bias, h0
 @kinds
 def test_gradcheck(nonlinearity, reverse):
     assert torch.autograd.gradcheck(lambda *t: reference.rnn(*t, nonlinearity, reverse), problem(3, 2, 3, 4))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("states", [False, True])
+@pytest.mark.parametrize("name, module", [("gru", torch.nn.GRU), ("lstm", torch.nn.LSTM)])
+def test_cells_with_gates_and_their_autograd_match_torch(name, module, states, reverse):
+    T, B, I, H = 5, 3, 7, 4
+    x, *weights_and_states = problem(T, B, I, H, h0=states, cell=name)
+    weights, given = weights_and_states[:4], tuple(t for t in weights_and_states[4:] if t is not None)
+    net = module(I, H, dtype=torch.float64)
+    y, last = reference.recurrence(x, *weights, given, cells.named(name), reverse)
+    hx = None if not given else tuple(t[None] for t in given) if len(given) > 1 else given[0][None]
+    names = dict(zip([n for n, _ in net.named_parameters()], weights))
+    expected, after = torch.func.functional_call(net, names, (x.flip(0) if reverse else x, hx))
+    theirs = [expected.flip(0) if reverse else expected, *[t[0] for t in (after if isinstance(after, tuple) else (after,))]]
+    torch.testing.assert_close([y, *last], theirs, **TOLERANCE)
+    cotangents, leaves = like(theirs), [x, *weights, *given]
+    found, wanted = (gradients(o, cotangents, leaves) for o in ([y, *last], theirs))
+    torch.testing.assert_close(found, wanted, **TOLERANCE)
 
 
 def test_relu_at_zero_and_nan_as_torch():

@@ -18,8 +18,9 @@ from rnn_triton.launch import gemm, launcher
 from rnn_triton.op.gradients import DB, DH0, DW_HH, DX
 
 T, B, I, H = 2, 2, 3, 4
-LAYERS = [dict(), dict(nonlinearity="relu"), dict(reverse=True)]
-layers = pytest.mark.parametrize("layer", LAYERS, ids=["tanh", "relu", "reverse"])
+LAYERS = [ops.Layer(cell, reverse) for cell, reverse in
+          [("elman_tanh", False), ("elman_relu", False), ("elman_tanh", True), ("gru", False), ("lstm", True), ("leaky_tanh", False)]]  # fmt: skip
+layers = pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.cell.name + "-reverse" * layer.reverse)
 
 
 def tensors_of(device, *, grad=True, **options):
@@ -27,16 +28,8 @@ def tensors_of(device, *, grad=True, **options):
     return [None if t is None else t.requires_grad_(grad) for t in found]
 
 
-def ours(**layer):
-    return lambda *tensors: rnn_triton.rnn(*tensors, **layer)
-
-
-def theirs(**layer):
-    return lambda *tensors: reference.rnn(*tensors, **layer)
-
-
-def same(transform, *arguments, **layer):
-    torch.testing.assert_close(transform(ours(**layer))(*arguments), transform(theirs(**layer))(*arguments))
+def same(transform, *arguments, layer=LAYERS[0]):
+    torch.testing.assert_close(transform(layer.ours)(*arguments), transform(layer.theirs)(*arguments))
 
 
 @pytest.fixture
@@ -85,13 +78,13 @@ def test_derivatives_of_order(order, layer, device):
     """First, second and third derivatives of a scalar, exact: create_graph all the way"""
 
     def derivative(function):
-        tensors = tensors_of(device)
+        tensors = tensors_of(device, cell=layer.cell.name)
         value = sum(o.pow(3).sum() for o in function(*tensors))
         for _ in range(order - 1):
             value = sum(g.pow(2).sum() for g in torch.autograd.grad(value, tensors, create_graph=True))
         return torch.autograd.grad(value, tensors)
 
-    found, expected = derivative(ours(**layer)), derivative(theirs(**layer))
+    found, expected = derivative(layer.ours), derivative(layer.theirs)
     for a, e in zip(found, expected, strict=True):  # squares of sums: a thousandfold the unit roundoff an order
         assert (a - e).abs().max() <= 2.0**-53 * 1000**order * e.abs().max()
 
@@ -113,7 +106,7 @@ def test_a_gradient_penalty_is_not_silently_wrong(device):
 
 @layers
 def test_forward_mode(layer, device):
-    tensors = tensors_of(device, grad=False)
+    tensors = tensors_of(device, grad=False, cell=layer.cell.name)
     tangents = like(tensors)
 
     def tangents_of(function):
@@ -121,8 +114,8 @@ def test_forward_mode(layer, device):
             outputs = function(*map(forward_ad.make_dual, tensors, tangents))
             return [forward_ad.unpack_dual(o).tangent for o in outputs]
 
-    torch.testing.assert_close(tangents_of(ours(**layer)), tangents_of(theirs(**layer)))
-    same(lambda f: lambda *t: torch.func.jvp(f, t, tuple(tangents)), *tensors, **layer)
+    torch.testing.assert_close(tangents_of(layer.ours), tangents_of(layer.theirs))
+    same(lambda f: lambda *t: torch.func.jvp(f, t, tuple(tangents)), *tensors, layer=layer)
 
 
 def test_hessian(device):
@@ -155,7 +148,7 @@ def test_func_grad(device, launches):
     def gradient(f):
         return torch.func.grad(lambda *t: f(*t)[0].pow(2).sum(), argnums=tuple(range(6)))
 
-    gradient(ours())(*tensors)
+    gradient(rnn_triton.rnn)(*tensors)
     assert len(launches) == 2
     same(gradient, *tensors)
     same(lambda f: torch.func.grad(lambda *t: gradient(f)(*t)[2].pow(2).sum()), *tensors)
@@ -169,7 +162,7 @@ def test_stacked_inputs_join_the_batch(in_dims, device, launches):
     def mapped(f):
         return torch.vmap(lambda x, h0: f(x, *weights, h0), in_dims=in_dims)
 
-    mapped(ours())(*given)
+    mapped(rnn_triton.rnn)(*given)
     assert len(launches) == 1
     same(mapped, *given)
 
@@ -186,7 +179,7 @@ def test_per_sample_gradients(device, launches, products):
 
         return torch.vmap(torch.func.grad(loss, argnums=(1, 2, 3, 4)), in_dims=(0, *[None] * 4))
 
-    per_sample(ours())(xs, *weights)
+    per_sample(rnn_triton.rnn)(xs, *weights)
     assert (len(launches), len(products)) == (2, 3)  # dw_ih; dw_hh in two terms
     same(per_sample, xs, *weights)
 
@@ -217,8 +210,8 @@ def test_what_is_frozen_costs_no_gemm(wanted, count, device, products):
 @layers
 @pytest.mark.parametrize("h0", [False, True])
 def test_loss_of_hn_alone(h0, layer, device, launches):
-    tensors = tensors_of(device, h0=h0)
-    (_, hn), (_, expected) = rnn_triton.rnn(*tensors, **layer), reference.rnn(*tensors, **layer)
+    tensors = tensors_of(device, h0=h0, cell=layer.cell.name)
+    (_, hn, *_), (_, expected, *_) = layer.ours(*tensors), layer.theirs(*tensors)
     c = like([hn])
     found = gradients([hn], c, tensors)
     assert launches[1][6] is None  # no tensor of zeros for the gradient of y
@@ -260,7 +253,7 @@ def test_other_in_place_edits_change_nothing(edit, device):
         return torch.autograd.grad(y.pow(2).sum() + hn.pow(2).sum(), tensors)
 
     apart = lambda *t: [o.clone() for o in reference.rnn(*t)]  # noqa: E731  (whose hn is saved, too)
-    torch.testing.assert_close(found(ours()), found(apart))
+    torch.testing.assert_close(found(rnn_triton.rnn), found(apart))
 
 
 def test_in_place_edit_of_a_modules_view(device):
