@@ -83,6 +83,7 @@ def test_the_cell_of_the_page_runs_in_the_kernels(tmp_path):
     path = tmp_path / "own_cell.py"
     path.write_text(snippets(ROOT / "docs" / "own_cell.md"), encoding="utf-8")
     page = runpy.run_path(str(path))
+    page["rnn_triton"].check_cell(page["peephole"])
     for dtype, precision, H, limit in ((torch.float32, "ieee", 24, 1e-5), (torch.float32, "ieee", 150, 1e-5), (torch.bfloat16, None, 24, 2**-6)):
         torch.manual_seed(0)
         model = page["rnn_triton"].Recurrent(page["peephole"], 5, H, num_layers=2, dtype=dtype, precision=precision)

@@ -35,8 +35,7 @@ def explain(
     `direction` is the pass, "forward" or "backward". `models` is the size of an ensemble, as torch.vmap over weights makes it; B
     is then the batch of one model. `num_layers`, `bidirectional` and `dropout` are those of rnn_triton.RNN. `device` is a torch
     device, a hardware.Device record, or None for the current GPU (an H200 where there is none). `precision` is that of
-    rnn_triton.rnn. `cell`, "lstm" or "gru", asks about that cell, and
-    `nonlinearity` is then ignored: kernels, planner and launches run it, but no module does yet.
+    rnn_triton.rnn. `cell` is the name of a registered cell, such as "lstm" or "gru"; `nonlinearity` is then ignored.
 
     Raises ValueError for an argument that no layer can have. Where no plan runs the problem the text says so.
     """
