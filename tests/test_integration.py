@@ -18,6 +18,7 @@ from support import ops, ranks
 from support.problems import problem
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -60,27 +61,29 @@ def test_opcheck_by_the_kernels(device):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast(dtype, device):
+@pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
+def test_autocast(name, dtype, device):
     """16-bit kernels and outputs; gradients of fp32 parameters and of fp32 x in fp32, close to fp64's"""
     T, B, I, H = 3, 2, 5, 18
-    net = rnn_triton.RNN(I, H, device=device)
-    exact = torch.nn.RNN(I, H).double()
+    net = getattr(rnn_triton, name)(I, H, device=device)
+    exact = getattr(torch.nn, name)(I, H).double()
     exact.load_state_dict(net.state_dict())
     x = data(T, B, I).to(device).requires_grad_()
     x64 = x.detach().double().cpu().requires_grad_()
     with torch.autocast(torch.device(device).type, dtype):
-        y, hn = net(x)
-    assert y.dtype is hn.dtype is dtype
-    (y.float().pow(2).sum() + hn.float().sum()).backward()
-    y64, hn64 = exact(x64)
-    (y64.pow(2).sum() + hn64.sum()).backward()
+        y, *last = plain(net(x))
+    assert {t.dtype for t in (y, *last)} == {dtype}
+    (y.float().pow(2).sum() + sum(t.float().sum() for t in last)).backward()
+    y64, *last64 = plain(exact(x64))
+    (y64.pow(2).sum() + sum(t.sum() for t in last64)).backward()
     # weights, x and every state are rounded once, relative rms u / sqrt(3), and errors of T steps add in quadrature; a
     # gradient takes as many steps back, in products of two such values: as in tests/test_kernels.py, of 16-bit operands
     unit = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}[dtype]
-    pairs = [(y, y64), (hn, hn64), (x.grad, x64.grad)]
+    kept = {"RNN": 0, "GRU": 5, "LSTM": 6}[name]  # tiles, each of which is rounded once, too
+    pairs = [(y, y64), *zip(last, last64, strict=True), (x.grad, x64.grad)]
     pairs += [(a.grad, b.grad) for a, b in zip(net.parameters(), exact.parameters(), strict=True)]
     for got, expected in pairs:
-        limit = 4 * 3 * unit * (2 * T + 1) ** 0.5
+        limit = 4 * 3 * unit * (1 + kept) ** 0.5 * (2 * T + 1) ** 0.5
         assert (got.double().cpu() - expected).norm() <= limit * expected.norm()
     assert all(p.grad.dtype is torch.float32 for p in (x, *net.parameters()))
     assert all(p.dtype is torch.float32 for p in net.parameters())
@@ -433,7 +436,7 @@ def test_two_ranks_are_one_process(tmp_path):
 
 def plain(result):
     """The tensors of a result of a module"""
-    return [t.data if isinstance(t, PackedSequence) else t for t in (result if isinstance(result, tuple) else (result,))]
+    return tree_leaves(tree_map(lambda t: t.data if isinstance(t, PackedSequence) else t, result))
 
 
 MODULES = [
@@ -441,12 +444,13 @@ MODULES = [
     lambda package: package.RNN(5, 7, 2, "relu", batch_first=True, bidirectional=True),
     lambda package: package.RNN(5, 7, 3, bias=False, dropout=0.5).eval(),
     lambda package: package.RNNCell(5, 7),
+    lambda package: package.GRU(5, 7, 2, bidirectional=True),
 ]
-STATES = [(1, 3, 7), (4, 3, 7), (3, 3, 7), (3, 7)]
+STATES = [(1, 3, 7), (4, 3, 7), (3, 3, 7), (3, 7), (4, 3, 7)]
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit")  # deprecated
-@pytest.mark.parametrize("make", MODULES)
+@pytest.mark.parametrize("make", [*MODULES, lambda package: package.LSTM(5, 7, 2, bidirectional=True)])
 @pytest.mark.parametrize("grad", [True, False])
 def test_jit_trace(make, grad):
     """Traced in either mode, saved and loaded: other T and B, and gradients of input, state and weights"""
