@@ -223,12 +223,15 @@ def _gated(problem: Problem, form: Form, h_pad: int, choices: Mapping[str, Any],
         home = "registers"
     # Forward the products of the gates fill each other's gaps.  Backward two chains share the barriers of all exchanged tiles.
     two_chains = not forward and h_pad >= form.two_chains_from
+    warps = min(8, h_pad // 16)
+    # Ragged rows take a register an element until they are packed, so W_hh is padded in global memory first.
+    ragged_h = form.formulation != "fma" and problem.H % (h_pad // (8 * warps)) != 0
     weights = f"{number * h_pad * h_pad * size / 1024:.3g} KB as padded to {h_pad} units of {count(number, 'gate')}"
     held = "registers and shared memory" if form.formulation == "fma" else "registers"
     where = _HOMES[home] + f" (no room for I={problem.I} beside W_hh)" * (home == "gemm")
     return OneCta(
-        block_b=8, warps=min(8, h_pad // 16), formulation=form.formulation, precision=form.precision, accuracy=accuracy(problem),
-        h_pad=h_pad, w_ih_home=home, chunk=form.chunk, chains=2 if two_chains else 1, x_depth=1, pad_w_hh=False,
+        block_b=8, warps=warps, formulation=form.formulation, precision=form.precision, accuracy=accuracy(problem),
+        h_pad=h_pad, w_ih_home=home, chunk=form.chunk, chains=2 if two_chains else 1, x_depth=1, pad_w_hh=ragged_h,
         reason=f"W_hh ({weights}) fits in the {held} of one CTA{where}",
     )  # fmt: skip
 
