@@ -595,6 +595,7 @@ def test_the_models_table_goes_beyond_one_cta():
 
 
 def test_host_cost_runs_no_kernel_and_restores_everything():
+    import rnn_triton
     from rnn_triton import rnn
     from rnn_triton.interpret import interpreter
     from rnn_triton.launch import dispatch, gemm
@@ -607,7 +608,12 @@ def test_host_cost_runs_no_kernel_and_restores_everything():
         y, hn = rnn(*tensors)
         assert y.shape == (2, 1, 4) and hn.shape == (1, 4)
         gradients = torch.autograd.grad(y.sum(), tensors)
+        lstm = rnn_triton.LSTM(16, 16, dtype=torch.bfloat16)
+        y, _ = lstm(torch.zeros(2, 1, 16, dtype=torch.bfloat16))
+        torch.autograd.grad(y.sum(), list(lstm.parameters()))
     assert [g.shape for g in gradients] == [t.shape for t in tensors]
+    with mock.patch.object(host, "host_us", lambda call: (call(), (1.0, 2.0, 3.0))[1]):
+        assert set(host.measure()) == {f"{prefix}{name}" for prefix in ("", "empty ", "lstm ") for name in host.TARGETS_US}
     assert before == (dispatch.forward, dispatch.backward, gemm.matmul, gemm.wide, interpreter.active)
 
 

@@ -58,22 +58,26 @@ class Empty(torch.autograd.Function):
 def measure() -> dict[str, tuple[float, float, float]]:
     """(p20, median, p80) microseconds per call of rnn_triton.rnn: "fwd" under no_grad, "train" with backward.
 
-    "empty fwd" and "empty train" are the same for the Function that does nothing: the part no code can save.
+    "empty fwd" and "empty train" are the same for the Function that does nothing: the part no code can save. "lstm fwd" and "lstm
+    train": of a module rnn_triton.LSTM.
     """
     dtype = torch.bfloat16
-    shapes = ((T, B, H), (H, H), (H, H), (H,), (H,), (B, H))
-    tensors = [torch.empty(shape, dtype=dtype) for shape in shapes]
-    leaves = [t.clone().requires_grad_() for t in tensors]
+    x, *others = [torch.empty(shape, dtype=dtype) for shape in ((T, B, H), (H, H), (H, H), (H,), (H,), (B, H))]
+    module = rnn_triton.LSTM(H, H, dtype=dtype)
     dy = torch.empty(T, B, H, dtype=dtype)
+    calls: dict[str, tuple[Callable[..., Any], list[torch.Tensor]]] = {
+        "": (rnn_triton.rnn, others), "empty ": (Empty.apply, others), "lstm ": (lambda x, *_: module(x), list(module.parameters())),
+    }  # fmt: skip
 
-    def train(call: Callable[..., Any]) -> None:
+    def train(call: Callable[..., Any], leaves: list[torch.Tensor]) -> None:
         y, _ = call(*leaves)
         torch.autograd.grad(y, leaves, dy)
 
     found = {}
     with nothing_runs():
-        for prefix, call in (("", rnn_triton.rnn), ("empty ", Empty.apply)):
+        for prefix, (call, tensors) in calls.items():
             with torch.no_grad():
-                found[f"{prefix}fwd"] = host_us(lambda: call(*tensors))
-            found[f"{prefix}train"] = host_us(lambda: train(call))
+                found[f"{prefix}fwd"] = host_us(lambda: call(x, *tensors))
+            leaves = [x.clone().requires_grad_(), *(t if t.requires_grad else t.clone().requires_grad_() for t in tensors)]
+            found[f"{prefix}train"] = host_us(lambda: train(call, leaves))
     return found

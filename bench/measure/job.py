@@ -171,7 +171,7 @@ def run_host() -> str:
     found = host.measure()
     parts = [
         f"{name} {found[name][1]:.0f} us (target {target:.0f}; an autograd.Function that does nothing: "
-        f"{found[f'empty {name}'][1]:.0f})"
+        f"{found[f'empty {name}'][1]:.0f}; a module LSTM: {found[f'lstm {name}'][1]:.0f})"
         for name, target in host.TARGETS_US.items()
     ]
     return f"host cost per call on this CPU, launches and GEMMs replaced by torch.empty, medians: {'; '.join(parts)}"
