@@ -593,6 +593,29 @@ def test_export(module):
     torch.testing.assert_close(program.module()(data(9, 6, I)), ours(data(9, 6, I)), **TOLERANCE)
 
 
+class Within(nn.Module):
+    def __init__(self, recurrence):
+        super().__init__()
+        self.recurrence = recurrence
+
+    def forward(self, x, hx):
+        return self.recurrence(2 * x, hx)
+
+
+def test_leaves_of_fx():
+    built = [pair(**options)[0] for options in MODULES]
+    built += [copy.deepcopy(built[2]), pickle.loads(pickle.dumps(built[1]))]
+    built += [rnn_triton.Recurrent("gru", I, H, dtype=torch.float64), rnn_triton.LeakyRNN(I, H, leak=0.5, dtype=torch.float64)]
+    for module in built:
+        x, hx = data(T, B, I), state(module, B)
+        graph = torch.fx.symbolic_trace(Within(module))
+        assert [n.target for n in graph.graph.nodes if n.op == "call_module"] == ["recurrence"]
+        torch.testing.assert_close(graph(x, hx), module(2 * x, hx), rtol=0, atol=0)
+    for cls in (rnn_triton.GRUCell, rnn_triton.LSTMCell):
+        graph = torch.fx.symbolic_trace(Within(cls(I, H)))
+        assert [n.target for n in graph.graph.nodes if n.op == "call_module"] == ["recurrence"]
+
+
 # ---- SimpleRNN ---------------------------------------------------------------------------------------------
 
 

@@ -180,3 +180,38 @@ def test_leak_of_a_function():
     torch.testing.assert_close(results[0], results[1].sum(), **TOLERANCE)
     reverse = rnn_triton.leaky(x.flip(0), w_ih, w_hh, 0.25, reverse=True)
     torch.testing.assert_close((reverse[0].flip(0), reverse[1]), number, **TOLERANCE)
+
+
+# ---- through the kernels ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("learn", [False, True])
+@pytest.mark.parametrize("options", [dict(nonlinearity="relu"), dict(num_layers=2, bidirectional=True, bias=False)])
+def test_leaky_by_the_kernels(learn, options, device):
+    leak = torch.tensor([0.1, 0.5, 0.9, 0.99])
+    module = rnn_triton.LeakyRNN(I, H, leak=leak, learn_leak=learn, dtype=torch.float64, device=device, **options)
+    x = data(3, B, I).to(device).requires_grad_()
+    first = state(module, B).to(device).requires_grad_()
+    results = []
+    for outputs in (module(x, first), loop(module, x, first)):
+        results.append((outputs, gradients(outputs, like(outputs), [x, first, *module.parameters()])))
+    torch.testing.assert_close(*results, **TOLERANCE)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize(
+    "name, options",
+    [("GRU", {}), ("LSTM", {}), ("LSTM", dict(proj_size=2)), ("GRU", dict(num_layers=2)), ("LSTM", dict(bidirectional=True))],
+)
+def test_recomputed_gates_give_torchs_gradients(recompute, name, options, device):
+    ours = getattr(rnn_triton, name)(I, H, recompute=recompute, dtype=torch.float64, device=device, **options)
+    theirs = getattr(nn, name)(I, H, dtype=torch.float64, **options)
+    theirs.load_state_dict(ours.state_dict())
+    results = []
+    for module, where in ((ours, device), (theirs, "cpu")):
+        x = data(3, B, I).to(where).requires_grad_()
+        states = [t.to(where).requires_grad_() for t in flat(state(theirs, B))]
+        outputs = flat(module(x, tuple(states) if len(states) > 1 else states[0]))
+        found = gradients(outputs, [t.to(where) for t in like(outputs)], [x, *states, *module.parameters()])
+        results.append([t.cpu() for t in (*outputs, *found)])
+    torch.testing.assert_close(*results, **TOLERANCE)
