@@ -13,8 +13,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cooperative import cooperate
+from cooperative import RaceError, cooperate
+from support import stuck
 from support.grids import KINDS
+from support.mutants import Change, patched
 
 from rnn_triton import overriding
 from rnn_triton.cells import named
@@ -258,15 +260,19 @@ GROUPS = dict(regime="cta_group", warps=4, units=16, block_b=8)
 @pytest.mark.parametrize("linked, dropped", [(True, None), (True, 20000), (False, None)])
 @pytest.mark.parametrize("how, I", [(GROUPS, 24), (dict(regime="one_cta"), 24), (dict(regime="one_cta"), 100)], ids=str)
 def test_layers_and_directions(name, linked, dropped, how, I):
-    """What passes through two layers is rounded in both.  Wide inputs are projected before."""
-    T, kept, state = 3, named(name).kept, KINDS["bf16"][3]
-    limit = 4 * state * (1 + kept) ** 0.5 * (4 * T + 1) ** 0.5
+    """Wide inputs are projected before."""
     with overriding(**how):
-        network = Network(name, linked, T, 3, I, 29, dropped)
-        for n, (value, exact) in enumerate(zip(network.run(), network.expected(), strict=True)):
-            assert value.shape == exact.shape
-            error = (value.double() - exact).norm() / exact.norm()
-            assert error <= limit, f"number {n}: error {error:.2e} > {limit:.2e}"
+        check_network(Network(name, linked, 3, 3, I, 29, dropped))
+
+
+def check_network(network):
+    """What passes through two layers is rounded in both."""
+    T, kept, state = network.x.shape[0], named(network.name).kept, KINDS["bf16"][3]
+    limit = 4 * state * (1 + kept) ** 0.5 * (4 * T + 1) ** 0.5
+    for n, (value, exact) in enumerate(zip(network.run(), network.expected(), strict=True)):
+        assert value.shape == exact.shape
+        error = (value.double() - exact).norm() / exact.norm()
+        assert error <= limit, f"number {n}: error {error:.2e} > {limit:.2e}"
 
 
 @pytest.mark.interpret
@@ -317,3 +323,102 @@ def test_where_weights_of_gates_stay(name, direction, dtype, precision, H, regim
     assert plan.regime == regime
     if regime == "one_cta" and direction == "forward":
         assert plan.w_ih_home == "gemm"
+
+
+# ---- one CTA each: failures, and defects that these tests notice ----------------------------------------------------
+
+
+@contextlib.contextmanager
+def launched_with(*changes):
+    """Launches are of the changed source."""
+    with patched(*changes) as kernels, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dispatch, "recurrence", kernels.recurrence)
+        dispatch._launch_for.cache_clear()
+        try:
+            yield kernels
+        finally:
+            dispatch._launch_for.cache_clear()
+            faults.word(torch.device("cpu")).zero_()
+
+
+@pytest.mark.interpret
+@pytest.mark.parametrize("name, direction", [("lstm", "forward"), ("gru", "forward"), ("lstm", "backward")])
+def test_layers_that_fail_leave_nan_in_all_results(name, direction):
+    """The first layer to run fails in the step behind the third, for no reason; so the other one does not get its x."""
+    T = 6
+    network = Network(name, True, T, 3, 24, 29)
+    linked = (network.bundle, 0)
+    settings = (name, False, None)
+    stuck_here = dict(races="off", max_idle=20 * 64, continued=True)
+    with overriding(regime="one_cta"):
+        with grouped("forward"):
+            y, _, kept = dispatch.forward(network.x, *network.columns, network.states, *settings, True, None, linked)
+        with launched_with(stuck.gives_up_alone(0)) as kernels, grouped(direction, **stuck_here):
+            kernels.operands.SPIN_LIMIT = 64
+            if direction == "forward":
+                found, states, kept = dispatch.forward(network.x, *network.columns, network.states, *settings, True, None, linked)
+            else:
+                w_ih, w_hh, *_ = network.columns
+                found, states = dispatch.backward(w_hh, y, kept, network.dy, network.dstates, *settings, None, linked, w_ih)
+            assert faults.word(torch.device("cpu")).item() != 0
+    results = [found] + [kept] * (direction == "forward")
+    for result in results:
+        in_order = result if direction == "forward" else result.flip(0, 1)
+        assert in_order[:, -2:].isnan().all() and in_order[:, :2].isfinite().all()
+    assert all(state.isnan().all() for state in states if state is not None)
+
+
+CHANGES = {  # what is changed in kernels/one_cta.py, and the test that notices it
+    "layers carry the same": ("        carried_ptr += layer * (step_own * ROUTES.carried)\n", "", ("network", "lstm", True, 24)),
+    "layers keep the same": ("        kept_ptr += layer * (T * step_own * ROUTES.kept)\n", "", ("network", "lstm", True, 24)),
+    "layers have the same vectors": ("        vectors_ptr += layer * (ROUTES.vectors * H)\n", "", ("network", "leaky_tanh", True, 24)),
+    "the gradients of the wrong gates from above": (" + (PUBLISHED * H - K_IN)", "", ("network", "gru", True, 24)),
+    "GRU's fourth part is added early": (
+        "tiles = replaced(tiles, PARTS[g], tiles[PARTS[g]] + products[g])", "tiles = replaced(tiles, g, tiles[g] + products[g])",
+        ("network", "gru", True, 24),
+    ),
+    "directions take the same u": ("u_ptr += lane * (len(INTO) * U.length)", "u_ptr += lane * H", ("network", "lstm", False, 100)),
+    "models carry the same": ("        carried_ptr += model * (step_own * ROUTES.carried)\n", "", ("models", "lstm")),
+    "models have the same vectors": ("        vectors_ptr += model * (ROUTES.vectors * H)\n", "", ("models", "leaky_tanh")),
+    "a gate's product in the wrong part": ("v = tl.dot(w[n][0], s_n[0], a[ROUTES.rec_parts[n]]", "v = tl.dot(w[n][0], s_n[0], a[0]", ("case", "lstm")),
+    "b_hn outside r": ("if HAS.bias1 and _place(ROUTES.rec_parts, n) >= 0", "if HAS.bias1 and _place(INTO, n) >= 0", ("case", "gru")),
+    "what is carried is rounded": (
+        "        kept = saved_tiles(kept, carried, ROUTES)\n",
+        "        kept = saved_tiles(kept, carried, ROUTES)\n        if ROUTES.carried > 0:\n"
+        "            carried = replaced(carried, 0, carried[0].to(tl.float32).to(ACC))\n", ("case", "lstm", "fp64"),
+    ),
+    "dc of the last step is dropped": ("load_state(carried_ptr + n * step_own, H, rows, True, OWN", "load_state(carried_ptr + n * step_own, H, rows, FIRST_IS_STATE, OWN", ("case", "lstm")),
+    "the gradient of a vector of the last step alone": (
+        "        kept = saved_tiles(kept, carried, ROUTES)\n",
+        "        kept = saved_tiles(kept, carried, ROUTES)\n        if ROUTES.carried > 1:\n"
+        "            carried = replaced(carried, 1, carried[1] * (step + 1 == T))\n", ("case", "leaky_relu"),
+    ),
+}  # fmt: skip
+
+
+def noticed_by(what, name, *of):
+    """Runs a test above, as it is or of a changed source."""
+    with overriding(regime="one_cta"):
+        if what == "network":
+            linked, I = of
+            check_network(Network(name, linked, 3, 3, I, 29))
+        elif what == "models":
+            check_models(name, Case(name, "bf16", 3, 2, 8, 13))
+        else:
+            Case(name, *of or ["tf32"], 3, 3, 16, 16).check()
+
+
+@pytest.mark.interpret
+@pytest.mark.parametrize("what", CHANGES)
+def test_defects_are_noticed(what):
+    old, new, by = CHANGES[what]
+    with launched_with(Change("one_cta.py", old, new)):
+        with pytest.raises((AssertionError, RaceError)):
+            noticed_by(*by)
+
+
+@pytest.mark.interpret
+@pytest.mark.parametrize("by", sorted({by for *_, by in CHANGES.values()}, key=str), ids=str)
+def test_the_source_as_it_is_passes(by):
+    with launched_with():
+        noticed_by(*by)
