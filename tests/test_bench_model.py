@@ -99,6 +99,19 @@ def test_layers_above_the_first_read_both_directions():
     assert estimate.problems(case) == (estimate.layers(case)[0].forward, estimate.layers(case)[0].backward)
 
 
+def test_all_gates_count_and_what_they_keep_does_in_training_alone():
+    plain, lstm, gru = (cases.case(4096, 1024, 8, "bf16", cell=cell) for cell in ("elman_tanh", "lstm", "gru"))
+    products = [estimate.gemms(estimate.problems(case)[0], H200)[0] for case in (plain, lstm, gru)]
+    assert products[1:] == pytest.approx([4 * products[0], 3 * products[0]])
+    floors = [estimate.of_case(case, "fwd", H200).floor_us for case in (plain, lstm, gru)]
+    assert floors[1:] == pytest.approx([4 * floors[0], 3 * floors[0]], rel=0.01)
+    # bound by DRAM: x and y, in training 5 kept tiles more; then dy, these 5, and the gradients of 4 pre-activations
+    forward, train = (estimate.of_case(cases.case(16, 2**17, 8, "bf16", cell="gru"), pass_, H200) for pass_ in cases.PASSES)
+    row = 2**17 * 16 * 2 / 4.8e6
+    assert forward.floor_us == pytest.approx(2 * row)
+    assert train.floor_us == pytest.approx((2 + 5 + 1 + 5 + 4) * row)
+
+
 def test_directions_run_side_by_side():
     one = cases.case(128, 16, 512, "bf16")
     of_one, of_two = (estimate.of_case(replace(one, bidirectional=b), "fwd", H200) for b in (False, True))

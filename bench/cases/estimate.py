@@ -124,21 +124,21 @@ def _floor(case: Case, network: tuple[Layer, ...], train: bool, device: Device, 
     kept = routes(forward[0]).kept * case.layers * every  # written forward, read backward
     products = sum(2.0 * p.B * G * p.H * (p.H + p.I) for p in forward)
     busy = _busy(case, products, case.I + (every * case.layers + kept if train else every), device)  # x in, the last y or all y out
-    floor = max(_chain(case, forward, device, constants), real * busy)
+    floor = max(_chain(case, forward, device, constants, train), real * busy)
     if not train:
         return floor
     # the recurrence and the GEMMs that follow it: they, too, may overlap
     products = sum(2.0 * p.B * G * p.H * p.H for p in backward) + sum(_gemm_flop(p) for p in forward)
     busy = _busy(case, products, 2 * case.I + every * (case.layers + 1) + kept, device)  # x, every y, dy in and dx out
-    return floor + max(_chain(case, backward, device, constants), real * busy)
+    return floor + max(_chain(case, backward, device, constants, train), real * busy)
 
 
-def _chain(case: Case, problems: list[Problem], device: Device, constants: Constants) -> float:
+def _chain(case: Case, problems: list[Problem], device: Device, constants: Constants, train: bool) -> float:
     """Of one direction of one model, which has the chip for itself; T steps of the slowest layer and one of each other. Of
     sequences of different lengths one row alone is sure to have T steps."""
     if case.lengths != "full":
         problems = [replace(problem, B=1) for problem in problems]
-    steps = [floor_us(problem, device, constants) for problem in problems]
+    steps = [floor_us(problem, device, constants, train) for problem in problems]
     if case.bidirectional:
         return sum(steps)
     return max(steps) + (sum(steps) - max(steps)) / case.T

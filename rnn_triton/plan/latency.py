@@ -206,10 +206,11 @@ def launch_us(problem: Problem, plan: Plan, device: Device, T: int, constants: C
 # ---- floor ----------------------------------------------------------------------------------------------------------
 
 
-def floor_us(problem: Problem, device: Device, constants: Constants = CONSTANTS) -> float:
-    """Returns a bound in us: no plan of the three regimes runs a step of this problem in less time."""
+def floor_us(problem: Problem, device: Device, constants: Constants = CONSTANTS, keep: bool = True) -> float:
+    """Returns a bound in us: no plan of the three regimes runs a step of this problem in less time.  Without `keep`, as in inference,
+    the forward pass saves nothing for the backward one."""
     regimes = (_floor_one_cta, _floor_cta_group, _floor_per_step)
-    return max(min(floor(problem, device, constants) for floor in regimes), _traffic(problem) / rates(device).dram)
+    return max(min(floor(problem, device, constants) for floor in regimes), _traffic(problem, keep) / rates(device).dram)
 
 
 def _floor_one_cta(problem: Problem, device: Device, c: Constants) -> float:
@@ -427,10 +428,10 @@ def _cycles(problem: Problem, rows: int, inputs: int, device: Device, c: Constan
     }
 
 
-def _traffic(problem: Problem) -> float:
+def _traffic(problem: Problem, keep: bool = True) -> float:
     """Returns the bytes that a step must move through DRAM: x (of each model), y and what is kept forward; dy, y or what was kept, and
     da backward."""
     cell = routes(problem)
-    tiles = 1 + cell.kept + (0 if problem.direction == "forward" else cell.reads_y + cell.published)
+    tiles = 1 + cell.kept * keep + (0 if problem.direction == "forward" else cell.reads_y + cell.published)
     values = _inputs(problem) + tiles * problem.H
     return problem.models * problem.B * values * SIZES[problem.dtype]
