@@ -58,7 +58,7 @@ def launches(monkeypatch):
 def rnn(x, layers, h0, precision=None, **options):
     """(y, hn) of functional.network, of weights layer by layer"""
     flat = [t for layer in layers for t in layer]
-    y, (hn,) = functional.network(x, flat, [h0], cells.named("elman_tanh"), precision=precision, **options)
+    y, (hn,) = functional.network(x, flat, [] if h0 is None else [h0], cells.named("elman_tanh"), precision=precision, **options)
     return y, hn
 
 
