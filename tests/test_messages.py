@@ -140,6 +140,10 @@ TORCHS = {
     "cell of LSTM, size of c": both(cell, z(B, I), (z(B, H), z(B, 7)), name="LSTMCell"),
     "cell of GRU, hx of 4 dimensions": both(cell, z(B, I), z(1, 1, B, H), name="GRUCell"),
     "cell of GRU, dtype": both(cell, z(B, I, **double), name="GRUCell"),
+    # which of two torch names first
+    "cell, dtypes": both(cell, z(B, I, **double), z(B, H, dtype=torch.bfloat16)),
+    "cell of GRU, dtypes": both(cell, z(B, I, **double), z(B, H, dtype=torch.bfloat16), name="GRUCell"),
+    "cell of LSTM, dtypes": both(cell, z(B, I, **double), (z(B, H, dtype=torch.bfloat16), z(B, H)), name="LSTMCell"),
 }
 
 # Torch's words, where torch has them at another place than we do, or of another size: (call, error class, message).
