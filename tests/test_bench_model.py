@@ -91,6 +91,8 @@ def test_throughput_of_a_stack_adds_up():
     of_one, of_four = (estimate.of_case(replace(one, layers=n), "fwd", H200) for n in (1, 4))
     assert products <= of_one.floor_us < 1.1 * products  # and a chain that cannot overlap with them
     assert of_four.floor_us == pytest.approx(4 * products)
+    gated = estimate.of_case(replace(one, layers=4, cell="lstm"), "fwd", H200)
+    assert gated.floor_us == pytest.approx(4 * 4 * products)
 
 
 def test_layers_above_the_first_read_both_directions():

@@ -208,11 +208,7 @@ def test_ours_runs_every_cell(cell, name):
         if name == "rnn_triton-recompute" and cell == "elman_relu":
             assert "keeps y alone" in provider.unsupported(of)
         elif not provider.unsupported(of):
-            try:
-                verdict = check.gate(of, provider, CPU)
-            except UnsupportedError as error:  # says so itself, as long as it does not
-                assert name == "rnn_triton-recompute" and "recompute must be False" in str(error)
-                continue
+            verdict = check.gate(of, provider, CPU)
             assert verdict.ok and verdict.worst() < 0.5, verdict.message
             assert ("dleak_l0" in verdict.errors) == cell.startswith("leaky")
 
