@@ -113,6 +113,18 @@ def test_the_cell_of_the_page_runs_in_the_kernels(tmp_path):
             assert (ours.double() - exact).norm() <= limit * exact.norm(), (dtype, H, name)
 
 
+def test_estimates_of_lstm_and_gru_are_the_models():
+    from bench.cases.estimate import of_case
+    from bench.cases.suites import parse
+    from rnn_triton.plan.hardware import RECORDS
+
+    rows = re.findall(r"^\| `(\S+)` \| (\S+) \| (\S+) \| (\S+) \|$", (ROOT / "docs" / "cta_group.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(rows) == 12
+    for name, *said in rows:
+        forward, train = (of_case(parse(name), pass_, RECORDS["sm_90"]) for pass_ in ("fwd", "train"))
+        assert said == [f"{us:.2f}" for us in (forward.floor_us, forward.practical_us, train.practical_us)], name
+
+
 def test_every_row_of_the_drop_in_table_is_held_by_a_test():
     text = (ROOT / "docs" / "dropin.md").read_text(encoding="utf-8")
     section = text.split("## What works here", 1)[1].split("\n## ", 1)[0]

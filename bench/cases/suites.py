@@ -135,7 +135,10 @@ _SUITES: dict[str, tuple[str, Iterable[Case]]] = {
         "many independent networks at once",
         (c for models in (1, 4, 16, 64, 256) for c in _each([(128, 8, 512)], models=models)),
     ),
-    "first": ("what the first run on a GPU times", (case(*shape) for shape in _FIRST)),
+    "first": (
+        "what the first run on a GPU times",
+        [*(case(*shape) for shape in _FIRST), *(case(*shape, cell=cell) for cell, shape in _QUICK_GATES)],
+    ),
     "check": (
         "tiny: right or wrong, for the interpreter too",
         [
