@@ -35,7 +35,10 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.mark.executed("ptx-forward-T=3-B=5-I=13-H=40-cell=lstm", "ptx-backward-T=3-B=11-I=8-H=20-kind=tf32-warps=8-home=shared-cell=gru")
+@pytest.mark.executed(
+    "ptx-forward-T=3-B=5-I=13-H=40-cell=lstm", "ptx-backward-T=3-B=11-I=8-H=20-kind=tf32-warps=8-home=shared-cell=gru",
+    "ptx-backward-T=3-B=5-I=13-H=40-cell=leaky_tanh",
+)
 @pytest.mark.thin(3)
 @pytest.mark.parametrize("direction, case, mode", [
     pytest.param(direction, case.having(cell=name), MODES[i % len(MODES)], id=f"{direction}-{case.having(cell=name)}")

@@ -105,7 +105,7 @@ def check(device, name, kind, T, B, I, H, reverse=False, chains=1, **changes):
 
 
 # one chain and two; x from registers, behind the step, and by a GEMM; padding of H; two batch tiles; both ways through time
-@pytest.mark.executed("ptx-bf16-4-3-24-32-how0-gru", "ptx-tf32-4-3-16-64-how2-lstm")
+@pytest.mark.executed("ptx-bf16-4-3-24-32-how0-gru", "ptx-tf32-4-3-16-64-how2-lstm", "ptx-fp16-3-9-7-30-how1-leaky")
 @pytest.mark.parametrize("name", list(CELLS))
 @pytest.mark.parametrize("kind, T, B, I, H, how", [
     ("bf16", 4, 3, 24, 32, dict(chains=2)),
