@@ -8,6 +8,7 @@ with --long; the table is `python -m bench resources`.
 """
 
 import importlib.util
+import itertools
 import pathlib
 import re
 
@@ -25,9 +26,9 @@ from rnn_triton.kernels.matmul import matmul_kernel
 from rnn_triton.kernels.per_step import per_step
 from rnn_triton.launch import cta_group, dispatch, one_cta
 from rnn_triton.launch.operands import Operands, Scalars
-from rnn_triton.plan import choose, hardware
+from rnn_triton.plan import candidates, choose, hardware
 from rnn_triton.plan.candidates import FORMS, Form, k_tiles
-from rnn_triton.plan.problem import Problem, row_units
+from rnn_triton.plan.problem import ONE, Bundle, Problem, row_units
 
 pytestmark = pytest.mark.compiled
 
@@ -262,6 +263,26 @@ def test_plan_of_gates(job):
     assert r.shared_bytes <= device.shared_bytes
     assert r.barriers <= barriers_of_gates(problem, p)
     assert "w_rec_ptr" not in r.global_load_arguments, "W_hh is read from global memory every step"
+
+
+BESIDE = {"models": (3, ONE), "directions": (1, Bundle(2)), "layers": (1, Bundle(2, True)), "layers-dropout": (1, Bundle(2, True, True))}
+BY_DEFAULT = {("lstm", "layers-dropout", "backward"), ("lstm", "models", "forward")}
+
+
+@pytest.mark.parametrize("cell, beside, direction", [
+    pytest.param(*how, marks=() if how in BY_DEFAULT else pytest.mark.long)
+    for how in itertools.product(("lstm", "gru", "leaky_tanh"), BESIDE, ("forward", "backward"))
+])  # fmt: skip
+def test_gates_of_one_cta_each(cell, beside, direction):
+    """The largest in 16 bits that share a launch, with whole rows and with ragged ones"""
+    (models, bundle), device = BESIDE[beside], hardware.RECORDS["sm_90"]
+    largest = 32 if bundle.linked and cell != "leaky_tanh" else 128
+    for H in (largest, largest - 3):
+        problem = Problem(direction, 8, H if direction == "forward" else 1, H, "bf16", None, cell, models)
+        (p,) = candidates.one_cta(problem, device, {}, bundle)
+        r = resources.analyze(dispatch.compile_ahead(problem, p, device, bundle))
+        assert (r.spill_stores, r.spill_loads, r.shuffles, r.barriers) == (0, 0, 0, 2), H
+        assert "w_rec_ptr" not in r.global_load_arguments and "w_in_ptr" not in r.global_load_arguments
 
 
 OTHERWISE = [

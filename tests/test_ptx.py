@@ -3,6 +3,8 @@
 The kernels' other tests run on it, too, where they are marked `executed` (conftest.py): references and tolerances are theirs.
 """
 
+import contextlib
+
 import pytest
 import torch
 import triton
@@ -13,8 +15,10 @@ from support.grids import Case
 from support.memory import reserved
 from support.mutants import patched
 from support.stacks import Stack
+from test_gated_launches import Network, check_network
 from test_kernels import check, inputs
 
+from rnn_triton import overriding
 from rnn_triton.kernels import exchange, prefetch
 from rnn_triton.launch import faults
 
@@ -37,6 +41,17 @@ def test_plans_of_the_planner(kind, T, B, I, H, kernel):
     with executed.observed() as launches:
         check(inputs(kind, T, B, I, H), kind, "cpu")
     assert kernels(launches) == [kernel, kernel]
+
+
+@pytest.mark.parametrize("name, linked, dropped", [
+    ("lstm", True, 20000), ("gru", False, None), pytest.param("gru", True, None, marks=long), pytest.param("lstm", False, None, marks=long),
+])  # fmt: skip
+def test_layers_and_directions_of_gates_on_one_cta_each(name, linked, dropped):
+    network = Network(name, linked, 3, 3, 24, 29, dropped)
+    network.together = lambda passes: contextlib.nullcontext()  # the executor runs all CTAs of a launch side by side
+    with overriding(regime="one_cta"), executed.observed() as launches:
+        check_network(network)
+    assert kernels(launches).count("one_cta") == 2
 
 
 @pytest.mark.parametrize("direction", ["forward", pytest.param("backward", marks=long)])
