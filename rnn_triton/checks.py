@@ -192,20 +192,20 @@ def _check(x: Tensor, weights: Sequence[Any], states: Sequence[Tensor], cell: Ce
         if state.shape != (B, H):
             which = "" if len(states) == 1 else f"[{n}]"
             raise RuntimeError(f"Expected hidden{which} size {(B, H)}, got {list(state.shape)}")
-    for n, t in enumerate([*weights, *states]):
-        if t is not None and (t.dtype is not dtype or t.device != device):
-            kind = "parameter" if n < len(weights) else "hidden"
+    for kind, tensors in (("parameter", weights), ("hidden", states)):
+        for t in tensors:
+            if t is None or t.dtype is dtype and t.device == device:
+                continue
             if t.device != device:
                 raise RuntimeError(
                     f"Input and {kind} tensors are not at the same device, "
                     f"found input tensor at {device} and {kind} tensor at {t.device}"
                 )
-            if T == 0:
-                break  # torch raises its error for T == 0
-            raise RuntimeError(
-                f"Input and {kind} tensors are not the same dtype, "
-                f"found input tensor with {dtype_name(dtype)} and {kind} tensor with {dtype_name(t.dtype)}"
-            )
+            if T:  # torch raises its error for T == 0 first
+                raise RuntimeError(
+                    f"Input and {kind} tensors are not the same dtype, "
+                    f"found input tensor with {dtype_name(dtype)} and {kind} tensor with {dtype_name(t.dtype)}"
+                )
     if T == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
 

@@ -153,7 +153,7 @@ def layer(
     of `rnn` and `gru`."""
     x, weights, states, precision = settled(x, weights, states, cell, precision)
     b_ih, b_hh = weights[2] is not None, weights[3] is not None
-    net = Settings(b_ih, b_hh, cell.name, "reverse" if reverse else "forward", precision, recompute=recompute)
+    net = Settings(b_ih, b_hh, cell.name, "reverse" if reverse else "forward", precision, 0, recompute)
     flat: Any = weights if b_ih and b_hh else [t for t in weights if t is not None]
     return autograd.network(x, tuple(flat), tuple(states), None, net)
 
