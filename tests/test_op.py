@@ -651,6 +651,16 @@ def test_jvp_vjp_jacobians_and_hessian(cell):
     same(lambda f, *t: torch.func.hessian(lambda w: f(t[0], t[1], w, *t[3:])[0].pow(2).sum())(t[2]), cell)
 
 
+@cells
+def test_forward_mode_within_forward_mode(cell):
+    for place in (0, 2):
+        same(lambda f, *t: jacobian_twice(lambda w: f(*t[:place], w, *t[place + 1 :])[0].pow(2).sum())(t[place]), cell)  # noqa: B023
+
+
+def jacobian_twice(function):
+    return torch.func.jacfwd(torch.func.jacfwd(function))
+
+
 def test_vjp_called_after_its_transform_has_ended():
     tensors = detached(problem(3, 2, 4, 5))
 

@@ -368,6 +368,13 @@ def _only_maps() -> bool:
     return all(i.key() == torch._C._functorch.TransformType.Vmap for i in interpreters)
 
 
+def _nests_forward_mode() -> bool:
+    """True if forward mode runs within forward mode, where torch would drop the outer tangents of an autograd.Function: jacfwd of
+    jacfwd would be zeros."""
+    interpreters = torch._C._functorch.get_interpreter_stack() or ()
+    return [i.key() for i in interpreters].count(torch._C._functorch.TransformType.Jvp) > 1
+
+
 # What torch.compiler.assume_constant_result sets, which would import all of Dynamo here: it asks while it traces.
 setattr(_only_maps, "_dynamo_marked_constant", True)
 
@@ -393,6 +400,9 @@ def network(
         if torch.onnx.is_in_onnx_export():
             raise UnsupportedError(onnx_node.LEGACY)
         y, last, _ = ops.forward(x, weights, states, seed, *net, False)
+    elif _are_transforms_active() and _nests_forward_mode():
+        y, *outputs = _reference(x, weights, seed, net, len(states))(x, *states, *weights)
+        last = outputs
     elif recording or forward_ad._current_level >= 0 or _are_transforms_active() and (_is_grad_enabled() or not _only_maps()):
         y, *outputs = Network.apply(x, seed, _Facts(net, len(states)), *states, *weights)
         last = outputs[: len(net.no_states)]
