@@ -203,14 +203,14 @@ def network(
         return autograd.network(x, flat, tuple(states), seed, net._replace(precision=precision))
 
     run = layer if one is None else one
+    if number == 1:
+        y, last = run(x, layers[0], [t.squeeze(0) for t in states], cell, precision=precision, recompute=recompute)
+        return y, tuple([t.unsqueeze(0) for t in last])
 
     def in_one_direction(x: Tensor, weights: tuple[Any, ...], states: Sequence[Tensor], n: int) -> Results:
         reverse = bidirectional and n % 2 == 1
         return run(x, weights, states, cell, reverse=reverse, precision=precision, recompute=recompute)
 
-    if number == 1:
-        y, last = in_one_direction(x, layers[0], [t[0] for t in states], 0)
-        return y, tuple([t[None] for t in last])
     between = lambda y, _: nn.functional.dropout(y, dropout) if dropout else y  # noqa: E731
     return in_turn(x, layers, tuple(states), directions, one=in_one_direction, between=between)
 
