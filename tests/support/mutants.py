@@ -283,7 +283,7 @@ MUTANTS = (
             "backward", _ALONE_1, "deadlock"),
     _mutant("dy for every layer, on one CTA", "one_cta.py", "rows_u = tl.where(first_lane, rows, 0)", "rows_u = rows + 0",
             "backward", _ALONE, "numbers"),
-    _mutant("nothing from above in the first step, on one CTA", "one_cta.py", "                p = (p[0] + p_t,)\n", "",
+    _mutant("nothing from above in the first step, on one CTA", "one_cta.py", "                p = _with_products(p, p_t, INTO)\n", "",
             "backward", _ALONE, "numbers"),
     _mutant("a product in the first step, on one CTA", "one_cta.py", "tl.where(step == 0, p[n] + u[n], a[n])", "a[n] + 0.0",
             "backward", _ALONE_1.having(T=1), "numbers", data="infinite weight"),
