@@ -239,6 +239,8 @@ def barriers_of_gates(problem, p):
     exchanged = len(cells.named(problem.cell).gates) if problem.direction == "backward" else 1
     if p.regime == "cta_group":
         return barrier_limit(p) + 2 * (problem.precision == "tf32" and problem.direction == "forward")
+    if p.formulation == "fma" and p.chains == 2:
+        return barrier_limit(p) + 2 * (exchanged - 1)
     return 2 * exchanged if p.precision != "tf32" and p.formulation != "mma16" else 2
 
 

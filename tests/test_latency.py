@@ -93,6 +93,13 @@ def test_a_single_cta_hands_over_on_chip():
     assert found.practical_us < practical(problem, regime="cta_group") < practical(problem, regime="per_step")
 
 
+def test_gates_leave_room_for_one_cta_on_an_sm():
+    """Of which the threads have more than 128 registers: two tiles an SM are two rounds"""
+    one, two = (Problem("forward", 8 * 132 * n, 128, 128, "bf16", None, "lstm") for n in (1, 2))
+    chains = [latency.step(p, plan(p, H200), H200).parts["chain"] for p in (one, two)]
+    assert chains == [latency.CONSTANTS.local_us, 2 * latency.CONSTANTS.local_us]
+
+
 def grid(problem, **changes):
     return dataclasses.replace(chosen(problem, regime="cta_group", w_ih_home="registers"), **changes)
 

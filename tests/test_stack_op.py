@@ -158,6 +158,18 @@ def test_dropout_between_gates_does_not_depend_on_what_is_launched(name, launche
 
 
 @pytest.mark.interpret
+def test_gradients_that_nobody_asks_for_are_not_there(launches):
+    """The shapes of an op's results do not depend on what a launch carries: dc0 of an LSTM is there in any case"""
+    x, dy = torch.randn(2, 3, 8), torch.randn(2, 3, 16)
+    layer = Layer(torch.randn(64, 8), torch.randn(64, 16))
+    call = network.Call(x, [layer], (), None, Settings(False, False, "lstm", "forward", "ieee"))
+    with rnn_triton.overriding(regime="one_cta"):
+        y, _, kept = call.forward(True)
+        dx, dstates, dweights = call.backward([y, *kept], dy, [None, None], [DX, 0], None)
+    assert dx.shape == x.shape and dstates == [None, None] and dweights == [None] * 3
+
+
+@pytest.mark.interpret
 def test_the_module_under_autocast(launches):
     """rnn_triton.RNN takes the one launch by itself; x, weights and h0 are cast, and gradients come back, as layer by layer."""
     torch.manual_seed(0)

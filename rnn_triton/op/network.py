@@ -307,7 +307,7 @@ def _results(saved: Saved, da: Tensor, carried: Sequence[Tensor | None], net: Se
     it, where there are any, those of the vectors, [..,B,H]."""
     number = len(net.no_states)
     dx, *dweights, dh0 = saved.gradients(da, groups, carried[0])
-    others = [c if c is None or not saved.needs & DH0 else c.to(da.dtype) for c in carried[1:number]]
+    others = [c.to(da.dtype) if c is not None and saved.needs & DH0 else None for c in carried[1:number]]
     for c in carried[number:]:
         parts = c if c is None or groups is None else c.unflatten(-2, (groups, -1))
         dweights.append(parts.sum(-2).to(da.dtype) if parts is not None and saved.needs & DV else None)

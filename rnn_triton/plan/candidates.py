@@ -217,12 +217,14 @@ def _gated(problem: Problem, form: Form, h_pad: int, choices: Mapping[str, Any],
     home = "gemm" if forward else "none"
     columns = math.ceil(problem.I / form.chunk) * form.chunk * (2 if _ragged(problem, form) else 1)
     words = number * (h_pad + columns)
-    if forward and form.formulation != "fma" and words <= form.gated * 9 // 8 and choices.get("w_ih_home") != "gemm":
+    room = form.gated if problem.precision == "tf32x3" else form.gated * 9 // 8  # tf32x3 keeps x in two parts
+    if forward and form.formulation != "fma" and words <= room and choices.get("w_ih_home") != "gemm":
         home = "registers"
     if bundle.linked:  # W_in has the size of W_rec in either pass
         home = "registers"
-    # Forward the products of the gates fill each other's gaps.  Backward two chains share the barriers of all exchanged tiles.
-    two_chains = not forward and h_pad >= form.two_chains_from
+    # Forward the products of the gates fill each other's gaps.  Backward two chains share the barriers of all exchanged tiles.  In the
+    # fma form one chain spills.
+    two_chains = h_pad >= form.two_chains_from and (not forward or form.formulation == "fma")
     warps = min(8, h_pad // 16)
     # Ragged rows take a register an element until they are packed, so W_hh is padded in global memory first.
     ragged_h = form.formulation != "fma" and problem.H % (h_pad // (8 * warps)) != 0

@@ -274,7 +274,9 @@ def _one_cta(problem: Problem, plan: OneCta, device: Device, c: Constants) -> tu
     inputs = 0 if gemm else _inputs(problem)
     weights = gates(problem) * problem.H * (problem.H + inputs) * SIZES[problem.dtype]
     capacity = 4 * device.registers * c.weight_registers + device.shared_bytes
-    resident = max(1, min(c.threads_per_sm // (32 * plan.warps), int(capacity // weights)))
+    # ptxas gives a thread of a cell with gates up to 256 registers; one of a simple cell as many as let two CTAs or more share an SM
+    threads = c.threads_per_sm if simple(problem) else device.registers // 256
+    resident = max(1, min(threads // (32 * plan.warps), int(capacity // weights)))
     per_sm = math.ceil(problem.models * math.ceil(problem.B / plan.block_b) / device.sms)
     parts = {"chain": math.ceil(per_sm / resident) * c.local_us}
     rows = per_sm * 8 * math.ceil(plan.block_b / 8)
