@@ -203,7 +203,7 @@ def whole_network(case, log, observed):
 
     def function():
         if case["direction"] == "forward":
-            y, hn, _ = call.forward(False)
+            y, (hn,), _ = call.forward(False)
             return {"y": y, "hn": hn}
         kept = tensor(*([L] if L > 1 else []), T, B, D * H)
         needs = [DX, *[DW_IH | DW_HH] * L * D]
