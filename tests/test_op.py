@@ -31,6 +31,7 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 # T, B, I, H
 SHAPES = [(1, 1, 1, 1), (1, 3, 5, 4), (3, 1, 5, 7), (4, 5, 7, 3), (3, 2, 17, 19), (2, 4, 16, 32)]
 cells = pytest.mark.parametrize("cell", ops.CELLS)
+QUICK = ["elman_tanh", "lstm"]  # one gate and one state, and several of both, where a case takes seconds
 kinds = pytest.mark.parametrize(
     "layer",
     [ops.Layer(cell, reverse) for cell in (*ops.CELLS, "elman_relu") for reverse in (False, True)],
@@ -788,7 +789,7 @@ def fresh_dynamo():
 
 
 @pytest.mark.usefixtures("fresh_dynamo")
-@cells
+@pytest.mark.parametrize("cell", QUICK)
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("frozen", [(), (1, 3)])
 def test_compile_fullgraph(backend, frozen, cell):
@@ -913,22 +914,25 @@ def test_make_fx_records_the_op(cell):
 
 
 @pytest.mark.thin(3)
-@kinds
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("cell, reverse", [*itertools.product(QUICK, (False, True)), ("gru", False), ("leaky_tanh", True)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("requires_grad", [False, True])
-def test_opcheck_forward(dtype, layer, requires_grad):
+def test_opcheck_forward(dtype, cell, reverse, requires_grad):
+    layer = ops.Layer(cell, reverse)
     for h0, bias in ((True, (True, True)), (False, (False, False))):
         tensors = problem(3, 2, 4, 5, h0=h0, bias=bias, dtype=dtype, cell=layer.cell.name)
         tensors = tensors if requires_grad else detached(tensors)
         torch.library.opcheck(network.forward, (*layer.arguments(tensors), True))
 
 
+# all of a cell of one gate, and what has all gradients of the others: opcheck takes seconds
+CHECKED = [("elman_tanh", *c) for c in itertools.product([0, 1, 2, 4, 8, 16, 63], [None, 2], [4, 0])]
+CHECKED += [(cell, 63, groups, 4) for cell in ops.CELLS[1:] for groups in (None, 2)] + [("lstm", 0, None, 4), ("leaky_tanh", 32, None, 4)]
+
+
 @pytest.mark.thin(3)
-@cells
-@pytest.mark.parametrize("needs", [0, 1, 2, 4, 8, 16, 32, 63])
-@pytest.mark.parametrize("groups", [None, 2])
-@pytest.mark.parametrize("B", [4, 0])
-def test_opcheck_backward(needs, groups, B, cell):
+@pytest.mark.parametrize("cell, needs, groups, B", CHECKED)
+def test_opcheck_backward(cell, needs, groups, B):
     layer, tensors = ops.Layer(cell), detached(problem(3, B, 4, 5, cell=cell))
     y, *last = layer.ours(*tensors)
     wanted = [needs & (DX | DH0), needs & ~(DX | DH0)]
