@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ..kernels import cells
@@ -16,33 +18,24 @@ def _relu(a: Tensors, states: Tensors, vectors: Tensors) -> Tensors:
     return (states[0] + vectors[0] * (torch.relu(a[0]) - states[0]),)
 
 
+def _leaky(nonlinearity: str, special: int, step: Any, forward: Any, backward: Any) -> Cell:
+    return register(
+        Cell(
+            name=f"leaky_{nonlinearity}",
+            gates=("a",),
+            states=("h",),
+            carried=("h",),
+            vectors=("leak",),
+            kept=2,
+            step=step,
+            forward=forward,
+            backward=backward,
+            special=special,
+        )
+    )
+
+
 LEAKY = {  # by torch's name of f, as ELMAN
-    "tanh": register(
-        Cell(
-            name="leaky_tanh",
-            gates=("a",),
-            states=("h",),
-            carried=("h",),
-            vectors=("leak",),
-            kept=2,
-            step=_tanh,
-            forward=cells.leaky_tanh_forward,
-            backward=cells.leaky_tanh_backward,
-            special=1,
-        )
-    ),
-    "relu": register(
-        Cell(
-            name="leaky_relu",
-            gates=("a",),
-            states=("h",),
-            carried=("h",),
-            vectors=("leak",),
-            kept=2,
-            step=_relu,
-            forward=cells.leaky_relu_forward,
-            backward=cells.leaky_relu_backward,
-            special=0,
-        )
-    ),
+    "tanh": _leaky("tanh", 1, _tanh, cells.leaky_tanh_forward, cells.leaky_tanh_backward),
+    "relu": _leaky("relu", 0, _relu, cells.leaky_relu_forward, cells.leaky_relu_backward),
 }

@@ -223,7 +223,6 @@ class NetworkBackward(_Fast):
         net, number = ctx.facts.net, len(ctx.facts.net.no_states)
         reference = _reference(tensors[0], tensors[2 + number + ctx.facts.states :], seed, net, ctx.facts.states)
         wanted = _wanted(ctx.facts)
-
         given = ctx.facts.states
 
         def run(x: Tensor, dy: Tensor | None, *others: Any) -> tuple[Tensor, ...]:

@@ -2,8 +2,8 @@
 (plan/sharing.py).  A layer is a network of one layer in one direction.
 
 `rnn_triton::forward` keeps y of every layer and the tiles that a cell keeps, `rnn_triton::backward` takes them; nothing else passes
-between them.  Each decides anew: the launches of the backward pass need not be those of the forward pass.  Dropout between layers is a function of a seed and
-of the element's place (kernels/dropout.py), whatever is launched.
+between them.  Each decides anew: the launches of the backward pass need not be those of the forward pass.  Dropout between layers is
+a function of a seed and of the element's place (kernels/dropout.py), whatever is launched.
 
 An op's results must not share memory (but where its body is called in place of it, autograd.py), and their shapes must be known before anybody knows what is launched.  So y of all layers is
 one tensor, as the launch of a whole stack leaves it, and y of the last layer a copy of its end, which also lets that tensor go when
