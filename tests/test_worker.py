@@ -7,8 +7,10 @@ import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from textwrap import dedent
+from types import SimpleNamespace
 
 import pytest
+from support import workers
 
 HERE = Path(__file__).parent
 
@@ -193,6 +195,32 @@ def test_limit_is_of_cpu_time_whoever_spends_it(tmp_path):
     for name in ("test_spins", "test_child_spins"):
         assert 1 <= spent(result.texts[name], "of 1 s of CPU time", "of 200 s of wall time")[0]
         assert f"in {name}" in result.texts[name]
+
+
+class Standstill:
+    """The connection to a worker that answers at the fourth look, and a clock that jumps by hours before the third"""
+
+    def __init__(self):
+        self.looks, self.seconds = 0, 0.0
+
+    def poll(self, pause):
+        self.looks += 1
+        self.seconds += 20_000 if self.looks == 2 else pause
+        return self.looks == 4
+
+    def recv(self):
+        return "answer"
+
+    def monotonic(self):
+        return self.seconds
+
+
+def test_a_machine_that_stood_still_ends_no_test(monkeypatch):
+    worker = workers.Worker([], None, None)
+    worker.connection = clock = Standstill()
+    worker.process = SimpleNamespace(pid=0)
+    monkeypatch.setattr(workers, "time", clock)
+    assert worker._exchange(workers.Limit(60, 600)) == "answer"
 
 
 SMALL = """

@@ -24,7 +24,8 @@ TICK = 1 / os.sysconf("SC_CLK_TCK")  # s, the unit of /proc
 
 class Limit(NamedTuple):
     """Seconds for one answer: of CPU time of the worker and of all that it started, and of wall time.  The first is what a
-    busy machine does not change; the second ends what hangs without computing."""
+    busy machine does not change; the second ends what hangs without computing.  Of one long gap between two looks at the
+    clock only a part counts: a virtual machine may stand still for hours."""
 
     cpu: float
     wall: float
@@ -104,17 +105,20 @@ class Worker:
 
     def _exchange(self, limit, *requests):
         """The answer to the requests; raises WorkerDied where there is none."""
-        began, before = time.monotonic(), None  # most answer before the first look at their CPU time
+        pause = min(limit) / 20
+        looked, before = time.monotonic(), None  # most answer before the first look at their CPU time
         wall = cpu = 0
         try:
             for request in requests:
                 self.connection.send(request)
             while wall < limit.wall and cpu < limit.cpu:
-                if self.connection.poll(min(limit) / 20):
+                if self.connection.poll(pause):
                     return self.connection.recv()
                 total = cpu_seconds(self.process.pid)
                 before = total if before is None else before
-                wall, cpu = time.monotonic() - began, total - before
+                now = time.monotonic()
+                wall += min(now - looked, 10 * pause)
+                looked, cpu = now, total - before
         except (EOFError, OSError):
             status = self.process.wait()
             how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
