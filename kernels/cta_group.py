@@ -200,6 +200,10 @@ def cta_group(
     carried_ptr,  # fp32 [N, carried tiles, B, ROW] where there are any: c before the first step, and in the end after the last one
     kept_ptr,  # [N, T, B, kept tiles, ROW] where HAS.kept: written forward, a stream backward
     vectors_ptr,  # fp32 [N, vectors, ROW] where there are any
+    lengths_ptr,  # int32 [B], the same of all lanes, where HAS.lengths: how many steps a row has
+    reset_ptr,  # uint8 [T, B], of several directions [N, T, B], where HAS.reset: 1 where a step does not follow the one before
+    restart_ptr,  # as first, where HAS.restart: what s is then, in place of zeros, in the forward pass
+    restart_carried_ptr,  # and what is carried, as carried
     T,
     B,
     reverse,  # 1: time runs from T - 1 down to 0

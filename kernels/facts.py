@@ -130,6 +130,9 @@ class Has(Facts):
     saved: bool = False
     last: bool = False
     kept: bool = False
+    lengths: bool = False
+    reset: bool = False
+    restart: bool = False
 
     @classmethod
     def of(cls, names: tuple[str, ...], present: tuple[bool, ...]) -> "Has":

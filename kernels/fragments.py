@@ -158,6 +158,20 @@ def load_state(ptr, stride_b, rows, enable, STORED: tl.constexpr, TILE: tl.const
 
 
 @triton.jit
+def load_rows(ptr, rows, TILE: tl.constexpr):
+    """[1, BLOCK_B], int32: ptr[row], 0 from `rows` on"""
+    row = tl.arange(0, TILE.block_b)[None, :]
+    return tl.load(ptr + row, mask=row < rows, other=0).to(tl.int32)
+
+
+@triton.jit
+def load_rows_of_state(ptr, rows, TILE: tl.constexpr):
+    """The same for `load_state`, to compare with what enables it: its rows, of the hidden units one"""
+    row, _ = state_index(TILE)
+    return tl.load(ptr + row, mask=row < rows, other=0).to(tl.int32)
+
+
+@triton.jit
 def _pair_index(TILE: tl.constexpr):
     """pair of hidden units of each word of a 16-bit raw state tile [4, 8, WARPS, 2, BLOCK_B / 8, R], int32"""
     R: tl.constexpr = TILE.r

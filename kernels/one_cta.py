@@ -75,11 +75,14 @@ from .fragments import (
     load_input,
     load_input_weight,
     load_recurrent,
+    load_rows,
+    load_rows_of_state,
     load_state,
     load_stream,
     operand,
     projection_tile,
     projection_zeros,
+    raw_state,
     replaced,
     saved_tiles,
     store_state,
@@ -235,6 +238,16 @@ def _project_first(ptr, source, w_in_ptr, STORED: tl.constexpr, SHAPE: tl.conste
     return projection_tile(acc, TILE)
 
 
+@triton.jit
+def _restarted(tile, cut, ptr, stride_b, rows, GIVEN: tl.constexpr, STORED: tl.constexpr, TILE: tl.constexpr):
+    """A state with those rows put back that follow on nothing: to zero or, GIVEN, to what `load_state` finds at ptr"""
+    if GIVEN:
+        anew = raw_state(tl.broadcast_to(cut, tile.shape), TILE)
+        return tl.where(cut, load_state(ptr, stride_b, rows, anew, STORED, TILE), tile)
+    else:
+        return tl.where(cut, 0.0, tile)
+
+
 _PER_CALL = ["T", "B", "reverse", "stride_x_t", "stride_x_b", "stride_u_t", "stride_u_b"]
 _PER_CALL += ["launch", "limit", "dropped", "bottom", "per_model", "stride_x_m", "stride_u_m"]
 
@@ -259,6 +272,10 @@ def one_cta(
     carried_ptr,  # fp32 (fp64) [carried tiles, B, H] contiguous, where there are any: before the first step, and in the end after the last one
     kept_ptr,  # [T, B, kept tiles, H] contiguous where HAS.kept: written forward, a stream backward
     vectors_ptr,  # fp32 (fp64) [vectors, H] contiguous, where there are any
+    lengths_ptr,  # int32 [B], the same of all models and lanes, where HAS.lengths: how many steps a row has
+    reset_ptr,  # uint8 [T, B], the same of all models, of several directions [LANES, T, B], where HAS.reset: 1 where a step does not follow the one before
+    restart_ptr,  # as first, where HAS.restart: what s is then, in place of zeros, in the forward pass
+    restart_carried_ptr,  # and what is carried, as carried
     T,
     B,
     reverse,  # 1: time runs from T - 1 down to 0
@@ -393,6 +410,12 @@ def one_cta(
         bias0_ptr += layer * (GATES * H)
         bias1_ptr += layer * (GATES * H)
         carried_ptr += layer * (step_own * ROUTES.carried)
+        if HAS.restart:
+            restart_ptr += layer * step_out if LINKED else lane * H
+            if ROUTES.carried > 0:
+                restart_carried_ptr += layer * (step_own * ROUTES.carried)
+        if HAS.reset and not LINKED:
+            reset_ptr += lane * (T * tl.cast(B, tl.int64))
         kept_ptr += layer * (T * step_own * ROUTES.kept)
         vectors_ptr += layer * (ROUTES.vectors * H)
     t = reverse * (T - 1)
@@ -406,6 +429,10 @@ def one_cta(
     start_own = row0.to(tl.int64) * H
     kept_ptr += start_own * ROUTES.kept
     carried_ptr += start_own
+    if HAS.restart:
+        restart_ptr += start
+        if ROUTES.carried > 0:
+            restart_carried_ptr += start_own
     if SHARE.models:
         x_ptr += model * stride_x_m * X_UNIT
         u_ptr += model * stride_u_m * U_UNIT
@@ -418,8 +445,24 @@ def one_cta(
         out_ptr += model * T * (step_out * PUBLISHED)
         last_ptr += model * step_out
         carried_ptr += model * (step_own * ROUTES.carried)
+        if HAS.restart:
+            restart_ptr += model * step_out
+            if ROUTES.carried > 0:
+                restart_carried_ptr += model * (step_own * ROUTES.carried)
         kept_ptr += model * T * (step_own * ROUTES.kept)
         vectors_ptr += model * (ROUTES.vectors * H)
+
+    # ---- of each row: how many steps it has, and which is the first of them; does a step follow on the one before it?
+    if HAS.lengths:
+        lengths = load_rows(lengths_ptr + row0, rows, TILE)
+        first_t = reverse * (lengths - 1)
+        first_t_of = reverse * (load_rows_of_state(lengths_ptr + row0, rows, TILE) - 1)  # in the layout in which dhn is loaded
+    if HAS.reset:
+        step_reset = tl.cast(B, tl.int64)
+        reset_ptr += row0
+        cut = load_rows(reset_ptr + t * step_reset, rows, TILE)
+        if not FIRST_IS_STATE:
+            cut = cut * 0  # before its first step there is nothing to cut from it
 
     # ---- what the loop will read, into L2
     streams = ()
@@ -477,7 +520,10 @@ def one_cta(
     for n in tl.static_range(ROUTES.carried):
         carried = carried + (load_state(carried_ptr + n * step_own, H, rows, True, OWN, TILE),)
     if HAS.first:
-        first = load_state(first_ptr, ROW, rows, True, S, TILE)
+        enters = True
+        if HAS.lengths and not FIRST_IS_STATE:
+            enters = t == first_t_of
+        first = load_state(first_ptr, ROW, rows, enters, S, TILE)
         if FIRST_IS_STATE:
             s = replaced(s, 0, first)
         else:
@@ -515,6 +561,16 @@ def one_cta(
             prefetch(line, (step % PERIOD == 0) & (step < line_steps - AHEAD), line_left, LINES, ACROSS)
             line += line_step
         # ---- in the shadow of the exchange
+        if HAS.lengths:
+            live = t < lengths
+        if HAS.reset:
+            anew = cut != 0
+            if FIRST_IS_STATE:
+                s = replaced(s, 0, _restarted(s[0], anew, restart_ptr, ROW, rows, HAS.restart, S, TILE))
+            for n in tl.static_range(ROUTES.carried - (0 if FIRST_IS_STATE else ROUTES.vectors)):
+                c = restart_carried_ptr + n * step_own if HAS.restart else 0
+                carried = replaced(carried, n, _restarted(carried[n], anew, c, H, rows, HAS.restart, OWN, TILE))
+            cut = load_rows(reset_ptr + (t + dt * tl.minimum(1, T - 1 - step)) * step_reset, rows, TILE)
         states = ()
         for k in tl.static_range(ROUTES.exchanged):
             rounded = operand(s[k], PRECISION)
@@ -569,9 +625,20 @@ def one_cta(
         if not EARLY:
             u_raw = _load_streams(u_streams, t_1, rows_u, U, TILE)
         if not FIRST_IS_STATE:
+            alone = step == 0
+            if HAS.lengths:
+                alone = t == first_t
+            if HAS.reset:
+                alone = alone | anew
             for n in tl.static_range(ROUTES.parts):  # there is no state yet, and 0 * W_rec is NaN where W_rec is infinite
-                a = replaced(a, n, tl.where(step == 0, p[n] + u[n], a[n]))
-        published, carried, kept = CELL.step(a, carried, saved, vectors, CELL.accuracy)
+                a = replaced(a, n, tl.where(alone, p[n] + u[n], a[n]))
+        published, after, kept = CELL.step(a, carried, saved, vectors, CELL.accuracy)
+        if HAS.lengths:
+            for n in tl.static_range(PUBLISHED):
+                published = replaced(published, n, tl.where(live, published[n], 0.0))
+            for n in tl.static_range(ROUTES.carried):
+                after = replaced(after, n, tl.where(live, after[n], carried[n]))
+        carried = after
         kept = saved_tiles(kept, carried, ROUTES)
         results = ()
         for n in tl.static_range(PUBLISHED):
@@ -579,6 +646,7 @@ def one_cta(
         if not EARLY:
             saved_raw = _load_streams(saved_streams, t_1, rows, S, TILE)
         out_t = out_ptr + t * step_out * PUBLISHED
+        before = s
         s = ()
         for n in tl.static_range(PUBLISHED):
             new = published[n]
@@ -591,6 +659,8 @@ def one_cta(
                     new = tl.where(unit, new, 0.0)
             store_state(out_t + n * H, new if LINKED else rounded, rows, LINKED, OUT, TILE)
             if n < ROUTES.exchanged:
+                if HAS.lengths and FIRST_IS_STATE:
+                    rounded = tl.where(live, rounded, before[n])
                 s = s + (rounded,)
         if HAS.kept and FIRST_IS_STATE:
             kept_t = kept_ptr + t * step_own * ROUTES.kept
@@ -599,6 +669,9 @@ def one_cta(
         # ---- behind it, what has no registers to run ahead
         if N_CHUNKS > 0 and not LINKED and (FORM == "fma" or X_DEPTH == 0):
             p_next = _projected(p_next, x_late, w_in, INTO, X, TILE)
+        if HAS.lengths and HAS.first and not FIRST_IS_STATE:
+            first = load_state(first_ptr, ROW, rows, t_1 == first_t_of, S, TILE)
+            p_next = replaced(p_next, 0, p_next[0] + first.to(ACC))
         p = p_next
         t = t_1
     if HAS.last:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from ..cells.sequences import Sequences
 from ..errors import UnsupportedError
 from ..plan import hardware
 from ..plan.choose import plan, reject, shared_plan
@@ -24,11 +25,13 @@ from . import faults, per_step, recurrence
 from .launcher import DoesNotCompile, DoesNotFit
 from .operands import States
 from .recurrence import Weight
+from .sequences import ALL, given
 
 
 def forward(
     x: Tensor, w_ih: Weight, w_hh: Weight, b_ih: Weight | None, b_hh: Weight | None, states: States, cell: str, reverse: bool,
     precision: str | None, keep: bool | Literal["states"] = False, vectors: Tensor | None = None, shared: tuple[Any, ...] = (), *dropout: Any,
+    sequences: Sequences = ALL,
 ) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:  # fmt: skip
     """Returns y[T,B,H], contiguous, the last states [B,H], each in memory of its own, and with `keep` what the backward pass needs
     besides y, kept[T,B,K,H] (None if that is nothing).  With keep="states" that is no more than recompute.py needs: the carried
@@ -37,17 +40,21 @@ def forward(
     `states` are those before the first step, None for zeros: (h0,), of an LSTM (h0, c0).  `vectors` are the cell's own parameters,
     [V,H] in fp32 (fp64).  x[T,B,I] may have any strides; T, B >= 1.  An ensemble of M models has M in front of every shape; where the
     models share a tensor its stride is 0.  With `shared` = (bundle, number of the bottom layer) one launch carries several
-    recurrences: shapes and lists are those of Recurrence, `dropout` is its (seed, dropped)."""
+    recurrences: shapes and lists are those of Recurrence, `dropout` is its (seed, dropped).
+
+    `sequences`, whose lengths are clamped to 0 .. T by who made them, are those of all models and recurrences: lengths [B], reset
+    [T,B]; `restart` has the shapes of `states`.  What is kept of steps beyond a length means nothing."""
     *M, _, B, I = x.shape
     H = (w_hh[0] if shared else w_hh).shape[-1]
-    call = ("forward", *M, B, I, H, x.dtype, precision, cell, x.device)
+    call = ("forward", *M, B, I, H, x.dtype, precision, cell, given(sequences), x.device)
     how = (*(shared or (ONE, 0)), True) if keep == "states" else shared
-    return run(call, how, "forward", x, w_ih, w_hh, b_ih, b_hh, states, reverse, bool(keep), vectors, *dropout)
+    return run(call, how, "forward", x, w_ih, w_hh, b_ih, b_hh, states, reverse, bool(keep), vectors, *dropout, sequences=sequences)
 
 
 def backward(
     w_hh: Weight, y: Tensor, kept: Tensor | None, dy: Tensor | None, dstates: States, cell: str, reverse: bool,
     precision: str | None, vectors: Tensor | None = None, shared: tuple[Any, ...] = (), *linked: Any,
+    sequences: Sequences = ALL,
 ) -> tuple[Tensor, States]:  # fmt: skip
     """Returns da[T,B,P*H], the gradients of every pre-activation in the order of Cell.routes, which may be a view of longer rows; and
     of each first state what W_hh^T da_first lacks of its gradient, in fp32 (fp64), or None if it lacks nothing; behind these the
@@ -55,12 +62,16 @@ def backward(
 
     y and `kept` are the forward pass's, dy[T,B,H] and `dstates` gradients of y and of the last states.  Any of these may be None, but
     not all; strides may be any.  Ensembles and `shared` are those of `forward`; `linked` layers take (w_ih, seed, dropped) of
-    Recurrence."""
+    Recurrence.
+
+    `sequences` are the forward pass's.  da is zero beyond a length, whatever y, `kept` and dy hold there.  Gradients of the last states
+    enter at a row's last step; what is returned of a first state is zero where step 0 begins anew.  A row without steps has what
+    the gradients of its last states but the first one are; that of the first one, dhn, is not returned."""
     *M, _, B, H = y.shape
     if shared:
         M, H = [], w_hh[0].shape[-1]
-    call = ("backward", *M, B, 1, H, y.dtype, precision, cell, y.device)
-    return run(call, shared, "backward", w_hh, y, kept, dy, dstates, reverse, vectors, *linked)
+    call = ("backward", *M, B, 1, H, y.dtype, precision, cell, given(sequences), y.device)
+    return run(call, shared, "backward", w_hh, y, kept, dy, dstates, reverse, vectors, *linked, sequences=sequences)
 
 
 def compile_ahead(problem: Problem, p: Plan, device: Device, bundle: Bundle = ONE) -> Any:
@@ -77,7 +88,7 @@ def prepared(problem: Problem, p: Plan, bundle: Bundle = ONE, first: int = 0) ->
     return per_step.Steps(problem, p) if isinstance(p, PerStep) else recurrence.Recurrence(problem, p, bundle, first)
 
 
-def run(call: tuple[Any, ...], shared: tuple[Any, ...], pass_: str, *arguments: Any) -> Any:
+def run(call: tuple[Any, ...], shared: tuple[Any, ...], pass_: str, *arguments: Any, sequences: Sequences = ALL) -> Any:
     """Calls the method `pass_` of the launch that is prepared for `call` and `shared`.
 
     If its kernel does not compile, or its CTAs do not all fit on the device at once, another launch is prepared."""
@@ -90,7 +101,7 @@ def run(call: tuple[Any, ...], shared: tuple[Any, ...], pass_: str, *arguments: 
         except (UnsupportedError, ValueError) as error:
             raise error from failure
         try:
-            return getattr(launch, pass_)(*arguments)
+            return getattr(launch, pass_)(*arguments, sequences=sequences)
         except DoesNotCompile as error:
             failure = error
             reject(launch.problem, hardware.of(device), launch.plan, str(error), getattr(launch, "bundle", ONE))
@@ -102,11 +113,11 @@ def run(call: tuple[Any, ...], shared: tuple[Any, ...], pass_: str, *arguments: 
 
 @functools.lru_cache(maxsize=1024)
 def _launch_for(call: tuple[Any, ...], chosen: Choices, bundle: Bundle = ONE, first: int = 0, recompute: bool = False) -> Any:
-    """Returns the prepared launch of a call (direction, [M,] B, I, H, dtype, precision, cell, device) under the overrides `chosen`.
+    """Returns the prepared launch of a call (direction, [M,] B, I, H, dtype, precision, cell, what sequences give, device) under the overrides `chosen`.
 
     It carries the recurrences of `bundle`, of which the bottom layer has the number `first`.  `recompute` is that of Problem."""
-    direction, *M, B, I, H, dtype, precision, cell, device = call
-    problem = Problem(direction, B, I, H, DTYPES[dtype], precision, cell, M[0] if M else 1, recompute)
+    direction, *M, B, I, H, dtype, precision, cell, sequences, device = call
+    problem = Problem(direction, B, I, H, DTYPES[dtype], precision, cell, M[0] if M else 1, recompute, sequences)
     p: Plan | None
     if bundle.count == 1:
         p = plan(problem, hardware.of(device), chosen)
@@ -125,18 +136,19 @@ class _Models:
     def __init__(self, problem: Problem, launch: Any) -> None:
         self.problem, self.plan, self.launch = problem, launch.plan, launch
 
-    def forward(self, *arguments: Any) -> Any:
-        return self._each(self.launch.forward, arguments)
+    def forward(self, *arguments: Any, sequences: Sequences) -> Any:
+        return self._each(self.launch.forward, arguments, sequences)
 
-    def backward(self, *arguments: Any) -> Any:
-        return self._each(self.launch.backward, arguments)
+    def backward(self, *arguments: Any, sequences: Sequences) -> Any:
+        return self._each(self.launch.backward, arguments, sequences)
 
-    def _each(self, run: Any, arguments: tuple[Any, ...]) -> Any:
+    def _each(self, run: Any, arguments: tuple[Any, ...], sequences: Sequences) -> Any:
         """Runs one model after the other, and returns the results of all, [M,..], each put in its place as soon as it is there."""
         M = self.problem.models
         whole: Any = None
         for model in range(M):
-            results = run(*tree_map_only(Tensor, lambda t: t[model], arguments))
+            arguments_of, restart = tree_map_only(Tensor, lambda t: t[model], (arguments, sequences.restart))
+            results = run(*arguments_of, sequences=sequences._replace(restart=restart))
             if whole is None:
                 whole = tree_map_only(Tensor, lambda t: t.new_empty((M, *t.shape)), results)
             for all_models, t in zip(tree_leaves(whole), tree_leaves(results), strict=True):

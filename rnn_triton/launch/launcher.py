@@ -91,11 +91,13 @@ class Launcher:
 
     def __init__(
         self, kernel: Any, grid: tuple[int, int, int] | None, constants: Callable[[tuple[bool, ...]], dict[str, Any]],
-        options: dict[str, Any],
+        options: dict[str, Any], optional: int = 0,
     ) -> None:  # fmt: skip
         """`grid` is None where every call has its own.  `constants` returns the constexpr parameters, in the kernel's order, for a
-        tuple that says of each tensor whether it is present."""
+        tuple that says of each tensor whether it is present.  Of the last `optional` tensors absent ones are no parameters of the
+        compiled kernel, which is then the same as if there were none."""
         self.kernel = kernel
+        self.optional = optional
         self.grid = grid
         self.constants = functools.cache(constants)
         self.options = options
@@ -104,11 +106,14 @@ class Launcher:
     def __call__(
         self, tensors: tuple[Tensor | None, ...], out: Tensor, scalars: tuple[int, ...], grid: tuple[int, int, int] | None = None
     ) -> None:
-        """Launches the kernel on the device of `out`, whose address stands for that of absent tensors, which are never read."""
+        """Launches the kernel on the device of `out`, whose address stands for that of absent tensors, which are never read, but for the
+        optional ones."""
         grid = self.grid if grid is None else grid
         assert grid is not None
         present = tuple([t is not None for t in tensors])
-        pointers = [out if t is None else t for t in tensors]
+        pointers: list[Tensor | None] = [out if t is None else t for t in tensors]
+        if self.optional:
+            pointers[-self.optional :] = tensors[-self.optional :]
         if interpreter.active():
             with interpreter.accurate():
                 self.kernel[grid](*pointers, *scalars, **self.constants(present))
@@ -145,7 +150,8 @@ def compiled_ahead(
     strings_only = triton.__version__.startswith("3.6.")
     special = {p.name for p in kernel.params if not p.do_not_specialize}
     hints = {n: "D" for n in names if types[n].startswith("*") and n in special}  # in order: the key is text
-    hints |= {n: v if strings_only else "" for n, v in constants.items() if isinstance(v, str) or not strings_only}
+    known = {n: v for n, v in constants.items() if v is not None and (isinstance(v, str) or not strings_only)}
+    hints |= {n: v if strings_only else "" for n, v in known.items()}
     source = triton.compiler.ASTSource(
         fn=kernel,
         signature=types,

@@ -11,7 +11,7 @@ from ..kernels.one_cta import one_cta
 from ..plan.candidates import gates
 from ..plan.problem import ONE, SIZES, Bundle, OneCta, Problem, row_units
 from .launcher import Launcher, cell, tile
-from .operands import Engine, Operands, Scalars
+from .operands import OF_SEQUENCES, Engine, Operands, Scalars
 
 
 def engine(problem: Problem, plan: OneCta, bundle: Bundle = ONE) -> Engine:
@@ -24,7 +24,7 @@ def engine(problem: Problem, plan: OneCta, bundle: Bundle = ONE) -> Engine:
     if several:
         row, inputs = row_units(row, problem.dtype), row_units(inputs, problem.dtype)
     facts_of = functools.partial(constants, problem, plan, bundle=bundle)
-    launch = Launcher(one_cta, (problem.models * tiles, bundle.count, 1), facts_of, options(plan, bundle))
+    launch = Launcher(one_cta, (problem.models * tiles, bundle.count, 1), facts_of, options(plan, bundle), OF_SEQUENCES)
     unit = _state_unit(plan)
     return Engine(
         launch, scalars=len(Scalars._fields), groups=tiles, ctas=1, row=row, recurrent=plan.h_pad if plan.pad_w_hh else row,

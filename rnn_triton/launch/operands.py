@@ -25,7 +25,8 @@ NOTHING: States = (None,)  # of a cell of one state
 
 class Operands(NamedTuple):
     """The tensors of a launch, in the order of the pointer parameters of kernels/one_cta.py and kernels/cta_group.py, which give
-    their shapes.  None stands for a tensor that is absent, which the kernel never reads."""
+    their shapes.  None stands for a tensor that is absent, which the kernel never reads.  The last ones, of sequences, are no parameters
+    of a kernel where they are absent (launcher.py)."""
 
     x: Tensor | None = None
     w_in: Tensor | None = None
@@ -43,6 +44,10 @@ class Operands(NamedTuple):
     carried: Tensor | None = None
     kept: Tensor | None = None
     vectors: Tensor | None = None
+    lengths: Tensor | None = None
+    reset: Tensor | None = None
+    restart: Tensor | None = None
+    restart_carried: Tensor | None = None
 
 
 class Scalars(NamedTuple):
@@ -63,6 +68,8 @@ class Scalars(NamedTuple):
     stride_x_m: int = 0
     stride_u_m: int = 0
 
+
+OF_SEQUENCES = 4  # the last of Operands
 
 # They do what a call of the class does, in half the time: arguments by name go straight to its __new__.
 new_operands = functools.partial(Operands.__new__, Operands)
@@ -104,18 +111,27 @@ def described(problem: Problem, w_ih_home: str, bundle: Bundle, words: bool) -> 
     gemm = w_ih_home == "gemm"
     has_x = forward and not gemm and not (linked and is_wide(problem.I, problem.H, problem.dtype))
     biases = forward and not (gemm and gemm_adds_biases(problem, bundle, words))
+    restarts = forward and "restart" in problem.sequences
     present = dict.fromkeys(Operands._fields, True) | dict(
         x=has_x, u=not has_x, w_in=linked or (forward and not gemm), bias0=biases, bias1=biases, saved=routes.reads_y,
         last=forward, sync=words, report=words, seed=bundle.dropout, carried=routes.carried > 0, kept=routes.kept > 0,
-        vectors=routes.vectors > 0,
+        vectors=routes.vectors > 0, lengths="lengths" in problem.sequences, reset="reset" in problem.sequences,
+        restart=restarts, restart_carried=restarts and routes.carried > 0,
     )  # fmt: skip
     element, wide = POINTERS[problem.dtype], "*fp64" if problem.dtype == "fp64" else "*fp32"
     state = "*i32" if words else element
     types = dict.fromkeys(Operands._fields, element) | dict(
         u=wide if forward else element, out=state, last=state, sync="*i32", report="*i64", seed="*i64", carried=wide, vectors=wide,
+        lengths="*i32", reset="*u8", restart_carried=wide,
     )  # fmt: skip
     types |= {name: state for name in types if not present[name]}  # the address of out stands for them
     return tuple(present.values()), lambda name: types[name.removesuffix("_ptr")] if name.endswith("_ptr") else "i32"
+
+
+def no_parameters(present: tuple[bool, ...]) -> dict[str, None]:
+    """Returns the names of the parameters for Operands of sequences that are absent, with what stands for them."""
+    names = zip(Operands._fields[-OF_SEQUENCES:], present[-OF_SEQUENCES:], strict=True)
+    return {f"{name}_ptr": None for name, there in names if not there}
 
 
 def gemm_adds_biases(problem: Problem, bundle: Bundle, words: bool) -> bool:
@@ -167,12 +183,16 @@ class Carried:
         carried = self.cell.carried
         return [] if tiles is None else [self._tile(tiles, carried.index(s)).to(dtype, copy=True) for s in self.cell.states[1:]]
 
-    def gradients(self, tiles: Tensor | None) -> States:
-        """Returns [.., B,H] of each first state, or None of one that the cell does not carry, and of each vector."""
+    def gradients(self, tiles: Tensor | None, cut: Tensor | None = None) -> States:
+        """Returns [.., B,H] of each first state, or None of one that the cell does not carry, and of each vector.
+
+        `cut`, bool [..,B], where it is given: rows of which the first state is not read, since step 0 begins anew."""
         if tiles is None:
             return NOTHING
         carried = self.cell.carried
         of_states = [self._tile(tiles, carried.index(s)) if s in carried else None for s in self.cell.states]
+        if cut is not None:
+            of_states = [None if t is None else t.masked_fill(cut.unsqueeze(-1), 0.0) for t in of_states]
         return (*of_states, *[self._tile(tiles, n) for n in range(len(carried), self.tiles)])
 
     def _tile(self, tiles: Tensor, n: int) -> Tensor:

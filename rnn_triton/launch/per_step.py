@@ -15,6 +15,8 @@ from torch import Tensor
 from triton.runtime import driver
 
 from .. import cells
+from ..cells.sequences import Sequences
+from ..errors import UnsupportedError
 from ..interpret import interpreter
 from ..kernels import facts
 from ..kernels.per_step import per_step
@@ -23,6 +25,7 @@ from ..plan.problem import ONE, SIZES, PerStep, Problem, row_units
 from . import gemm, operands
 from .launcher import POINTERS, Launcher, cell, compiled_ahead, current, tile
 from .operands import States, empty, missing, padded, strided, unpadded, whole
+from .sequences import ALL
 
 
 class Operands(NamedTuple):
@@ -49,6 +52,8 @@ class Steps:
 
     def __init__(self, problem: Problem, plan: PerStep) -> None:
         self.problem, self.plan = problem, plan
+        if problem.sequences:
+            raise UnsupportedError(f"launches of single steps take no {' and '.join(problem.sequences)} yet")
         cell, forward = cells.named(problem.cell), problem.direction == "forward"
         self.gates, self.routes = len(cell.gates), cell.routes(forward, problem.recompute)
         self.row = row_units(problem.H, problem.dtype)
@@ -61,7 +66,7 @@ class Steps:
 
     def forward(
         self, x: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, states: States,
-        reverse: bool = False, keep: bool = False, vectors: Tensor | None = None,
+        reverse: bool = False, keep: bool = False, vectors: Tensor | None = None, sequences: Sequences = ALL,
     ) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:  # fmt: skip
         T, B, _ = x.shape
         # Padding the smallest operands of the projection gives u whole rows.
@@ -86,7 +91,7 @@ class Steps:
 
     def backward(
         self, w_hh: Tensor, y: Tensor, kept: Tensor | None, dy: Tensor | None, dstates: States, reverse: bool = False,
-        vectors: Tensor | None = None,
+        vectors: Tensor | None = None, sequences: Sequences = ALL,
     ) -> tuple[Tensor, States]:  # fmt: skip
         T, B, _ = y.shape
         strides = [0, 0]

@@ -4,7 +4,7 @@ layer.  The kernel is that of one_cta.py or of cta_group.py, which say in what f
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence as SequenceOf
 from typing import Any
 
 import torch
@@ -12,11 +12,13 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .. import cells
+from ..cells.sequences import Sequences
 from ..plan.hardware import Device
 from ..plan.problem import ONE, Bundle, CtaGroup, OneCta, Problem, is_wide
 from . import cta_group, faults, gemm, one_cta, operands
 from .launcher import compiled_ahead
 from .operands import (
+    NOTHING,
     Engine,
     Operands,
     Scalars,
@@ -30,6 +32,7 @@ from .operands import (
     strided,
     whole,
 )
+from .sequences import ALL, cuts, lengths, not_read
 
 Weight = Any  # a tensor or, if there are several recurrences, a list with a tensor for each
 
@@ -45,7 +48,8 @@ def compile_ahead(problem: Problem, plan: OneCta | CtaGroup, device: Device, bun
     engine = _engine(problem, plan, bundle)
     present, parameter = operands.described(problem, plan.w_ih_home, bundle, engine.words)
     launch = engine.launch
-    return compiled_ahead(launch.kernel, launch.constants(present), parameter, launch.options, device.capability)
+    constants = launch.constants(present) | operands.no_parameters(present)
+    return compiled_ahead(launch.kernel, constants, parameter, launch.options, device.capability)
 
 
 class Recurrence:
@@ -104,12 +108,13 @@ class Recurrence:
     def forward(
         self, x: Tensor, w_ih: Weight, w_hh: Weight, b_ih: Weight | None, b_hh: Weight | None, states: States,
         reverse: bool = False, keep: bool = False, vectors: Tensor | None = None, seed: Tensor | None = None, dropped: int = 0,
+        sequences: Sequences = ALL,
     ) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:  # fmt: skip
         """Returns y, the last states, and what the backward pass needs besides y (None without `keep`, and for a cell that keeps
         nothing), each in memory of its own.
 
         `states` are those before the first step, None for zeros.  x may have any strides; T, B >= 1.  `vectors` are the cell's own
-        parameters, [V,H] in fp32 (fp64)."""
+        parameters, [V,H] in fp32 (fp64).  The states that a reset puts in place have the shape of the first ones."""
         *models, T, B, _ = x.shape
         engine, linked, routes = self.engine, self.bundle.linked, self.routes
         h0 = states[0]
@@ -121,12 +126,14 @@ class Recurrence:
             w_hh, b_ih, b_hh = self._apart(w_hh, -2), self._apart(b_ih, -1), self._apart(b_hh, -1)
             w_ih = [self._apart(w, -2) for w in w_ih] if linked else self._apart(w_ih, -2)
         outer = [self.bundle.count] if linked else models
+        lanes = [self.bundle.count] if self.several else models
+        restart = sequences.restart if sequences.reset is not None and sequences.restart else NOTHING
         out, sync, report, limit = self._out(w_hh, *outer, T, B)
         last = empty(out, *outer, B, *out.shape[len(outer) + 2 :])
         kept: Tensor | None = None
         if keep and routes.kept:
-            kept = empty(w_hh, *([self.bundle.count] if self.several else models), T, B, routes.kept, engine.row)
-        carried = self.carried.before(states, w_hh, *([self.bundle.count] if self.several else models), B)
+            kept = empty(w_hh, *lanes, T, B, routes.kept, engine.row)
+        carried = self.carried.before(states, w_hh, *lanes, B)
         x_in: Tensor | None = None
         u: Tensor | None = None
         x_t = x_b = x_m = u_t = u_b = u_m = models_with = 0
@@ -147,8 +154,9 @@ class Recurrence:
         tensors = new_operands(
             x=x_in, w_in=w_ih, w_rec=whole(w_hh, self.recurrent), u=u, out=out, last=last, sync=sync, report=report, seed=seed,
             bias0=None if b_ih is None else whole(b_ih, self.state), bias1=None if b_hh is None else whole(b_hh, self.state),
-            first=None if h0 is None else whole(h0.transpose(0, 1) if self.directions else h0, self.state),
-            carried=carried, kept=kept, vectors=None if vectors is None else whole(vectors, self.state),
+            first=self._first(h0), carried=carried, kept=kept, vectors=None if vectors is None else whole(vectors, self.state),
+            lengths=lengths(sequences), reset=cuts(sequences, T, *self._descending(reverse)), restart=self._first(restart[0]),
+            restart_carried=None if restart[0] is None else self.carried.before(restart, w_hh, *lanes, B),
         )  # fmt: skip
         scalars = new_scalars(
             T=T, B=B, reverse=int(reverse), stride_x_t=x_t, stride_x_b=x_b, stride_u_t=u_t, stride_u_b=u_b, launch=self.id,
@@ -166,7 +174,8 @@ class Recurrence:
 
     def backward(
         self, w_hh: Weight, y: Tensor, kept: Tensor | None, dy: Tensor | None, dstates: States, reverse: bool = False,
-        vectors: Tensor | None = None, w_ih: Sequence[Tensor] | None = None, seed: Tensor | None = None, dropped: int = 0,
+        vectors: Tensor | None = None, w_ih: SequenceOf[Tensor] | None = None, seed: Tensor | None = None, dropped: int = 0,
+        sequences: Sequences = ALL,
     ) -> tuple[Tensor, States]:  # fmt: skip
         """Returns da, the gradients of every pre-activation in the order in which the cell publishes them, which may be a view of
         longer rows; and of each first state what W_hh^T da_first lacks of its gradient, in fp32 (fp64), or None if it lacks nothing;
@@ -200,9 +209,9 @@ class Recurrence:
             saved = whole(self._padded_rows(y) if self.state else y)
         tensors = new_operands(
             w_in=w_in, w_rec=whole(w_hh, self.recurrent if self.engine.transposes or self.gates == 1 else ()), u=dy, saved=saved,
-            first=None if dhn is None else whole(dhn.transpose(0, 1) if self.directions else dhn, self.state),
-            out=out, sync=sync, report=report, seed=seed, carried=carried,
+            first=self._first(dhn), out=out, sync=sync, report=report, seed=seed, carried=carried,
             kept=None if kept is None else whole(kept, self.state), vectors=None if vectors is None else whole(vectors, self.state),
+            lengths=lengths(sequences), reset=cuts(sequences, T, *self._descending(not reverse)),
         )  # fmt: skip
         scalars = new_scalars(
             T=T, B=B, reverse=int(not reverse), stride_u_t=u_t, stride_u_b=u_b, launch=self.id, limit=limit, dropped=dropped,
@@ -212,7 +221,7 @@ class Recurrence:
         da = out.view(y.dtype) if self.engine.words else out
         if self.state:
             da = da[..., : self.problem.H] if routes.published == 1 else self._without_padding(da)
-        return da, self.carried.gradients(carried)
+        return da, self.carried.gradients(carried, not_read(sequences, T, *self._descending(not reverse)))
 
     def _launch(self, tensors: Operands, out: Tensor, scalars: Scalars) -> None:
         engine = self.engine
@@ -220,11 +229,19 @@ class Recurrence:
         if engine.words:
             faults.after_launch(out.device)
 
+    def _first(self, states: Tensor | None) -> Tensor | None:
+        """Returns states, or their gradients, that the kernel reads where a sequence begins."""
+        return None if states is None else whole(states.transpose(0, 1) if self.directions else states, self.state)
+
+    def _descending(self, reverse: bool) -> tuple[bool, ...]:
+        """Returns whether time runs down, of several directions for each."""
+        return (reverse, not reverse) if self.directions else (reverse,)
+
     def _apart(self, w: Tensor | None, dim: int) -> Tensor | None:
         """Returns a weight (dim -2) or biases (-1) with the blocks of the gates as a dimension, in front of which may be others."""
         return None if w is None else w.unflatten(dim, (self.gates, -1))
 
-    def _transposed(self, w: Tensor, order: Sequence[int], lacking: tuple[int, ...] = ()) -> Tensor:
+    def _transposed(self, w: Tensor, order: SequenceOf[int], lacking: tuple[int, ...] = ()) -> Tensor:
         """Returns the transpose of a weight [G*H,H], its gates in this order: of several each padded, [ROW, G*ROW], of one with the
         zeros of `lacking`."""
         if self.gates == 1:

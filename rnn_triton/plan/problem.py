@@ -25,6 +25,7 @@ class Problem:
     cell: str  # its name in cells/: "elman_tanh", "gru", "lstm" and so on
     models: int = 1  # of an ensemble: problems of the same sizes, each with weights of its own
     recompute: bool = False  # forward: no more is saved than launch/recompute.py needs to compute again what the cell keeps
+    sequences: tuple[str, ...] = ()  # of "lengths", "reset" and "restart", in this order, those that a call gives (cells/sequences.py)
 
 
 @dataclass(frozen=True)
