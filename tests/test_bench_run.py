@@ -71,6 +71,7 @@ def test_the_quick_suite_covers_what_it_should():
         ("medium", "H", (512, 1024)), ("medium", "B", (1, 128)), ("large", "H", (1536, 4096)), ("large", "B", (1, 64)),
         ("deepbench", "T", (50, 500)), ("stack", "layers", (1, 8)), ("scaling", "T", (64, 16384)), ("scaling", "H", (64, 8192)),
         ("scaling", "B", (1, 1024)), ("scaling", "layers", (1, 16)), ("odd", "I", (1, 1000)), ("ensemble", "models", (1, 256)),
+        ("streaming", "H", (64, 1024)), ("streaming", "B", (1, 1)), ("streaming", "T", (1, 20)), ("heads", "models", (2, 48)),
     ],
 )  # fmt: skip
 def test_suites_reach_from_the_smallest_to_the_largest(suite, size, values):
@@ -83,6 +84,7 @@ def test_suites_can_be_named_together_and_share_cases():
     assert len(both) < len(suites.suite("quick")) + len(suites.suite("first")) and len(set(both)) == len(both)
     assert set(suites.suites("all")) >= set(suites.suite("odd")) and not set(suites.suites("all")) & set(suites.suite("check"))
     assert all(case.models * case.H == 768 for case in suites.suite("flashrnn-paper"))
+    assert {case.models * case.H for case in suites.suite("heads")} == {768, 512}
     assert all(case.H % 8 or case.I % 8 or case.B % 8 for case in suites.suite("odd"))
 
 

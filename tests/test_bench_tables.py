@@ -11,6 +11,7 @@ from support.bench_records import ENVIRONMENT, suite, timing
 
 from bench.cases import suites
 from bench.cases.case import case
+from bench.records import schema
 from bench.records.rows import rows as rows_of
 from bench.show import formats, rows_in_words, tables
 
@@ -67,6 +68,14 @@ def test_published_figures_stand_beside_ours_with_device_and_source(rows):
     assert "Ours on Test GPU" in table.note
     assert "### Beside published figures\n" in tables.markdown_document(rows)
     assert "published" not in [t.name for t in tables.every([r for r in rows if r.pass_ == "train"])]
+
+
+def test_wall_times_of_short_calls_are_a_table():
+    stream, other = case(64, 1, 1, "bf16"), case(64, 1, 8, "bf16")
+    samples = [float(us) for us in range(1, 102)]
+    found = rows_of([timing(c, "fwd", "graph", 1.0, wall_us=schema.sampled(samples)) for c in (stream, other)])
+    assert tables.streaming(found).body == [(stream.name, "fwd", "graph", "51.0", "100.0")]
+    assert [row.tidy()["wall_us_p99"] for row in found] == [100.0, 100.0]
 
 
 def test_faster_of_the_cudnn_paths_is_the_one_compared_with():

@@ -32,6 +32,8 @@ _GATES = (
 )  # fmt: skip
 _QUICK_GATES = (("lstm", (768, 16, 1024, "fp16")), ("gru", (1024, 8, 512, "bf16")), ("lstm", (128, 8, 1024, "bf16")))
 
+_BLOCKS = case(64, 16, 512, "bf16", cell="gru", models=8)  # TorchRL's block-diagonal GRU
+
 # Small enough for the interpreter (about 2 ms per program and step), odd enough to touch every mask.
 _CHECK = ((16, 3, 5, 16), (32, 2, 4, 20), (13, 5, 4, 7), (64, 1, 3, 64))
 
@@ -89,6 +91,12 @@ def _flashrnn() -> Iterator[Case]:
             yield from _each([(H, 16, 1024)], ("bf16", "fp16"), cell=cell, models=768 // H)
 
 
+def _streaming() -> Iterator[Case]:
+    """One sequence, a few steps a call, of every cell that torch has"""
+    for cell in (USUAL, "gru", "lstm"):
+        yield from _each(((H, 1, T) for H in (64, 128, 256, 512, 1024) for T in (1, 4, 20)), ("bf16", "fp32"), cell=cell)
+
+
 def _published() -> Iterator[Case]:
     one_layer = (
         (160, 44, 1125, 40), (360, 6, 4814, 160), (168, 62, 2058, 16), (288, 4, 4720, 352), (296, 6, 3047, 104),
@@ -97,7 +105,7 @@ def _published() -> Iterator[Case]:
     yield from _each(one_layer, ("fp16", "fp32"))
     yield from _each(((320, 5, 5654, 232), (152, 1, 5895, 288)), ("fp16", "fp32"), layers=4)
     yield from _each([(1152, 4, 512)], ("fp32",))
-    yield case(64, 16, 512, "bf16", cell="gru", models=8)
+    yield _BLOCKS
 
 
 # suite: (what it is, its cases)
@@ -119,6 +127,11 @@ _SUITES: dict[str, tuple[str, Iterable[Case]]] = {
         _each(((H, B, T) for T in (50, 500) for H in (1760, 2048, 2560) for B in (16, 32, 64, 128)), ("fp16", "fp32")),
     ),
     "flashrnn-paper": ("arXiv 2412.07752: heads x head dimension = 768", _flashrnn()),
+    "heads": (
+        "block-diagonal W_hh, a head as a model of its own: FlashRNN's points, TorchRL's GRU",
+        [*(c for c in _flashrnn() if c.models > 1), _BLOCKS],
+    ),
+    "streaming": ("B = 1 and 1 to 20 steps a call: what counts is wall time, the host's included", _streaming()),
     "stack": (
         "1 to 8 layers",
         (c for layers in (1, 2, 4, 8) for c in _each(((H, 16, 512) for H in (128, 256, 512, 1024)), layers=layers)),

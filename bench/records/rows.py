@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,11 @@ class Row:
     @property
     def wall_us(self) -> Quantiles | None:
         return measured(self.record, "wall_us")
+
+    @property
+    def wall_p99(self) -> float | None:
+        samples = self.record["wall_us"]["samples"] if self.wall_us else ()
+        return statistics.quantiles(samples, n=100, method="inclusive")[98] if len(samples) > 1 else None
 
     @property
     def us_per_step(self) -> float | None:
@@ -82,7 +88,7 @@ class Row:
             **self.shape,
             **{f"us_{name}": value for name, value in zip(("p20", "median", "p80"), self.us or (None,) * 3)},
             "graph_us_median": self.graph_us[1] if self.graph_us else None,
-            "wall_us_median": self.wall_us[1] if self.wall_us else None,
+            "wall_us_median": self.wall_us[1] if self.wall_us else None, "wall_us_p99": self.wall_p99,
             "us_per_step": self.us_per_step, "slope_us_per_step": self.slope_us_per_step,
             "floor_us_per_step": self.floor_us_per_step, "practical_us_per_step": self.practical_us_per_step,
             "fraction_of_floor": self.fraction_of_floor, "bound": self.bound, "regime": self.regime,

@@ -53,7 +53,7 @@ def html(
     for device, here in devices.items():
         prefix, on = (f"{label(device)}-", f" on {device}") if len(devices) > 1 else ("", "")
         judged += [Section(prefix + anchor, title + on, words, shown, prefix) for anchor, title, words, shown in _judging(here)]
-        shown = [*tables.per_suite(here), tables.published(here), tables.providers(here), tables.kernels(here)]
+        shown = [*tables.per_suite(here), tables.published(here), tables.streaming(here), tables.providers(here), tables.kernels(here)]
         every.append(Section(f"{prefix}tables", f"All results{on}", (), shown, prefix))
     parts += [*judged, _drawn(rows, out, names), *every]
     if training:

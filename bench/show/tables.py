@@ -78,6 +78,14 @@ def published(rows: Sequence[Row]) -> Table:
     )  # fmt: skip
 
 
+def streaming(rows: Iterable[Row]) -> Table:
+    """Wall time of a call in the cases of this suite, a line a provider"""
+    listed = {case.name for case in SUITES["streaming"]}
+    body = [(r.case, r.pass_, r.provider, f"{r.wall_us[1]:.1f}", _number(r.wall_p99, digits=1)) for r in rows if r.case in listed and r.wall_us]
+    note = "Microseconds from the call until the GPU is idle, the host's time included; p99 of the samples of a case, 200 at most."
+    return Table("streaming", "Wall time of short calls", ("case", "pass", "provider", "p50", "p99"), body, note)
+
+
 def per_suite(rows: Sequence[Row]) -> list[Table]:
     """results() of each suite touched"""
     return [
@@ -219,7 +227,7 @@ def not_timed(rows: Sequence[Row]) -> list[Table]:
 
 def every(rows: Sequence[Row]) -> list[Table]:
     """All tables of one device's rows that have a line; those of losses even without one."""
-    found = [summary(rows), losses(rows), far_from_floor(rows), *per_suite(rows), published(rows), providers(rows), memory(rows)]
+    found = [summary(rows), losses(rows), far_from_floor(rows), *per_suite(rows), published(rows), streaming(rows), providers(rows), memory(rows)]
     found += [kernels(rows), missing(rows), *not_timed(rows)]
     return [table for table in found if table.body or table.name in ("losses", "floor")]
 
