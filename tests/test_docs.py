@@ -15,14 +15,37 @@ PATHS = r"`((?:bench|docs|examples|kernels|rnn_triton|tests)/[\w/.]*|\.ci/run)(?
 WRITTEN = ("bench/out/", "bench/results/nvidia-h200/")  # by a run
 
 
+def anchors(page):
+    """What a link may name in a page: its headings, as GitHub and the site spell them"""
+    lines = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", lines, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_links_paths_and_tests_named_exist(page):
     text = page.read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+    for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", text):
         assert (page.parent / target).exists(), target
+        assert not anchor or anchor in anchors(page.parent / target if target else page), f"{target}#{anchor}"
     for path, test in re.findall(PATHS, text):
         assert (ROOT / path).exists() or path in WRITTEN, path
         assert not test or f"def {test}(" in (ROOT / path).read_text(encoding="utf-8"), f"{path}::{test}"
+
+
+def test_the_api_page_has_every_public_name_and_its_docstring():
+    """and names nothing twice, nor what is not there"""
+    import rnn_triton
+    from rnn_triton import cells, onnx
+
+    listed = re.findall(r"^\.\. auto\w+:: (\S+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), re.MULTILINE)
+    public = {name: getattr(rnn_triton, name) for name in rnn_triton.__all__}
+    public |= {f"rnn_triton.cells.{name}": getattr(cells, name) for name in cells.__all__}
+    public |= {"rnn_triton.onnx": public.pop("onnx"), "rnn_triton.onnx.decompositions": onnx.decompositions}
+    assert sorted(listed) == sorted(public)
+    for name, value in public.items():
+        # its own, not that of a class it derives from
+        assert vars(value).get("__doc__") if isinstance(value, type) else value.__doc__, name
 
 
 def commands(text, start):
