@@ -10,6 +10,7 @@ from .launch.faults import synchronize
 from .modules import GRU, LSTM, RNN, GRUCell, LeakyRNN, LSTMCell, Recurrent, RNNCell, SimpleRNN
 from .plan.explain import explain
 from .plan.overriding import overriding
+from .replace import Replaced, replace, restore
 
 __all__ = [
     "GRU",
@@ -21,6 +22,7 @@ __all__ = [
     "LeakyRNN",
     "RNNCell",
     "Recurrent",
+    "Replaced",
     "SimpleRNN",
     "UnsupportedError",
     "check_cell",
@@ -30,6 +32,8 @@ __all__ = [
     "lstm",
     "onnx",
     "overriding",
+    "replace",
+    "restore",
     "rnn",
     "synchronize",
 ]

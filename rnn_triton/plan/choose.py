@@ -18,7 +18,7 @@ from typing import Any
 from ..errors import UnsupportedError
 from . import latency
 from .candidates import candidates, cta_group, one_cta
-from .hardware import Device
+from .hardware import Device, too_old
 from .measured import measured_plans
 from .overriding import BESIDES, Choices, matches, overrides
 from .problem import ONE, Bundle, CtaGroup, OneCta, PerStep, Plan, Problem
@@ -40,10 +40,8 @@ def plan(problem: Problem, device: Device, chosen: Choices | None = None) -> Pla
 
 @functools.lru_cache(maxsize=4096)
 def _decide(problem: Problem, device: Device, chosen: Choices, failed: Failures) -> Plan:
-    if device.capability < 80:
-        raise UnsupportedError(
-            f"{device.name} has compute capability {device.capability / 10:.1f}; the kernels need 8.0 (Ampere) or newer"
-        )
+    if (why := too_old(device)) is not None:
+        raise UnsupportedError(why)
     choices = dict(chosen)
     fitting = list(candidates(problem, device, choices))
     plans = [p for p in fitting if matches(p, choices)]
@@ -87,7 +85,7 @@ def shared_plan(problem: Problem, bundle: Bundle, device: Device, chosen: Choice
 
 @functools.lru_cache(maxsize=4096)
 def _shared_plan(problem: Problem, bundle: Bundle, device: Device, chosen: Choices, failed: Failures) -> OneCta | CtaGroup | None:
-    if device.capability < 80:
+    if too_old(device) is not None:
         return None
     choices = dict(chosen)
     fitting: list[OneCta | CtaGroup] = [*one_cta(problem, device, choices, bundle), *cta_group(problem, device, choices, bundle)]

@@ -48,6 +48,23 @@ def of(device: torch.device) -> Device:
     return _record(device) if together is None else replace(_record(device), together=together)
 
 
+def too_old(device: Device) -> str | None:
+    """Says what the kernels need and this device does not have, None if it has that."""
+    if device.capability >= 80:
+        return None
+    return f"{device.name} has compute capability {device.capability / 10:.1f}; the kernels need 8.0 (Ampere) or newer"
+
+
+def why_none(device: torch.device) -> str | None:
+    """Says why tensors on a torch device cannot be given to this package, None if they can: to the kernels, or on the CPU to torch's
+    own operators."""
+    if device.type in ("cpu", "meta"):
+        return None
+    if device.type != "cuda" or torch.version.hip:
+        return f"the kernels need an NVIDIA GPU, not {'ROCm' if device.type == 'cuda' else f'the device {device}'}"
+    return too_old(_record(device))
+
+
 _together: dict[int, int] = {}  # by index
 
 
