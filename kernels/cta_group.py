@@ -68,6 +68,7 @@ from .exchange import (
     arrive,
     cycle,
     gather,
+    gathered_rows,
     load_words,
     publish,
     verdict,
@@ -82,6 +83,7 @@ from .slices import (
     load_own,
     load_vector,
     load_weight,
+    of_rows,
     operand_tiles,
     own_tile,
     own_units,
@@ -201,8 +203,8 @@ def cta_group(
     kept_ptr,  # [N, T, B, kept tiles, ROW] where HAS.kept: written forward, a stream backward
     vectors_ptr,  # fp32 [N, vectors, ROW] where there are any
     lengths_ptr,  # int32 [B], the same of all lanes, where HAS.lengths: how many steps a row has
-    reset_ptr,  # uint8 [T, B], of several directions [N, T, B], where HAS.reset: 1 where a step does not follow the one before
-    restart_ptr,  # as first, where HAS.restart: what s is then, in place of zeros, in the forward pass
+    reset_ptr,  # int32 [T + 2, B], of several directions [N, T + 2, B], where HAS.reset: 1 in row t + 1 where step t does not follow the one before it
+    restart_ptr,  # as first, which then is there, too, where HAS.reset in the forward pass: what s is before such a step
     restart_carried_ptr,  # and what is carried, as carried
     T,
     B,
@@ -309,6 +311,12 @@ def cta_group(
         bias0_ptr += layer * (GATES * ROW)
         bias1_ptr += layer * (GATES * ROW)
         carried_ptr += layer * (CARRIED * tile_c)
+        if HAS.restart:
+            restart_ptr += layer * step_s if LINKED else lane * ROW
+            if CARRIED > 0:
+                restart_carried_ptr += layer * (CARRIED * tile_c)
+        if HAS.reset and not LINKED:
+            reset_ptr += lane * ((T + 2) * B.to(tl.int64))
         kept_ptr += layer * (T * step_k)
         vectors_ptr += layer * (VECTORS * ROW)
     if DROPOUT:
@@ -338,6 +346,8 @@ def cta_group(
         vectors = append_halves(vectors, load_vector(vectors_ptr + n * ROW, units, SHAPE))
 
     # ---- what the first step has prefetched
+    own_rows = tl.arange(0, BLOCK_B)[:, None]
+    columns = tl.arange(0, BLOCK_B)[None, None, :]
     rows = B - group * BLOCK_B
     row0 = (group * BLOCK_B).to(tl.int64)
     x_raw = ()
@@ -356,6 +366,13 @@ def cta_group(
     if not FIRST_IS_STATE:
         kept_t = kept_ptr + t_first * step_k + row0 * (KEPT * ROW)
         kept_raw = _load_tiles(kept_t, KEPT * ROW, (rows, True, unit0), KEPT, False, SHAPE, TILE)
+
+    if HAS.reset:  # of the rows of a tile, in each layout in which they are asked for
+        step_reset = B.to(tl.int64)
+        reset_t = reset_ptr + ((t_first + 1) * step_reset + row0)
+        cut = of_rows(reset_t, own_rows, rows)
+        cut_gathered = of_rows(reset_t, gathered_rows(rows, TILE), rows)
+        cut_column = of_rows(reset_t, columns, rows)
 
     error = tl.load(error_ptr, volatile=True)
     published_at = cycle()
@@ -428,9 +445,30 @@ def cta_group(
                 saved = append_halves(saved, own_tile(kept_raw[n], False, TILE))
             kept_t = kept_ptr + t_1 * step_k + row0_1 * (KEPT * ROW)
             kept_raw = _load_tiles(kept_t, KEPT * ROW, (rows_1, True, unit0), KEPT, False, SHAPE, TILE)
+        alone = step == 0  # with no state before it
+        alone_column = step == 0
+        if HAS.lengths:
+            lengths = of_rows(lengths_ptr + row0, own_rows, rows)
+            live = t < lengths
+            if not FIRST_IS_STATE:
+                alone = t == reverse * (lengths - 1)
+                alone_column = t == reverse * (of_rows(lengths_ptr + row0, columns, rows) - 1)
         if HAS.first and not FIRST_IS_STATE:
-            dhn = load_own(first_ptr + row0 * ROW_S, ROW_S, (rows, step == 0, unit0), False, SHAPE, TILE)
+            dhn = load_own(first_ptr + row0 * ROW_S, ROW_S, (rows, alone, unit0), False, SHAPE, TILE)
             u = add_halves(u, 0, own_tile(dhn, False, TILE))
+        follows = True  # does the step read what the one before it has carried?
+        if HAS.reset:
+            anew = cut != 0
+            anew_gathered = cut_gathered != 0
+            if not FIRST_IS_STATE:
+                anew = anew & (step > 0)
+                alone = alone | anew
+                alone_column = alone_column | (cut_column != 0) & (step > 0)
+                follows = anew == 0
+            reset_t = reset_ptr + ((t_1 + 1) * step_reset + row0_1)
+            cut = of_rows(reset_t, own_rows, rows_1)
+            cut_gathered = of_rows(reset_t, gathered_rows(rows_1, TILE), rows_1)
+            cut_column = of_rows(reset_t, columns, rows_1)
         if LINKED and not FIRST_IS_STATE:
             projected = _parts(acc, TILE)  # all there is in the first step: no state yet, and 0 * W_rec may be NaN
         failed = error != SENTINEL
@@ -442,16 +480,26 @@ def cta_group(
         carried_raw = ()
         for n in tl.static_range(CARRIED):  # behind the barrier, since other threads have stored it
             c = carried_ptr + (n * tile_c + row0 * ROW)
-            carried_raw = carried_raw + (load_own(c, ROW, (rows, True, unit0), True, SHAPE, TILE),)
+            if HAS.restart:
+                c = tl.where(anew, restart_carried_ptr + (n * tile_c + row0 * ROW), c)
+            enable = follows if n < CARRIED - VECTORS else True
+            carried_raw = carried_raw + (load_own(c, ROW, (rows, enable, unit0), True, SHAPE, TILE),)
         before = out_ptr + ((t - dt) * step_words + row0 * ROW_WORDS)
         given = step < 0
         if HAS.first and FIRST_IS_STATE:
             first_words = first_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
-            before = tl.where(step > 0, before, first_words + row0 * ROW_WORDS)
+            if HAS.lengths:
+                starts = (step == 0) | (t == reverse * (of_rows(lengths_ptr + row0, gathered_rows(rows, TILE), rows) - 1))
+                before = tl.where(starts, first_words + row0 * ROW_WORDS, before)
+            else:
+                before = tl.where(step > 0, before, first_words + row0 * ROW_WORDS)
             given = step == 0
+        if HAS.restart:
+            restart_words = restart_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
+            before = tl.where(anew_gathered, restart_words + row0 * ROW_WORDS, before)
         words = gather(
             (before, rows, step > 0, given), (failed, error_ptr, counters + tile * LINE, CTAS * step - 1, step, limit),
-            (published_at, delay), HAS.first and FIRST_IS_STATE, SHAPE, TILE,
+            (published_at, delay), HAS.first and FIRST_IS_STATE, HAS.restart or (HAS.lengths and HAS.first and FIRST_IS_STATE), SHAPE, TILE,
         )  # fmt: skip
         if ON_CHIP and TILE.x_loads == "behind":
             x_raw = _load_inputs(x_t, x_width, X_TILES, X_WORDS, X_MODE, TILE)
@@ -460,7 +508,7 @@ def cta_group(
         parts = _parts(acc, TILE)
         if LINKED and not FIRST_IS_STATE:
             for n in tl.static_range(PARTS):
-                parts = replaced(parts, n, tl.where(step == 0, projected[n], parts[n]))
+                parts = replaced(parts, n, tl.where(alone_column, projected[n], parts[n]))
         sums = sum_over_warps(parts, TILE)
         carried = ((), ())
         for n in tl.static_range(CARRIED):
@@ -473,13 +521,16 @@ def cta_group(
             for n in tl.static_range(PARTS):
                 v = sums[half][n]
                 if not LINKED and not FIRST_IS_STATE:
-                    v = tl.where(step == 0, 0.0, v)  # there is no state yet, and 0 * W_rec is NaN where W_rec is infinite
+                    v = tl.where(alone, 0.0, v)  # there is no state yet, and 0 * W_rec is NaN where W_rec is infinite
                 a = a + (v + u[half][n],)
             new, c, k = CELL.step(a, carried[half], saved[half], vectors[half], CELL.accuracy)
             if H != CTAS * UNITS:
                 # an infinite state makes NaN of its products with padding, and NaN would spread in the next step
                 for n in tl.static_range(PUBLISHED):
                     new = replaced(new, n, tl.where(units[half] < H, new[n], 0.0))
+            if HAS.lengths:
+                for n in tl.static_range(PUBLISHED):
+                    new = replaced(new, n, tl.where(live, new[n], 0.0))
             published = published + (new,)
             after = after + (c,)
             kept = kept + (saved_tiles(k, c, ROUTES),)
@@ -496,9 +547,12 @@ def cta_group(
             kept_words = kept_ptr.to(tl.pointer_type(tl.int32), bitcast=True) + (t * step_k + row0 * (KEPT * ROW)) // E
             for n in tl.static_range(KEPT):
                 store_words(kept_words + n * WORDS, round_to_words(kept[0][n], kept[1][n], TILE), (rows, unit0), KEPT * WORDS, SHAPE, TILE)
+        stored = rows
+        if HAS.lengths:
+            stored = tl.where(live, rows, 0)
         for n in tl.static_range(CARRIED):
             c = carried_ptr + (n * tile_c + row0 * ROW)
-            store_own(c, (after[0][n], after[1][n]), ROW, (rows, unit0), SHAPE, TILE)
+            store_own(c, (after[0][n], after[1][n]), ROW, (stored, unit0), SHAPE, TILE)
         own = own_1
         step = tl.where(own_1 == 0, step + 1, step)
 
@@ -509,7 +563,17 @@ def cta_group(
             row0 = (tile * BLOCK_B).to(tl.int64)
             for i in tl.static_range(2 // E):
                 offsets, mask = own_words(unit0, B - tile * BLOCK_B, i, ROW_WORDS, SHAPE, TILE)
-                s_last = tl.load(out_ptr + ((t_first + dt * (T - 1)) * step_words + row0 * ROW_WORDS) + offsets, mask=mask)
+                if HAS.lengths:
+                    steps = of_rows(lengths_ptr + row0, own_rows, B - tile * BLOCK_B)
+                    last = out_ptr + ((1 - reverse) * tl.maximum(steps - 1, 0) * step_words + row0 * ROW_WORDS)
+                    if HAS.first:
+                        first_words = first_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
+                        last = tl.where(steps > 0, last, first_words + row0 * ROW_WORDS)
+                    else:
+                        mask = mask & (steps > 0)
+                    s_last = tl.load(last + offsets, mask=mask, other=0)
+                else:
+                    s_last = tl.load(out_ptr + ((t_first + dt * (T - 1)) * step_words + row0 * ROW_WORDS) + offsets, mask=mask)
                 offsets, mask = own_words(unit0, B - tile * BLOCK_B, i, ROW_S // E, SHAPE, TILE)
                 tl.store(last_ptr + row0 * (ROW_S // E) + offsets, s_last, mask=mask)
 

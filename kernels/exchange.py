@@ -31,7 +31,8 @@ these invariants hold:
         CTA reads the error word once more behind its last step (`verdict`) and overwrites all its outputs from that step
         on with NaN.  A fence on either side keeps it from reading the word as it was before the values it has read.
     What precedes the step in the error word is right.  Who waits in step t has gathered all of step t - 2, so nobody of
-        the group waits in vain for words of it.
+        the group waits in vain for words of it.  Where rows begin anew (cta_group.py) a CTA does not gather them, and may run
+        ahead; there whoever goes on without words that it lacks lowers the error word to its own step (LOWERS).
 
 Groups of linked lanes (cta_group.py, one_cta.py) wait in one direction more: for what the same group of the lane before
 publishes, always by the sentinel.  A lane is lost with any lane before it, which `verdict` looks up, too.
@@ -73,8 +74,8 @@ def _maximum(words, name):
 
 
 @triton.constexpr_function
-def _verify_text(tiles, pack, apart, others=False):
-    """PTX of `verify`; others: of words that another group publishes.  Operands, `pack` of each tile: results | addresses |
+def _verify_text(tiles, pack, apart, others=False, lowers=False):
+    """PTX of `verify`; others: of words that another group publishes; lowers: as there.  Operands, `pack` of each tile: results | addresses |
     skip | error address | step | limit | address of the other group's error word, if others | words.
 
     The fast path is 4 maxima a chunk and a branch.  The slow path reads every chunk with a sentinel again, all in flight."""
@@ -103,19 +104,22 @@ def _verify_text(tiles, pack, apart, others=False):
         four = ", ".join(result[4 * c : 4 * c + 4])
         text += f"@p{c} ld.relaxed.gpu.global.v4.b32 {{{four}}}, [{address[c]}];\n"
     text += check("DONE")
-    return text + _give_up(error, step, limit, source if others else None)
+    return text + _give_up(error, step, limit, source if others else None, lowers)
 
 
 @triton.constexpr_function
-def _give_up(error, step, limit, source=None):
+def _give_up(error, step, limit, source=None, lowers=False):
     """PTX behind a failed poll: it spins again, unless the group has failed or the limit is reached.  Then at LOST a fence puts
     the error word, as it was lowered or found lowered, before what the thread stores next.
 
     `source` is where the error word of the group that is waited for lies, if that is another one.  Its failure at this step
-    or the next leaves the words of this step incomplete: this group fails, too."""
+    or the next leaves the words of this step incomplete: this group fails, too.
+
+    `lowers`: the error word is lowered to this step also where it has been found lowered."""
     failed = "setp.ne.u32 q, t, 0xFFFFFFFF;\n@q bra LOST;"
     if source is not None:
         failed += f"\nld.relaxed.gpu.global.u32 t, [{source}];\nadd.u32 d, {step}, 1;\nsetp.le.u32 q, t, d;\n@q bra FAIL;"
+    failing, lost = ("FAIL:\nLOST:", "") if lowers else ("FAIL:", "LOST:\n")
     return f"""add.u32 n, n, 1;
 and.b32 t, n, {POLLS_PER_LOOK.value - 1};
 setp.ne.u32 q, t, 0;
@@ -124,10 +128,9 @@ ld.relaxed.gpu.global.u32 t, [{error}];
 {failed}
 setp.lt.u32 q, n, {limit};
 @q bra SPIN;
-FAIL:
+{failing}
 red.relaxed.gpu.global.min.u32 [{error}], {step};
-LOST:
-fence.acq_rel.gpu;
+{lost}fence.acq_rel.gpu;
 DONE:
 }}"""
 
@@ -145,14 +148,14 @@ def _int32s(n):
 
 
 @triton.jit
-def verify(addresses, words, skip, group, APART: tl.constexpr, TILE: tl.constexpr):
+def verify(addresses, words, skip, group, APART: tl.constexpr, TILE: tl.constexpr, LOWERS: tl.constexpr = False):
     """A tuple of tiles [4, 8, warps, rows / 8, 4] of int32 words, as they were found: the words once none is the
     sentinel, or as they are where `skip` is not 0.  addresses: int64, of the first tile's words; the others' lie APART
     bytes further on each.
 
     group: (address of its error word, step, limit).  Where another group publishes the words, a fourth is the address of that
     one's error word: this group's is lowered when that one has failed, or at the limit, which is larger than the other group's:
-    its failure comes first.
+    its failure comes first.  LOWERS: it is lowered, too, whenever words are left that are the sentinel.
 
     BLOCK_B / 2 words of a tile are one thread's; each four are one 16-byte chunk, read again by one instruction from the first
     one's address.  The probe load's layout is the operands' layout and gives a thread these very chunks
@@ -161,7 +164,7 @@ def verify(addresses, words, skip, group, APART: tl.constexpr, TILE: tl.constexp
     TILES: tl.constexpr = len(words)
     PACK: tl.constexpr = TILE.block_b // 2
     return tl.inline_asm_elementwise(
-        _verify_text(TILES, PACK, APART, OTHERS), _verify_constraints(TILES, PACK, OTHERS), (addresses, skip) + group + words,
+        _verify_text(TILES, PACK, APART, OTHERS, LOWERS), _verify_constraints(TILES, PACK, OTHERS), (addresses, skip) + group + words,
         dtype=_int32s(TILES), is_pure=False, pack=PACK,
     )  # fmt: skip
 
@@ -220,6 +223,14 @@ setp.lt.u32 q, t, $2;
 
 
 @triton.jit
+def gathered_rows(rows, TILE: tl.constexpr):
+    """The rows of `word_pointers`, [1, 8 l, 1, BLOCK_B / 8 j, 1]"""
+    l = tl.arange(0, 8)[None, :, None, None, None]
+    j = tl.arange(0, TILE.block_b // 8)[None, None, None, :, None]
+    return tl.minimum(8 * j + l, rows - 1)
+
+
+@triton.jit
 def word_pointers(ptr, row_words, rows, TILE: tl.constexpr):
     """[4 q, 8 l, WARPS, BLOCK_B / 8 j, 4 i]: the address of word 16 w + 4 q + i of row 8 j + l, rows row_words apart, a
     multiple of 4.  Rows beyond `rows` are the last one again: what they load is never stored.
@@ -263,12 +274,13 @@ def load_words(pointers, start, enable, WORDS, MASKED: tl.constexpr, MODE: tl.co
 
 
 @triton.jit
-def gather(source, group, hold, ALWAYS: tl.constexpr, SHAPE: tl.constexpr, TILE: tl.constexpr):
+def gather(source, group, hold, ALWAYS: tl.constexpr, LOWERS: tl.constexpr, SHAPE: tl.constexpr, TILE: tl.constexpr):
     """All of s_{t-1} of a batch tile, as a tuple of word tiles (`load_words`), once every CTA of the group has published
     its part.
 
-    source: (ptr, rows, enable, given).  ptr: int32 [rows, SHAPE.state_words], rows SHAPE.row_words apart.  Zeros where not enable
-        (ALWAYS: it is); given: ptr is not exchanged but given (h0), valid from the start.
+    source: (ptr, rows, enable, given).  ptr: int32 [rows, SHAPE.state_words], rows SHAPE.row_words apart; or a tensor of the shape of
+        `gathered_rows`, the same for each row by itself.  Zeros where not enable (ALWAYS: it is); given: ptr is not exchanged but given
+        (h0), valid from the start.
     group: (failed, error_ptr, counter_ptr, target, step, limit).  failed: the group has given up, wait for nothing.
     hold: (since, delay).  The first probe comes `delay` cycles after `since` (`cycle`), at the earliest."""
     ptr, rows, enable, given = source
@@ -292,7 +304,8 @@ def gather(source, group, hold, ALWAYS: tl.constexpr, SHAPE: tl.constexpr, TILE:
         words = words + (v,)
     if TILE.protocol == "sentinel":
         words = verify(
-            pointers.to(tl.int64), words, (given | failed).to(tl.int32), (error_ptr.to(tl.int64), step, limit), 4 * K_TILE, TILE
+            pointers.to(tl.int64), words, (given | failed).to(tl.int32), (error_ptr.to(tl.int64), step, limit), 4 * K_TILE, TILE,
+            LOWERS,
         )
     return words
 

@@ -159,16 +159,17 @@ def load_state(ptr, stride_b, rows, enable, STORED: tl.constexpr, TILE: tl.const
 
 @triton.jit
 def load_rows(ptr, rows, TILE: tl.constexpr):
-    """[1, BLOCK_B], int32: ptr[row], 0 from `rows` on"""
+    """[1, BLOCK_B]: ptr[row], 0 from `rows` on; of int32, since Triton takes an operand that depends on bytes for one of bytes, in whose
+    order of k (k-width 4) the weights are not"""
     row = tl.arange(0, TILE.block_b)[None, :]
-    return tl.load(ptr + row, mask=row < rows, other=0).to(tl.int32)
+    return tl.load(ptr + row, mask=row < rows, other=0)
 
 
 @triton.jit
 def load_rows_of_state(ptr, rows, TILE: tl.constexpr):
     """The same for `load_state`, to compare with what enables it: its rows, of the hidden units one"""
     row, _ = state_index(TILE)
-    return tl.load(ptr + row, mask=row < rows, other=0).to(tl.int32)
+    return tl.load(ptr + row, mask=row < rows, other=0)
 
 
 @triton.jit

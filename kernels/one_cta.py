@@ -239,13 +239,30 @@ def _project_first(ptr, source, w_in_ptr, STORED: tl.constexpr, SHAPE: tl.conste
 
 
 @triton.jit
-def _restarted(tile, cut, ptr, stride_b, rows, GIVEN: tl.constexpr, STORED: tl.constexpr, TILE: tl.constexpr):
-    """A state with those rows put back that follow on nothing: to zero or, GIVEN, to what `load_state` finds at ptr"""
+def _begun_anew(
+    s, carried, anew, restart_ptr, restart_carried_ptr, step_own, rows, HAS: tl.constexpr, CELL: tl.constexpr, SHAPE: tl.constexpr,
+    TILE: tl.constexpr,
+):  # fmt: skip
+    """s and carried with the rows `anew` as a step finds them that follows on nothing: zeros or, where HAS.restart, what is given for
+    them; not the gradients of vectors, which are sums over all steps"""
+    S: tl.constexpr = SHAPE.s
+    OWN: tl.constexpr = SHAPE.carried
+    OF_VECTORS: tl.constexpr = 0 if CELL.forward else CELL.routes.vectors
+    for n in tl.static_range(len(s)):
+        s = replaced(s, n, _put_back(s[n], anew, restart_ptr, S.apart, rows, HAS.restart, S, TILE))
+    for n in tl.static_range(len(carried) - OF_VECTORS):
+        c = restart_carried_ptr + n * step_own if HAS.restart else restart_carried_ptr
+        carried = replaced(carried, n, _put_back(carried[n], anew, c, OWN.apart, rows, HAS.restart, OWN, TILE))
+    return s, carried
+
+
+@triton.jit
+def _put_back(tile, anew, ptr, stride_b, rows, GIVEN: tl.constexpr, STORED: tl.constexpr, TILE: tl.constexpr):
     if GIVEN:
-        anew = raw_state(tl.broadcast_to(cut, tile.shape), TILE)
-        return tl.where(cut, load_state(ptr, stride_b, rows, anew, STORED, TILE), tile)
+        there = raw_state(tl.broadcast_to(anew, tile.shape), TILE)
+        return tl.where(anew, load_state(ptr, stride_b, rows, there, STORED, TILE), tile)
     else:
-        return tl.where(cut, 0.0, tile)
+        return tl.where(anew, 0.0, tile)
 
 
 _PER_CALL = ["T", "B", "reverse", "stride_x_t", "stride_x_b", "stride_u_t", "stride_u_b"]
@@ -273,7 +290,7 @@ def one_cta(
     kept_ptr,  # [T, B, kept tiles, H] contiguous where HAS.kept: written forward, a stream backward
     vectors_ptr,  # fp32 (fp64) [vectors, H] contiguous, where there are any
     lengths_ptr,  # int32 [B], the same of all models and lanes, where HAS.lengths: how many steps a row has
-    reset_ptr,  # uint8 [T, B], the same of all models, of several directions [LANES, T, B], where HAS.reset: 1 where a step does not follow the one before
+    reset_ptr,  # int32 [T + 2, B], the same of all models, of several directions [LANES, ..], where HAS.reset: 1 in row t + 1 where step t does not follow the one before it
     restart_ptr,  # as first, where HAS.restart: what s is then, in place of zeros, in the forward pass
     restart_carried_ptr,  # and what is carried, as carried
     T,
@@ -415,7 +432,7 @@ def one_cta(
             if ROUTES.carried > 0:
                 restart_carried_ptr += layer * (step_own * ROUTES.carried)
         if HAS.reset and not LINKED:
-            reset_ptr += lane * (T * tl.cast(B, tl.int64))
+            reset_ptr += lane * ((T + 2) * tl.cast(B, tl.int64))
         kept_ptr += layer * (T * step_own * ROUTES.kept)
         vectors_ptr += layer * (ROUTES.vectors * H)
     t = reverse * (T - 1)
@@ -452,17 +469,14 @@ def one_cta(
         kept_ptr += model * T * (step_own * ROUTES.kept)
         vectors_ptr += model * (ROUTES.vectors * H)
 
-    # ---- of each row: how many steps it has, and which is the first of them; does a step follow on the one before it?
+    # ---- of each row: how many steps it has, and t of the first of them in this pass
     if HAS.lengths:
         lengths = load_rows(lengths_ptr + row0, rows, TILE)
         first_t = reverse * (lengths - 1)
         first_t_of = reverse * (load_rows_of_state(lengths_ptr + row0, rows, TILE) - 1)  # in the layout in which dhn is loaded
     if HAS.reset:
-        step_reset = tl.cast(B, tl.int64)
-        reset_ptr += row0
-        cut = load_rows(reset_ptr + t * step_reset, rows, TILE)
-        if not FIRST_IS_STATE:
-            cut = cut * 0  # before its first step there is nothing to cut from it
+        step_reset = dt * tl.cast(B, tl.int64)
+        reset_ptr += (t + 1) * tl.cast(B, tl.int64) + row0
 
     # ---- what the loop will read, into L2
     streams = ()
@@ -528,6 +542,9 @@ def one_cta(
             s = replaced(s, 0, first)
         else:
             p = replaced(p, 0, p[0] + first.to(ACC))
+    if HAS.reset and FIRST_IS_STATE:
+        anew = load_rows(reset_ptr, rows, TILE)
+        s, carried = _begun_anew(s, carried, anew != 0, restart_ptr, restart_carried_ptr, step_own, rows, HAS, CELL, SHAPE, TILE)
     x_raw = ()
     source = (stride_x_b, rows, zero, x_width)  # of x
     x_1 = x_ptr + (t + dt * tl.minimum(1, T - 1)) * step_x
@@ -563,14 +580,9 @@ def one_cta(
         # ---- in the shadow of the exchange
         if HAS.lengths:
             live = t < lengths
-        if HAS.reset:
-            anew = cut != 0
-            if FIRST_IS_STATE:
-                s = replaced(s, 0, _restarted(s[0], anew, restart_ptr, ROW, rows, HAS.restart, S, TILE))
-            for n in tl.static_range(ROUTES.carried - (0 if FIRST_IS_STATE else ROUTES.vectors)):
-                c = restart_carried_ptr + n * step_own if HAS.restart else 0
-                carried = replaced(carried, n, _restarted(carried[n], anew, c, H, rows, HAS.restart, OWN, TILE))
-            cut = load_rows(reset_ptr + (t + dt * tl.minimum(1, T - 1 - step)) * step_reset, rows, TILE)
+        if HAS.reset:  # of the next step
+            reset_ptr += step_reset
+            anew = load_rows(reset_ptr, rows, TILE)
         states = ()
         for k in tl.static_range(ROUTES.exchanged):
             rounded = operand(s[k], PRECISION)
@@ -628,8 +640,6 @@ def one_cta(
             alone = step == 0
             if HAS.lengths:
                 alone = t == first_t
-            if HAS.reset:
-                alone = alone | anew
             for n in tl.static_range(ROUTES.parts):  # there is no state yet, and 0 * W_rec is NaN where W_rec is infinite
                 a = replaced(a, n, tl.where(alone, p[n] + u[n], a[n]))
         published, after, kept = CELL.step(a, carried, saved, vectors, CELL.accuracy)
@@ -669,9 +679,11 @@ def one_cta(
         # ---- behind it, what has no registers to run ahead
         if N_CHUNKS > 0 and not LINKED and (FORM == "fma" or X_DEPTH == 0):
             p_next = _projected(p_next, x_late, w_in, INTO, X, TILE)
+        if HAS.reset:
+            s, carried = _begun_anew(s, carried, anew != 0, restart_ptr, restart_carried_ptr, step_own, rows, HAS, CELL, SHAPE, TILE)
         if HAS.lengths and HAS.first and not FIRST_IS_STATE:
-            first = load_state(first_ptr, ROW, rows, t_1 == first_t_of, S, TILE)
-            p_next = replaced(p_next, 0, p_next[0] + first.to(ACC))
+            dhn = load_state(first_ptr, ROW, rows, t_1 == first_t_of, S, TILE).to(ACC)
+            p_next = replaced(p_next, 0, p_next[0] + dhn if LINKED else dhn)
         p = p_next
         t = t_1
     if HAS.last:

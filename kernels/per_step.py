@@ -24,6 +24,9 @@ stream orders the launches.  Nothing is kept on chip from one step to the next.
 Cost of a step: a launch, and from L2 W_rec once for each batch tile and s_{t-1} once for each tile of hidden units
 (W_rec comes from DRAM where it is larger than L2).  Programs of the same rows of W_rec run next to each other.
 
+Where sequences end or begin anew (HAS.lengths, HAS.reset) a row of s_{t-1} may be one of `first` or `restart`, by its address, and a row
+that is not live publishes zeros and leaves what it carries as it is.
+
 Numerics: as kernels/one_cta.py, products in the storage dtype (fp32 per PRECISION) with fp32 accumulation (fp64:
 fp64), the state rounded to the storage dtype each step.  What a cell carries is read and written in fp32 (fp64), in place, by the
 one program that owns it.
@@ -45,12 +48,16 @@ def per_step(
     bias0_ptr,  # [gates, ROW] where HAS.bias0
     bias1_ptr,  # [gates, ROW] where HAS.bias1
     state_ptr,  # [.., B, published, ROW] contiguous: s_{t-1} is number t_state
-    first_ptr,  # [B, ROW] contiguous where HAS.first: added to u where K is 0
+    first_ptr,  # [B, ROW] contiguous where HAS.first: backward dhn, added to u at a row's first step; forward h0, with HAS.lengths alone
     saved_ptr,  # [T, B, ROW] contiguous where HAS.saved: y
     out_ptr,  # [T, B, published, ROW] contiguous: s_t is number t
     carried_ptr,  # fp32 (fp64) [carried, B, ROW] contiguous, where there are any: left by the step before, and then to the next one
     kept_ptr,  # [T, B, kept, ROW] contiguous where HAS.kept: written forward, read backward
     vectors_ptr,  # fp32 (fp64) [vectors, ROW] contiguous, where there are any
+    lengths_ptr,  # int32 [B] where HAS.lengths: how many steps a row has
+    reset_ptr,  # int32 [T + 2, B] where HAS.reset: 1 in row t + 1 where step t does not follow the one before it
+    restart_ptr,  # [B, ROW] contiguous where HAS.restart: what s is before such a step, in place of zeros, in the forward pass
+    restart_carried_ptr,  # and what is carried, as carried
     t,
     t_state,
     K,  # elements of s_{t-1} a batch row, or 0 where there is no state before this step
@@ -97,6 +104,20 @@ def per_step(
     OUT_ROW: tl.constexpr = ROUTES.published * ROW
     KEPT_ROW: tl.constexpr = ROUTES.kept * ROW
 
+    # of each row: is it live, is there no state before this step, does it begin anew?
+    every = mask
+    alone = K == 0
+    follows = mask
+    if HAS.lengths:
+        lengths = tl.load(lengths_ptr + row0 + rows, mask=is_row, other=0)
+        every = mask & (t < lengths)
+        starts = (t_state > t) & (t == lengths - 1)  # where time runs down, after the first launch
+        alone = alone | starts
+    if HAS.reset:
+        anew = (tl.load(reset_ptr + (t + 1).to(tl.int64) * B + row0 + rows, mask=is_row, other=0) != 0) & (CELL.forward | (K > 0))
+        alone = alone | anew
+        follows = mask & (anew == 0)
+
     # issued first, so that they land while the pipeline fills
     acc = ()
     for n in tl.static_range(ROUTES.parts):
@@ -107,8 +128,11 @@ def per_step(
         for g in tl.static_range(len(INTO)):
             u = tl.load(u_tile + (u_offsets + g * ROW if g > 0 else u_offsets), mask=mask, other=0).to(ACC)
             acc = replaced(acc, INTO[g], acc[INTO[g]] + u)
-    if HAS.first:
-        first = tl.load(first_ptr + tile + offsets, mask=mask & (K == 0), other=0).to(ACC)
+    if HAS.first and not CELL.forward:
+        begins = K == 0
+        if HAS.lengths:
+            begins = begins | starts
+        first = tl.load(first_ptr + tile + offsets, mask=mask & begins, other=0).to(ACC)
         acc = replaced(acc, 0, acc[0] + first)
     if HAS.bias0:
         for g in tl.static_range(len(INTO)):
@@ -126,24 +150,39 @@ def per_step(
         saved = saved + (tl.load(kept_tile + (rows * KEPT_ROW + n * ROW + units), mask=mask, other=0).to(ACC),)
     carried = ()
     for n in tl.static_range(ROUTES.carried):
-        carried = carried + (tl.load(carried_ptr + n * step_out + tile + offsets, mask=mask, other=0),)
+        c = carried_ptr + n * step_out + tile
+        if HAS.restart:
+            c = tl.where(anew, restart_carried_ptr + n * step_out + tile, c)
+        there = follows if n < ROUTES.carried - (0 if CELL.forward else ROUTES.vectors) and not HAS.restart else mask
+        carried = carried + (tl.load(c + offsets, mask=there, other=0),)
     vectors = ()
     for n in tl.static_range(ROUTES.vectors):
         vectors = vectors + (tl.load(vectors_ptr + n * ROW + unit0 + units, mask=is_unit, other=0),)
 
     w_tile = w_rec_ptr + unit0.to(tl.int64) * STRIDE_H + (units * STRIDE_H + ks[None, :] * STRIDE_K)
     s_tile = state_ptr + t_state * (step_out * ROUTES.published) + row0 * OUT_ROW + (rows * OUT_ROW + ks[:, None])
+    there = is_row
+    if CELL.forward and HAS.lengths and HAS.first:
+        s_tile = tl.where(starts, first_ptr + row0 * ROW + (rows * ROW + ks[:, None]), s_tile)
+    if CELL.forward and HAS.reset:
+        if HAS.restart:
+            s_tile = tl.where(anew, restart_ptr + row0 * ROW + (rows * ROW + ks[:, None]), s_tile)
+        else:
+            there = is_row & (anew == 0)
+    by_itself = acc
     for k in range(0, K, BLOCK_K):
         w = ()
         for n in tl.static_range(WEIGHTS):
             w = w + (tl.load(w_tile + n * (ROW * ROW), mask=is_unit & (k + ks < COLUMNS)[None, :], other=0),)
-        s = tl.load(s_tile, mask=(k + ks < COLUMNS)[:, None] & is_row, other=0)
+        s = tl.load(s_tile, mask=(k + ks < COLUMNS)[:, None] & there, other=0)
         for n in tl.static_range(WEIGHTS):
             a = acc[ROUTES.rec_parts[n]]
             a = tl.dot(operand(w[n], PRECISION), operand(s, PRECISION), a, input_precision=PRECISION, out_dtype=ACC)
             acc = replaced(acc, ROUTES.rec_parts[n], a)
         w_tile += BLOCK_K * STRIDE_K
         s_tile += BLOCK_K
+    if not CELL.forward and (HAS.lengths or HAS.reset):  # there is no state before, and 0 * W_rec is NaN where W_rec is infinite
+        acc = replaced(acc, 0, tl.where(alone, by_itself[0], acc[0]))
     published, carried, kept = CELL.step(acc, carried, saved, vectors, CELL.accuracy)
     kept = saved_tiles(kept, carried, ROUTES)
     out_tile = out_ptr + tiles_t * ROUTES.published + unit0
@@ -151,9 +190,11 @@ def per_step(
         new = published[n].to(TILE.dtype)
         if ROW != SHAPE.H:
             new = tl.where(unit0 + units < SHAPE.H, new, 0.0)
+        if HAS.lengths:
+            new = tl.where(t < lengths, new, 0.0)
         tl.store(out_tile + (rows * OUT_ROW + n * ROW + units), new, mask=mask)
     if HAS.kept and CELL.forward:
         for n in tl.static_range(ROUTES.kept):
             tl.store(kept_tile + (rows * KEPT_ROW + n * ROW + units), kept[n].to(TILE.dtype), mask=mask)
     for n in tl.static_range(ROUTES.carried):
-        tl.store(carried_ptr + n * step_out + tile + offsets, carried[n], mask=mask)
+        tl.store(carried_ptr + n * step_out + tile + offsets, carried[n], mask=every)

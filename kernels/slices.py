@@ -170,6 +170,12 @@ def own_units(unit0, TILE: tl.constexpr):
 
 
 @triton.jit
+def of_rows(ptr, row, rows):
+    """Of the shape of `row`: ptr[row], of the last one of `rows` where there are fewer"""
+    return tl.load(ptr + tl.minimum(row, rows - 1))
+
+
+@triton.jit
 def load_vector(ptr, units, SHAPE: tl.constexpr):
     """[1, UNITS / 2] for each half, fp32: a vector [SHAPE.row] at the `own_units`"""
     low, high = units

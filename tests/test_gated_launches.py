@@ -16,7 +16,7 @@ import torch
 from cooperative import RaceError, cooperate
 from support import stuck
 from support.grids import KINDS
-from support.mutants import Change, patched
+from support.mutants import Change, launched_with
 
 from rnn_triton import overriding
 from rnn_triton.cells import named
@@ -326,19 +326,6 @@ def test_where_weights_of_gates_stay(name, direction, dtype, precision, H, regim
 
 
 # ---- one CTA each: failures, and defects that these tests notice ----------------------------------------------------
-
-
-@contextlib.contextmanager
-def launched_with(*changes):
-    """Launches are of the changed source."""
-    with patched(*changes) as kernels, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dispatch, "recurrence", kernels.recurrence)
-        dispatch._launch_for.cache_clear()
-        try:
-            yield kernels
-        finally:
-            dispatch._launch_for.cache_clear()
-            faults.word(torch.device("cpu")).zero_()
 
 
 @pytest.mark.interpret

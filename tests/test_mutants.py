@@ -265,9 +265,10 @@ def chunk_address(tile, i):
     return BASES[i // 4] + APART * tile + 4 * (i % 4)
 
 
-def check_text(verify_text, tiles, pack):
-    """`verify`'s contract, of `tiles` tiles with `pack` words a thread"""
-    text = verify_text(tiles, pack, APART)
+def check_text(verify_text, tiles, pack, lowers=False):
+    """`verify`'s contract, of `tiles` tiles with `pack` words a thread; lowers: whoever goes on without words says so"""
+    text = verify_text(tiles, pack, APART, lowers=lowers)
+    told = [(ERROR, 7)] if lowers else []
     data = [[100 * k + i for i in range(pack)] for k in range(tiles)]
     places = [(k, i) for k in range(tiles) for i in range(pack)]
 
@@ -285,6 +286,7 @@ def check_text(verify_text, tiles, pack):
     assert execute(text, everything, data) == data and not everything.loads
     given = memory()
     assert execute(text, given, found(places), skip=1) == found(places) and not given.loads
+    assert given.stores == told
     # each word alone is missing: its chunk, and no other, is read until it is there
     for k, i in places:
         one = memory([(k, i)], polls=3)
@@ -301,19 +303,20 @@ def check_text(verify_text, tiles, pack):
         assert execute(text, never, found(places), limit=limit) == found(places)
         assert never.stores == [(ERROR, 7)] and never.fences == 1
         assert never.loads.count(chunk_address(0, 0)) == limit and never.looks == limit // exchange.POLLS_PER_LOOK.value
-    # another has failed, before or meanwhile: no more waiting, nothing stored
+    # another has failed, before or meanwhile: no more waiting
     for error, looks in ((3, 1), ((SENTINEL, 3), 2)):
         failed = memory(places, polls=10_000, error=error)
         assert execute(text, failed, found(places), limit=1 << 20) == found(places)
-        assert failed.looks == looks and not failed.stores and failed.fences == 1
+        assert failed.looks == looks and failed.stores == told and failed.fences == 1
 
 
 SIZES = [(1, 4), (2, 4), (3, 8)]
 
 
+@pytest.mark.parametrize("lowers", [False, True])
 @pytest.mark.parametrize("tiles, pack", SIZES)
-def test_text_of_verify(tiles, pack):
-    check_text(exchange._verify_text.fn, tiles, pack)
+def test_text_of_verify(tiles, pack, lowers):
+    check_text(exchange._verify_text.fn, tiles, pack, lowers)
 
 
 @pytest.mark.parametrize("name", TEXT_MUTANTS)
@@ -321,4 +324,5 @@ def test_changed_text_of_verify_is_noticed(name):
     with patched(Change("exchange.py", *TEXT_MUTANTS[name])) as kernels:
         with pytest.raises(AssertionError):
             for tiles, pack in SIZES:
-                check_text(kernels.exchange._verify_text.fn, tiles, pack)
+                for lowers in (False, True):
+                    check_text(kernels.exchange._verify_text.fn, tiles, pack, lowers)

@@ -34,7 +34,7 @@ def register(exchange: Any, slices: Any) -> None:
         return
 
     @interpreter.interpreter_impl(exchange.verify)
-    def verify(addresses: Any, words: tuple, skip: Any, group: tuple, APART: Any, TILE: Any) -> tuple:
+    def verify(addresses: Any, words: tuple, skip: Any, group: tuple, APART: Any, TILE: Any, LOWERS: Any = False) -> tuple:
         error_address, step, limit = group[:3]
 
         def others_failed() -> bool:
@@ -46,9 +46,17 @@ def register(exchange: Any, slices: Any) -> None:
         if (a[..., 0] % 16).any() or (np.diff(a, axis=-1) != 4).any():  # the assembly relies on it
             raise ValueError("exchange.verify: the last dimension is not an aligned 16-byte chunk")
         values = list(words)
+
+        def chunks() -> list[Any]:
+            return [(v.handle.data.view(np.uint32) == _SENTINEL).any(-1, keepdims=True) for v in values]
+
+        def lower() -> None:
+            word = _pointer(error_address).to(tl.pointer_type(tl.uint32), bitcast=True)
+            tl.atomic_min(word, interpreter_semantic.to_tensor(step).to(tl.uint32, bitcast=True), sem="relaxed", scope="gpu")
+
         polls = 0
         while not _scalar(skip):
-            missing = [(v.handle.data.view(np.uint32) == _SENTINEL).any(-1, keepdims=True) for v in values]
+            missing = chunks()
             if not any(m.any() for m in missing):
                 break
             for k, m in enumerate(missing):
@@ -60,9 +68,10 @@ def register(exchange: Any, slices: Any) -> None:
                 if _scalar(tl.load(_pointer(error_address), volatile=True)) != -1:
                     break
                 if others_failed() or polls >= _scalar(limit):
-                    word = _pointer(error_address).to(tl.pointer_type(tl.uint32), bitcast=True)
-                    tl.atomic_min(word, interpreter_semantic.to_tensor(step).to(tl.uint32, bitcast=True), sem="relaxed", scope="gpu")
+                    lower()
                     break
+        if _scalar(LOWERS) and any(m.any() for m in chunks()):
+            lower()
         return tuple(values)
 
     @interpreter.interpreter_impl(exchange.cycle)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from ..errors import UnsupportedError
 from ..kernels import facts
 from ..kernels.cta_group import cta_group
 from ..plan.problem import ONE, SIZES, Bundle, CtaGroup, Problem, row_units
@@ -15,14 +14,12 @@ from .operands import OF_SEQUENCES, Engine, Operands, Scalars
 
 def engine(problem: Problem, plan: CtaGroup, bundle: Bundle = ONE) -> Engine:
     """Returns the kernel of a plan, ready for a launch of these recurrences."""
-    if problem.sequences:
-        raise UnsupportedError(f"groups of CTAs take no {' and '.join(problem.sequences)} yet")
     facts_of = functools.partial(constants, problem, plan, bundle=bundle)
     launch = Launcher(cta_group, (plan.groups * plan.ctas, bundle.count, 1), facts_of, options(plan), OF_SEQUENCES)
     unit, row = row_units(1, problem.dtype), row_units(problem.H, problem.dtype)
     return Engine(
         launch, scalars=Scalars._fields.index("per_model"), groups=plan.groups, ctas=plan.ctas, row=row, recurrent=row,
-        input=row_units(problem.I, problem.dtype), projected=row, x_unit=unit, u_unit=unit,
+        input=row_units(problem.I, problem.dtype), projected=row, x_unit=unit, u_unit=unit, gathers=True,
     )  # fmt: skip
 
 

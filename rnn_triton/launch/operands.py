@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 from .. import cells
 from ..cells.cell import Cell
 from ..interpret import interpreter
-from ..kernels.exchange import LINE
+from ..kernels.exchange import LINE, NAN
 from ..plan.problem import Bundle, Problem, is_wide
 from .launcher import POINTERS, Launcher
 
@@ -100,18 +100,19 @@ class Engine:
     u_unit: int
     words: bool = True  # out and last are words, with synchronisation words behind out
     waits: bool = True  # CTAs wait for each other
+    gathers: bool = False  # states are read from global memory: before a step that begins anew there is one, too, if of zeros
     transposes: bool = False  # W_rec is W_hh in both passes, which the kernel transposes
 
 
-def described(problem: Problem, w_ih_home: str, bundle: Bundle, words: bool) -> tuple[tuple[bool, ...], Callable[[str], str]]:
+def described(problem: Problem, w_ih_home: str, bundle: Bundle, words: bool, gathers: bool) -> tuple[tuple[bool, ...], Callable[[str], str]]:
     """Returns which of Operands a launch with every optional tensor of its pass has, and a function that gives the type of a
-    parameter by its name.  `words` is that of Engine."""
+    parameter by its name.  `words` and `gathers` are those of Engine."""
     forward, linked = problem.direction == "forward", bundle.linked
     routes = cells.named(problem.cell).routes(forward, problem.recompute)
     gemm = w_ih_home == "gemm"
     has_x = forward and not gemm and not (linked and is_wide(problem.I, problem.H, problem.dtype))
     biases = forward and not (gemm and gemm_adds_biases(problem, bundle, words))
-    restarts = forward and "restart" in problem.sequences
+    restarts = forward and ("reset" if gathers else "restart") in problem.sequences
     present = dict.fromkeys(Operands._fields, True) | dict(
         x=has_x, u=not has_x, w_in=linked or (forward and not gemm), bias0=biases, bias1=biases, saved=routes.reads_y,
         last=forward, sync=words, report=words, seed=bundle.dropout, carried=routes.carried > 0, kept=routes.kept > 0,
@@ -122,7 +123,7 @@ def described(problem: Problem, w_ih_home: str, bundle: Bundle, words: bool) -> 
     state = "*i32" if words else element
     types = dict.fromkeys(Operands._fields, element) | dict(
         u=wide if forward else element, out=state, last=state, sync="*i32", report="*i64", seed="*i64", carried=wide, vectors=wide,
-        lengths="*i32", reset="*u8", restart_carried=wide,
+        lengths="*i32", reset="*i32", restart_carried=wide,
     )  # fmt: skip
     types |= {name: state for name in types if not present[name]}  # the address of out stands for them
     return tuple(present.values()), lambda name: types[name.removesuffix("_ptr")] if name.endswith("_ptr") else "i32"
@@ -213,6 +214,12 @@ def padded(t: Tensor, missing: tuple[int, ...]) -> Tensor:
 def unpadded(t: Tensor, missing: tuple[int, ...]) -> Tensor:
     """Returns t without the zeros that `padded` put behind every row; a copy, if there are any."""
     return t[..., : -missing[1]].clone(memory_format=torch.contiguous_format) if missing else t
+
+
+def without_sentinel(t: Tensor) -> Tensor:
+    """Returns contiguous t with another NaN in place of the word that says that nothing has been written yet (kernels/exchange.py)."""
+    words = t.view(torch.int32)
+    return words.masked_fill(words == -1, NAN.value).view(t.dtype)
 
 
 def units(words: Tensor, dtype: torch.dtype, missing: tuple[int, ...]) -> Tensor:

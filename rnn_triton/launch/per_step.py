@@ -16,7 +16,6 @@ from triton.runtime import driver
 
 from .. import cells
 from ..cells.sequences import Sequences
-from ..errors import UnsupportedError
 from ..interpret import interpreter
 from ..kernels import facts
 from ..kernels.per_step import per_step
@@ -24,8 +23,8 @@ from ..plan.hardware import Device
 from ..plan.problem import ONE, SIZES, PerStep, Problem, row_units
 from . import gemm, operands
 from .launcher import POINTERS, Launcher, cell, compiled_ahead, current, tile
-from .operands import States, empty, missing, padded, strided, unpadded, whole
-from .sequences import ALL
+from .operands import NOTHING, OF_SEQUENCES, States, empty, missing, padded, strided, unpadded, whole
+from .sequences import ALL, cuts, last_of, lengths, not_read
 
 
 class Operands(NamedTuple):
@@ -42,6 +41,10 @@ class Operands(NamedTuple):
     carried: Tensor | None = None
     kept: Tensor | None = None
     vectors: Tensor | None = None
+    lengths: Tensor | None = None
+    reset: Tensor | None = None
+    restart: Tensor | None = None
+    restart_carried: Tensor | None = None
 
 
 new_operands = functools.partial(Operands.__new__, Operands)  # as in operands.py
@@ -52,8 +55,6 @@ class Steps:
 
     def __init__(self, problem: Problem, plan: PerStep) -> None:
         self.problem, self.plan = problem, plan
-        if problem.sequences:
-            raise UnsupportedError(f"launches of single steps take no {' and '.join(problem.sequences)} yet")
         cell, forward = cells.named(problem.cell), problem.direction == "forward"
         self.gates, self.routes = len(cell.gates), cell.routes(forward, problem.recompute)
         self.row = row_units(problem.H, problem.dtype)
@@ -62,7 +63,7 @@ class Steps:
         self.state, self.recurrent, self.rows = missing(lacking), missing(lacking, lacking), missing(0, lacking)
         self.unit = _unit(problem)
         grid = (math.ceil(problem.B / plan.block_b) * math.ceil(self.row / plan.block_h), 1, 1)
-        self.launch = Launcher(per_step, grid, functools.partial(constants, problem, plan), options(problem, plan))
+        self.launch = Launcher(per_step, grid, functools.partial(constants, problem, plan), options(problem, plan), OF_SEQUENCES)
 
     def forward(
         self, x: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, states: States,
@@ -81,12 +82,15 @@ class Steps:
         y = empty(x, T, B, self.row)
         kept = empty(x, T, B, self.routes.kept, self.row) if keep and self.routes.kept else None
         carried = self.carried.before(states, x, B)
+        restart = (sequences.restart or NOTHING) if sequences.reset is not None else NOTHING
         self._run(
             y, before, self.row, reverse, strides, u=u, w_rec=whole(self._by_gate(w_hh, self.recurrent)), bias0=bias0, bias1=bias1,
-            carried=carried, kept=kept, vectors=self._whole(vectors),
+            carried=carried, kept=kept, vectors=self._whole(vectors), lengths=lengths(sequences), reset=cuts(sequences, T, reverse),
+            first=None if states[0] is None or sequences.lengths is None else before,
+            restart=self._whole(restart[0]), restart_carried=None if restart[0] is None else self.carried.before(restart, x, B),
         )  # fmt: skip
         y = unpadded(y, self.state)
-        last = (y[0 if reverse else T - 1].clone(), *self.carried.states(carried, x.dtype))
+        last = (last_of(y, states[0], sequences, reverse), *self.carried.states(carried, x.dtype))
         return y, last, None if kept is None else unpadded(kept, self.state)
 
     def backward(
@@ -105,11 +109,11 @@ class Steps:
         self._run(
             da, da, 0, not reverse, strides, u=dy, w_rec=whole(w_rec), first=self._whole(dstates[0]),
             saved=whole(y, self.state) if self.routes.reads_y else None, carried=carried, kept=self._whole(kept),
-            vectors=self._whole(vectors),
+            vectors=self._whole(vectors), lengths=lengths(sequences), reset=cuts(sequences, T, not reverse),
         )  # fmt: skip
         if self.state:
             da = unpadded(da.unflatten(-1, (-1, self.row)), self.state).flatten(2)
-        return da, self.carried.gradients(carried)
+        return da, self.carried.gradients(carried, not_read(sequences, T, not reverse))
 
     def _whole(self, t: Tensor | None) -> Tensor | None:
         """Returns a state, kept tiles or vectors as the kernel takes them, or None."""
@@ -138,7 +142,8 @@ class Steps:
         # All further steps need what the launcher would look up for each of them.  Addresses may stand for tensors, and Triton
         # then need not ask the driver whose they are.
         kernel, constexprs = kept
-        addresses = [(out if t is None else t).data_ptr() for t in tensors]
+        addresses: list[Any] = [(out if t is None else t).data_ptr() for t in tensors]
+        addresses[-OF_SEQUENCES:] = [None if t is None else t.data_ptr() for t in tensors[-OF_SEQUENCES:]]
         with current(out.device):
             launch = kernel[self.launch.grid]
             stream = driver.active.get_current_stream(driver.active.get_current_device())
@@ -149,10 +154,11 @@ class Steps:
 def compile_ahead(problem: Problem, plan: PerStep, device: Device) -> Any:
     """Returns the compiled kernel of a plan for a device, which need not be present: the variant with every optional tensor."""
     there, pointer = present(problem), POINTERS[problem.dtype]
-    names = [name for name in ("carried", "vectors", "u" if problem.direction == "forward" else "") if there.get(name)]
+    names = [name for name in ("carried", "restart_carried", "vectors", "u" if problem.direction == "forward" else "") if there.get(name)]
     types = {f"{name}_ptr": "*fp64" if problem.dtype == "fp64" else "*fp32" for name in names}
+    types |= {"lengths_ptr": "*i32", "reset_ptr": "*i32"}
     return compiled_ahead(
-        per_step, constants(problem, plan, tuple(there.values())),
+        per_step, constants(problem, plan, tuple(there.values())) | operands.no_parameters(tuple(there.values())),
         lambda name: types.get(name, pointer) if name.endswith("_ptr") else "i32", options(problem, plan), device.capability,
     )  # fmt: skip
 
@@ -161,10 +167,12 @@ def present(problem: Problem) -> dict[str, bool]:
     """Returns of each of Operands, by its name, whether a launch with every optional tensor has it."""
     forward = problem.direction == "forward"
     routes = cells.named(problem.cell).routes(forward, problem.recompute)
+    restarts = forward and "restart" in problem.sequences
     biases = forward and not operands.gemm_adds_biases(problem, ONE, True)
     return dict.fromkeys(Operands._fields, True) | dict(
-        bias0=biases, bias1=biases, first=not forward, saved=routes.reads_y, carried=routes.carried > 0, kept=routes.kept > 0,
-        vectors=routes.vectors > 0,
+        bias0=biases, bias1=biases, first=not forward or "lengths" in problem.sequences, saved=routes.reads_y, carried=routes.carried > 0, kept=routes.kept > 0,
+        vectors=routes.vectors > 0, lengths="lengths" in problem.sequences, reset="reset" in problem.sequences,
+        restart=restarts, restart_carried=restarts and routes.carried > 0,
     )  # fmt: skip
 
 

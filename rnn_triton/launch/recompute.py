@@ -15,11 +15,14 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from .. import cells
+from ..cells.sequences import Sequences
 from ..plan.candidates import accuracy
 from ..plan.problem import DTYPES, Problem
 from . import elementwise, gemm
 from .elementwise import Operands
 from .operands import States
+from .sequences import ALL
+from .sequences import before as states_before
 
 _PIECE_BYTES = 1 << 26  # of pre-activations, unless a single step has more
 
@@ -27,6 +30,7 @@ _PIECE_BYTES = 1 << 26  # of pre-activations, unless a single step has more
 def kept(
     x: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, y: Tensor, states: States, saved: Tensor | None,
     cell: str, reverse: bool, precision: str | None, vectors: Tensor | None = None, out: Tensor | None = None,
+    sequences: Sequences = ALL,
 ) -> Tensor:  # fmt: skip
     """Returns kept[T,B,K,H] of one recurrence, in `out` if it is given (contiguous).
 
@@ -39,14 +43,25 @@ def kept(
     if x.dim() == 4:
         tensors = (x, w_ih, w_hh, b_ih, b_hh, y, tuple(states), saved)
         for m in range(x.shape[0]):
-            kept(*tree_map_only(Tensor, operator.itemgetter(m), (*tensors, cell, reverse, precision, vectors, out)))
+            *of_model, restart = tree_map_only(
+                Tensor, operator.itemgetter(m), (*tensors, cell, reverse, precision, vectors, out, sequences.restart)
+            )
+            kept(*of_model, sequences=sequences._replace(restart=restart))
         return out
     T, B, H = y.shape
     problem = Problem("forward", B, x.shape[-1], H, DTYPES[x.dtype], precision, cell)
+    began = None
+    if sequences is not ALL:  # what each step reads, made at once: a copy for each state
+        restart = sequences.restart or (None,) * len(of.states)
+        of_states = [y, *[saved[:, :, of.unseen.index(of.carried.index(s))] for s in of.states[1:]]]  # type: ignore[index]
+        began = [states_before(v, s, r, sequences, reverse) for v, s, r in zip(of_states, states, restart, strict=True)]
     first, step = (T - 1, 1) if reverse else (0, -1)
     for steps in _pieces(T, first, max(1, _PIECE_BYTES // (8 * len(of.gates) * B * H))):
         before: list[Tensor] = []  # the states before each of these steps
         for n, state in enumerate(of.states):
+            if began is not None:
+                before.append(began[n][steps])
+                continue
             if steps.start == first:
                 given = states[n]
                 before.append(y.new_zeros(1, B, H) if given is None else given[None])

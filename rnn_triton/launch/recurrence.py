@@ -46,7 +46,7 @@ def _engine(problem: Problem, plan: OneCta | CtaGroup, bundle: Bundle) -> Engine
 def compile_ahead(problem: Problem, plan: OneCta | CtaGroup, device: Device, bundle: Bundle = ONE) -> Any:
     """Returns the compiled kernel of a launch for a device, which need not be present: the variant with every optional tensor."""
     engine = _engine(problem, plan, bundle)
-    present, parameter = operands.described(problem, plan.w_ih_home, bundle, engine.words)
+    present, parameter = operands.described(problem, plan.w_ih_home, bundle, engine.words, engine.gathers)
     launch = engine.launch
     constants = launch.constants(present) | operands.no_parameters(present)
     return compiled_ahead(launch.kernel, constants, parameter, launch.options, device.capability)
@@ -127,7 +127,11 @@ class Recurrence:
             w_ih = [self._apart(w, -2) for w in w_ih] if linked else self._apart(w_ih, -2)
         outer = [self.bundle.count] if linked else models
         lanes = [self.bundle.count] if self.several else models
-        restart = sequences.restart if sequences.reset is not None and sequences.restart else NOTHING
+        restart = (sequences.restart or NOTHING) if sequences.reset is not None else NOTHING
+        if engine.gathers and sequences.reset is not None:
+            zeros = w_hh.new_zeros(*lanes, B, self.problem.H)
+            h0 = zeros if h0 is None else h0
+            restart = sequences.restart or (zeros,) * len(states)
         out, sync, report, limit = self._out(w_hh, *outer, T, B)
         last = empty(out, *outer, B, *out.shape[len(outer) + 2 :])
         kept: Tensor | None = None
@@ -154,8 +158,8 @@ class Recurrence:
         tensors = new_operands(
             x=x_in, w_in=w_ih, w_rec=whole(w_hh, self.recurrent), u=u, out=out, last=last, sync=sync, report=report, seed=seed,
             bias0=None if b_ih is None else whole(b_ih, self.state), bias1=None if b_hh is None else whole(b_hh, self.state),
-            first=self._first(h0), carried=carried, kept=kept, vectors=None if vectors is None else whole(vectors, self.state),
-            lengths=lengths(sequences), reset=cuts(sequences, T, *self._descending(reverse)), restart=self._first(restart[0]),
+            first=self._first(h0, sequences), carried=carried, kept=kept, vectors=None if vectors is None else whole(vectors, self.state),
+            lengths=lengths(sequences), reset=cuts(sequences, T, *self._descending(reverse)), restart=self._first(restart[0], sequences),
             restart_carried=None if restart[0] is None else self.carried.before(restart, w_hh, *lanes, B),
         )  # fmt: skip
         scalars = new_scalars(
@@ -209,7 +213,7 @@ class Recurrence:
             saved = whole(self._padded_rows(y) if self.state else y)
         tensors = new_operands(
             w_in=w_in, w_rec=whole(w_hh, self.recurrent if self.engine.transposes or self.gates == 1 else ()), u=dy, saved=saved,
-            first=self._first(dhn), out=out, sync=sync, report=report, seed=seed, carried=carried,
+            first=self._first(dhn, ALL), out=out, sync=sync, report=report, seed=seed, carried=carried,
             kept=None if kept is None else whole(kept, self.state), vectors=None if vectors is None else whole(vectors, self.state),
             lengths=lengths(sequences), reset=cuts(sequences, T, *self._descending(not reverse)),
         )  # fmt: skip
@@ -229,9 +233,12 @@ class Recurrence:
         if engine.words:
             faults.after_launch(out.device)
 
-    def _first(self, states: Tensor | None) -> Tensor | None:
-        """Returns states, or their gradients, that the kernel reads where a sequence begins."""
-        return None if states is None else whole(states.transpose(0, 1) if self.directions else states, self.state)
+    def _first(self, states: Tensor | None, sequences: Sequences) -> Tensor | None:
+        """Returns states, or their gradients, that the kernel reads where a row begins: with `sequences` in place of exchanged words."""
+        if states is None:
+            return None
+        states = whole(states.transpose(0, 1) if self.directions else states, self.state)
+        return operands.without_sentinel(states) if self.engine.gathers and sequences is not ALL else states
 
     def _descending(self, reverse: bool) -> tuple[bool, ...]:
         """Returns whether time runs down, of several directions for each."""

@@ -26,14 +26,17 @@ def lengths(sequences: Sequences) -> Tensor | None:
 
 
 def cuts(sequences: Sequences, T: int, *descending: bool) -> Tensor | None:
-    """Returns uint8 [T,B], or None: 1 where a step does not follow on the one that the launch runs before it.  `descending`: the launch
-    runs from T - 1 down to 0; of several lanes of different directions one for each, and the result is [lanes,T,B].
+    """Returns int32 [T+2,B], or None: 1 in row t + 1 where step t does not follow on the one that the launch runs before it; the first and
+    the last row are zeros.  `descending`: the launch runs from T - 1 down to 0; of several lanes of different directions one for
+    each, and the result is [lanes,T+2,B].
 
     These are the same flags in both passes: what links two neighbouring steps in one links them in the other."""
     if sequences.reset is None:
         return None
-    flags = [sequences.cuts(T, down) for down in descending]
-    return whole((flags[0] if len(flags) == 1 else torch.stack(flags)).to(torch.uint8))  # type: ignore[union-attr, arg-type]
+    flags = sequences.reset.new_zeros((len(descending), T + 2, sequences.reset.shape[1]), dtype=torch.int32)
+    for of_lane, down in zip(flags, descending, strict=True):
+        of_lane[1:-1] = sequences.cuts(T, down)
+    return flags if len(descending) > 1 else flags[0]
 
 
 def not_read(sequences: Sequences, T: int, *descending: bool) -> Tensor | None:
@@ -43,3 +46,28 @@ def not_read(sequences: Sequences, T: int, *descending: bool) -> Tensor | None:
         return None
     at_0 = sequences.cuts(T, False)[0]  # type: ignore[index]
     return at_0 if descending == (True,) else torch.stack([at_0 if down else torch.zeros_like(at_0) for down in descending]).squeeze(0)
+
+
+def last_of(y: Tensor, first: Tensor | None, sequences: Sequences, reverse: bool) -> Tensor:
+    """Returns [B,H] in memory of its own: of y[T,B,H] what each row has at the last of its steps, and the first state where it has none."""
+    if sequences.lengths is None:
+        return y[0 if reverse else -1].clone()
+    steps = sequences.lengths.to(torch.int64)
+    at = torch.zeros_like(steps) if reverse else (steps - 1).clamp_min(0)
+    last = y[at, torch.arange(len(at), device=y.device)]
+    return last if first is None else torch.where((steps > 0).unsqueeze(-1), last, first)
+
+
+def before(states: Tensor, first: Tensor | None, restart: Tensor | None, sequences: Sequences, reverse: bool) -> Tensor:
+    """Returns [..,T,B,H], the state that each step reads: of `states` [..,T,B,H] the one of the step before it, `first` [..,B,H] in a row's
+    first step, `restart` [..,B,H] where it begins anew; None for zeros.  Beyond a length it means nothing."""
+    T = states.shape[-3]
+    zeros = torch.zeros_like(states.narrow(-3, 0, 1))
+    begin = zeros if first is None else first.unsqueeze(-3)
+    parts = [states.narrow(-3, 1, T - 1), begin] if reverse else [begin, states.narrow(-3, 0, T - 1)]
+    found = torch.cat(parts, -3)
+    if sequences.lengths is not None and reverse:
+        times = torch.arange(T, device=states.device).unsqueeze(1)
+        found = torch.where((times == sequences.lengths - 1).unsqueeze(-1), begin, found)
+    anew = sequences.cuts(T, reverse)
+    return found if anew is None else torch.where(anew.unsqueeze(-1), zeros if restart is None else restart.unsqueeze(-3), found)

@@ -24,7 +24,7 @@ from .sharing import Launch, launches, placed
 def explain(
     T: int, B: int, I: int, H: int, *, dtype: torch.dtype = torch.float32, device: torch.device | str | Device | None = None,
     nonlinearity: str = "tanh", cell: str | None = None, precision: str | None = None, direction: str = "forward", models: int = 1,
-    num_layers: int = 1, bidirectional: bool = False, dropout: float = 0.0,
+    num_layers: int = 1, bidirectional: bool = False, dropout: float = 0.0, lengths: bool = False, reset: bool = False,
 ) -> str:  # fmt: skip
     """Returns a text that says how a pass over x[T,B,I] with hidden size H runs, and why.
 
@@ -35,7 +35,7 @@ def explain(
     `direction` is the pass, "forward" or "backward". `models` is the size of an ensemble, as torch.vmap over weights makes it; B
     is then the batch of one model. `num_layers`, `bidirectional` and `dropout` are those of rnn_triton.RNN. `device` is a torch
     device, a hardware.Device record, or None for the current GPU (an H200 where there is none). `precision` is that of
-    rnn_triton.rnn. `cell` is the name of a registered cell, such as "lstm" or "gru"; `nonlinearity` is then ignored.
+    rnn_triton.rnn. `lengths` and `reset` say whether a call gives them. `cell` is the name of a registered cell, such as "lstm" or "gru"; `nonlinearity` is then ignored.
 
     Raises ValueError for an argument that no layer can have. Where no plan runs the problem the text says so.
     """
@@ -62,22 +62,24 @@ def explain(
                 "(set TRITON_INTERPRET=1 before importing rnn_triton to run the kernels by interpreter)."
             )
         device = hardware.of(device)
-    problem = Problem(direction, B, I, H, DTYPES[dtype], precision, described.name, models)
+    sequences = ("lengths",) * lengths + ("reset",) * reset
+    problem = Problem(direction, B, I, H, DTYPES[dtype], precision, described.name, models, sequences=sequences)
     if B == 0:
         return f"{direction} of {problem.dtype} T={T} B=0 I={I} H={H}: empty results, nothing is launched."
     what = f"{direction} of {problem.dtype}{f' ({precision})' if precision else ''} T={T} B={B} I={I} H={H}"
     what += f" of each of {models} models" if models > 1 else ""
+    what += f", with {' and '.join(sequences)}" if sequences else ""
     try:
         if num_layers > 1 or bidirectional:
             lines = _network(T, problem, device, num_layers, bidirectional, dropout > 0)
             lines[0] = f"{what}, {count(num_layers, 'layer')}{' in both directions' * bidirectional}, on {device.name}: {lines[0]}"
-            return "\n".join([*lines, _cudnn(problem, num_layers, bidirectional)])
+            return "\n".join([*lines, *_sequences(problem), _cudnn(problem, num_layers, bidirectional)])
         p = plan(problem, device)
     except UnsupportedError as e:
         return f"{what} on {device.name}: no plan, {e}."
     lines = [f"{what} on {device.name}: {_ran(problem, p, T)}, because {p.reason}.", _estimates(problem, p, device)]
     lines += [*_fewer(device), *(_refused(other, why) for other, why in rejected(problem, device))]
-    return "\n".join([*lines, _cudnn(problem)])
+    return "\n".join([*lines, *_sequences(problem), _cudnn(problem)])
 
 
 def _refused(p: Plan, why: str) -> str:
@@ -92,6 +94,16 @@ def _fewer(device: Device) -> list[str]:
     return [
         f"{device.name} lets {count(device.together, 'CTA')} at most run at the same time, fewer than its {device.sms} SMs: a "
         f"cooperative launch of {device.together + 1} did not fit. Plans that need more are out."
+    ]
+
+
+def _sequences(problem: Problem) -> list[str]:
+    """Returns a line about rows that end or begin anew within a launch, if there are any."""
+    if not problem.sequences:
+        return []
+    return [
+        f"{' and '.join(problem.sequences)}: inside the same launches, on the device; steps beyond a length are computed and left out. The "
+        "estimates are those of calls without."
     ]
 
 

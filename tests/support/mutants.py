@@ -15,8 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
+import torch
+
 from rnn_triton import kernels, launch
 from rnn_triton.interpret import assembly
+from rnn_triton.launch import dispatch, faults
 
 from .gated_groups import Gated
 from .grids import Case
@@ -86,6 +90,19 @@ def patched(*changes):
             sys.path.remove(folder)
             for module in [m for m in sys.modules if m in (name, launching) or m.startswith((f"{name}.", f"{launching}."))]:
                 del sys.modules[module]
+
+
+@contextlib.contextmanager
+def launched_with(*changes):
+    """Launches are of the changed source."""
+    with patched(*changes) as kernels, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dispatch, "recurrence", kernels.recurrence)
+        dispatch._launch_for.cache_clear()
+        try:
+            yield kernels
+        finally:
+            dispatch._launch_for.cache_clear()
+            faults.word(torch.device("cpu")).zero_()
 
 
 @dataclass(frozen=True)
@@ -194,9 +211,9 @@ MUTANTS = (
             "forward", _SENTINEL, "numbers"),
     _mutant("loads this tile's dy again", "cta_group.py", "u_t = u_ptr + t_1 * step_u + row0_1 * row_u",
             "u_t = u_ptr + t_1 * step_u + row0 * row_u", "backward", _SENTINEL, "numbers"),
-    _mutant("a product in the first backward step", "cta_group.py", "v = tl.where(step == 0, 0.0, v)", "v = v + 0.0",
+    _mutant("a product in the first backward step", "cta_group.py", "v = tl.where(alone, 0.0, v)", "v = v + 0.0",
             "backward", _SENTINEL.having(T=1), "numbers", data="infinite weight"),
-    _mutant("no product in the second backward step", "cta_group.py", "v = tl.where(step == 0, 0.0, v)",
+    _mutant("no product in the second backward step", "cta_group.py", "v = tl.where(alone, 0.0, v)",
             "v = tl.where(step <= 1, 0.0, v)", "backward", _COUNTER, "numbers"),
     _mutant("padding is not zero", "cta_group.py", "if H != CTAS * UNITS:", "if False:",
             "forward", _RAGGED, "numbers", data="infinite x"),
@@ -232,9 +249,9 @@ MUTANTS = (
             "backward", _STACK, "deadlock"),
     _mutant("dy for every layer", "cta_group.py", "_load_tiles(u_t, row_u, (rows_1, first_lane,", "_load_tiles(u_t, row_u, (rows_1, True,",
             "backward", _STACK, "numbers"),
-    _mutant("nothing from above in the first step", "cta_group.py", "tl.where(step == 0, projected[n], parts[n])",
+    _mutant("nothing from above in the first step", "cta_group.py", "tl.where(alone_column, projected[n], parts[n])",
             "tl.where(step == 0, 0.0, parts[n])", "backward", _STACK, "numbers"),
-    _mutant("a product in the first step of a stack", "cta_group.py", "tl.where(step == 0, projected[n], parts[n])",
+    _mutant("a product in the first step of a stack", "cta_group.py", "tl.where(alone_column, projected[n], parts[n])",
             "parts[n] + 0.0 * projected[n]", "backward", _STACK.having(T=1), "numbers", data="infinite weight"),
     _mutant("both directions the same way", "cta_group.py", "reverse = reverse ^ lane", "reverse = reverse + 0",
             "forward", _BOTH, "numbers"),
@@ -254,11 +271,11 @@ MUTANTS = (
     _mutant("what is carried is rounded", "cta_group.py", "store_own(c, (after[0][n], after[1][n])",
             "store_own(c, (after[0][n].to(tl.bfloat16).to(tl.float32), after[1][n])", "forward", _LSTM, "numbers"),
     _mutant("what is carried is the next tile's", "cta_group.py",
-            "c = carried_ptr + (n * tile_c + row0 * ROW)\n            carried_raw",
-            "c = carried_ptr + (n * tile_c + row0_1 * ROW)\n            carried_raw", "forward", _GRU.having(B=16), "numbers"),
-    _mutant("dc of the last step is dropped", "cta_group.py", "load_own(c, ROW, (rows, True, unit0)", "load_own(c, ROW, (rows, step > 0, unit0)",
+            "c = carried_ptr + (n * tile_c + row0 * ROW)\n            if HAS",
+            "c = carried_ptr + (n * tile_c + row0_1 * ROW)\n            if HAS", "forward", _GRU.having(B=16), "numbers"),
+    _mutant("dc of the last step is dropped", "cta_group.py", "load_own(c, ROW, (rows, enable, unit0)", "load_own(c, ROW, (rows, step > 0, unit0)",
             "backward", _LSTM, "numbers"),
-    _mutant("dc of the first step is dropped", "cta_group.py", "ROW, (rows, unit0), SHAPE, TILE)\n        own = own_1",
+    _mutant("dc of the first step is dropped", "cta_group.py", "ROW, (stored, unit0), SHAPE, TILE)\n        own = own_1",
             "ROW, (tl.where(step + 1 < T, rows, 0), unit0), SHAPE, TILE)\n        own = own_1", "backward", _LSTM, "numbers"),
     _mutant("loads this step's kept tiles again", "cta_group.py", "kept_t = kept_ptr + t_1 * step_k", "kept_t = kept_ptr + t * step_k",
             "backward", _LSTM, "numbers"),
@@ -285,7 +302,7 @@ MUTANTS = (
             "backward", _ALONE, "numbers"),
     _mutant("nothing from above in the first step, on one CTA", "one_cta.py", "                p = _with_products(p, p_t, INTO)\n", "",
             "backward", _ALONE, "numbers"),
-    _mutant("a product in the first step, on one CTA", "one_cta.py", "tl.where(step == 0, p[n] + u[n], a[n])", "a[n] + 0.0",
+    _mutant("a product in the first step, on one CTA", "one_cta.py", "tl.where(alone, p[n] + u[n], a[n])", "a[n] + 0.0",
             "backward", _ALONE_1.having(T=1), "numbers", data="infinite weight"),
     _mutant("half words are published", "one_cta.py", "rows, LINKED, OUT, TILE)", "rows, False, OUT, TILE)",
             "forward", _ALONE, "contract"),
@@ -326,8 +343,9 @@ TEXT_MUTANTS = {
     "a load that a cache may answer": ("ld.relaxed.gpu.global.v4.b32", "ld.global.v4.b32"),
     "the limit is ignored": ("setp.lt.u32 q, n, {limit};", "setp.ge.u32 q, n, 0;"),
     "half the limit": ("setp.lt.u32 q, n, {limit};", "setp.lt.u32 q, t, {limit};"),
+    "who goes on without words says nothing": ('("FAIL:\\nLOST:", "") if lowers', '("FAIL:", "LOST:\\n") if lowers'),
     "nobody is told": ("red.relaxed.gpu.global.min.u32 [{error}], {step};\n", ""),
-    "no fence behind the error word": ("LOST:\nfence.acq_rel.gpu;", "LOST:"),
+    "no fence behind the error word": ("{lost}fence.acq_rel.gpu;", "{lost}"),
     "no fence behind an error word found lowered": ("@q bra LOST;\"\n", "@q bra DONE;\"\n"),
     "others' failure is not seen": (
         'failed = "setp.ne.u32 q, t, 0xFFFFFFFF;', 'failed = "setp.ne.u32 q, 0, 0;',

@@ -68,7 +68,7 @@ class Rows:
 
     # ---- by launches
 
-    def run(self, forward=NOWHERE, backward=NOWHERE, keep=True):
+    def run(self, forward=NOWHERE, backward=NOWHERE):
         """Returns y, the last states, da of each lane [T,B,P,H], the gradients of the first states and of the vectors.  forward, backward:
         make a context that the launch runs in"""
         several = self.count > 1
@@ -78,7 +78,7 @@ class Rows:
         shared = ((self.bundle, 0),) if several else ()
         states = tuple(self.of_lanes(s) for s in self.states)
         with forward():
-            y, last, kept = dispatch.forward(self.x, *columns, states, *settings, keep, vectors, *shared, sequences=self.sequences)
+            y, last, kept = dispatch.forward(self.x, *columns, states, *settings, True, vectors, *shared, sequences=self.sequences)
         linked = (columns[0],) if self.lanes == "linked" else ()
         dstates = tuple(self.of_lanes(s) for s in self.dstates)
         with backward():
@@ -164,10 +164,11 @@ class Rows:
 
     def check(self, forward=NOWHERE, backward=NOWHERE):
         limit = 4 * (self.state * (1 + self.cell.kept) ** 0.5 + 2 * self.product) * (2 * self.count * self.T + 1) ** 0.5
-        for n, (value, exact) in enumerate(zip(self.run(forward, backward), self.expected(), strict=True)):
+        results = self.run(forward, backward)
+        for n, (value, exact) in enumerate(zip(results, self.expected(), strict=True)):
             assert value.shape == exact.shape, f"number {n}: {value.shape} {exact.shape}"
             error = (value.double() - exact).norm() / exact.norm() if exact.any() else value.double().norm()
             assert error <= limit, f"number {n}: error {error:.2e} > {limit:.2e}"  # NaN is no result, either
-        y = self.run(forward, backward)[0]
         if self.lengths is not None:
-            assert not y[~self.sequences.live(self.T)].any()
+            y, das = results[0], results[1 + len(self.states) : 1 + len(self.states) + self.count]
+            assert not any(t[~self.sequences.live(self.T)].any() for t in (y, *das))
