@@ -42,9 +42,14 @@ with a part for each lane are numbered by layer, whichever way the lanes run.
 Nobody waits for a later lane, and out of a layer is written once per step and never again: a lane may run ahead of the
 next one, or that one fall behind, by any number of steps, and nothing is overrun.
 
+Rows may end before step T (HAS.lengths) or begin anew at a step (HAS.reset).  A row that is not live publishes zeros and stores nothing
+of what it carries; its last state is read behind the last step from its own last step.  A row that begins anew is gathered from
+`restart`, and from `first` in its first step, where time runs down: its address alone is selected.  Backward all rows are
+gathered, and a select behind the sum over warps leaves out what does not follow.
+
 Invariants.  A word of out is stored once, and by one program: s_t of a unit and a row belongs to one CTA.  A tile's step
 t is computed by a CTA only after it has seen all of step t - 1 of that tile, so no CTA is ever more than a step ahead of
-another at one tile, which the counters rely on.  All rows are whole 16-byte vectors (ROW elements, H of them hidden
+another at one tile, which the counters rely on (without them a CTA may run ahead of rows that begin anew: exchange.py).  All rows are whole 16-byte vectors (ROW elements, H of them hidden
 units): the launch pads what is not, and units in the padding publish zeros, whatever their products are.
 
 A group that fails (exchange.py) leaves NaN from the failing step on, and for what is left of all steps, and reports itself; a

@@ -52,6 +52,15 @@ Where registers are short (X_DEPTH 1) p_{t+1} is computed as soon as x_{t+1} is 
 lane that fails leaves NaN from the step on whose x never came, and so does every later one, from that step or the one
 before on.
 
+Rows may end before step T (HAS.lengths) or begin anew at a step (HAS.reset).  Every row runs all steps; selects do the rest, so that what
+a row has beyond its length, NaN for instance, reaches nothing:
+
+    live = t < lengths          where it is not, out gets zeros, and s (forward) and what is carried stay what they are
+    the step in which the rows' first one comes (T - 1 or before, where time runs down) begins with dhn, which is loaded for it
+    anew, of the next step      s and carried are put back to zeros or `restart` behind this step; before the loop for the first one
+
+The flags are those of the links between neighbouring steps, which are the same in both passes (rnn_triton/launch/sequences.py).
+
 Cost of a step (sm_90, bf16, H = 128, BLOCK_B = 8): 2 barriers, 2 stmatrix, 4 ldmatrix, 4 dependent mma, the cell.
 Global traffic inside the loop: x, the streams, out.
 
