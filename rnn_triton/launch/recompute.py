@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,10 +44,10 @@ def kept(
     if x.dim() == 4:
         tensors = (x, w_ih, w_hh, b_ih, b_hh, y, tuple(states), saved)
         for m in range(x.shape[0]):
-            *of_model, restart = tree_map_only(
-                Tensor, operator.itemgetter(m), (*tensors, cell, reverse, precision, vectors, out, sequences.restart)
-            )
-            kept(*of_model, sequences=sequences._replace(restart=restart))
+            of_model = tree_map_only(Tensor, operator.itemgetter(m), (*tensors, cell, reverse, precision, vectors, out))
+            restart = tuple([state[m] for state in sequences.restart])
+            arguments: tuple[Any, ...] = (*of_model, sequences._replace(restart=restart))
+            kept(*arguments)
         return out
     T, B, H = y.shape
     problem = Problem("forward", B, x.shape[-1], H, DTYPES[x.dtype], precision, cell)
