@@ -53,9 +53,9 @@ def kept(
     problem = Problem("forward", B, x.shape[-1], H, DTYPES[x.dtype], precision, cell)
     began = None
     if sequences is not ALL:  # what each step reads, made at once: a copy for each state
-        restart = sequences.restart or (None,) * len(of.states)
+        anew: States = sequences.restart or (None,) * len(of.states)
         of_states = [y, *[saved[:, :, of.unseen.index(of.carried.index(s))] for s in of.states[1:]]]  # type: ignore[index]
-        began = [states_before(v, s, r, sequences, reverse) for v, s, r in zip(of_states, states, restart, strict=True)]
+        began = [states_before(v, s, r, sequences, reverse) for v, s, r in zip(of_states, states, anew, strict=True)]
     first, step = (T - 1, 1) if reverse else (0, -1)
     for steps in _pieces(T, first, max(1, _PIECE_BYTES // (8 * len(of.gates) * B * H))):
         before: list[Tensor] = []  # the states before each of these steps
