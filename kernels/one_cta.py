@@ -55,9 +55,9 @@ before on.
 Rows may end before step T (HAS.lengths) or begin anew at a step (HAS.reset).  Every row runs all steps; selects do the rest, so that what
 a row has beyond its length, NaN for instance, reaches nothing:
 
-    live = t < lengths          where it is not, out gets zeros, and s (forward) and what is carried stay what they are
-    the step in which the rows' first one comes (T - 1 or before, where time runs down) begins with dhn, which is loaded for it
-    anew, of the next step      s and carried are put back to zeros or `restart` behind this step; before the loop for the first one
+    live, t is less than the row's length   else out gets zeros, and s (forward) and what is carried stay what they are
+    alone, t is that of the row's first step backward in this pass: dhn enters, loaded for this step
+    anew, of the next step                  behind this step s and what is carried are put back to zeros or `restart`
 
 The flags are those of the links between neighbouring steps, which are the same in both passes (rnn_triton/launch/sequences.py).
 
