@@ -36,7 +36,7 @@ def elman(nonlinearity: str) -> Cell:
 
 def by_nonlinearity(cells: Mapping[str, Cell], nonlinearity: str) -> Cell:
     """Returns the cell of `cells` with this nonlinearity.  Raises torch.nn.RNN's ValueError where there is none."""
-    if nonlinearity not in tuple(cells):  # of what cannot be hashed, too
+    if not (isinstance(nonlinearity, str) and nonlinearity in cells):
         raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
     return cells[nonlinearity]
 
@@ -97,15 +97,17 @@ def settled(
     x: Tensor, weights: Sequence[Tensor | None], states: Sequence[Tensor], cell: Cell, precision: str | None
 ) -> tuple[Tensor, Sequence[Any], Sequence[Tensor], str | None]:
     """Returns (x, weights, states, precision) of one layer as the operator takes them: checked, cast if autocast is on, and with what
-    None stands for in place of a precision of None.  Arguments and errors are those of functional.layer."""
-    check_precision(precision)
-    check_states(states, cell.states)
-    device = "cuda" if x.is_cuda else "cpu"
-    if torch.is_autocast_enabled(device):
-        x, weights, states = autocast.cast(torch.get_autocast_dtype(device), x, weights, states)
-        if x.dtype is not torch.float32:
-            precision = None  # meant for the fp32 that autocast replaced
+    None stands for in place of a precision of None.  Arguments and errors are those of functional.layer; the precision and the number
+    of states have been checked."""
+    if torch._C._is_any_autocast_enabled():
+        device = "cuda" if x.is_cuda else "cpu"
+        if torch.is_autocast_enabled(device):
+            x, weights, states = autocast.cast(torch.get_autocast_dtype(device), x, weights, states)
+            if x.dtype is not torch.float32:
+                precision = None  # meant for the fp32 that autocast replaced
     _check(x, weights, states, cell)
+    if precision is None and x.dtype is not torch.float32:  # what precision_of says
+        return x, weights, states, None
     return x, weights, states, precision_of(x.dtype, precision)
 
 
@@ -116,9 +118,12 @@ def check_layers(weights: Sequence[Tensor], count: int, directions: int, gates: 
         raise ValueError(
             f"weights must be {count} tensors for each layer and direction, a positive multiple of {count * directions}, got {len(weights)}"
         )
-    for n, w in enumerate(weights):
+    for w in weights:
         if w is None:
+            n = [w is None for w in weights].index(True)
             raise TypeError(f"expected Tensor as element {n} in argument 2, but got NoneType")
+    if len(weights) == count:
+        return
     for w_ih in weights[count::count]:
         if w_ih.shape[:1] != weights[0].shape[:1]:
             H = weights[0].shape[0] // gates
@@ -156,7 +161,7 @@ def settled_network(
 def _check(x: Tensor, weights: Sequence[Any], states: Sequence[Tensor], cell: Cell) -> None:
     """Raises the error of torch's modules, in their words where they have any, unless the tensors fit together."""
     dtype, device = x.dtype, x.device
-    w_ih, w_hh, b_ih, b_hh, *vectors = weights
+    w_ih, w_hh, b_ih, b_hh = weights[:4]
     if w_ih.dtype is not dtype:
         raise ValueError(
             f"RNN input dtype ({dtype}) does not match weight dtype ({w_ih.dtype}). "
@@ -164,14 +169,13 @@ def _check(x: Tensor, weights: Sequence[Any], states: Sequence[Tensor], cell: Ce
         )
     if dtype not in _DTYPES:
         raise ValueError(f"x must be of dtype float32, bfloat16, float16 or float64, got {dtype}")
-    if x.dim() != 3:
-        raise RuntimeError(f"input must have 3 dimensions, got {x.dim()}")
-    G = len(cell.gates)
-    rows = "H" if G == 1 else f"{G}*H"
-    if w_ih.dim() != 2 or w_ih.shape[0] % G:
-        raise ValueError(f"w_ih must have shape [{rows}, I], got {list(w_ih.shape)}")
-    T, B, I = x.shape
-    size, input_size = w_ih.shape
+    shape, matrix, G = x.shape, w_ih.shape, len(cell.gates)
+    if len(shape) != 3:
+        raise RuntimeError(f"input must have 3 dimensions, got {len(shape)}")
+    if len(matrix) != 2 or matrix[0] % G:
+        raise ValueError(f"w_ih must have shape [{_rows(G)}, I], got {list(matrix)}")
+    T, B, I = shape
+    size, input_size = matrix
     H = size // G
     if I != input_size:
         raise RuntimeError(f"input.size(-1) must be equal to input_size. Expected {input_size}, got {I}")
@@ -180,34 +184,39 @@ def _check(x: Tensor, weights: Sequence[Any], states: Sequence[Tensor], cell: Ce
     if I == 0:
         raise ValueError("input_size must be greater than zero")
     if w_hh.shape != (size, H):
-        raise ValueError(f"w_hh must have shape [{rows}, H] = [{size}, {H}], got {list(w_hh.shape)}")
+        raise ValueError(f"w_hh must have shape [{_rows(G)}, H] = [{size}, {H}], got {list(w_hh.shape)}")
     if b_ih is not None and b_ih.shape != (size,):
-        raise ValueError(f"b_ih must have shape [{rows}] = [{size}], got {list(b_ih.shape)}")
+        raise ValueError(f"b_ih must have shape [{_rows(G)}] = [{size}], got {list(b_ih.shape)}")
     if b_hh is not None and b_hh.shape != (size,):
-        raise ValueError(f"b_hh must have shape [{rows}] = [{size}], got {list(b_hh.shape)}")
-    for name, vector in zip(cell.vectors, vectors, strict=True):
+        raise ValueError(f"b_hh must have shape [{_rows(G)}] = [{size}], got {list(b_hh.shape)}")
+    for name, vector in zip(cell.vectors, weights[4:], strict=True):
         if vector.shape != (H,):
             raise ValueError(f"{name} must have shape [H] = [{H}], got {list(vector.shape)}")
     for n, state in enumerate(states):
         if state.shape != (B, H):
             which = "" if len(states) == 1 else f"[{n}]"
             raise RuntimeError(f"Expected hidden{which} size {(B, H)}, got {list(state.shape)}")
-    for kind, tensors in (("parameter", weights), ("hidden", states)):
-        for t in tensors:
-            if t is None or t.dtype is dtype and t.device == device:
-                continue
-            if t.device != device:
-                raise RuntimeError(
-                    f"Input and {kind} tensors are not at the same device, "
-                    f"found input tensor at {device} and {kind} tensor at {t.device}"
-                )
-            if T:  # torch raises its error for T == 0 first
-                raise RuntimeError(
-                    f"Input and {kind} tensors are not the same dtype, "
-                    f"found input tensor with {dtype_name(dtype)} and {kind} tensor with {dtype_name(t.dtype)}"
-                )
+    for n, t in enumerate((*weights, *states)):
+        if t is None or t.dtype is dtype and t.device == device:
+            continue
+        kind = "parameter" if n < len(weights) else "hidden"
+        if t.device != device:
+            raise RuntimeError(
+                f"Input and {kind} tensors are not at the same device, "
+                f"found input tensor at {device} and {kind} tensor at {t.device}"
+            )
+        if T:  # torch raises its error for T == 0 first
+            raise RuntimeError(
+                f"Input and {kind} tensors are not the same dtype, "
+                f"found input tensor with {dtype_name(dtype)} and {kind} tensor with {dtype_name(t.dtype)}"
+            )
     if T == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+
+
+def _rows(gates: int) -> str:
+    """Returns how errors call the number of rows of a weight."""
+    return "H" if gates == 1 else f"{gates}*H"
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -14,12 +14,14 @@ from torch import Tensor, nn
 
 from . import cells, checks, projection
 from .cells import Cell
+from .cells.elman import ELMAN
 from .cells.leaky import LEAKY
 from .checks import settled, settled_network
 from .launch.launcher import has_kernels
 from .op import autograd
 from .op import dropout as masks
-from .op.layers import Settings, in_turn
+from .op.layers import in_turn
+from .op.layers import settings as settings_of
 
 _GRU, _LSTM = cells.named("gru"), cells.named("lstm")
 Results = tuple[Tensor, tuple[Tensor, ...]]  # y, and the last states
@@ -48,8 +50,10 @@ def rnn(
 
     Raises ValueError or RuntimeError as torch.nn.RNN does, and UnsupportedError if no plan runs the problem.
     """
-    cell, states = checks.elman(nonlinearity), () if h0 is None else (h0,)
-    y, (hn,) = layer(x, (w_ih, w_hh, b_ih, b_hh), states, cell, reverse=reverse, precision=precision)
+    cell, states = checks.by_nonlinearity(ELMAN, nonlinearity), () if h0 is None else (h0,)
+    if precision is not None:
+        checks.check_precision(precision)
+    y, (hn,) = _layer(x, (w_ih, w_hh, b_ih, b_hh), states, cell, reverse, precision, False)
     return y, hn
 
 
@@ -151,11 +155,23 @@ def layer(
 
     `weights` are w_ih[G*H,I], w_hh[G*H,H], b_ih[G*H] or None, b_hh[G*H] or None, and the cell's vectors, each [H].  Options are those
     of `rnn` and `gru`."""
+    if precision is not None:
+        checks.check_precision(precision)
+    if states:
+        checks.check_states(states, cell.states)
+    return _layer(x, weights, states, cell, reverse, precision, recompute)
+
+
+def _layer(
+    x: Tensor, weights: Sequence[Any], states: Sequence[Tensor], cell: Cell, reverse: bool, precision: str | None, recompute: bool
+) -> Results:
+    """Returns what `layer` does, which has checked the precision and the number of states."""
     x, weights, states, precision = settled(x, weights, states, cell, precision)
     b_ih, b_hh = weights[2] is not None, weights[3] is not None
-    net = Settings(b_ih, b_hh, cell.name, "reverse" if reverse else "forward", precision, 0, recompute)
-    flat: Any = weights if b_ih and b_hh else [t for t in weights if t is not None]
-    return autograd.network(x, tuple(flat), tuple(states), None, net)
+    net = settings_of(b_ih, b_hh, cell.name, "reverse" if reverse else "forward", precision, 0, bool(recompute))
+    if not (b_ih and b_hh):
+        weights = [t for t in weights if t is not None]
+    return autograd.network(x, tuple(weights), tuple(states), None, net)
 
 
 def network(
@@ -185,27 +201,36 @@ def network(
     directions = 2 if bidirectional else 1
     count = (4 if bias else 2) + len(cell.vectors) + more  # tensors of a layer in one direction
     checks.check_layers(weights, count, directions, len(cell.gates))
-    checks.check_states(states, cell.states)
-    number = len(weights) // count
-    for n, state in enumerate(states):
-        if state.shape[0] != number:
-            raise RuntimeError(f"Expected {number} initial states, got {cell.states[n]}0 of shape {list(state.shape)}")
+    number = len(weights) // count  # of layers and directions
+    if states:
+        checks.check_states(states, cell.states)
+        for n, state in enumerate(states):
+            if state.shape[0] != number:
+                raise RuntimeError(f"Expected {number} initial states, got {cell.states[n]}0 of shape {list(state.shape)}")
+    if number == 1:
+        of_one = weights if bias else (*weights[:2], None, None, *weights[2:])
+        firsts = [t.squeeze(0) for t in states] if states else ()
+        if one is None:
+            if precision is not None:
+                checks.check_precision(precision)
+            y, last = _layer(x, of_one, firsts, cell, False, precision, recompute)
+        else:
+            y, last = one(x, of_one, firsts, cell, precision=precision, recompute=recompute)
+        return y, (last[0].unsqueeze(0),) if len(last) == 1 else tuple([t.unsqueeze(0) for t in last])
 
     layers: list[Any] = [tuple(weights[n : n + count]) for n in range(0, len(weights), count)]
     if not bias:
         layers = [(w_ih, w_hh, None, None, *others) for w_ih, w_hh, *others in layers]
-    dropout = dropout if number > directions else 0.0
-    if one is None and number > 1 and not (dropout and _drops_as_torch(x)):
-        direction = "both" if bidirectional else "forward"
-        net = Settings(bias, bias, cell.name, direction, None, masks.count(dropout), recompute)
-        x, flat, states, precision = settled_network(x, layers, states, cell, directions, precision)
-        seed = masks.new_seed(x.device) if net.dropped else None
-        return autograd.network(x, flat, tuple(states), seed, net._replace(precision=precision))
 
+    dropout = dropout if number > directions else 0.0
+    if one is None and not (dropout and _drops_as_torch(x)):
+        checks.check_precision(precision)
+        dropped = masks.count(dropout)
+        x, flat, states, precision = settled_network(x, layers, states, cell, directions, precision)
+        seed = masks.new_seed(x.device) if dropped else None
+        net = settings_of(bool(bias), bool(bias), cell.name, "both" if bidirectional else "forward", precision, dropped, bool(recompute))
+        return autograd.network(x, flat, tuple(states), seed, net)
     run = layer if one is None else one
-    if number == 1:
-        y, last = run(x, layers[0], [t.squeeze(0) for t in states], cell, precision=precision, recompute=recompute)
-        return y, tuple([t.unsqueeze(0) for t in last])
 
     def in_one_direction(x: Tensor, weights: tuple[Any, ...], states: Sequence[Tensor], n: int) -> Results:
         reverse = bidirectional and n % 2 == 1

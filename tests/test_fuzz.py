@@ -24,7 +24,7 @@ def test_as_torch_for_longer(first):
 def test_kernels_as_torch(first, monkeypatch):
     launched = []
     run = rnn_triton.launch.dispatch.run
-    monkeypatch.setattr(rnn_triton.launch.dispatch, "run", lambda *a: launched.append(number) or run(*a))
+    monkeypatch.setattr(rnn_triton.launch.dispatch, "run", lambda *a, **k: launched.append(number) or run(*a, **k))
     for number in range(first, first + 15):
         fuzz.check(number, kernels=True)
     assert set(launched) == set(range(first, first + 15))  # every case went through a kernel

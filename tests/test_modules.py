@@ -243,8 +243,8 @@ def test_strided_and_expanded_inputs(module):
 @names
 def test_batch_first_copies_nothing(name, monkeypatch):
     seen = []
-    original = rnn_triton.functional.layer
-    monkeypatch.setattr(rnn_triton.functional, "layer", lambda x, *a, **k: seen.append(x) or original(x, *a, **k))
+    original = rnn_triton.functional._layer
+    monkeypatch.setattr(rnn_triton.functional, "_layer", lambda x, *a, **k: seen.append(x) or original(x, *a, **k))
     x = data(B, T, I)
     y, h_n = getattr(rnn_triton, name)(I, H, batch_first=True, dtype=torch.float64)(x)
     assert seen[0].data_ptr() == x.data_ptr() and seen[0].shape == (T, B, I)

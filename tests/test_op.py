@@ -375,9 +375,14 @@ def test_tensors_that_the_dispatcher_must_see():
     for transform in (torch.func.grad, torch.vmap):
         transform(lambda t: seen.append(autograd._may_be_seen(x)) or t.sum())(x[0, 0, 0] if transform is torch.func.grad else x)
     assert seen == [True, True]
+    y, _ = rnn(x.clone().requires_grad_(), *rest)
     with pytest.MonkeyPatch.context() as patch:  # compiled autograd traces the backward pass
+        op = autograd.ops.backward
+        patch.setattr(autograd.ops, "backward", lambda *arguments: seen.append("op") or op(*arguments))
+        y.sum().backward(retain_graph=True)
         patch.setattr(torch.compiler, "is_compiling", lambda: True)
-        assert autograd._may_be_seen(x)
+        y.sum().backward()
+        assert seen == [True, True, "op"]
     assert torch.equal(rnn(negative, *rest)[0], rnn(x, *rest)[0])
     assert type(rnn(x.as_subclass(Plain), *rest)[0]) is Plain
     x.requires_grad_()

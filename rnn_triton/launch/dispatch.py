@@ -46,7 +46,7 @@ def forward(
     [T,B]; `restart` has the shapes of `states`.  What is kept of steps beyond a length means nothing."""
     *M, _, B, I = x.shape
     H = (w_hh[0] if shared else w_hh).shape[-1]
-    call = ("forward", *M, B, I, H, x.dtype, precision, cell, given(sequences), x.device)
+    call = ("forward", *M, B, I, H, x.dtype, precision, cell, () if sequences is ALL else given(sequences), x.device)
     how = (*(shared or (ONE, 0)), True) if keep == "states" else shared
     return run(call, how, "forward", x, w_ih, w_hh, b_ih, b_hh, states, reverse, bool(keep), vectors, *dropout, sequences=sequences)
 
@@ -70,7 +70,7 @@ def backward(
     *M, _, B, H = y.shape
     if shared:
         M, H = [], w_hh[0].shape[-1]
-    call = ("backward", *M, B, 1, H, y.dtype, precision, cell, given(sequences), y.device)
+    call = ("backward", *M, B, 1, H, y.dtype, precision, cell, () if sequences is ALL else given(sequences), y.device)
     return run(call, shared, "backward", w_hh, y, kept, dy, dstates, reverse, vectors, *linked, sequences=sequences)
 
 
@@ -97,7 +97,7 @@ def run(call: tuple[Any, ...], shared: tuple[Any, ...], pass_: str, *arguments: 
     failure: Exception | None = None
     while True:
         try:
-            launch = _launch_for(call, overrides(), *shared) if shared else _launch_for(call, overrides())
+            launch = _launch_for(call, overrides(), *shared)
         except (UnsupportedError, ValueError) as error:
             raise error from failure
         try:

@@ -18,15 +18,16 @@ from ..plan.problem import ONE, Bundle, CtaGroup, OneCta, Problem, is_wide
 from . import cta_group, faults, gemm, one_cta, operands
 from .launcher import compiled_ahead
 from .operands import (
+    NO_SEQUENCES,
     NOTHING,
     Engine,
     Operands,
     Scalars,
     States,
+    as_operands,
+    as_scalars,
     empty,
     missing,
-    new_operands,
-    new_scalars,
     padded,
     per_model,
     strided,
@@ -127,17 +128,27 @@ class Recurrence:
             w_ih = [self._apart(w, -2) for w in w_ih] if linked else self._apart(w_ih, -2)
         outer = [self.bundle.count] if linked else models
         lanes = [self.bundle.count] if self.several else models
-        restart = (sequences.restart or NOTHING) if sequences.reset is not None else NOTHING
-        if engine.gathers and sequences.reset is not None:
-            zeros = w_hh.new_zeros(*lanes, B, self.problem.H)
-            h0 = zeros if h0 is None else h0
-            restart = sequences.restart or (zeros,) * len(states)
-        out, sync, report, limit = self._out(w_hh, *outer, T, B)
-        last = empty(out, *outer, B, *out.shape[len(outer) + 2 :])
+        restart = NOTHING
+        if sequences.reset is not None:
+            restart = sequences.restart or NOTHING
+            if engine.gathers:
+                zeros = w_hh.new_zeros(*lanes, B, self.problem.H)
+                h0 = zeros if h0 is None else h0
+                restart = sequences.restart or (zeros,) * len(states)
+        if engine.words:
+            out, sync, report, limit = self._out(w_hh, *outer, T, B)
+            last = empty(out, *outer, B, *out.shape[len(outer) + 2 :])
+        else:
+            out, sync, report, limit = w_hh.new_empty(*outer, T, B, engine.row), None, None, 0
+            last = w_hh.new_empty(*outer, B, engine.row)
         kept: Tensor | None = None
         if keep and routes.kept:
             kept = empty(w_hh, *lanes, T, B, routes.kept, engine.row)
-        carried = self.carried.before(states, w_hh, *lanes, B)
+        carried = self.carried.before(states, w_hh, *lanes, B) if routes.carried else None
+        of_sequences: tuple[Tensor | None, ...] = NO_SEQUENCES
+        if sequences is not ALL:
+            before = None if restart[0] is None else self.carried.before(restart, w_hh, *lanes, B)
+            of_sequences = (*self._of_sequences(sequences, T, reverse), self._first(restart[0], sequences), before)
         x_in: Tensor | None = None
         u: Tensor | None = None
         x_t = x_b = x_m = u_t = u_b = u_m = models_with = 0
@@ -155,18 +166,19 @@ class Recurrence:
             w_ih = torch.stack([bottom, *[padded(w, self.recurrent) for w in w_ih[1:]]])
         elif w_ih is not None:
             w_ih = whole(w_ih, self.input)
-        tensors = new_operands(
-            x=x_in, w_in=w_ih, w_rec=whole(w_hh, self.recurrent), u=u, out=out, last=last, sync=sync, report=report, seed=seed,
-            bias0=None if b_ih is None else whole(b_ih, self.state), bias1=None if b_hh is None else whole(b_hh, self.state),
-            first=self._first(h0, sequences), carried=carried, kept=kept, vectors=None if vectors is None else whole(vectors, self.state),
-            lengths=lengths(sequences), reset=cuts(sequences, T, *self._descending(reverse)), restart=self._first(restart[0], sequences),
-            restart_carried=None if restart[0] is None else self.carried.before(restart, w_hh, *lanes, B),
-        )  # fmt: skip
-        scalars = new_scalars(
-            T=T, B=B, reverse=int(reverse), stride_x_t=x_t, stride_x_b=x_b, stride_u_t=u_t, stride_u_b=u_b, launch=self.id,
-            limit=limit, dropped=dropped, bottom=self.first, per_model=models_with, stride_x_m=x_m, stride_u_m=u_m,
-        )  # fmt: skip
-        self._launch(tensors, out, scalars)
+        b_ih = None if b_ih is None else whole(b_ih, self.state)
+        b_hh = None if b_hh is None else whole(b_hh, self.state)
+        vectors = None if vectors is None else whole(vectors, self.state)
+        w_hh = whole(w_hh, self.recurrent)
+        h0 = None if h0 is None else self._first(h0, sequences)
+        tensors = as_operands(
+            (x_in, w_ih, w_hh, b_ih, b_hh, h0, u, None, out, last, sync, report, seed, carried, kept, vectors, *of_sequences)
+        )
+        scalars = (T, B, int(reverse), x_t, x_b, u_t, u_b, self.id, limit, dropped, self.first, models_with, x_m, u_m)
+        if not engine.words and carried is None:
+            engine.launch(tensors, out, scalars)
+            return out, (last,), kept
+        self._launch(tensors, out, as_scalars(scalars))
         y, hn = out, last
         if engine.words:
             y, hn = operands.units(out, dtype, self.state), operands.units(last, dtype, self.state)
@@ -206,25 +218,30 @@ class Recurrence:
         if w_ih is not None:  # each layer takes W_ih of the layer above it; nothing but dy comes from above the last one
             above = [self._transposed(w, range(self.gates), self.recurrent) for w in w_ih[1:]]
             w_in = torch.stack([*above, torch.zeros_like(above[0])])
+        of_sequences: tuple[Tensor | None, ...] = NO_SEQUENCES
+        if sequences is not ALL:
+            of_sequences = (*self._of_sequences(sequences, T, not reverse), None, None)
         # the gradient of h comes by dy and dhn
-        carried = self.carried.before((None, *dstates[1:]), y, *([self.bundle.count] if self.several else outer), B)
+        carried: Tensor | None = None
+        if routes.carried:
+            carried = self.carried.before((None, *dstates[1:]), y, *([self.bundle.count] if self.several else outer), B)
         saved: Tensor | None = None
         if routes.reads_y:
             saved = whole(self._padded_rows(y) if self.state else y)
-        tensors = new_operands(
-            w_in=w_in, w_rec=whole(w_hh, self.recurrent if self.engine.transposes or self.gates == 1 else ()), u=dy, saved=saved,
-            first=self._first(dhn, ALL), out=out, sync=sync, report=report, seed=seed, carried=carried,
-            kept=None if kept is None else whole(kept, self.state), vectors=None if vectors is None else whole(vectors, self.state),
-            lengths=lengths(sequences), reset=cuts(sequences, T, *self._descending(not reverse)),
-        )  # fmt: skip
-        scalars = new_scalars(
-            T=T, B=B, reverse=int(not reverse), stride_u_t=u_t, stride_u_b=u_b, launch=self.id, limit=limit, dropped=dropped,
-            bottom=self.first, per_model=models_with, stride_u_m=u_m,
-        )  # fmt: skip
-        self._launch(tensors, out, scalars)
+        w_hh = whole(w_hh, self.recurrent if self.engine.transposes or self.gates == 1 else ())
+        dhn = None if dhn is None else self._first(dhn, ALL)
+        kept = None if kept is None else whole(kept, self.state)
+        vectors = None if vectors is None else whole(vectors, self.state)
+        tensors = as_operands(
+            (None, w_in, w_hh, None, None, dhn, dy, saved, out, None, sync, report, seed, carried, kept, vectors, *of_sequences)
+        )
+        scalars = (T, B, int(not reverse), 0, 0, u_t, u_b, self.id, limit, dropped, self.first, models_with, 0, u_m)
+        self._launch(tensors, out, as_scalars(scalars))
         da = out.view(y.dtype) if self.engine.words else out
         if self.state:
             da = da[..., : self.problem.H] if routes.published == 1 else self._without_padding(da)
+        if sequences is ALL:
+            return da, self.carried.gradients(carried)
         return da, self.carried.gradients(carried, not_read(sequences, T, *self._descending(not reverse)))
 
     def _launch(self, tensors: Operands, out: Tensor, scalars: Scalars) -> None:
@@ -239,6 +256,10 @@ class Recurrence:
             return None
         states = whole(states.transpose(0, 1) if self.directions else states, self.state)
         return operands.without_sentinel(states) if self.engine.gathers and sequences is not ALL else states
+
+    def _of_sequences(self, sequences: Sequences, T: int, descending: bool) -> tuple[Tensor | None, Tensor | None]:
+        """Returns lengths and flags of resets as the kernel takes them, in a pass in which time runs down if `descending`."""
+        return lengths(sequences), cuts(sequences, T, *self._descending(descending))
 
     def _descending(self, reverse: bool) -> tuple[bool, ...]:
         """Returns whether time runs down, of several directions for each."""

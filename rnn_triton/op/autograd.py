@@ -9,7 +9,7 @@ cell.  The forward pass saves its inputs and y of every layer, nothing else.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -48,7 +48,7 @@ class _Facts:
     net: Settings
     states: int  # how many are given
     kept: int = 0
-    needs: list[int] = field(default_factory=list)  # those of network.Call.backward
+    needs: Sequence[int] = ()  # those of network.Call.backward
 
 
 # ---- below autograd --------------------------------------------------------------------------------------------------
@@ -58,8 +58,6 @@ def _may_be_seen(*tensors: Tensor | None) -> bool:
     """True if the dispatcher, given these tensors, may do more than call an op's body: a mode, a transform, a tracer, a profiler or a
     tensor's class sees the call, or a tensor is not what lies in its memory, strided: a batch of torch's older vmap, or zeros without
     memory.  Calling a body costs half of calling the op, for its lists."""
-    if torch.compiler.is_compiling():  # compiled autograd, whose tracer would go through what follows
-        return True
     if _modes() or _function_modes() or _are_transforms_active() or _is_profiling() or profiler._is_profiler_enabled:
         return True
     for t in tensors:
@@ -70,23 +68,32 @@ def _may_be_seen(*tensors: Tensor | None) -> bool:
 
 
 def _forward(x: Tensor, weights: Sequence[Tensor], states: States, seed: Tensor | None, net: Settings, keep: bool) -> ops.Results:
-    with _below_autograd():
-        if _may_be_seen(x, *states, *weights):
+    if _may_be_seen(x, *states, *weights):
+        with _below_autograd():
             y, last, kept = ops.forward(x, weights, states, seed, *net, keep)
             if _are_transforms_active():  # vmap's are views, whose tangents would have to lie as they do
                 y, last, kept = y.detach(), [t.detach() for t in last], [t.detach() for t in kept]
             return y, tuple(last), kept
-        return ops.Call(x, net.layers(weights), states, seed, net).forward(keep)
+    layers = net.layers(weights)
+    if len(layers) == 1 and x.numel():  # most calls, in less host time than by a Call
+        return ops.one_forward(x, layers[0], states, net, 0, keep)
+    with _below_autograd():
+        return ops.new_call((x, layers, states, seed, net)).forward(keep)
 
 
 def _backward(x: Tensor, seed: Any, dy: Any, facts: _Facts, *tensors: Any) -> tuple[Tensor | None, ...]:
     """Returns (dx, the gradients of the states, those of all layers), None where none is needed."""
     net, needs = facts.net, facts.needs
-    dlast, states, kept, weights = _cut(tensors, len(net.no_states), facts.states, facts.kept)
+    i = len(net.no_states)
+    j = i + facts.states
+    k = j + facts.kept
+    dlast, states, kept, weights = tensors[:i], tensors[i:j], tensors[j:k], tensors[k:]
     with _below_autograd():
-        batched = any([t is not None and is_batched(t) for t in (dy, *dlast)])
-        if not (batched or _may_be_seen(x, dy, *tensors)):
-            call = ops.Call(x, net.layers(weights), states, seed, net)
+        seen = torch.compiler.is_compiling()  # compiled autograd, whose tracer would go through what follows
+        for d in (dy, *dlast):
+            seen = seen or (d is not None and is_batched(d))
+        if not (seen or _may_be_seen(x, dy, *tensors)):
+            call = ops.new_call((x, net.layers(weights), states, seed, net))
             dx, dstates, dweights = call.backward(kept, dy, dlast, needs, None)
             return dx, *dstates, *dweights
         dx, dstates, dweights = ops.backward(x, weights, states, seed, *net, kept, dy, dlast, needs, None)
@@ -269,17 +276,16 @@ class Network(_Fast):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-        x, seed, facts, *tensors = inputs
-        states, weights = _cut(tensors, facts.states)
-        (y,), _, kept = _cut(output, 1, len(facts.net.no_states))
-        _save(ctx, x, states, seed, facts.net, weights, y, kept, True)
+        x, seed, facts = inputs[:3]
+        n = 3 + facts.states
+        kept = output[1 + len(facts.net.no_states) :]
+        _save(ctx, x, inputs[3:n], seed, facts, inputs[n:], output[0], kept, True)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, *cotangents: Any) -> tuple[Tensor | None, ...]:
-        for_x, _seed, _facts, *for_others = ctx.needs_input_grad
-        for_states, for_weights = _cut(for_others, ctx.facts.states)
+        needed, n = ctx.needs_input_grad, 3 + ctx.facts.states
         dlast = cotangents[: len(ctx.facts.net.no_states)]
-        dx, dstates, dweights = _differentiate(ctx, dy, dlast, for_x, for_states, for_weights)
+        dx, dstates, dweights = _differentiate(ctx, dy, dlast, needed[0], needed[3:n], needed[n:])
         return dx, None, None, *dstates, *dweights
 
     @staticmethod
@@ -291,22 +297,29 @@ class Network(_Fast):
         return *function.push_forward((x, *tangents)), *[torch.zeros_like(t) for t in kept[ctx.own :]]
 
 
+_apply_network: Any = super(torch.autograd.Function, Network).apply  # type: ignore[misc]  # as _Fast, in less host time
+
+
 def _save(
-    ctx: Any, x: Tensor, states: Any, seed: Any, net: Settings, weights: Sequence[Tensor], y: Tensor, kept: Sequence[Tensor], keep: bool
+    ctx: Any, x: Tensor, states: Any, seed: Any, facts: _Facts, weights: Sequence[Tensor], y: Tensor, kept: Sequence[Tensor], keep: bool
 ) -> None:
+    net = facts.net
     ctx.own = int(len(weights) == net.tensors * net.directions)  # y of one layer is what the layer above would read
-    kept = [y, *kept] if ctx.own else kept
-    ctx.facts, ctx.keep = _Facts(net, len(states), len(kept)), keep
+    kept = (y, *kept) if ctx.own else kept
+    facts.kept = len(kept)
+    ctx.facts, ctx.keep = facts, keep
     ctx.set_materialize_grads(False)  # an unused y or last state gives None, not a tensor of zeros
     saved = (x, seed, *states, *kept, *weights)
     ctx.save_for_backward(*saved)
-    ctx.save_for_forward(*saved)
+    if forward_ad._current_level >= 0 or _are_transforms_active():  # else nobody asks for jvp
+        ctx.save_for_forward(*saved)
 
 
 def _saved(ctx: Any) -> Any:
     """Returns x, the seed, the states, what is kept and the weights, as `_save` has saved them."""
-    x, seed, *tensors = ctx.saved_tensors
-    return x, seed, *_cut(tensors, ctx.facts.states, ctx.facts.kept)
+    tensors, n = ctx.saved_tensors, 2 + ctx.facts.states
+    kept = n + ctx.facts.kept
+    return tensors[0], tensors[1], tensors[2:n], tensors[n:kept], tensors[kept:]
 
 
 def _differentiate(
@@ -321,19 +334,24 @@ def _differentiate(
         y, _, kept = _forward(x, weights, states, seed, net, True)
         kept = [y, *kept] if ctx.own else kept
     needs = [for_x * DX | any(for_states) * DH0]
-    for n in range(0, len(weights), net.tensors):
-        (w_ih,), (w_hh,), biases, vectors = _cut(for_weights[n : n + net.tensors], 1, 1, net.b_ih + net.b_hh)
-        needs.append(w_ih * DW_IH | w_hh * DW_HH | any(biases) * DB | any(vectors) * DV)
+    count, biases = net.tensors, 2 + net.b_ih + net.b_hh
+    for n in range(0, len(weights), count):
+        of = for_weights[n : n + count]
+        needs.append(of[0] * DW_IH | of[1] * DW_HH | any(of[2:biases]) * DB | any(of[biases:]) * DV)
     run = NetworkBackward.apply if _is_grad_enabled() else _backward  # create_graph
     facts = _Facts(net, len(states), len(kept), needs)
-    dx, *gradients = run(x, seed, dy, facts, *dlast, *states, *kept, *weights)
-    dstates, gradients = _cut(gradients, len(net.no_states))
+    gradients = run(x, seed, dy, facts, *dlast, *states, *kept, *weights)
+    first, count = 1 + len(net.no_states), len(net.gradients)
+    last_bias = 3 if net.described.split else 2
     dweights: list[Tensor | None] = []
-    for n in range(0, len(gradients), len(net.gradients)):
-        (dw_ih, dw_hh), biases, vectors = _cut(gradients[n : n + len(net.gradients)], 2, 2 if net.described.split else 1)
-        of_each = zip((net.b_ih, net.b_hh), (biases[0], biases[-1]))
-        dweights += [dw_ih, dw_hh, *[db for there, db in of_each if there], *vectors]
-    return dx, _needed(dstates, for_states), _needed(dweights, for_weights)
+    for n in range(first, len(gradients), count):
+        dweights += gradients[n : n + 2]
+        if net.b_ih:
+            dweights.append(gradients[n + 2])
+        if net.b_hh:
+            dweights.append(gradients[n + last_bias])
+        dweights += gradients[n + last_bias + 1 : n + count]
+    return gradients[0], _needed(gradients[1:first], for_states), _needed(dweights, for_weights)
 
 
 def _needed(gradients: Sequence[Tensor | None], wanted: Sequence[bool]) -> list[Tensor | None]:
@@ -346,7 +364,7 @@ def _needed(gradients: Sequence[Tensor | None], wanted: Sequence[bool]) -> list[
 def _setup_op(ctx: Any, inputs: tuple, output: ops.Results) -> None:
     x, weights, states, seed, *settings, keep = inputs
     y, _, kept = output
-    _save(ctx, x, states, seed, Settings(*settings), weights, y, kept, keep)
+    _save(ctx, x, states, seed, _Facts(Settings(*settings), len(states)), weights, y, kept, keep)
 
 
 def _differentiate_op(ctx: Any, dy: Tensor | None, dlast: Any, _: Any) -> tuple[Any, ...]:
@@ -383,7 +401,7 @@ def network(
 ) -> tuple[Tensor, States]:
     """Returns (y, last states) of network.py, differentiable to any order, under every transform; `states` are () for zeros."""
     last: Sequence[Tensor]
-    recording = _is_grad_enabled() and any([t.requires_grad for t in (x, *states, *weights)])
+    recording = _is_grad_enabled() and (weights[0].requires_grad or any([t.requires_grad for t in (x, *states, *weights)]))
     if torch.compiler.is_compiling():
         to_onnx = torch.onnx.is_in_onnx_export()
         if _are_transforms_active() and (to_onnx or not _only_maps()):
@@ -403,7 +421,8 @@ def network(
         y, *outputs = _reference(x, weights, seed, net, len(states))(x, *states, *weights)
         last = outputs
     elif recording or forward_ad._current_level >= 0 or _are_transforms_active() and (_is_grad_enabled() or not _only_maps()):
-        y, *outputs = Network.apply(x, seed, _Facts(net, len(states)), *states, *weights)
+        apply = Network.apply if _are_transforms_active() else _apply_network
+        y, *outputs = apply(x, seed, _Facts(net, len(states)), *states, *weights)
         last = outputs[: len(net.no_states)]
     else:
         y, last, _ = _forward(x, weights, states, seed, net, False)

@@ -15,7 +15,7 @@ DX, DW_IH, DW_HH, DB, DH0, DV = 1, 2, 4, 8, 16, 32  # DH0: of all first states, 
 Gradients = tuple[Tensor | None, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Saved:
     """A layer in one direction as its backward pass finds it; shapes as in functional.rnn, those of an ensemble with M in front."""
 
@@ -50,7 +50,7 @@ class Saved:
         rows = da.flatten(-3, -2)  # [T*B,P*H]: a view, as those of x and y are unless their strides forbid it
         by_x, by_h = (rows.narrow(-1, split, gates), rows.narrow(-1, 0, gates)) if split else (rows, rows)
         if needs & DX:
-            dx = gemm.matmul(by_x, self.w_ih, precision).unflatten(-2, da.shape[-3:-1])
+            dx = gemm.matmul(by_x, self.w_ih, precision).view(*da.shape[:-1], -1)
         if needs & DW_IH:
             x = self.x if isinstance(self.x, Tensor) else self.x()
             dw_ih = gemm.wide(by_x.mT, _rows(x), precision).to(da.dtype)

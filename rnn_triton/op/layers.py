@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -24,9 +25,10 @@ class Layer(NamedTuple):
     vectors: tuple[Tensor, ...] = ()  # the cell's own parameters, [H] each
 
 
-class Settings(NamedTuple):
-    """What a network is besides tensors, as the ops take it.  A layer is a network of one layer in one direction."""
+_new_layer: Callable[..., Layer] = functools.partial(tuple.__new__, Layer)
 
+
+class _Given(NamedTuple):
     b_ih: bool  # layers have this bias
     b_hh: bool
     cell: str  # its name
@@ -35,30 +37,36 @@ class Settings(NamedTuple):
     dropped: int = 0  # of 65536 elements between layers
     recompute: bool = False  # the backward pass computes again what its cell would keep
 
-    @property
+
+class Settings(_Given):
+    """What a network is besides tensors, as the ops take it.  A layer is a network of one layer in one direction.
+
+    What follows from the fields is kept with them, and `settings` makes each only once."""
+
+    @property  # not kept: Dynamo knows a cell by where it lies
     def described(self) -> Cell:
         return named(self.cell)
 
-    @property
+    @functools.cached_property
     def directions(self) -> int:
         return 2 if self.direction == "both" else 1
 
-    @property
+    @functools.cached_property
     def no_states(self) -> tuple[None, ...]:
         """What stands for states of zeros in launches."""
         return (None,) * len(self.described.states)
 
-    @property
+    @functools.cached_property
     def tiles(self) -> int:
         """The number of tiles that launches of a forward pass keep."""
         return len(self.described.unseen) if self.recompute and self.described.kept else self.described.kept
 
-    @property
+    @functools.cached_property
     def tensors(self) -> int:
         """The number of weights, biases and vectors of a layer in one direction."""
         return 2 + self.b_ih + self.b_hh + len(self.described.vectors)
 
-    @property
+    @functools.cached_property
     def gradients(self) -> tuple[int, ...]:
         """The gradients that a backward pass has for a layer in one direction, each by the bit that asks for it: dw_ih, dw_hh, db, of
         a cell with split gates db_ih and db_hh in its place, and those of the vectors."""
@@ -71,13 +79,21 @@ class Settings(NamedTuple):
     def layers(self, weights: Sequence[Any]) -> list[Layer]:
         """Returns `weights`, as the ops take them, layer by layer and direction by direction."""
         if self.b_ih and self.b_hh and len(weights) == 4:  # one layer, in less host time
-            return [Layer(*weights)]
+            return [_new_layer((*weights, ()))]
         count, layers = self.tensors, []
         for n in range(0, len(weights), count):
             w_ih, w_hh, *others = weights[n : n + count]
             b_ih, b_hh = (others.pop(0) if there else None for there in (self.b_ih, self.b_hh))
             layers.append(Layer(w_ih, w_hh, b_ih, b_hh, tuple(others)))
         return layers
+
+
+_made = functools.lru_cache(maxsize=1024)(Settings)
+
+
+def settings(*fields: Any) -> Settings:
+    """Returns Settings(*fields), the same object for the same fields, with what has been asked of it before."""
+    return Settings(*fields) if torch.compiler.is_compiling() else _made(*fields)  # Dynamo warns of a cache
 
 
 def in_turn(

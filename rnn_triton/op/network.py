@@ -57,7 +57,7 @@ class Call(NamedTuple):
         if x.numel() == 0:  # no batch, or no models
             return self.empty_forward(keep)
         if len(layers) == 1:
-            return _one_forward(x, layers[0], states, net, 0, keep)
+            return one_forward(x, layers[0], states, net, 0, keep)
         return self._decided(lambda bundles: self._forward_in(bundles, keep))
 
     def backward(
@@ -112,7 +112,7 @@ class Call(NamedTuple):
             layer = n // net.directions
             h = _states(states, n, bundle.count)
             if bundle.count == 1:
-                y, after, tiles = _one_forward(x, layers[n], h, net, n, keep)
+                y, after, tiles = one_forward(x, layers[n], h, net, n, keep)
                 # [layers of the launch,T,B,D*H]
                 ys, after = y.unsqueeze(-4), tuple([s.unsqueeze(-3) for s in after])
             else:
@@ -278,14 +278,19 @@ class Call(NamedTuple):
         return [(*cast(Any, layer.w_hh)[-2:], cast(Any, layer.w_ih)[-1]) for layer in self.layers]
 
 
-def _one_forward(
-    x: Tensor, layer: Layer, states: States, net: Settings, n: int, keep: bool
-) -> Results:
+# From one tuple, in less host time than by arguments.
+new_call: Callable[..., Call] = functools.partial(tuple.__new__, Call)
+
+
+def one_forward(x: Tensor, layer: Layer, states: States, net: Settings, n: int, keep: bool) -> Results:
+    reverse = net.direction != "forward" and net.reverse(n)
     if not has_kernels(x):
-        return *on_cpu.forward(x, layer, states, net.described, net.reverse(n)), []
+        return *on_cpu.forward(x, layer, states, net.described, reverse), []
     w_ih, w_hh, b_ih, b_hh, vectors = layer
-    settings = (net.cell, net.reverse(n), net.precision, _how(keep, net), _vectors([layer]) if vectors else None)
-    y, last, tiles = dispatch.forward(x, w_ih, w_hh, b_ih, b_hh, states or net.no_states, *settings)
+    y, last, tiles = dispatch.forward(
+        x, w_ih, w_hh, b_ih, b_hh, states or net.no_states, net.cell, reverse, net.precision, _how(keep, net) if net.recompute else keep,
+        _vectors([layer]) if vectors else None,
+    )  # fmt: skip
     return y, last, [] if tiles is None else [tiles.flatten(-2)]
 
 
@@ -296,7 +301,7 @@ def _one_backward(
     if not has_kernels(saved.y):
         x = saved.x if isinstance(saved.x, Tensor) else saved.x()
         return on_cpu.backward(x, layer, states, dy, dlast, net.described, saved.reverse, saved.needs, groups)
-    kept = _kept([saved], [layer], [states], tiles, net)
+    kept = _kept([saved], [layer], [states], tiles, net) if net.described.kept else None
     settings = (net.cell, saved.reverse, saved.precision, _vectors([layer]) if layer.vectors else None)
     da, carried = dispatch.backward(saved.w_hh, saved.y, kept, dy, dlast, *settings)
     return _results(saved, da, carried, net, groups)
@@ -328,10 +333,10 @@ def _kept(
     launched: Sequence[Saved], layers: Sequence[Layer], states: Sequence[States], tiles: Sequence[Tensor], net: Settings
 ) -> Tensor | None:
     """Returns what the recurrences of a launch keep, as it takes it, from the tiles of each, [..,T,B,K*H]."""
-    by_tile = [t.unflatten(-1, (-1, launched[0].w_hh.shape[-1])) for t in tiles] or [None] * len(launched)
     number, several = net.described.kept, len(launched) > 1
     if not number:
         return None
+    by_tile = [t.unflatten(-1, (-1, launched[0].w_hh.shape[-1])) for t in tiles] or [None] * len(launched)
     if not net.recompute:
         return _together(by_tile) if several else by_tile[0]
     y = launched[0].y
