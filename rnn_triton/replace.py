@@ -137,6 +137,8 @@ def _why_not_ours(module: nn.Module, base: type[nn.Module] | None) -> str | None
 
 def _why_not_torchs(module: nn.Module, base: type[nn.Module] | None) -> str | None:
     """Returns why a recurrent module of this package cannot be one of torch's, None if it can, or is none of this package."""
+    if isinstance(module, Layers) and module.heads > 1:
+        return "torch.nn has no layers with heads"
     if base is not None or not isinstance(module, Layers | Step):
         return None
     return f"torch.nn has no {type(module).__name__}"

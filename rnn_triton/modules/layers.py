@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import cells, checks, functional, packed, projection
+from .. import heads as of_heads
 from ..cells import Cell
 from .leaf import make_leaf
 
@@ -24,13 +25,17 @@ class Layers(nn.RNNBase):
 
     # nn.RNNBase, not nn.RNN and its like: Dynamo refuses to trace instances of those
     _cell: Cell
+    heads = 1  # blocks of W_hh
     _wrong_input = "{name}: Expected input to be 2D or 3D, got {dim}D instead"
 
     def __init__(
         self, mode: str, input_size: int, hidden_size: int, num_layers: int, bias: bool, batch_first: bool, dropout: float,
-        bidirectional: bool, *args: Any, precision: str | None, recompute: bool = False, **kwargs: Any,
+        bidirectional: bool, *args: Any, precision: str | None, recompute: bool = False, heads: int = 1, **kwargs: Any,
     ) -> None:  # fmt: skip
-        """Takes the arguments of nn.RNNBase.  Checks here what torch checks at the first call, without naming the argument."""
+        """Takes the arguments of nn.RNNBase.  Checks here what torch checks at the first call, without naming the argument.
+
+        With `heads` = N the hidden units are N groups of H/N, each of which reads its own of the state before: W_hh is block-diagonal, and
+        weight_hh_l0 is [N,G*H/N,H/N] for G gates.  Rows of weight_ih_l0 and of biases lie head by head, in each gate by gate."""
         super().__init__(mode, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, *args, **kwargs)
         if not isinstance(bidirectional, bool):
             raise TypeError(f"bidirectional should be of type bool, got: {type(bidirectional).__name__}")
@@ -38,7 +43,37 @@ class Layers(nn.RNNBase):
             raise TypeError("num_layers should be of type int, got: bool")
         self.precision = precision
         self.recompute = recompute
+        of_heads.check(heads, self.hidden_size, self.proj_size)
+        if heads > 1:
+            self._divide(heads)
         make_leaf(self)
+
+    def _divide(self, heads: int) -> None:
+        """Puts weights of `heads` blocks in place of each W_hh, and draws all weights anew."""
+        self.heads = heads
+        for name in self._flat_weights_names:
+            if name.startswith("weight_hh"):
+                w = getattr(self, name)
+                blocks = torch.empty(heads, *[n // heads for n in w.shape], device=w.device, dtype=w.dtype)
+                setattr(self, name, nn.Parameter(blocks))
+        self._init_flat_weights()
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws weights and biases as torch does, from U(-1/sqrt(H), 1/sqrt(H)); with heads those of W_hh, which multiply the H/N units
+        of a head, from U(-1/sqrt(H/N), 1/sqrt(H/N))."""
+        super().reset_parameters()
+        if self.heads > 1:
+            for name, weight in self.named_parameters():
+                if name.startswith("weight_hh"):
+                    nn.init.uniform_(weight, -self._bound(name), self._bound(name))
+
+    def _bound(self, name: str) -> float:
+        """Returns the largest absolute value that a parameter is drawn with."""
+        return (self.hidden_size / (self.heads if name.startswith("weight_hh") else 1)) ** -0.5
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (f", heads={self.heads}" if self.heads > 1 else "")
 
     def flatten_parameters(self) -> None:
         """Does nothing: the kernels read separate weights, and keep the alignment each has by itself."""
@@ -130,6 +165,8 @@ class Layers(nn.RNNBase):
             one = functools.partial(packed.layer, pieces=pieces)
         if self.proj_size:
             one = functools.partial(projection.layer, one=one or functional.layer, pieces=pieces)
+        if self.heads > 1:
+            one = functools.partial(of_heads.layer, one=one or functional.layer)
         return functional.network(
             x,
             self._weights(),
@@ -169,7 +206,7 @@ def refuse_projection(module: nn.RNNBase | None = None, **kwargs: Any) -> None:
 
 class RNN(Layers):
     """Stands in for torch.nn.RNN, on persistent kernels: it has torch.nn.RNN's constructor, parameters, initial values, state_dict,
-    call and errors, but isinstance(module, torch.nn.RNN) is False.  `precision` is that of `rnn_triton.rnn`.
+    call and errors, but isinstance(module, torch.nn.RNN) is False.  `precision` is that of `rnn_triton.rnn`, `heads` that of Layers.
     """
 
     _wrong_input = "RNN: Expected input to be 2D or 3D, got {dim}D tensor instead"
@@ -178,15 +215,16 @@ class RNN(Layers):
         self, input_size: int, hidden_size: int, num_layers: int = 1, nonlinearity: str = "tanh", bias: bool = True,
         batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False,
         *args: Any,  # as torch takes them: proj_size, which must be 0, device, dtype
-        precision: str | None = None,
+        precision: str | None = None, heads: int = 1,
         **kwargs: Any,  # device, dtype
     ) -> None:  # fmt: skip
         refuse_projection(**kwargs)
         checks.elman(nonlinearity)
         mode = f"RNN_{nonlinearity.upper()}"
         super().__init__(
-            mode, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, *args, precision=precision, **kwargs
-        )
+            mode, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, *args,
+            precision=precision, heads=heads, **kwargs,
+        )  # fmt: skip
         refuse_projection(self)
         self.nonlinearity = nonlinearity
 
@@ -196,7 +234,8 @@ class RNN(Layers):
 
 
 class GRU(Layers):
-    """Stands in for torch.nn.GRU as RNN does for torch.nn.RNN.  `precision` and `recompute` are those of `rnn_triton.gru`."""
+    """Stands in for torch.nn.GRU as RNN does for torch.nn.RNN.  `precision` and `recompute` are those of `rnn_triton.gru`, `heads` is that
+    of Layers."""
 
     _cell = cells.named("gru")
 
@@ -204,19 +243,20 @@ class GRU(Layers):
         self, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True, batch_first: bool = False,
         dropout: float = 0.0, bidirectional: bool = False,
         *args: Any,  # as torch takes them: proj_size, which must be 0, device, dtype
-        precision: str | None = None, recompute: bool = False,
+        precision: str | None = None, recompute: bool = False, heads: int = 1,
         **kwargs: Any,  # device, dtype
     ) -> None:  # fmt: skip
         refuse_projection(**kwargs)
         super().__init__(
             "GRU", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, *args,
-            precision=precision, recompute=recompute, **kwargs,
+            precision=precision, recompute=recompute, heads=heads, **kwargs,
         )  # fmt: skip
         refuse_projection(self)
 
 
 class LSTM(Layers):
-    """Stands in for torch.nn.LSTM as RNN does for torch.nn.RNN.  `precision` and `recompute` are those of `rnn_triton.lstm`.
+    """Stands in for torch.nn.LSTM as RNN does for torch.nn.RNN.  `precision` and `recompute` are those of `rnn_triton.lstm`, `heads` is
+    that of Layers.
 
     With proj_size = P, which runs the layers one after the other (projection.py), output, h_0 and h_n have P in place of H."""
 
@@ -225,9 +265,9 @@ class LSTM(Layers):
     def __init__(
         self, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True, batch_first: bool = False,
         dropout: float = 0.0, bidirectional: bool = False, proj_size: int = 0, device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None, *, precision: str | None = None, recompute: bool = False,
+        dtype: torch.dtype | None = None, *, precision: str | None = None, recompute: bool = False, heads: int = 1,
     ) -> None:  # fmt: skip
         super().__init__(
             "LSTM", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype,
-            precision=precision, recompute=recompute,
+            precision=precision, recompute=recompute, heads=heads,
         )  # fmt: skip

@@ -17,13 +17,13 @@ class Recurrent(Layers):
     `cell` is a Cell or its name. Parameters of a layer are torch's, G*H rows for the G gates of the cell, and behind them the cell's
     vectors, [H] each: `weight_ih_l0`, `weight_hh_l0`, `bias_ih_l0`, `bias_hh_l0`, then `{vector}_l0`; `_reverse` behind those of the
     other direction. All are drawn from U(-1/sqrt(H), 1/sqrt(H)). hx and h_n are one tensor if the cell has one state, else a tuple.
-    `precision` and `recompute` are those of `rnn_triton.gru`. `module.cell` is the cell's name: copies and pickles hold that alone.
+    `precision` and `recompute` are those of `rnn_triton.gru`, `heads` is that of Layers. `module.cell` is the cell's name: copies and pickles hold that alone.
     """
 
     def __init__(
         self, cell: Cell | str, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True, batch_first: bool = False,
         dropout: float = 0.0, bidirectional: bool = False, device: torch.device | str | None = None, dtype: torch.dtype | None = None,
-        *, precision: str | None = None, recompute: bool = False,
+        *, precision: str | None = None, recompute: bool = False, heads: int = 1,
     ) -> None:  # fmt: skip
         known = cells.named(cell.name if isinstance(cell, Cell) else cell)
         if isinstance(cell, Cell) and cell is not known:
@@ -31,14 +31,14 @@ class Recurrent(Layers):
         # torch checks the arguments, and names and sizes the parameters of a cell with one gate
         super().__init__(
             "RNN_TANH", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device="meta",
-            precision=precision, recompute=recompute,
+            precision=precision, recompute=recompute, heads=heads,
         )  # fmt: skip
         self.mode = self.cell = known.name
         for names in self._all_weights:
             for name in names:
-                rows, *columns = getattr(self, name).shape
-                value = torch.empty(len(known.gates) * rows, *columns, device=device, dtype=dtype)
-                setattr(self, name, nn.Parameter(value))
+                shape = list(getattr(self, name).shape)
+                shape[-2 if name.startswith("weight") else -1] *= len(known.gates)
+                setattr(self, name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
             place = names[0].removeprefix("weight_ih")
             for vector in known.vectors:
                 names.append(self._add_vector(vector, place, torch.empty(hidden_size, device=device, dtype=dtype)))
@@ -72,7 +72,7 @@ class LeakyRNN(Recurrent):
         self, input_size: int, hidden_size: int, num_layers: int = 1, nonlinearity: str = "tanh", bias: bool = True,
         batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False, device: torch.device | str | None = None,
         dtype: torch.dtype | None = None, *, leak: float | Tensor, learn_leak: bool = False, precision: str | None = None,
-        recompute: bool = False,
+        recompute: bool = False, heads: int = 1,
     ) -> None:  # fmt: skip
         values = leak.tolist() if isinstance(leak, Tensor) else leak
         if isinstance(values, list) and leak.shape != (hidden_size,):  # type: ignore[union-attr]
@@ -81,7 +81,7 @@ class LeakyRNN(Recurrent):
         self.nonlinearity, self.leak, self.learn_leak = nonlinearity, values, learn_leak  # before the base class resets parameters
         super().__init__(
             checks.by_nonlinearity(LEAKY, nonlinearity), input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
-            device, dtype, precision=precision, recompute=recompute,
+            device, dtype, precision=precision, recompute=recompute, heads=heads,
         )  # fmt: skip
 
     def _add_vector(self, vector: str, place: str, value: Tensor) -> str:
@@ -92,14 +92,13 @@ class LeakyRNN(Recurrent):
 
     def reset_parameters(self) -> None:
         """Draws weights and biases as torch does, and sets leaks to what the constructor was given."""
-        bound = self.hidden_size**-0.5
         leak = torch.tensor(self.leak, dtype=torch.float64, device="cpu")
         for name, t in [*self.named_parameters(), *self.named_buffers()]:
             if name.startswith("leak"):
                 with torch.no_grad():
                     t.copy_(leak.logit() if self.learn_leak else leak)
             else:
-                nn.init.uniform_(t, -bound, bound)
+                nn.init.uniform_(t, -self._bound(name), self._bound(name))
 
     def _weights(self) -> list[Tensor]:
         weights = super()._weights()
