@@ -1,5 +1,5 @@
 # Two commands, each sets up what it needs:    make bench    make test
-# Further: make test-all (the long rest as well), make lint, make docs (the site, in build/site), make clean.
+# Further: make test-all (the long rest as well), make lint, make docs (the site, in build/site), make hub (build/hub), make clean.
 #
 # A Python that already has torch (2.11 or newer), triton, pytest and matplotlib is used as it is. Otherwise .venv is
 # made on top of it: a new enough torch is kept, with its triton; where there is none, $(TORCH) is installed first,
@@ -17,7 +17,7 @@ PIP     = .venv/bin/python -m pip install -q -c .venv/torch.txt
 
 unexport PYTHONDONTWRITEBYTECODE # seven processes import the tests: what the first compiles serves the others
 
-.PHONY: bench test test-all lint docs clean
+.PHONY: bench test test-all lint docs hub clean
 bench: $(READY)
 	$(PY) -m bench --quick
 test: $(READY)
@@ -29,6 +29,8 @@ lint: .venv/dev
 	.venv/bin/python -m mypy
 docs: .venv/docs
 	.venv/bin/python -m sphinx -q -W --keep-going -d build/doctrees docs build/site
+hub:
+	$(PYTHON) hub/build.py build/hub
 
 # .venv/torch.txt: the torch and triton of .venv, as constraints for everything installed later
 .venv/torch.txt:

@@ -30,10 +30,20 @@ html_show_copyright = html_show_sphinx = html_copy_source = False
 html_math_renderer = "mathml"
 
 
+# docutils draws bars as "_", above and below, and puts what is subscribed to a barred letter under it
+_BARS = (
+    (r'<munderover>\s*(<mi>\w</mi>)\s*(.*?)\s*<mo accent="true">_</mo>\s*</munderover>', r"<msub><mover>\1<mo>‾</mo></mover>\2</msub>"),
+    (r"<munder>((?:(?!<munder>).)*?)<mo>_</mo>\s*</munder>", r'<mrow class="underline">\1</mrow>'),
+    (r'<mo accent="true">_</mo>', "<mo>‾</mo>"),
+)
+
+
 def _math(self: HTML5Translator, node: nodes.math | nodes.math_block) -> None:
     """Writes MathML, which browsers show by themselves: the site loads nothing from elsewhere."""
     block = isinstance(node, nodes.math_block)
     formula = tex2mathml(node.astext(), as_block=block)
+    for drawn, meant in _BARS:
+        formula = re.sub(drawn, meant, formula, flags=re.DOTALL)
     self.body.append(f'<div class="formula">{formula}</div>' if block else formula)
     raise nodes.SkipNode
 
