@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,14 @@ from .records import environment, store
 OUT = Path(__file__).resolve().parent / "out" if (environment.root() / "pyproject.toml").exists() else Path("bench-out")
 
 Answer = tuple[str, list[str]]  # (what to show, what failed)
+# Written down, so that a typo is told without importing what has them.
+FIGURES = ("speedup", "speedup-over", "step", "roofline", "memory", "accuracy")
+ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100")
+LISTS = ("suites", "cases", "providers", "figures", "results")
+
+
+class NeedsGPU(RuntimeError):
+    """The job measures a GPU and there is none."""
 
 
 Argument = tuple[tuple[str, ...], dict[str, Any]]  # of ArgumentParser.add_argument
@@ -28,11 +36,12 @@ def argument(*names: str, **how: Any) -> Argument:
 
 @dataclass(frozen=True)
 class Command:
-    """`run` takes the arguments, the folder for files and the end of the budget on time.monotonic()."""
+    """`run`: "module:function" of this package, which takes the arguments, the folder for files and the end of the budget on
+    time.monotonic(), and gives an Answer."""
 
     name: str
     help: str
-    run: Callable[[argparse.Namespace, Path, float], Answer]
+    run: str
     arguments: Sequence[Argument] = ()
 
 
@@ -64,6 +73,7 @@ OUT_ARGUMENT = argument("--out", type=Path, default=argparse.SUPPRESS, help=f"fo
 BUDGET = argument("--budget", type=seconds, default=argparse.SUPPRESS, help="time to use, such as 8m (default)")
 RECORDS = argument("records", nargs="*", type=Path, help="record files (default: those that came with the source and those in --out)")
 ARCH = argument("--arch", default="sm_90", help="sm_80, sm_90, sm_100, ...")
+PROVIDER = argument("--provider", action="append", default=[], metavar="FILE.py:CLASS", help="one of your own, beside the others (docs/benchmarks.md)")
 
 
 def case_arguments(suite: str | None) -> tuple[Argument, Argument]:
@@ -79,10 +89,10 @@ def records_of(given: argparse.Namespace, out: Path) -> list[dict[str, Any]]:
 
 
 def cases_of(given: argparse.Namespace) -> list[Case]:
-    """The cases that case_arguments name, of the dtypes named where there is such an argument"""
-    if given.case:
+    """The cases that case_arguments name, of the dtypes named where there is such an argument; none where nothing is named"""
+    if getattr(given, "case", None):
         return list(dict.fromkeys(parse(name.strip()) for name in given.case.split(",")))
-    chosen = list(suites(given.suite))
+    chosen = list(suites(given.suite)) if getattr(given, "suite", None) else []
     if hasattr(given, "dtype"):
         dtypes = choose(given.dtype, DTYPES, "dtype")
         chosen = [case for case in chosen if case.dtype in dtypes]

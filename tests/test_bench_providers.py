@@ -4,9 +4,12 @@ unsupported says why; the gate, for cells, stacks, directions, models and length
 import contextlib
 import enum
 import importlib
+import itertools
 import math
+import runpy
 import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from unittest import mock
 
@@ -135,10 +138,10 @@ def test_the_reference_leaves_torchs_switches_as_they_were():
 
 
 def test_they_are_listed_in_order_with_what_a_record_and_a_figure_need():
-    names = ["rnn_triton", "rnn_triton-layers", "rnn_triton-recompute", "cudnn", "cudnn-layers", "loop", "compile", "graph", "flashrnn", "xma", "flaggems", "torchrl"]
+    names = ["rnn_triton", "rnn_triton-layers", "rnn_triton-recompute", "cudnn", "cudnn-layers", "loop", "hoisted", "compile", "graph", "compile-graph", "flashrnn", "xma", "flaggems", "torchrl"]
     assert list(PROVIDERS) == names and {schema.OURS, *schema.BASELINES} <= set(names)
     assert len({p.label for p in PROVIDERS.values()}) == len(names) and all(p.label for p in PROVIDERS.values())
-    assert [name for name, p in PROVIDERS.items() if p.captured] == ["graph"]
+    assert [name for name, p in PROVIDERS.items() if p.captured] == ["graph", "compile-graph"]
     for p in PROVIDERS.values():
         assert p.version() is None or isinstance(p.version(), str)
         assert p.missing(torch.device("cuda")) is not None
@@ -153,17 +156,34 @@ SHAPES = {
 
 @pytest.mark.parametrize("cell", ["elman_tanh", "gru", "lstm"])
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", ["cudnn", "cudnn-layers", "loop"])
+@pytest.mark.parametrize("name", ["cudnn", "cudnn-layers", "loop", "hoisted"])
 def test_torchs_providers_give_torchs_numbers(name, shape, cell):
     of, provider = replace(small(cell=cell), **SHAPES[shape]), PROVIDERS[name]
     if provider.unsupported(of):
         assert (name, shape) in {
             ("cudnn-layers", ""), ("cudnn-layers", "m3"), ("cudnn-layers", "uniform"), ("cudnn-layers", "bi-uniform"),
-            ("loop", "uniform"), ("loop", "l2-heavy"), ("loop", "bi-uniform"),
+            *itertools.product(("loop", "hoisted"), ("uniform", "l2-heavy", "bi-uniform")),
         }  # fmt: skip
         return
     verdict = check.gate(of, provider, CPU)
     assert verdict.ok and 0 < verdict.worst() < 0.5, verdict.message  # fp32, far from its bound, and not fp64 itself
+
+
+@pytest.mark.parametrize("name, products", [("loop", 2 * 5), ("hoisted", 1 + 5)])
+def test_a_loop_projects_all_inputs_at_once_where_it_says_so(name, products):
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    called = []
+
+    class Noting(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            called.append(function.__name__.partition(".")[0])
+            return function(*args, **kwargs or {})
+
+    session = PROVIDERS[name].session(small(), inputs.tensors(small(), CPU))
+    with Noting():
+        session.forward()
+    assert sum(called.count(product) for product in ("mm", "addmm", "bmm")) == products
 
 
 def test_our_layers_apart():
@@ -263,8 +283,9 @@ def test_the_compiled_loop_by_inductor():
     assert check.gate(small().at(19), PROVIDERS["compile"], CPU).ok
 
 
-def test_a_graph_is_captured_once_a_pass_and_replayed():
-    made = []
+@pytest.mark.parametrize("name", ["graph", "compile-graph"])
+def test_a_graph_is_captured_once_a_pass_and_replayed(name):
+    made, provider = [], PROVIDERS[name] if name == "graph" else loops.CompiledGraph("eager")
 
     def capture(call):
         made.append(SimpleNamespace(replay=mock.Mock(side_effect=call)))
@@ -273,14 +294,14 @@ def test_a_graph_is_captured_once_a_pass_and_replayed():
     of = small()
     given = inputs.tensors(of, CPU)
     with mock.patch("bench.instruments.timing.capture", capture):
-        session = PROVIDERS["graph"].session(of, given)
+        session = provider.session(of, given)
         assert made == []
         for _ in range(3):
             y, _ = session.forward()
         truth = check.reference(of, given)
         assert check.compare(of, session.train(), truth).ok and check.judge(of, session, "fwd", truth).ok
     assert [g.replay.call_count for g in made] == [4, 1] and y.shape == (of.T, of.B, of.H)
-    assert "CUDA" in PROVIDERS["graph"].missing(CPU)
+    assert "CUDA" in provider.missing(CPU)
 
 
 # ---- libraries, by stand-ins with their signatures ------------------------------------------------------------------
@@ -472,6 +493,45 @@ def test_libraries_are_called_in_their_layouts(name):
                     else:
                         verdict = check.gate(of, provider, CPU)
                 assert verdict.ok and verdict.worst() < 0.5, (kind, shape, verdict.message)
+
+
+def gru_scan_persistent(gi, h0, Wh_cat, bh_cat):
+    """gru-qat 0.5.0's, without quantization"""
+    h, ys = h0, []
+    assert gi.shape[1:] == (*h0.shape[:1], 3 * h0.shape[1]) and Wh_cat.shape == (3 * h0.shape[1], h0.shape[1])
+    for gi_t in gi:
+        (xr, xz, xn), (hr, hz, hn) = gi_t.chunk(3, -1), (h @ Wh_cat.T + bh_cat).chunk(3, -1)
+        z = (xz + hz).sigmoid()
+        h = (1 - z) * (xn + (xr + hr).sigmoid() * hn).tanh() + z * h
+        ys.append(h)
+    return torch.stack(ys)
+
+
+def flashrnn2(wx, recurrent, bias, initial, cell="lstm"):
+    """FlashRNN2's persistent Triton kernel's, of FlashRNN's weights"""
+    B, T, G, M, H = wx.shape
+    config = FlashRNNConfig(function=cell, head_dim=H, num_heads=M, batch_size=B, input_shape="TBGHD", output_shape="STBHD")
+    every, last = flashrnn(wx.transpose(0, 1), recurrent, bias, states=initial.transpose(1, 2), config=config)
+    return every.transpose(1, 2), last.transpose(1, 2)
+
+
+@pytest.mark.parametrize("shape", ["", "l2-bi", "m3"])
+@pytest.mark.parametrize("kind, cell", [("GruQat", "gru"), ("FlashRNN2", "lstm")])
+def test_libraries_of_the_example_are_called_in_their_layouts(kind, cell, shape):
+    path = Path(__file__).parents[1] / "examples" / "peers.py"
+    provider = runpy.run_path(str(path))[kind]()
+    of = replace(small(cell=cell), **SHAPES[shape])
+    if shape == "m3" and kind == "GruQat":
+        assert "one model" in provider.unsupported(of)
+        return
+    assert "not installed" in provider.not_imported() and provider.unsupported(replace(of, dtype="bf16", precision=None)) == ""
+    fakes = dict(
+        gru_qat__triton_kernels__scan=dict(gru_scan_persistent=gru_scan_persistent),
+        flashrnn__flashrnn2__triton_persistent=dict(recurrence=flashrnn2),
+    )
+    with installed(gru_qat={}, gru_qat__triton_kernels={}, flashrnn={}, flashrnn__flashrnn2={}, **fakes):
+        verdict = forward_alone(of, provider) if kind == "FlashRNN2" else check.gate(of, provider, CPU)
+    assert verdict.ok and verdict.worst() < 0.5, verdict.message
 
 
 def test_what_a_library_gets_wrong_is_seen():

@@ -154,7 +154,7 @@ def test_damage_names_the_line_and_loses_nothing(tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"status": "great"}, "field status: expected one of ok, wrong, error, timeout, unsupported, missing, got 'great'"),
+        ({"status": "great"}, "field status: expected one of ok, inaccurate, wrong, error, timeout, unsupported, missing, got 'great'"),
         ({"device_us": schema.sampled([1.0, -2.0])}, "device_us: -2.0 is not a time"),
         ({"device_us": schema.sampled([float("nan")])}, "device_us: nan is not a time"),
         ({"device_us": schema.sampled([float("inf")])}, "device_us: inf is not a time"),

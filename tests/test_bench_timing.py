@@ -1,21 +1,29 @@
 """What is timed, and how: on a GPU that logs what is done (support/bench_gpu.py), and by faults planted in the source."""
 
-import itertools
+import contextlib
 import math
+import os
 import statistics
+import tempfile
+import time
+from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
+import numpy
 import pytest
 import torch
-from support import bench_dry
+from support import bench_dry, bench_records
 from support.bench_gpu import CLOCK_GHZ, GPU, L2, Call
 from support.bench_mutants import FAULTS, changed
 
 from bench.cases import case as cases
 from bench.cases import inputs, suites
 from bench.instruments import timing
-from bench.measure import run
+from bench.measure import check, run
 from bench.providers import interface, registry, sessions, torch_nn
+from bench.records import rows, schema
+from bench.records import statistics as of_samples
 from rnn_triton.plan import hardware
 
 CPU = torch.device("cpu")
@@ -32,18 +40,81 @@ def test_every_callable_has_an_equal_share_of_the_time():
 def test_what_is_called_less_often_is_spread_over_the_whole_time(few, many):
     order = list(timing.turns({"few": few, "many": many}))
     assert (order.count("few"), order.count("many")) == (few, many)
-    at = [i for i, name in enumerate(order) if name == "few"]
-    gaps = [b - a for a, b in itertools.pairwise([-1, *at])]
-    assert max(gaps) - min(gaps) <= 1 + math.ceil(many / few) - many // few
-    assert order[-1] == "many" and "few" in order[-2:]  # to the end
+    before = [order[:i].count("many") for i, name in enumerate(order) if name == "few"]
+    rounds = [math.ceil(j * many / few) - 1 for j in range(1, few + 1)]
+    assert all(n - i in (0, 1) for n, i in zip(before, rounds, strict=True))  # first or second in its round
+    assert "few" in order[-2:]  # to the end
 
 
-def test_medians_of_what_nvidia_smi_says():
-    lines = "1980, 3201, 400.5, 45\n1980, 3201, 500.5, 46\n[N/A], 3201, 600.5, 47\n345, 32"  # the last was cut short
-    assert timing.telemetry_medians(lines) == {
-        "sm_mhz": 1980.0, "memory_mhz": 3201.0, "power_w": 500.5, "temperature_c": 46.0,
-    }  # fmt: skip
-    assert timing.telemetry_medians("") == {} and "power_w" not in timing.telemetry_medians("1, 2, [N/A], 4")
+def test_numbers_of_what_nvidia_smi_says():
+    lines = "1980, 3201, 400.5, 45, 0x0000000000000004\n[N/A], 3201, 600.5, 47, [N/A]\n345, 32"  # the last was cut short
+    assert timing.columns_of(lines) == [[1980.0], [3201.0, 3201.0], [400.5, 600.5], [45.0, 47.0], [4.0]]
+    assert timing.columns_of("") == [[]] * 5
+
+
+@contextlib.contextmanager
+def nvidia_smi(m, script):
+    """A stand-in in PATH, and a GPU that need not be waited for"""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "nvidia-smi")
+        file.write_text(f"#!/bin/sh\n{script}\n")
+        file.chmod(0o755)
+        of = SimpleNamespace(cuda=SimpleNamespace(synchronize=lambda: None))
+        path = f"{folder}{os.pathsep}{os.environ['PATH']}" if script else folder
+        m.timing._reasons.cache_clear()
+        with mock.patch.dict(os.environ, PATH=path), mock.patch.multiple(m.timing, torch=of, smi_name=lambda device: "GPU-1"):
+            yield
+        m.timing._reasons.cache_clear()
+
+
+SMI = """case "$*" in
+  *help-query*) echo '"clocks_event_reasons.active"' ;;
+  *compute-apps*) printf '11\\n12\\n13\\n' ;;
+  *temperature.gpu,clocks_event_reasons.active*lms*)
+    while :; do echo "$(cat {state}), 3201, 400.5, 45, 0x0000000000000024"; sleep 0.02; done ;;
+esac"""
+
+
+def telemetry_is_of_one_provider_alone(m):
+    """Clocks, reasons and joules of each, from the samples that came while it ran"""
+    with tempfile.TemporaryDirectory() as folder:
+        state = Path(folder, "mhz")
+        state.write_text("100")
+        with nvidia_smi(m, SMI.replace("{state}", str(state))), mock.patch.multiple(m.timing, SETTLING=0.0, STEADY=3):
+            assert m.timing.others(CPU) == 2
+            with m.timing.Telemetry(CPU) as telemetry:
+                def said():
+                    return sorted(line for lines in telemetry._columns.values() for line in lines)
+
+                def more(lines):  # however slow this machine is
+                    before = len(said())
+                    while len(said()) < before + lines:
+                        time.sleep(0.01)
+
+                for name, mhz in (("a", "1500"), ("b", "1400")):
+                    state.write_text(mhz)
+                    while not (said() and said()[-1][1].startswith(mhz)):
+                        time.sleep(0.01)
+                    began = time.perf_counter()
+                    telemetry.alone(name, lambda: more(1), 0.0, 1e3)  # ten calls a batch
+                    seconds = time.perf_counter() - began
+                    state.write_text("100")
+                    watts = 10 * (telemetry.fields(name)["joules"] or 0.0) / seconds
+                    assert 0.5 * 400.5 < watts < 1.01 * 400.5
+                    more(25)
+            found = {name: telemetry.fields(name) for name in ("a", "b", "nobody")}
+    assert [found[name]["telemetry"]["sm_mhz"] for name in ("a", "b")] == [1500, 1400]
+    assert found["a"]["telemetry"] == {"sm_mhz": 1500.0, "memory_mhz": 3201.0, "power_w": 400.5, "temperature_c": 45.0}
+    assert found["b"]["throttled"] == ["power cap", "thermal"]
+    assert found["nobody"] == {"telemetry": {}, "throttled": None, "joules": None}
+
+
+def test_without_nvidia_smi_nothing_is_known():
+    m, calls = SimpleNamespace(timing=timing), []
+    with nvidia_smi(m, ""):
+        with timing.Telemetry(CPU) as telemetry:
+            telemetry.alone("a", lambda: calls.append(1), 0.0, 1e5)
+        assert telemetry.fields("a") == {"telemetry": {}, "throttled": None, "joules": None} and timing.others(CPU) is None
 
 
 # ---- what must hold of the measuring code, of its real modules and of those with a fault -----------------------------
@@ -89,9 +160,15 @@ def what_cannot_be_queued_is_told(m):
 
 
 def callables_take_turns(m):
-    assert "".join(m.timing.turns({"A": 3, "B": 3})) == "ABABAB" and list(m.timing.turns({})) == []
+    """in blocks of an order and its reverse, which is another one from block to block and the same from run to run"""
+    order = list(m.timing.turns(dict.fromkeys("ABC", 24)))
+    blocks = [order[i : i + 6] for i in range(0, 72, 6)]
+    assert all(set(block[:3]) == set("ABC") and block[:3] == block[:2:-1] for block in blocks)
+    assert len(set(map(tuple, blocks))) > 3 and order == list(m.timing.turns(dict.fromkeys("ABC", 24)))
+    assert list(m.timing.turns({})) == []
     gpu, found = of_gpu(m, 0.0, dict(name="A"), dict(name="B"))
-    assert [name for name in gpu.log if name in "AB"][-2 * timing.FEWEST :] == ["A", "B"] * timing.FEWEST
+    turns = list(m.timing.turns(dict.fromkeys("AB", timing.FEWEST)))
+    assert [name for name in gpu.log if name in "AB"][-2 * timing.FEWEST :] == turns
 
 
 def wall_time_ends_when_the_gpu_is_idle(m):
@@ -236,27 +313,87 @@ def a_session_sets_the_precision_of_its_case(m):
         rnn.fp32_precision = before
 
 
+def gradients_that_miss_by_little_keep_their_time(m):
+    """of peers, in training in 16 bits"""
+    def verdict(whole=True, **over):
+        return m.check.Verdict({name: dict(rel=share, rel_tol=1.0, max=6 * share, max_tol=6.0) for name, share in over.items()}, "missed", whole)
+
+    bf16, fp32 = suites.parse("h8-b2-t3-bf16"), suites.parse("h8-b2-t3-fp32")
+    near = verdict(y=0.5, dx=3.0)
+    assert near.status(bf16, "train", "loop") == "inaccurate" and m.check.Verdict({}, "").status(bf16, "train", "loop") == "ok"
+    assert near.status(bf16, "fwd", "loop") == near.status(fp32, "train", "loop") == "wrong"
+    assert near.status(bf16, "train", "rnn_triton") == near.status(bf16, "train", "rnn_triton-layers") == "wrong"
+    for other in (verdict(y=1.1, dx=3.0), verdict(y=0.5, dx=17.0), verdict(y=0.5, dx=math.nan), verdict(False, y=0.5, dx=3.0)):
+        assert other.status(bf16, "train", "loop") == "wrong"
+
+
+def intervals_cover_what_they_should(m):
+    """of 200 samples 5 % apart: the deviation of a ratio of medians is 5 % sqrt(pi / 200)"""
+    generator = numpy.random.default_rng(3)
+    covered, width = 0, 0.0
+    for seed in range(60):
+        a, b = (100 * numpy.exp(0.05 * generator.standard_normal(200)) for _ in range(2))
+        low, high = m.statistics.ends(m.statistics.drawn_ratios([a], [2 * b], seed)[0])
+        covered, width = covered + (low < 2 < high), width + math.log(high / low) / 60
+    assert covered >= 0.95 * 60 - 3 * math.sqrt(60 * 0.95 * 0.05)
+    assert width == pytest.approx(2 * 1.96 * 0.05 * math.sqrt(math.pi / 200), rel=0.15)
+    runs = [100 * (1 + 0.02 * i) * numpy.exp(0.001 * generator.standard_normal(20)) for i in (-1, 0, 1)]
+    mixed = generator.permutation(numpy.concatenate(runs))
+    few, many = (m.statistics.ends(m.statistics.drawn_ratios(side, side, 0)[0]) for side in (runs, [mixed]))
+    assert math.log(few[1] / few[0]) > 10 * math.log(many[1] / many[0])  # three runs, 2 % apart, are no 60 independent samples
+    assert m.statistics.discoveries([0.01, 0.04, 0.03, 0.02, 0.5]) == [True, True, True, True, False]
+
+
+def a_speedup_is_over_the_fastest(m):
+    case = suites.parse("h128-b16-t256-bf16")
+    us = {"rnn_triton": 1.0, "cudnn": 3.0, "cudnn-layers": 2.0, "flashrnn": 1.5, "loop": 0.5, "xma": 0.4, "rnn_triton-layers": 0.3}
+    status = {"loop": "wrong", "xma": "inaccurate"}
+    apart = [0.9 + 0.02 * (7 * i % 11) for i in range(11)]  # in no order, so that neighbours are independent
+    records = [
+        bench_records.timing(case, "train", name, t, status=status.get(name, "ok"), device_us=schema.sampled([256 * t * a for a in apart]))
+        for name, t in us.items()
+    ]
+    found = {row.provider: row for row in m.rows.rows(records)}
+    ours = found["rnn_triton"]
+    assert (ours.baseline, ours.speedup) == ("cudnn-layers", pytest.approx(2.0))
+    assert (ours.peer, ours.peer_speedup) == ("flashrnn", pytest.approx(1.5))  # right ones alone, and none of ours
+    assert found["xma"].us is None and found["xma"].speedup is None and found["xma"].inaccurate_us[1] == pytest.approx(0.4 * 256)
+    assert found["loop"].inaccurate_us is None
+    low, high = ours.speedup_interval
+    assert low < 2 < high and (high - low) < 0.4  # of samples within 10 %
+    other = m.rows.Row(ours.record | {"case": "another"}, speedup=8.0, sides=(ours.sides[0], [4 * us for us in ours.sides[1]]))
+    mean, (least, most) = m.rows.geomean([ours, other, found["loop"]])
+    assert mean == pytest.approx(4.0) and least < 4 < most
+    assert math.log(most / least) == pytest.approx(math.log(high / low) / math.sqrt(2), rel=0.15)  # of two that are independent
+    assert m.rows.geomean([found["loop"]]) is None
+    assert m.rows.Row(ours.record, speedup=2.0, sides=([1.0] * 4, [2.0] * 4)).speedup_interval is None
+
+
+REAL = {
+    "timing": timing, "run": run, "sessions": sessions, "interface": interface, "check": check, "statistics": of_samples, "rows": rows,
+}  # fmt: skip
 CHECKS = {
-    check.__name__: check
-    for check in (
+    holds.__name__: holds
+    for holds in (
         samples_are_device_time_of_a_cold_cache, the_host_is_ahead_of_the_clock, what_cannot_be_queued_is_told,
         callables_take_turns, wall_time_ends_when_the_gpu_is_idle, the_peak_is_that_of_the_call,
         a_graph_is_the_call_warmed_up_beside_the_stream, every_time_is_of_the_call_it_names,
         a_replay_that_stops_early_has_no_time, what_goes_wrong_while_timed_is_wrong,
-        forward_is_in_eval_without_gradients, a_session_sets_the_precision_of_its_case,
+        forward_is_in_eval_without_gradients, a_session_sets_the_precision_of_its_case, telemetry_is_of_one_provider_alone,
+        gradients_that_miss_by_little_keep_their_time, intervals_cover_what_they_should, a_speedup_is_over_the_fastest,
     )
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("check", CHECKS)
-def test_of_measuring(check):
-    CHECKS[check](SimpleNamespace(timing=timing, run=run, sessions=sessions, interface=interface))
+@pytest.mark.parametrize("name", CHECKS)
+def test_of_measuring(name):
+    CHECKS[name](SimpleNamespace(**REAL))
 
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_planted_fault_is_seen(name):
     fault = FAULTS[name]
-    modules = SimpleNamespace(**({"timing": timing, "run": run, "sessions": sessions, "interface": interface} | {fault.file: changed(fault)}))
+    modules = SimpleNamespace(**(REAL | {fault.file: changed(fault)}))
     with pytest.raises((AssertionError, RuntimeError)):
         CHECKS[fault.seen_by](modules)
 
@@ -272,7 +409,7 @@ def test_every_provider_sets_the_precision(monkeypatch):
         monkeypatch.setattr(interface, "set_precision", lambda case, name=name: seen.append(name))
         if not provider.missing(CPU) and not provider.unsupported(case):
             provider.session(case, inputs.tensors(case, CPU))
-    assert set(seen) == {"rnn_triton", "rnn_triton-layers", "cudnn", "cudnn-layers", "loop", "compile"}
+    assert set(seen) == {"rnn_triton", "rnn_triton-layers", "cudnn", "cudnn-layers", "loop", "hoisted", "compile"}
 
 
 @pytest.mark.gpu

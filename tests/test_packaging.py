@@ -26,7 +26,7 @@ PACKAGES = {
     **{f"rnn_triton/bench/{room}": f"bench/{room}" for room in BENCH},
 }  # fmt: skip
 
-DATA = {"rnn_triton/py.typed", "rnn_triton/plan/measured.json", "rnn_triton/bench/show/page.html"}
+DATA = {"rnn_triton/py.typed", "rnn_triton/plan/measured.json", "rnn_triton/bench/cases/published.csv", "rnn_triton/bench/first_run/listed.txt", "rnn_triton/bench/show/page.html"}
 
 
 def run(*command, cwd=ROOT):

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 DTYPES = ("bf16", "fp16", "fp32")
+ALONE, ENERGY = 0.25, 4.0  # seconds that a provider runs by itself in a pass: for its clocks; for its energy, too
 PASSES = ("fwd", "train")  # forward in eval under no_grad; forward and backward in training mode
 # The cells that rnn_triton.cells registers, and how many gates each has: written down, so that records are read without torch.
 CELLS = {"elman_tanh": 1, "elman_relu": 1, "leaky_tanh": 1, "leaky_relu": 1, "gru": 3, "lstm": 4}
@@ -57,6 +58,7 @@ class Job:
     case: Case
     passes: tuple[str, ...]
     providers: tuple[str, ...]
+    alone: float = ALONE  # or ENERGY
 
 
 def case(

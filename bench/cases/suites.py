@@ -6,6 +6,7 @@ import difflib
 import math
 import re
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from .case import CELLS, DTYPES, LENGTHS, USUAL, Case, case, nearest
 
@@ -184,13 +185,23 @@ def suite(name: str) -> tuple[Case, ...]:
 
 
 def suites(names: str) -> tuple[Case, ...]:
-    """The cases of suites whose names are separated by commas, each case once; "all" is every suite but check."""
+    """The cases of suites whose names are separated by commas, each case once; "all" is every suite but check, NAME.txt a file with
+    a case's name in every line, and remarks behind #."""
     chosen = [name.strip() for name in names.split(",") if name.strip()]
     if chosen == ["all"]:
         chosen = [name for name in SUITES if name != "check"]
     if not chosen:
         raise ValueError(f"no suite given; known: {', '.join(SUITES)}")
-    return tuple(dict.fromkeys(c for name in chosen for c in suite(name)))
+    return tuple(dict.fromkeys(c for name in chosen for c in (_listed(name) if name.endswith(".txt") else suite(name))))
+
+
+def _listed(file: str) -> Iterator[Case]:
+    for number, line in enumerate(Path(file).read_text(encoding="utf-8").splitlines(), 1):
+        for name in line.partition("#")[0].split():
+            try:
+                yield parse(name)
+            except ValueError as error:
+                raise ValueError(f"{file}:{number}: {error}") from None
 
 
 def parse(name: str) -> Case:

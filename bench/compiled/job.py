@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from rnn_triton.plan.choose import plan
 from rnn_triton.plan.problem import plan_fields
 
 from ..cases import estimate as model
-from ..command import ARCH, Command
+from ..command import Answer
 from ..instruments.worker import in_parallel
 from ..records import environment
 from ..records.store import Writer
@@ -79,5 +80,5 @@ def run_resources(arch: str, out: Path, few: bool = False) -> tuple[str, list[st
     return f"compiled for {arch}, counts of one warp and one step (*: estimates, nothing was timed):\n{table}", failures
 
 
-_HELP = "what every planned kernel uses, compiled ahead of time; needs no GPU"
-COMMANDS = (Command("resources", _HELP, lambda given, out, deadline: run_resources(given.arch, out), (ARCH,)),)
+def resources_command(given: argparse.Namespace, out: Path, deadline: float) -> Answer:
+    return run_resources(given.arch, out)

@@ -1,16 +1,13 @@
 """What a compiled kernel uses, read from its machine code and PTX: nothing is run, no GPU is needed.
 
-The time loop is found in both views by control flow, not by text order: basic blocks, dominators, natural loops. It
-is the outermost loop with the most global stores (the state is stored once a step, so every time loop has one), and
-where there are tensor core instructions, one that has them too: loops before and after it copy.
+The time loop is found in both views by control flow, not by text order: basic blocks, dominators, natural loops. It is the outermost loop
+with the most global stores (the state is stored once a step, so every time loop has one), and where there are tensor core instructions, one
+that has them too: loops before and after it copy.
 
-Triton unrolls a loop where the kernel says so, which its IR shows, and ptxas unrolls short loops, often by four; both
-leave a remainder loop behind. What ptxas did is the ratio of global stores in the machine-code loop to those in the PTX
-loop, for it neither merges nor splits them. Counts of the machine-code loop are divided by both factors, and all `per
-step` numbers mean one step.
-An inner loop is counted once, not once per trip, and one that polls for another CTA not at all: a step that finds everything there
-does not enter it.
-"""
+Triton unrolls a loop where the kernel says so, which its IR shows, and ptxas unrolls short loops, often by four; both leave a remainder
+loop behind. What ptxas did is the ratio of global stores in the machine-code loop to those in the PTX loop, for it neither merges nor
+splits them. Counts of the machine-code loop are divided by both factors, and all `per step` numbers mean one step. An inner loop is counted
+once, not once per trip, and one that polls for another CTA not at all: a step that finds everything there does not enter it. """
 
 from __future__ import annotations
 
@@ -118,26 +115,16 @@ def analyze(kernel: Any) -> Resources:
         return {width: ratio(count, unroll) for width, count in sorted(found.items())}
 
     return Resources(
-        name=kernel.metadata.name,
-        arch=f"sm_{kernel.metadata.target.arch}",
-        warps=kernel.metadata.num_warps,
-        registers=registers,
-        stack_bytes=stack,
-        spill_stores=count_of(loops.machine.code, "STL"),
+        name=kernel.metadata.name, arch=f"sm_{kernel.metadata.target.arch}", warps=kernel.metadata.num_warps,
+        registers=registers, stack_bytes=stack, spill_stores=count_of(loops.machine.code, "STL"),
         spill_loads=count_of(loops.machine.code, "LDL"),
-        shared_bytes=kernel.metadata.shared + max(0, static_shared - RESERVED_SHARED),
-        unroll=unroll,
-        instructions=ratio(len(body), unroll),
-        barriers=per_step("BAR."),
-        global_loads=widths("LDG.", "LD.", "LDGSTS"),
+        shared_bytes=kernel.metadata.shared + max(0, static_shared - RESERVED_SHARED), unroll=unroll,
+        instructions=ratio(len(body), unroll), barriers=per_step("BAR."), global_loads=widths("LDG.", "LD.", "LDGSTS"),
         global_load_arguments=code.load_arguments(loops.virtual.code, loops.trip, kernel.asm["ptx"], names, loops.steps),
-        global_stores=widths("STG", "ST."),
-        shared_loads=per_step("LDS"),
-        shared_stores=per_step("STS"),
-        mma=per_step("HMMA", "HGMMA", "IMMA", "IGMMA", "DMMA", "UTCHMMA", "UTCQMMA"),
-        shuffles=per_step("SHFL"),
+        global_stores=widths("STG", "ST."), shared_loads=per_step("LDS"), shared_stores=per_step("STS"),
+        mma=per_step("HMMA", "HGMMA", "IMMA", "IGMMA", "DMMA", "UTCHMMA", "UTCQMMA"), shuffles=per_step("SHFL"),
         l2_prefetches=per_step("CCTL.E.PF2", "CCTL.PF2"),
-    )
+    )  # fmt: skip
 
 
 def _steps_a_trip(ttgir: str) -> int:

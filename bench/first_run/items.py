@@ -1,7 +1,6 @@
 """What `bench check` does on a GPU, item by item: an item knows its records' fields, what it compiles, how it measures.
 
-Items are data, sent to a worker process; `perform` runs one there.  An item that raises, hangs or dies costs itself.
-"""
+Items are data, sent to a worker process; `perform` runs one there.  An item that raises, hangs or dies costs itself. """
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from ..cases.case import Case, Job
 from ..cases.inputs import tensors
 from ..measure import check, run
 from ..measure.compiling import Call
-from ..providers.loops import formula
+from ..providers.loops import formula, projected
 from ..providers.ours import plans_on
 from ..providers.registry import PROVIDERS
 from ..records.schema import BASELINES, OURS, sampled
@@ -58,8 +58,8 @@ def pre_activation_gradients(case: Case, inputs: dict[str, torch.Tensor]) -> tor
     parts = len(cell.gates) + len(cell.split)
     more = x.new_zeros(case.T, parts, case.B, case.H, requires_grad=True)
     ys = []
-    for x_t, more_t in zip(x, more):
-        states = formula(cell, x_t, states, tuple(weights), more_t)
+    for of_x, more_t in zip(projected(x, tuple(weights)), more):
+        states = formula(cell, of_x, states, tuple(weights), more_t)
         ys.append(states[0])
     cotangents = [wide["dy"], *(wide[name][0] for name in ("dhn", "dcn") if name in wide)]
     (da,) = torch.autograd.grad((torch.stack(ys), *states), more, cotangents)

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from ..command import BUDGET, Answer, Command, case_arguments, cases_of
+from ..cases.suites import suite
+from ..command import Answer
 from ..instruments.progress import Progress
 from ..instruments.worker import Worker, WorkerError
 from ..measure import run
@@ -77,13 +78,7 @@ def _do(item: Item, worker: Worker, seconds: float, writer: Writer) -> list[str]
     return [f"{item.section}: {item.name}: {why}" for record in ours if (why := run.fault(record))]
 
 
-def _check(given: argparse.Namespace, out: Path, deadline: float) -> Answer:
-    if torch.cuda.is_available() and not (given.suite or given.case):
+def check_command(given: argparse.Namespace, out: Path, deadline: float) -> Answer:
+    if torch.cuda.is_available() and not given.cases:
         return first_run(out, deadline - time.monotonic())
-    given.suite = given.suite or "check"
-    return run_check(cases_of(given), out)
-
-
-_HELP = """on a GPU the first thing to run there: protocols, equivalence, speed, settings and faults, within a budget; without one, or
-for a suite or cases: y, hn and all gradients against fp64"""
-COMMANDS = (Command("check", _HELP.replace("\n", " "), _check, (*case_arguments(None), BUDGET)),)
+    return run_check(given.cases or suite("check"), out, given.own or [OURS])

@@ -12,8 +12,7 @@ from typing import TextIO
 class Progress:
     """Says what runs now, how far it is, how long the rest will take and what failed.
 
-    `weights`: how long each unit is expected to take, in any measure; equal by default. `stream` defaults to standard
-    error."""
+    `weights`: how long each unit is expected to take, in any measure; equal by default. `stream` defaults to standard error."""
 
     def __init__(
         self, title: str, total: int, stream: TextIO | None = None, weights: Sequence[float] | None = None,
@@ -23,6 +22,7 @@ class Progress:
         self.stream = stream or sys.stderr
         self.live = self.stream.isatty()
         self.clock, self.began = clock, clock()
+        self._stepped = self.began  # when the last unit was done
         self._weights = list(weights) if weights is not None else [1.0] * total
         self._next_line = 0.0
 
@@ -42,6 +42,7 @@ class Progress:
     def step(self, failed: bool = False) -> None:
         """One unit is done."""
         self.done += 1
+        self._stepped = self.clock()
         self.failures += failed
 
     def close(self) -> None:
@@ -55,8 +56,12 @@ class Progress:
         return f", {self.failures} failed" if self.failures else ""
 
     def _remaining(self) -> str:
+        """By what is done; a unit that is under way does not move the end, until it is past it"""
         behind, ahead = sum(self._weights[: self.done]), sum(self._weights[self.done :])
-        return f", {(self.clock() - self.began) / behind * ahead:.0f} s left" if behind else ""
+        if not behind:
+            return ""
+        end = self._stepped + (self._stepped - self.began) / behind * ahead
+        return f", {max(0.0, end - self.clock()):.0f} s left"
 
     def __enter__(self) -> Progress:
         return self

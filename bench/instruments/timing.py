@@ -1,24 +1,27 @@
-"""Time on a GPU: raw samples of several callables, taken in turn (A B A B ...) so that drift meets all alike.
+"""Time on a GPU: raw samples of several callables, taken in blocks of a random order and its reverse (A C B, B C A) so that drift meets all
+alike; then clocks, power and what throttles, of each alone.
 
-Before each sample a buffer larger than the L2 cache is overwritten, so that every callable starts from the same cache state,
-and then the stream spins for longer than the host takes to queue the call: the clock starts when all of it waits, and no
-gap of the host's is timed as the device's.
-"""
+Before each sample a buffer larger than the L2 cache is overwritten, so that every callable starts from the same cache state, and then the
+stream spins for longer than the host takes to queue the call: the clock starts when all of it waits, and no gap of the host's is timed as
+the device's. """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import random
 import statistics
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 
 from rnn_triton.plan import hardware
 
-from ..records.environment import smi_name
+from ..records.environment import _output, smi_name
 from ..records.schema import TELEMETRY, quantiles
 
 Calls = Mapping[str, Callable[[], object]]
@@ -29,6 +32,7 @@ LONG_US, FEWEST_LONG = 2e5, 5  # a call that takes longer: one warm-up, and as f
 SPIN = 2.0  # times what queueing the call took when it was tried
 # No longer: a stream holds about a thousand launches, and a host that has queued them waits for the spin to end.
 LONGEST_SPIN_US = 2e4
+SEED = 0  # of the order in which callables take turns
 
 
 class Timed(NamedTuple):
@@ -90,12 +94,17 @@ def counts(costs_us: Mapping[str, float], budget_s: float) -> dict[str, int]:
 
 
 def turns(wanted: Mapping[str, int]) -> Iterator[str]:
-    """Names in the order they are called: in turn, and those called less often spread evenly over the whole time."""
-    rounds = max(wanted.values(), default=0)
+    """Names in the order they are called: round after round, those called less often spread evenly over the whole time.
+
+    Two rounds are a block, a random order and its reverse: what drifts evenly within it meets all alike, and none always comes
+    after the same other one, whose heat and L2 it would inherit.  The seed is fixed, so the order can be had again."""
+    rounds, order, generator = max(wanted.values(), default=0), list(wanted), random.Random(SEED)
     for i in range(rounds):
-        for name, times in wanted.items():
-            if (i + 1) * times // rounds > i * times // rounds:
-                yield name
+        if i % 2:
+            order.reverse()
+        else:
+            generator.shuffle(order)
+        yield from (name for name in order if (i + 1) * wanted[name] // rounds > i * wanted[name] // rounds)
 
 
 def _sample(call: Callable[[], object], flush: Callable[[float], None]) -> tuple[float, float]:
@@ -127,34 +136,91 @@ def wall_us(calls: Calls, budget_s: float = 0.1, announce: Announce = str) -> di
 
 
 CLOCKS = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu")  # TELEMETRY as nvidia-smi calls it
+INTERVAL_MS = 100  # between two samples of them
+# Bits of what nvidia-smi calls clock event reasons; an idle GPU, and what users set, throttle nothing.
+THROTTLES = {0x4: "power cap", 0x8: "hardware slowdown", 0x20: "thermal", 0x40: "thermal (hardware)", 0x80: "power brake"}
+SETTLING, STEADY = 1.5, 10  # seconds until power is that of a call; samples after them that it takes to tell an energy
+BATCH_US = 1e4  # of calls that are queued before the host waits for them
 
 
-@contextlib.contextmanager
-def telemetry(device: torch.device) -> Iterator[dict[str, float]]:
-    """Medians by the names in TELEMETRY, as far as nvidia-smi tells them every 100 ms while this is open; filled in at its end."""
-    command = ["nvidia-smi", f"--query-gpu={','.join(CLOCKS)}", "--format=csv,noheader,nounits", "-lms", "100", "-i", smi_name(device)]
-    medians: dict[str, float] = {}
-    process = None
-    with contextlib.suppress(OSError):  # no nvidia-smi: nothing is known
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    try:
-        yield medians
-    finally:
-        if process is not None:
-            process.terminate()
-            medians |= telemetry_medians(process.communicate()[0])
+class Telemetry:
+    """What nvidia-smi tells, of each call by itself; nothing where there is no nvidia-smi."""
+
+    def __init__(self, device: torch.device):
+        self._columns: dict[Hashable, list[tuple[float, str]]] = {}
+        self._energy: dict[Hashable, float | None] = {}
+        self._who: Hashable = None
+        command = f"nvidia-smi --query-gpu={','.join((*CLOCKS, _reasons()))} --format=csv,noheader,nounits -lms {INTERVAL_MS} -i"
+        self._process: Any = None
+        with contextlib.suppress(OSError):
+            self._process = subprocess.Popen(
+                [*command.split(), smi_name(device)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            )
+            self._reader = threading.Thread(target=self._read, daemon=True)
+            self._reader.start()
+
+    def _read(self) -> None:
+        for line in self._process.stdout:
+            self._columns.setdefault(self._who, []).append((time.perf_counter(), line))
+
+    def alone(self, key: Hashable, call: Callable[[], object], seconds: float, us: float) -> None:
+        """Make calls, which take `us` each, for so many seconds, and note what nvidia-smi says meanwhile."""
+        torch.cuda.synchronize()
+        self._who, begin, calls = key, time.perf_counter(), 0
+        batch = max(1, int(BATCH_US / us))
+        while not calls or time.perf_counter() - begin < seconds:
+            for _ in range(batch):
+                call()
+            calls += batch
+            torch.cuda.synchronize()
+        self._who, took = None, time.perf_counter() - begin
+        later = "".join(line for when, line in self._columns.get(key, ()) if when - begin > SETTLING)
+        watts = columns_of(later)[CLOCKS.index("power.draw")]
+        self._energy[key] = statistics.mean(watts) * took / calls if len(watts) >= STEADY else None
+
+    def fields(self, key: Hashable) -> dict[str, Any]:
+        """Of a record: medians of TELEMETRY, what throttled, and the energy of a call in joules, where it ran for long enough"""
+        *columns, reasons = columns_of("".join(line for _, line in self._columns.get(key, ())))
+        seen = functools.reduce(int.__or__, map(int, reasons), 0)
+        return {
+            "telemetry": {name: statistics.median(column) for name, column in zip(TELEMETRY, columns) if column},
+            "throttled": [word for bit, word in THROTTLES.items() if seen & bit] if reasons else None, "joules": self._energy.get(key),
+        }  # fmt: skip
+
+    def __enter__(self) -> Telemetry:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._reader.join()
+            self._process.wait()
 
 
-def telemetry_medians(lines: str) -> dict[str, float]:
-    """Of nvidia-smi's lines, one a sample; what it calls [N/A], and a line cut short, count for nothing."""
-    columns: list[list[float]] = [[] for _ in TELEMETRY]
+@functools.cache
+def _reasons() -> str:
+    """What this nvidia-smi calls the reasons for its clocks: drivers from 535 on have the newer name"""
+    newer = "clocks_event_reasons.active"
+    return newer if newer in (_output("nvidia-smi", "--help-query-gpu") or "") else "clocks_throttle_reasons.active"
+
+
+def columns_of(lines: str) -> list[list[float]]:
+    """The numbers of each of CLOCKS, and of the reasons, in nvidia-smi's lines, one a sample; what it calls [N/A], and a line cut
+    short, count for nothing."""
+    columns: list[list[float]] = [[] for _ in (*CLOCKS, "reasons")]
     for line in lines.splitlines():
         parts = line.split(",")
         if len(parts) == len(columns):
             for column, part in zip(columns, parts):
                 with contextlib.suppress(ValueError):
-                    column.append(float(part))
-    return {name: statistics.median(column) for name, column in zip(TELEMETRY, columns) if column}
+                    column.append(float(int(part, 16)) if "0x" in part else float(part))
+    return columns
+
+
+def others(device: torch.device) -> int | None:
+    """How many processes have the GPU besides this one; None where nvidia-smi does not see even this one"""
+    seen = (_output("nvidia-smi", "--query-compute-apps=pid", "--format=csv,noheader", "-i", smi_name(device)) or "").splitlines()
+    return len(seen) - 1 if seen else None
 
 
 def capture(call: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:

@@ -53,9 +53,8 @@ def _without_interrupts() -> Iterator[None]:
 class Worker:
     """Calls `function` (importable by name) in a spawned process, kept warm between calls.
 
-    After any failure the process is ended and the next call starts a fresh one: a CUDA context does not survive an
-    illegal access, and a call that hangs must not outlive its time.
-    """
+    After any failure the process is ended and the next call starts a fresh one: a CUDA context does not survive an illegal access, and a
+    call that hangs must not outlive its time. """
 
     def __init__(self, function: Callable[[Any], Any], environment: Mapping[str, str] | None = None):
         """`environment`: variables that are set in the process from its start."""

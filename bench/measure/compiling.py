@@ -1,9 +1,8 @@
-"""Fills the caches of compilers before anything is measured: calls of all providers in parallel processes, the
-very calls that will be timed.
+"""Fills the caches of compilers before anything is measured: calls of all providers in parallel processes, the very calls that will be
+timed.
 
-Ours are made up to the launch itself, so that the variants with absent tensors, the GEMMs and what the planner
-falls back on are compiled too. Others' are made over few steps (Provider.prepare).
-"""
+Ours are made up to the launch itself, so that the variants with absent tensors, the GEMMs and what the planner falls back on are compiled
+too. Others' are made over few steps (Provider.prepare). """
 
 from __future__ import annotations
 
@@ -89,8 +88,7 @@ def compile_call(call: Call) -> None:
 def compile_calls(
     calls: Iterable[Call], seconds: float | None = None, function: Callable[[Call], None] = compile_call
 ) -> tuple[dict[Call, str], int]:
-    """(failures, how many were cut off): each different call compiled, in parallel, in order, for `seconds` at
-    most."""
+    """(failures, how many were cut off): each different call compiled, in parallel, in order, for `seconds` at most."""
     distinct = list(dict.fromkeys(replace(call, case=PROVIDERS[call.provider].shortest(call.case)) for call in calls))
     failures = {}
     done = 0

@@ -1,8 +1,6 @@
 """Own host cost of a call: Python and dispatcher, with kernel launches and GEMMs replaced by empty tensors.
 
-Triton's launcher and cuBLAS are left out on purpose: nobody here can make them cheaper. CPU tensors will do, for
-nothing is computed.
-"""
+Triton's launcher and cuBLAS are left out on purpose: nobody here can make them cheaper. CPU tensors will do, for nothing is computed. """
 
 from __future__ import annotations
 
@@ -58,9 +56,8 @@ class Empty(torch.autograd.Function):
 def measure() -> dict[str, tuple[float, float, float]]:
     """(p20, median, p80) microseconds per call of rnn_triton.rnn: "fwd" under no_grad, "train" with backward.
 
-    "empty fwd" and "empty train" are the same for the Function that does nothing: the part no code can save. "lstm fwd" and "lstm
-    train": of a module rnn_triton.LSTM.
-    """
+    "empty fwd" and "empty train" are the same for the Function that does nothing: the part no code can save. "lstm fwd" and "lstm train":
+    of a module rnn_triton.LSTM. """
     dtype = torch.bfloat16
     x, *others = [torch.empty(shape, dtype=dtype) for shape in ((T, B, H), (H, H), (H, H), (H,), (H,), (B, H))]
     module = rnn_triton.LSTM(H, H, dtype=dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -15,10 +16,10 @@ from rnn_triton.interpret import interpreter
 from rnn_triton.plan import hardware
 
 from ..cases import case as cases
-from ..command import BUDGET, Answer, Command, argument, case_arguments, cases_of, count, share
+from ..command import Answer, NeedsGPU
 from ..instruments.progress import Progress
 from ..instruments.worker import Worker, WorkerError
-from ..providers.registry import PROVIDERS
+from ..providers.registry import PROVIDERS, give_up
 from ..records import environment, schema
 from ..records.environment import PACKAGE
 from ..records.rows import Row, rows
@@ -26,7 +27,7 @@ from ..records.schema import OURS
 from ..records.store import Writer, known, load
 from ..show import formats
 from ..show.tables import HEADINGS, timing_rows
-from . import check, host, schedule
+from . import check, host, profiled, schedule
 from .compiling import calls_of, compile_calls
 from .run import fault, model_estimate, run
 
@@ -35,15 +36,17 @@ COMPILING = 0.35  # of a budget, at most, for compiling
 ASKING = 60.0  # seconds for a provider to say whether it is here
 
 
-class NeedsGPU(RuntimeError):
-    """The job measures a GPU and there is none."""
-
-
-def check_case(case: cases.Case) -> dict[str, Any]:
-    """The fields of one check record of rnn_triton; runs in a worker."""
-    device, ours = environment.best_device(), PROVIDERS[OURS]
-    plan, verdict = ours.plan(case, device), check.gate_of_sizes(case, ours, device)
-    if device.type == "cuda":
+def check_case(asked: tuple[cases.Case, str]) -> dict[str, Any]:
+    """The fields of one check record of a case and provider; runs in a worker."""
+    case, name = asked
+    device, provider = environment.best_device(), PROVIDERS[name]
+    why = {"missing": provider.missing(device), "unsupported": provider.unsupported(case)}
+    if status := next(filter(why.get, why), ""):
+        return {"status": status, "message": why[status]}
+    plan, verdict = provider.plan(case, device), check.gate_of_sizes(case, provider, device)
+    if name != OURS:
+        ran = provider.label
+    elif device.type == "cuda":
         ran = f"Triton kernels on {torch.cuda.get_device_name(device)}"
     else:
         ran = "Triton kernels by the interpreter" if interpreter.active() else "torch on the CPU"
@@ -51,22 +54,25 @@ def check_case(case: cases.Case) -> dict[str, Any]:
     return {"status": status, "message": verdict.message, "errors": verdict.errors, "implementation": ran, "plan": plan}
 
 
-def run_check(chosen: Sequence[cases.Case], out: Path) -> tuple[str, list[str]]:
-    """(table, failures) of rnn_triton's kernels against the fp64 reference: on the GPU, or else by the interpreter."""
+def run_check(chosen: Sequence[cases.Case], out: Path, providers: Sequence[str] = (OURS,)) -> tuple[str, list[str]]:
+    """(table, failures) of rnn_triton's kernels, or of other providers, against the fp64 reference: on the GPU, or else by the
+    interpreter."""
+    todo = [(case, name) for case in chosen for name in providers]
     device = environment.best_device()
     settings = {} if device.type == "cuda" else {"TRITON_INTERPRET": "1"}
     with Writer(out / "check.jsonl", environment.new_run(), environment.describe(device)) as writer:
-        with Worker(check_case, settings) as worker, Progress("checking", len(chosen)) as progress:
-            for case in chosen:
+        with Worker(check_case, settings) as worker, Progress("checking", len(todo)) as progress:
+            for case, name in todo:
                 progress.now(case.name)
                 try:
-                    found = worker.call(case, CHECK_TIMEOUT)
+                    found = worker.call((case, name), CHECK_TIMEOUT)
                 except WorkerError as error:
                     found = {"status": error.status, "message": str(error)}
-                record = writer.write("check", **schema.blank("check", case=case.name, shape=vars(case), **found))
+                record = writer.write("check", **schema.blank("check", case=case.name, shape=vars(case), provider=name, **found))
                 progress.step(failed=record["status"] != "ok")
     records = load([out / "check.jsonl"])
-    failures = [f"check: {r['case']}: {r['status']}: {r['message']}" for r in records if r["status"] != "ok"]
+    bad = [r for r in records if r["status"] not in ("ok", "ok" if r["provider"] == OURS else "unsupported")]
+    failures = [f"check: {r['case']}: {r['status']}: {r['message']}" for r in bad]
     verdicts = [(r["case"], check.Verdict(r["errors"], r["message"])) for r in records]
     table = formats.text(("case", "worst", "error", "tolerance", "verdict"), check.summary(verdicts))
     return f"y, hn and all gradients against fp64, {', '.join(sorted({r['implementation'] for r in records}))}:\n{table}", failures
@@ -83,11 +89,11 @@ def needs_gpu() -> None:
 
 def run_timing(
     chosen: Sequence[cases.Case], passes: Sequence[str], providers: Sequence[str], out: Path, deadline: float,
-    again: bool = False, repeats: int = 1,
+    again: bool = False, repeats: int = 1, alone: float = cases.ALONE,
 ) -> tuple[list[Row], list[str]]:  # fmt: skip
     """(rows, failures) of the cases on the GPU: those without a record of this source and these versions, the most
     informative first, as many as `deadline` on time.monotonic() allows.  `again`: also those that are recorded.  `repeats`: each
-    in so many runs, one run of all after the other."""
+    in so many runs, one run of all after the other.  `alone`: seconds that each provider runs by itself in each pass."""
     needs_gpu()
     began = time.monotonic()
     described = environment.describe(environment.best_device())
@@ -107,7 +113,7 @@ def run_timing(
 
     for number in range(1, repeats + 1):
         done = frozenset() if again else schedule.done([*before, *found], described, here, number)
-        todo = schedule.jobs(chosen, passes, providers, done)
+        todo = [dataclasses.replace(job, alone=alone) for job in schedule.jobs(chosen, passes, providers, done)]
         waiting = {job.case for job in todo}
         todo = schedule.ordered(todo, [case for case in chosen if case not in waiting])
         which = f"run {number} of {repeats}, " if repeats > 1 else ""
@@ -149,7 +155,7 @@ def providers_here(names: Iterable[str]) -> dict[str, schedule.Here]:
             try:
                 missing = worker.call(name, ASKING)
             except WorkerError as error:
-                missing = f"importing it failed: {error}"
+                give_up(name, missing := f"importing it failed: {error}")
             found[name] = schedule.Here(missing, PROVIDERS[name].version())
     return found
 
@@ -177,41 +183,26 @@ def run_host() -> str:
     return f"host cost per call on this CPU, launches and GEMMs replaced by torch.empty, medians: {'; '.join(parts)}"
 
 
-def _run(given: argparse.Namespace, out: Path, deadline: float) -> Answer:
-    passes = cases.choose(given.passes, cases.PASSES, "pass")
-    providers = cases.choose(given.providers, tuple(PROVIDERS), "provider")
-    timed, failures = run_timing(cases_of(given), passes, providers, out, deadline, given.again, given.repeats)
+def run_command(given: argparse.Namespace, out: Path, deadline: float) -> Answer:
+    needs_gpu()
+    providers = tuple(PROVIDERS) if given.providers == "all" else given.own
+    if given.profile:
+        return profiled.run(given.profile, given.cases[0], given.passes, providers, out)
+    how = (given.again, given.repeats, cases.ENERGY if given.energy else cases.ALONE)
+    timed, failures = run_timing(given.cases, given.passes, providers, out, deadline, *how)
     return formats.text(HEADINGS, timing_rows(timed)), failures
 
 
-def _compare(given: argparse.Namespace, out: Path, deadline: float) -> Answer:
+def host_command(given: argparse.Namespace, out: Path, deadline: float) -> Answer:
+    return run_host(), []
+
+
+def compare_command(given: argparse.Namespace, out: Path, deadline: float) -> Answer:
     from ..records import compare, statistics  # numpy, which only this and fits need
 
-    providers = None if given.providers == "all" else cases.choose(given.providers, tuple(PROVIDERS), "provider")
     a, b = (compare.load(name, known(out)) for name in (given.A, given.B))
-    found = compare.compare(a, b, providers, given.within or statistics.BAND)
+    found = compare.compare(a, b, None if given.providers == "all" else given.own, given.within or statistics.BAND)
     for problem in (*found.a.problems, *found.b.problems):
         print(f"skipped {problem}", file=sys.stderr)
     text = [formats.text(compare.HEADINGS, compare.body(found)), "", *compare.summary(found)]
     return "\n".join(text), [f"{pair.case} {pair.pass_} {pair.provider}: {pair.verdict}" for pair in found.regressions]
-
-
-_SIDE = "a record file, a folder of them, or a commit that has records"
-COMMANDS = (
-    Command("run", "time cases on the GPU: ours, cuDNN and every peer that is installed", _run, (
-        *case_arguments("quick"),
-        BUDGET,
-        argument("--pass", dest="passes", default=",".join(cases.PASSES), help="fwd,train"),
-        argument("--dtype", default=",".join(cases.DTYPES), help="bf16,fp16,fp32"),
-        argument("--providers", default=",".join(PROVIDERS), help=", ".join(PROVIDERS)),
-        argument("--repeats", type=count, default=1, metavar="N", help="runs of each case, for compare (default 1)"),
-        argument("--again", action="store_true", help="also what is recorded already"),
-    )),
-    Command("compare", "ratios of two sides with intervals; exit status 1 where B got slower or broke", _compare, (
-        argument("A", help=_SIDE),
-        argument("B", help=_SIDE),
-        argument("--providers", default="rnn_triton", help="all, or names (default: rnn_triton)"),
-        argument("--within", type=share, help="the band around 1 beyond which a change counts, such as 2%% (default)"),
-    )),
-    Command("host", "own Python and dispatcher time per call", lambda *_: (run_host(), [])),
-)  # fmt: skip

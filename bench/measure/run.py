@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..cases import estimate as model
-from ..cases.case import Case, Job
+from ..cases.case import ALONE, Case, Job
 from ..cases.inputs import tensors
 from ..instruments import timing
 from ..instruments.progress import Progress
@@ -64,19 +64,22 @@ def measure(job: Job, device: torch.device = torch.device("cuda"), clock: Any = 
             of = {p: records[name, p] for p in job.passes}
             calls |= {(name, p): both for p, both in _judged(name, case, short, inputs, few, truth, of, clock).items()}
         flush = clock.Flush(device)
-        with clock.telemetry(device) as telemetry:
+        with clock.Telemetry(device) as telemetry:
             for pass_ in job.passes:
                 _time({n: both for (n, p), both in calls.items() if p == pass_}, pass_, records, short.T, clock, flush)
+            for (name, pass_), (full, _) in calls.items():
+                at(name)
+                telemetry.alone((name, pass_), full, job.alone, records[name, pass_]["device_us"]["median"])
+        others = {"other_processes": clock.others(device)}
         for (name, pass_), (full, _) in calls.items():
             at(name)
-            if said := check.judged(case, full(), pass_, truth).message:
+            records[name, pass_] |= {**telemetry.fields((name, pass_)), **others}
+            if said := _against(records[name, pass_], case, check.judged(case, full(), pass_, truth)):
                 fail([records[name, pass_]], "wrong", f"after it was timed: {said}")
         for pass_ in job.passes:
             _replay(case, {n: full for (n, p), (full, _) in calls.items() if p == pass_}, pass_, truth, records, clock, flush)
         at(None)
         clock.synchronize()
-        for key in calls:
-            records[key]["telemetry"] = telemetry
     for record in records.values():
         record["seconds"] = time.monotonic() - began
     return list(records.values())
@@ -88,8 +91,8 @@ Call = Callable[[], object]
 def _judged(
     name: str, case: Case, short: Case, inputs: Any, few: Any, truth: Any, records: dict[str, Fields], clock: Any
 ) -> dict[str, tuple[Call, Call]]:
-    """pass -> (a call of the case, one over fewer steps), of what is right and fast enough to be timed; the records say why
-    the others are not."""
+    """pass -> (a call of the case, one over fewer steps), of what is right, or inaccurate, and fast enough to be timed; the records
+    say why the others are not."""
     provider, calls = PROVIDERS[name], {}
     sessions: list[Any] = []
     for pass_, record in records.items():
@@ -106,9 +109,10 @@ def _judged(
             full()
             clock.synchronize()
             needed = calls_of_a_pass(seconds := time.monotonic() - began) * seconds
-            if not verdict.ok:
-                record |= {"status": "wrong", "message": verdict.message}
-            elif needed > MOST_SECONDS:
+            record |= {"status": verdict.status(case, pass_, name), "message": verdict.message}
+            if record["status"] == "wrong":
+                continue
+            if needed > MOST_SECONDS:
                 why = f"not timed: a call takes {seconds:.1f} s, and those it takes to time it {needed:.0f} s"
                 record |= {"status": "timeout", "message": why}
             else:
@@ -117,21 +121,25 @@ def _judged(
             fail([record], "unsupported", str(error))
         except Exception as error:  # compilers and libraries raise their own
             fail([record], "error", in_words(error))
-        clock.synchronize()  # raises where the context is broken: the worker is then replaced, and this provider to blame
+        finally:
+            clock.synchronize()  # raises where the context is broken: the worker is then replaced, and this provider to blame
     return calls
 
 
-def calls_of_a_pass(seconds: float) -> float:
+def _against(record: Fields, case: Case, verdict: check.Verdict) -> str:
+    """What a verdict on something that was timed says; empty where it is what the record says already"""
+    return "" if verdict.status(case, record["pass"], record["provider"]) in ("ok", record["status"]) else verdict.message
+
+
+def calls_of_a_pass(seconds: float, alone: float = ALONE) -> float:
     """How many calls it takes at least to time one that takes `seconds`: device time, that of a quarter of the steps, wall time,
-    a graph's capture and replays, each with a warm-up and a trial, and one whose results are looked at"""
+    a graph's capture and replays, each with a warm-up and a trial, one whose results are looked at, and those alone"""
     slow = seconds * 1e6 > timing.LONG_US
     warm, fewest = (1, timing.FEWEST_LONG) if slow else (timing.WARMUP, timing.FEWEST)
-    return 1.25 * (warm + 1 + fewest) + (1 + fewest) + (2 * warm + 1 + fewest) + 1
+    return 1.25 * (warm + 1 + fewest) + (1 + fewest) + (2 * warm + 1 + fewest) + 1 + max(1.0, alone / max(seconds, 1e-9))
 
 
-def _time(
-    calls: dict[str, tuple[Call, Call]], pass_: str, records: dict[Key, Fields], short_T: int, clock: Any, flush: Any
-) -> None:
+def _time(calls: dict[str, tuple[Call, Call]], pass_: str, records: dict[Key, Fields], short_T: int, clock: Any, flush: Any) -> None:
     """Fill the records of a pass with times, memory and kernels."""
     full, brief = ({name: both[i] for name, both in calls.items()} for i in (0, 1))
     samples = clock.device_us(full, flush, SAMPLE_SECONDS, at)
@@ -153,14 +161,12 @@ def _time(
 WRONG_REPLAY = "the replay of a graph is wrong: "
 
 
-def _replay(
-    case: Case, calls: dict[str, Call], pass_: str, truth: Any, records: dict[Key, Fields], clock: Any, flush: Any
-) -> None:
+def _replay(case: Case, calls: dict[str, Call], pass_: str, truth: Any, records: dict[Key, Fields], clock: Any, flush: Any) -> None:
     """Times of a pass by CUDA graphs, last of all: a capture that fails can leave its mark on what comes after.  One whose last
     replay did not leave right results in the memory of the captured call has no time."""
     graphs, results = {}, {}
     for name, call in calls.items():
-        if PROVIDERS[name].captured or records[name, pass_]["status"] != "ok":
+        if PROVIDERS[name].captured or records[name, pass_]["status"] not in ("ok", "inaccurate"):
             continue
         at(name)
         try:
@@ -173,7 +179,7 @@ def _replay(
             tensor.fill_(math.nan)
     for name, timed in clock.device_us(graphs, flush, SAMPLE_SECONDS, at).items():
         at(name)
-        if said := check.judged(case, results[name], pass_, truth).message:
+        if said := _against(records[name, pass_], case, check.judged(case, results[name], pass_, truth)):
             _say(records[name, pass_], WRONG_REPLAY + said)
         else:
             records[name, pass_]["graph_us"] = sampled(timed.us)
@@ -210,18 +216,15 @@ def fail(records: Iterable[Fields], status: str, message: str) -> None:
 
 
 def run(
-    jobs: Sequence[Job], writer: Writer, deadline: float, *,
-    seconds: Callable[[Job], float] = lambda job: 1.0,
-    function: Callable[[Job], list[Fields]] = measure,
-    estimate: Callable[[Case, str], Fields] = lambda case, pass_: {},
+    jobs: Sequence[Job], writer: Writer, deadline: float, *, seconds: Callable[[Job], float] = lambda job: 1.0,
+    function: Callable[[Job], list[Fields]] = measure, estimate: Callable[[Case, str], Fields] = lambda case, pass_: {},
     timeout: float = TIMEOUT, clock: Callable[[], float] = time.monotonic, eager: bool = True,
 ) -> tuple[list[Fields], list[Job]]:  # fmt: skip
     """(records, jobs left out because `deadline`, on `clock`, came first). A failed case costs itself alone.
 
-    `function` runs in the worker.  `seconds`: how long a job is expected to take; what those that are done took corrects
-    it, and a job that no longer fits is left out for shorter ones after it; never the first if `eager`, or one whose expected
-    time is beyond every budget would never be tried.  `estimate`: the latency model's fields of a case and pass.
-    """
+    `function` runs in the worker.  `seconds`: how long a job is expected to take; what those that are done took corrects it, and a job that
+    no longer fits is left out for shorter ones after it; never the first if `eager`, or one whose expected time is beyond every budget
+    would never be tried.  `estimate`: the latency model's fields of a case and pass. """
     records: list[Fields] = []
     left: list[Job] = []
     expected = [seconds(job) for job in jobs]

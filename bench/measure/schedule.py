@@ -24,9 +24,7 @@ class Here:
     version: str | None  # of its package
 
 
-def done(
-    records: Iterable[Mapping[str, Any]], environment: Mapping[str, Any], here: Mapping[str, Here], runs: int = 1
-) -> Done:
+def done(records: Iterable[Mapping[str, Any]], environment: Mapping[str, Any], here: Mapping[str, Here], runs: int = 1) -> Done:
     """What records of this environment and of these versions settle: what was timed in so many runs.
 
     What failed is settled after TRIES runs; a provider that was missing, while it still is."""
@@ -41,7 +39,7 @@ def done(
         key = r["case"], r["pass"], r["provider"]
         status = "failed" if r["status"] in ("error", "timeout") else r["status"]
         count[key, status] += 1
-        enough = count[key, status] >= {"failed": TRIES, "ok": runs}.get(status, 1)
+        enough = count[key, status] >= {"failed": TRIES, "ok": runs, "inaccurate": runs}.get(status, 1)
         if enough if status != "missing" else provider.missing:
             found.add(key)
     return frozenset(found)
@@ -84,18 +82,14 @@ OVERHEAD = 1.0  # seconds of a case beside what follows: tensors, its worker, re
 PER_PROVIDER = 0.15  # seconds to set one up and to profile a pass
 REFERENCE_US = 150.0  # a step of the fp64 reference, forward and backward, at the least
 # Microseconds a step of one layer and direction takes, launches included: forward; three times that for both passes.
-STEP_US = {"loop": 40.0, "compile": 15.0, "graph": 8.0, "cudnn-layers": 15.0}
+STEP_US = {"loop": 40.0, "hoisted": 30.0, "compile": 15.0, "graph": 8.0, "compile-graph": 6.0, "cudnn-layers": 15.0}
 OTHER_US = 10.0
 ONE_BY_ONE = ("cudnn", "cudnn-layers")  # several models are several calls
 
 Runs = Callable[[str, Case], bool]  # whether a provider is here and runs a case
 
 
-def seconds_of(
-    job: Job,
-    recorded: Mapping[tuple[str, tuple[str, ...]], float] = {},
-    runs: Runs = lambda name, case: True,
-) -> float:
+def seconds_of(job: Job, recorded: Mapping[tuple[str, tuple[str, ...]], float] = {}, runs: Runs = lambda name, case: True) -> float:
     """How long a job is expected to take: what it took before, by (case, providers that run it), or an estimate."""
     case = job.case
     providers = [name for name in job.providers if runs(name, case)]
@@ -107,7 +101,7 @@ def seconds_of(
         for name in providers:
             steps = case.T * chains * (case.models if name in ONE_BY_ONE else 1)
             call = steps * STEP_US.get(name, OTHER_US) * 1e-6 * (1 if pass_ == "fwd" else 3)
-            needed = calls_of_a_pass(call) * call
+            needed = calls_of_a_pass(call, job.alone) * call
             seconds += 3 * call + (needed if needed <= MOST_SECONDS else 0.0)
     return seconds + case.T * chains * REFERENCE_US * 1e-6
 

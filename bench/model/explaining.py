@@ -43,12 +43,10 @@ def explain(case: Case, device: Device | None, records: Iterable[dict[str, Any]]
 def _words(case: Case) -> str:
     parts = [
         f"{case.cell}, T={case.T} B={case.B} I={case.I} H={case.H}",
-        case.dtype + (f" ({case.precision})" if case.precision else ""),
-        f"{case.layers} layers" if case.layers > 1 else "",
-        "two directions" if case.bidirectional else "",
-        f"{case.models} independent models" if case.models > 1 else "",
+        case.dtype + (f" ({case.precision})" if case.precision else ""), f"{case.layers} layers" if case.layers > 1 else "",
+        "two directions" if case.bidirectional else "", f"{case.models} independent models" if case.models > 1 else "",
         {"full": "", "uniform": "lengths uniform in [1, T]", "heavy": "heavy-tailed lengths"}[case.lengths],
-    ]
+    ]  # fmt: skip
     return ", ".join(part for part in parts if part)
 
 
@@ -110,8 +108,7 @@ def _recorded(case: Case, found: Sequence[Row], command: str) -> str:
         if row.us is not None and row.us_per_step is not None:
             p20, _, p80 = (us / case.T for us in row.us)
             times = (
-                f"{row.us_per_step:.3f}", f"{p20:.3f} to {p80:.3f}",
-                row.gap or f"{row.speedup:.2f}x over {row.baseline}",
+                f"{row.us_per_step:.3f}", f"{p20:.3f} to {p80:.3f}", row.gap or f"{row.speedup:.2f}x over {row.baseline}",
                 "-" if row.fraction_of_floor is None else f"{row.fraction_of_floor:.0%}", bound,
             )  # fmt: skip
         body.append((row.environment["device"], row.pass_, row.provider, *times, row.date[:10]))

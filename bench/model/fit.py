@@ -1,11 +1,10 @@
 """Fits the least certain constants of rnn_triton/plan/latency.py to records: one least-squares of log(measured / model).
 
-An observation is a recurrence in the plan that ran (observations.py); unknown are the logarithms of constants, within FACTOR of
-the old ones.  Steps are damped Gauss-Newton's with Huber's weights, so that an outlier does not pull, and slopes are taken over wide
-differences first, which see a limit of the model that hides behind another.  A constant stays where fewer than PER_CONSTANT records
-depend on it, or where its 95 % interval is wider than a factor of UNCERTAIN each way; one that hides at the fitted value, but whose
-old value the records speak against, moves and has no interval.  All stay where the fitted model describes the records no better.
-"""
+An observation is a recurrence in the plan that ran (observations.py); unknown are the logarithms of constants, within FACTOR of the old
+ones.  Steps are damped Gauss-Newton's with Huber's weights, so that an outlier does not pull, and slopes are taken over wide differences
+first, which see a limit of the model that hides behind another.  A constant stays where fewer than PER_CONSTANT records depend on it, or
+where its 95 % interval is wider than a factor of UNCERTAIN each way; one that hides at the fitted value, but whose old value the records
+speak against, moves and has no interval.  All stay where the fitted model describes the records no better. """
 
 from __future__ import annotations
 

@@ -12,8 +12,7 @@ from rnn_triton.plan import hardware
 
 from ..cases import case as cases
 from ..cases import estimate as model
-from ..cases.suites import SUITES, parse, suites
-from ..command import ARCH, RECORDS, Answer, Command, argument, records_of
+from ..command import Answer, records_of
 from ..records import store
 from ..records.environment import needs
 from ..records.rows import rows
@@ -104,30 +103,10 @@ def errors_body(found: Any) -> list[tuple[str, ...]]:
     return out
 
 
-def architecture(name: str) -> Any:
-    """The hardware record of sm_80, sm_90, ...; ValueError with the known ones."""
-    if name not in hardware.RECORDS:
-        raise ValueError(f"unknown architecture {name!r}; known: {', '.join(hardware.RECORDS)}")
-    return hardware.RECORDS[name]
+def model_command(given: argparse.Namespace, out: Path, deadline: float) -> Answer:
+    return f"{model_table(hardware.RECORDS[given.arch], given.cases)}\n\n{fit_table(records_of(given, out))}", []
 
 
-def _model(given: argparse.Namespace, out: Path, deadline: float) -> Answer:
-    device, records = architecture(given.arch), records_of(given, out)
-    return f"{model_table(device, suites(given.suite))}\n\n{fit_table(records)}", []
-
-
-def _explain(given: argparse.Namespace, out: Path, deadline: float) -> Answer:
-    device = architecture(given.arch) if given.arch else None
-    return explaining.explain(parse(given.case), device, store.load(store.known(out))), []
-
-
-_ARCH = argument("--arch", help="of a GPU that need not be here: sm_80, sm_90, sm_100, ...")
-COMMANDS = (
-    Command(
-        "explain", "a case: its plan, estimates, cuDNN's algorithm, what is recorded and published", _explain, (argument("case"), _ARCH)
-    ),
-    Command(
-        "model", "estimated floor and practical us/step of a suite; fitted to records, bottlenecks of what was measured", _model,
-        (RECORDS, ARCH, argument("--suite", default="quick", help=", ".join(SUITES))),
-    ),
-)  # fmt: skip
+def explain_command(given: argparse.Namespace, out: Path, deadline: float) -> Answer:
+    device = hardware.RECORDS[given.arch] if given.arch else None
+    return explaining.explain(given.cases[0], device, store.load(store.known(out))), []

@@ -1,9 +1,8 @@
 """What a provider is, and what its sessions return.
 
-Results: y[T,B,D*H], hn[L*D,B,H], an LSTM's cn, and "d" and the name of each input and parameter for its gradient.
-Where lengths differ, y and dx hold the valid steps alone, in the order of a PackedSequence's data. Of several
-models each result has a leading dimension, or is a list with a tensor for each of them.
-"""
+Results: y[T,B,D*H], hn[L*D,B,H], an LSTM's cn, and "d" and the name of each input and parameter for its gradient. Where lengths differ, y
+and dx hold the valid steps alone, in the order of a PackedSequence's data. Of several models each result has a leading dimension, or is a
+list with a tensor for each of them. """
 
 from __future__ import annotations
 
@@ -54,10 +53,12 @@ class Provider:
 
     def not_imported(self) -> str:
         """Why its module cannot be imported; empty where it can."""
+        if not self.module:
+            return ""
         try:
             importlib.import_module(self.module)
         except ModuleNotFoundError as error:
-            if error.name != self.module:
+            if error.name not in (self.module, self.module.partition(".")[0]):
                 return f"{self.package} cannot be imported: {error}"
             return f"{self.package} is not installed ({self.origin or f'pip install {self.package}'})"
         except Exception as error:  # some look for a GPU or a compiler when they are imported
@@ -85,8 +86,7 @@ class Provider:
         return case.at(min(case.T, FEW_STEPS))
 
     def prepare(self, case: Case, pass_: str, device: torch.device) -> None:
-        """Fill the caches of what it compiles for a pass ("fwd" or "train") of a case, so that another process
-        finds it."""
+        """Fill the caches of what it compiles for a pass ("fwd" or "train") of a case, so that another process finds it."""
         if self.compiles and not self.missing(device) and not self.unsupported(case):
             short = self.shortest(case)
             session = self.session(short, tensors(short, device))
@@ -97,3 +97,25 @@ def set_precision(case: Case) -> None:
     """TF32 on or off for cuDNN's RNNs, which rnn_triton follows; other switches stay as torch ships them."""
     if case.precision is not None:
         torch.backends.cudnn.rnn.fp32_precision = case.precision  # type: ignore[attr-defined]
+
+
+class Outside(Provider):
+    """What a class from outside has that is none of Provider"""
+
+    edition: str | None = None  # changes with its source
+
+    def missing(self, device: torch.device) -> str:
+        return ""
+
+    def version(self) -> str | None:
+        return self.edition
+
+
+class Absent(Outside):
+    """One from outside that cannot be had, and why"""
+
+    def __init__(self, why: str):
+        self.why = why
+
+    def missing(self, device: torch.device) -> str:
+        return self.why

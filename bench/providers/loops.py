@@ -1,8 +1,7 @@
 """Recurrent networks as loops: the cells' steps, a loop over them, and layers and directions around any recurrence.
 
-Shapes of a recurrence: x[T,B,I], state (h[B,H], and an LSTM's c[B,H]), weights (w_ih[G*H,I], w_hh[G*H,H],
-b_ih[G*H], b_hh[G*H], and vectors [H] of the cell) of a cell with G gates, in their order. Any number of leading dimensions, which are models, if all have them.
-"""
+Shapes of a recurrence: x[T,B,I], state (h[B,H], and an LSTM's c[B,H]), weights (w_ih[G*H,I], w_hh[G*H,H], b_ih[G*H], b_hh[G*H], and vectors
+[H] of the cell) of a cell with G gates, in their order. Any number of leading dimensions, which are models, if all have them. """
 
 from __future__ import annotations
 
@@ -29,13 +28,20 @@ Cell = Callable[[Tensor, State], State]  # x_t[B,I] and the state before it -> t
 Recurrence = Callable[[int, Any, State], tuple[Any, State]]
 
 
-def formula(cell: Description, x: Tensor, state: State, weights: Weights, more: Tensor | None = None) -> State:
-    """One step of a cell, in plain operators. `more` [P,B,H] is added to the pre-activations, in the order of Cell.step."""
-    w_ih, w_hh, b_ih, b_hh, *vectors = weights
-    of_x = (x @ w_ih.mT + b_ih.unsqueeze(-2)).chunk(len(cell.gates), -1)
+def projected(x: Tensor, weights: Weights) -> Tensor:
+    """W_ih x + b_ih [T,B,G*H] of all steps, in one product"""
+    rows = x.flatten(-3, -2) @ weights[0].mT + weights[2].unsqueeze(-2)
+    return rows.unflatten(-2, x.shape[-3:-1])
+
+
+def formula(cell: Description, of_x: Tensor, state: State, weights: Weights, more: Tensor | None = None) -> State:
+    """One step of a cell, in plain operators, from `projected` [B,G*H] of the step. `more` [P,B,H] is added to the
+    pre-activations, in the order of Cell.step."""
+    _, w_hh, _, b_hh, *vectors = weights
+    of_gates = of_x.chunk(len(cell.gates), -1)
     of_h = (state[0] @ w_hh.mT + b_hh.unsqueeze(-2)).chunk(len(cell.gates), -1)
     whole = len(cell.gates) - len(cell.split)
-    a = (*(x + h for x, h in zip(of_x[:whole], of_h)), *of_h[whole:], *of_x[whole:])
+    a = (*(x + h for x, h in zip(of_gates[:whole], of_h)), *of_h[whole:], *of_gates[whole:])
     return cell.step(a if more is None else tuple(p + m for p, m in zip(a, more)), state, tuple(v.unsqueeze(-2) for v in vectors))
 
 
@@ -100,16 +106,16 @@ Steps = Callable[[Tensor, State, Weights], tuple[Tensor, State]]
 
 
 def by_formula(case: Case) -> Steps:
-    """All steps of one recurrence, by the formula of the case's cell"""
+    """All steps of one recurrence, from `projected` inputs, by the formula of the case's cell"""
     cell = named(case.cell)
-    return lambda x, state, weights: over_steps(lambda x_t, state: formula(cell, x_t, state, weights), x, state)
+    return lambda of_x, state, weights: over_steps(lambda of_x_t, state: formula(cell, of_x_t, state, weights), of_x, state)
 
 
 def of_formulas(case: Case, inputs: dict[str, Tensor], steps: Steps) -> Session:
     """Layers of `steps`, of one model or of several at once"""
     leaves = {"x": leaf(inputs["x"])} | state_leaves(inputs) | weight_leaves(case, inputs)
     weights = [tuple(leaves[name] for name in names) for names in weight_names(case)]
-    return _looped(case, leaves, cotangents_of(inputs), lambda k, x, state: steps(x, state, weights[k]))
+    return _looped(case, leaves, cotangents_of(inputs), lambda k, x, state: steps(projected(x, weights[k]), state, weights[k]))
 
 
 def _looped(case: Case, leaves: dict[str, Tensor], cotangents: Any, recurrence: Any, modules: Any = ()) -> Differentiated:
@@ -117,8 +123,17 @@ def _looped(case: Case, leaves: dict[str, Tensor], cotangents: Any, recurrence: 
     return Differentiated(lambda: over_layers(case, recurrence, leaves["x"], states), leaves, cotangents, modules, case.precision)
 
 
+class Hoisted(Loop):
+    """The loop over the cell's own step, all inputs projected by one product before it, as who writes a loop for speed does."""
+
+    name, label = "hoisted", "eager loop, x projected at once"
+
+    def set_up(self, case: Case, inputs: dict[str, Tensor]) -> Session:
+        return of_formulas(case, inputs, by_formula(case))
+
+
 class Compiled(Loop):
-    """torch.compile of the loop, FEW_STEPS steps at a time: Dynamo unrolls it, and thousands of steps take it minutes."""
+    """torch.compile of the hoisted loop, FEW_STEPS steps at a time: Dynamo unrolls it, and thousands of steps take it minutes."""
 
     name, label = "compile", "torch.compile of the loop"
     compiles = True
@@ -136,9 +151,9 @@ class Compiled(Loop):
         torch._dynamo.config.fail_on_recompile_limit_hit = True
         chunk = torch.compile(by_formula(case), dynamic=False, backend=self.backend)
 
-        def steps(x: Tensor, state: State, weights: Weights) -> tuple[Tensor, State]:
+        def steps(of_x: Tensor, state: State, weights: Weights) -> tuple[Tensor, State]:
             ys = []
-            for part in x.split(FEW_STEPS, -3):
+            for part in of_x.split(FEW_STEPS, -3):
                 y, state = chunk(part, state, weights)
                 ys.append(y)
             return torch.cat(ys, -3), state
@@ -158,10 +173,9 @@ class Compiled(Loop):
         return {"steps_compiled_at_once": FEW_STEPS}
 
 
-class Graphed(Loop):
-    """The eager loop captured once, by pass, as a CUDA graph, and replayed. Results are the graph's own tensors."""
+class InGraph(Loop):
+    """A loop captured once, by pass, as a CUDA graph, and replayed. Results are the graph's own tensors."""
 
-    name, label = "graph", "CUDA graph of the loop"
     captured = True
 
     def missing(self, device: torch.device) -> str:
@@ -171,6 +185,19 @@ class Graphed(Loop):
         session = super().set_up(case, inputs)
         session.forward, session.train = _replayed(session.forward), _replayed(session.train)  # type: ignore[method-assign]
         return session
+
+
+class Graphed(InGraph, Hoisted):
+    name, label = "graph", "CUDA graph of the loop"
+
+
+class CompiledGraph(InGraph, Compiled):
+    """What torch.compile's mode "reduce-overhead" is after, for the whole sequence instead of a chunk"""
+
+    name, label = "compile-graph", "CUDA graph of the compiled loop"
+
+    def prepare(self, case: Case, pass_: str, device: torch.device) -> None:
+        Compiled().prepare(case, pass_, device)  # the same kernels, without a graph
 
 
 def _replayed(call: Callable[[], Any]) -> Callable[[], Any]:

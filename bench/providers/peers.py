@@ -1,10 +1,9 @@
 """Libraries with recurrent kernels of their own, each through its public interface.
 
-Weights are brought into a library's layout when a session is made, and inputs and cotangents lie in memory as the
-library wants them: neither is part of a call. The input projection is part of it, as it is of torch.nn.RNN: a
-product before the call where a library takes projected input. Gradients come back in torch.nn's order by views,
-where nothing else is said. A library that has one bias gets the sum of torch's two, whose gradients are the same.
-"""
+Weights are brought into a library's layout when a session is made, and inputs and cotangents lie in memory as the library wants them:
+neither is part of a call. The input projection is part of it, as it is of torch.nn.RNN: a product before the call where a library takes
+projected input. Gradients come back in torch.nn's order by views, where nothing else is said. A library that has one bias gets the sum of
+torch's two, whose gradients are the same. """
 
 from __future__ import annotations
 
@@ -49,8 +48,7 @@ class Layerwise(Differentiated):
         cotangents = [sequences["dy"], *cotangents_of(tensors)[1:]]
         states = tuple(leaves[name] for name in ("h0", "c0") if name in leaves)
         super().__init__(
-            lambda: loops.over_layers(case, self.recurrence, leaves["x"], states), leaves, cotangents,
-            precision=case.precision,
+            lambda: loops.over_layers(case, self.recurrence, leaves["x"], states), leaves, cotangents, precision=case.precision,
         )  # fmt: skip
 
     def with_models(self, value: Tensor) -> Tensor:
@@ -174,11 +172,10 @@ def _by_gate(weight: Tensor) -> Tensor:
 
 
 class XMA(Provider):
-    """XMA (accelerated-model-architectures), its Triton kernel for a tanh RNN: a program for each head and batch
-    tile.
+    """XMA (accelerated-model-architectures), its Triton kernel for a tanh RNN: a program for each head and batch tile.
 
-    Models are its heads. Its GRU is another function than torch's: the reset gate is applied before the product
-    with the state, not after it."""
+    Models are its heads. Its GRU is another function than torch's: the reset gate is applied before the product with the state, not after
+    it."""
 
     name, label = "xma", "XMA (Triton)"
     package, module = "accelerated-model-architectures", "xma"
@@ -284,9 +281,8 @@ class _FlagGems(Differentiated):
 
 
 class TorchRL(Provider):
-    """TorchRL's GRUModule and LSTMModule with recurrent_backend="triton", which can reset the state at any step;
-    here it never does. It keeps states for every step of the sequence, [B,T,L,H], those it gets and those it
-    gives.
+    """TorchRL's GRUModule and LSTMModule with recurrent_backend="triton", which can reset the state at any step; here it never does. It
+    keeps states for every step of the sequence, [B,T,L,H], those it gets and those it gives.
 
     What it makes of a TensorDict is part of a call, as it is for its users."""
 
@@ -331,9 +327,8 @@ class _TorchRL(Differentiated):
             every[:, 0] = inputs[name].transpose(0, 1)
             states[name] = leaf(every)
         data = tensordict.TensorDict(
-            {"x": x.transpose(0, 1), "is_init": x.new_zeros(case.B, case.T, 1, dtype=torch.bool), **states},
-            [case.B, case.T],
-        )
+            {"x": x.transpose(0, 1), "is_init": x.new_zeros(case.B, case.T, 1, dtype=torch.bool), **states}, [case.B, case.T],
+        )  # fmt: skip
         self.states = tuple(names)
 
         def call() -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -21,8 +21,7 @@ Call = Callable[[], tuple[Tensor, tuple[Tensor, ...]]]  # -> y, (hn, an LSTM's c
 
 @contextlib.contextmanager
 def products_in_tf32(precision: str | None) -> Iterator[None]:
-    """While open, torch multiplies fp32 matrices in TF32, if `precision` says so: for what is made of torch's
-    products.
+    """While open, torch multiplies fp32 matrices in TF32, if `precision` says so: for what is made of torch's products.
 
     Not for good: torch ships this switch off, and the other providers run as their users have it."""
     if precision != "tf32":
@@ -152,7 +151,5 @@ def module_of(library: Any, case: Case, x: Tensor, **sizes: Any) -> torch.nn.Mod
     torch does not have, the library's Recurrent."""
     name, options = torch_module(case.cell)
     cell = () if name else (case.cell,)
-    sizes = {
-        "input_size": case.I, "hidden_size": case.H, "num_layers": case.layers, "bidirectional": case.bidirectional, **sizes,
-    }  # fmt: skip
+    sizes = {"input_size": case.I, "hidden_size": case.H, "num_layers": case.layers, "bidirectional": case.bidirectional, **sizes}
     return getattr(library, name or "Recurrent")(*cell, **sizes, **options, device=x.device, dtype=x.dtype)

@@ -17,8 +17,7 @@ from .sessions import Differentiated, ModuleSession, load, module_of, one_by_one
 
 
 class TorchRNN(Provider):
-    """torch.nn.RNN, GRU or LSTM: cuDNN on a GPU, in the algorithm PyTorch picks; the kernels it ran are in the
-    record.
+    """torch.nn.RNN, GRU or LSTM: cuDNN on a GPU, in the algorithm PyTorch picks; the kernels it ran are in the record.
 
     Several models: a module for each, called one after the other."""
 

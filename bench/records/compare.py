@@ -27,12 +27,11 @@ import numpy as np
 from ..cases.case import nearest
 from . import environment
 from .schema import OURS
-from .statistics import BAND, LEVEL, RATE, SEED, discoveries, interval
+from .statistics import BAND, FEWEST, LEVEL, RATE, SEED, discoveries, interval
 from .store import read
 
-FEWEST = 5  # samples: the interval of a median of fewer does not cover it at LEVEL, however it is made
 VERSIONS = ("torch", "triton", "cudnn", "cuda", "driver", "python")
-LOST = ("wrong", "error", "timeout", "unsupported")  # statuses of what ran and no longer does
+LOST = ("wrong", "inaccurate", "error", "timeout", "unsupported")  # statuses of what ran and no longer does
 
 Key = tuple[str, str, str, str]  # device, case, pass, provider
 
@@ -134,18 +133,14 @@ def _commit(name: str, commits: set[str]) -> str:
     return fitting[0]
 
 
-def compare(
-    a: Side, b: Side, providers: Sequence[str] | None = (OURS,), band: float = BAND, seed: int = SEED
-) -> Comparison:
+def compare(a: Side, b: Side, providers: Sequence[str] | None = (OURS,), band: float = BAND, seed: int = SEED) -> Comparison:
     """Every (device, case, pass, provider) of either side, for the providers named (None: all of them).
 
     ValueError: the sides have no device, or nothing at all, in common; `band` is not in (0, 1)."""
     if not 0 < band < 1:
         raise ValueError(f"band must lie between 0 and 1, got {band}")
     if not set(a.devices) & set(b.devices):
-        raise ValueError(
-            f"different devices are not compared: {a.name} is of {', '.join(a.devices)}, {b.name} of {', '.join(b.devices)}"
-        )
+        raise ValueError(f"different devices are not compared: {a.name} is of {', '.join(a.devices)}, {b.name} of {', '.join(b.devices)}")
     of_a, of_b = (_grouped(side, providers) for side in (a, b))
     pairs = []
     alone: tuple[list[str], list[str]] = [], []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import functools
@@ -11,13 +12,10 @@ import platform
 import subprocess
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-import triton
-
-import rnn_triton
-from rnn_triton.plan import hardware
+if TYPE_CHECKING:  # importing torch takes seconds, and the command line reads root() alone
+    import torch
 
 COMMIT = "RNN_TRITON_COMMIT"  # in the environment: the commit of a copy without its git directory
 # The files of bench that a time depends on
@@ -30,11 +28,15 @@ def root() -> Path:
 
 
 def best_device() -> torch.device:
+    import torch
+
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def sources() -> list[tuple[str, Path]]:
     """(folder/name, file) of all code that a time depends on: the package with its kernels, and _MEASURING."""
+    import rnn_triton
+
     bench, package = Path(__file__).resolve().parents[1], Path(rnn_triton.__file__).resolve().parent
     rooms = [room for room in package.iterdir() if (room / "__init__.py").exists() and room.name != "bench"]
     files = [file for room in (package, *rooms) for form in ("*.py", "*.json") for file in room.glob(form)]
@@ -60,6 +62,11 @@ def new_run() -> str:
 
 def describe(device: torch.device) -> dict[str, Any]:
     """The environment of a record; None for what cannot be found out."""
+    import torch
+    import triton
+
+    from rnn_triton.plan import hardware
+
     git = ("git", "-C", str(root()))
     commit = _output(*git, "rev-parse", "HEAD") if (root() / ".git").exists() else None
     changed = _output(*git, "status", "--porcelain", "--untracked-files=no") if commit else None
@@ -67,7 +74,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "commit": commit or os.environ.get(COMMIT) or None, "dirty": None if changed is None else bool(changed), "source": source(),
         "device": f"CPU ({platform.machine()})", "capability": None, "hardware": None, "driver": None,
         "torch": torch.__version__, "triton": triton.__version__, "cudnn": None, "cuda": torch.version.cuda,
-        "python": platform.python_version(),
+        "python": platform.python_version(), "cpu": _cpu(),
     }  # fmt: skip
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
@@ -80,8 +87,19 @@ def describe(device: torch.device) -> dict[str, Any]:
     return out
 
 
+def _cpu() -> str | None:
+    """The model of the CPU, which launches and waits"""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or None
+
+
 def smi_name(device: torch.device) -> str:
     """The device as nvidia-smi knows it, whatever CUDA_VISIBLE_DEVICES hides"""
+    import torch
+
     uuid = str(torch.cuda.get_device_properties(device).uuid)
     return uuid if uuid.startswith("GPU-") else f"GPU-{uuid}"
 

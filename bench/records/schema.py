@@ -1,12 +1,11 @@
 """Records: what each kind holds, as dataclasses that `validate` reads by their annotations.
 
-A record is one JSON object a line (store.py): the fields of Common and those of its kind in KINDS, `pass_` by the name "pass".
-Times are in microseconds unless a field's name says otherwise. Raw samples are kept, beside their median and 20th and 80th
-percentile. A field may be added within a schema version; removing or redefining one raises SCHEMA. Every field must be there but
-those that are `optional`; a default is what `blank` fills in where nothing was measured.
+A record is one JSON object a line (store.py): the fields of Common and those of its kind in KINDS, `pass_` by the name "pass". Times are in
+microseconds unless a field's name says otherwise. Raw samples are kept, beside their median and 20th and 80th percentile. A field may be
+added within a schema version; removing or redefining one raises SCHEMA. Every field must be there but those that are `optional`; a default
+is what `blank` fills in where nothing was measured.
 
-What `validate` lets pass, figures and tables can show: it knows type and range of all that they read.
-"""
+What `validate` lets pass, figures and tables can show: it knows type and range of all that they read. """
 
 from __future__ import annotations
 
@@ -61,7 +60,7 @@ Time = Annotated[float, SHORTEST]
 AnyNumber = Annotated[float, None]
 Scalar = str | int | float | bool | None
 Scalars = dict[str, Scalar]
-Status = Literal["ok", "wrong", "error", "timeout", "unsupported", "missing"]
+Status = Literal["ok", "inaccurate", "wrong", "error", "timeout", "unsupported", "missing"]  # inaccurate: measure/check.py
 STATUSES = get_args(Status)
 # of cases.Case; that the values are those of a case, is seen by its name
 Shape = make_dataclass("Shape", [(f.name, Size if f.type == "int" else Scalar) for f in fields(Case)])
@@ -161,6 +160,7 @@ class Environment:
     cudnn: Count | None
     cuda: str | None
     python: str
+    cpu: str | None = optional()  # its model
 
 
 @dataclass(frozen=True)
@@ -229,7 +229,10 @@ class Timing(Judged, OfCase):
     floor_us_per_step: Time | None = None  # an estimate
     practical_us_per_step: Time | None = None  # an estimate
     parts_us_per_step: dict[str, float] = empty(dict)  # of the practical estimate; the largest is the bottleneck
-    telemetry: dict[str, float] = empty(dict)  # while it was measured, medians of TELEMETRY
+    telemetry: dict[str, float] = empty(dict)  # medians of TELEMETRY while this provider ran alone (timing.alone)
+    throttled: list[str] | None = optional()  # what kept the clocks down meanwhile
+    other_processes: Count | None = optional()  # that had the GPU besides the one that measures
+    joules: Time | None = optional()  # of a call, where calls ran for long enough
     seconds: float = 0.0  # that measuring the case took, all its providers and passes
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 LEVEL, BAND, RATE = 0.95, 0.02, 0.05
 DRAWS, SEED = 2000, 20240229
+FEWEST = 5  # samples: the interval of a median of fewer does not cover it at LEVEL, however it is made
 
 
 def interval(
@@ -20,21 +21,32 @@ def interval(
 
     p: how likely a ratio as far from the band, to either side, is where the true one lies at its end; 1 within the band, which
     reaches from clocks[0] times its lower end to clocks[1] times its upper one."""
+    drawn, deviation, freedom = drawn_ratios(a, b, seed)
+    medians = [float(np.median(np.log(np.concatenate(list(side))))) for side in (a, b)]
+    ratio = medians[1] - medians[0]
+    beyond = max(ratio - math.log1p(band) - math.log(clocks[1]), math.log1p(-band) + math.log(clocks[0]) - ratio, 0.0)
+    t = beyond / max(deviation, 1e-12)
+    return *ends(drawn), math.erfc(_normal(t, freedom) / math.sqrt(2))
+
+
+def drawn_ratios(a: Sequence[np.ndarray], b: Sequence[np.ndarray], seed: int = SEED) -> tuple[np.ndarray, float, float]:
+    """(DRAWS logarithms of median(b) / median(a), spread as far as an interval of so few blocks or runs asks for, the standard
+    deviation before they were, the degrees of freedom)."""
     generator = np.random.default_rng(seed)
     # medians of positive numbers: their logarithm is the median of the logarithms, and ratios become differences
     (of_a, units_a), (of_b, units_b) = (_medians([np.log(run) for run in side], generator) for side in (a, b))
     variances = [float(np.var(of_a)), float(np.var(of_b))]
     spread = sum(v**2 / (units - 1) for v, units in zip(variances, (units_a, units_b)))  # 0 for infinitely many units
     freedom = sum(variances) ** 2 / spread if spread > 0 else math.inf
-    drawn = of_b - of_a
+    drawn, z = of_b - of_a, NormalDist().inv_cdf((1 + LEVEL) / 2)
     middle = float(np.median(drawn))
-    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
-    low, high = middle + (np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) - middle) * student(z, freedom) / z
-    medians = [float(np.median(np.log(np.concatenate(list(side))))) for side in (a, b)]
-    ratio = medians[1] - medians[0]
-    beyond = max(ratio - math.log1p(band) - math.log(clocks[1]), math.log1p(-band) + math.log(clocks[0]) - ratio, 0.0)
-    t = beyond / max(math.sqrt(sum(variances)), 1e-12)
-    return math.exp(low), math.exp(high), math.erfc(_normal(t, freedom) / math.sqrt(2))
+    return middle + (drawn - middle) * student(z, freedom) / z, math.sqrt(sum(variances)), freedom
+
+
+def ends(drawn: np.ndarray) -> tuple[float, float]:
+    """The interval that LEVEL of drawn ratios, given as logarithms, lie in"""
+    low, high = np.exp(np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
+    return float(low), float(high)
 
 
 def student(z: float, freedom: float) -> float:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import re
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from ..records.rows import Row
 
@@ -26,11 +28,20 @@ class Table:
     note: str = ""
 
 
-def text(headings: Sequence[str], body: Iterable[Sequence[str]]) -> str:
-    """Columns aligned for a terminal."""
+WIDTH = 120  # characters of a terminal's line
+
+
+def text(headings: Sequence[str], body: Iterable[Sequence[str]], limit: int = WIDTH) -> str:
+    """Columns aligned for a terminal, together no wider than `limit`: the widest ones break their lines."""
     table = [tuple(headings), *map(tuple, body)]
     widths = [max(len(row[i]) for row in table) for i in range(len(headings))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in table)
+    while sum(widths) + 2 * (len(widths) - 1) > limit and max(widths) > 1:
+        widths[widths.index(max(widths))] -= 1
+    lines = []
+    for row in table:
+        broken = [textwrap.wrap(cell, width) if len(cell) > width else [cell] for cell, width in zip(row, widths)]
+        lines += ["  ".join(part.ljust(width) for part, width in zip(parts, widths)).rstrip() for parts in zip_longest(*broken, fillvalue="")]
+    return "\n".join(lines)
 
 
 def markdown(headings: Sequence[str], body: Iterable[Sequence[str]]) -> str:

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..cases.case import choose
-from ..command import RECORDS, Answer, Command, argument, records_of
+from ..command import Answer, records_of
 from ..records.rows import rows
 from . import figures, report, style, tables
 
@@ -25,21 +24,14 @@ def make_report(records: Sequence[dict[str, Any]], out: Path, sections: Sequence
     return f"report: {page}" + (f"; beside it: {', '.join(beside)}" if beside else "")
 
 
-def _figures(given: argparse.Namespace, out: Path, deadline: float) -> Answer:
-    names = choose(given.only, tuple(figures.FIGURES), "figure") if given.only else None
+def figures_command(given: argparse.Namespace, out: Path, deadline: float) -> Answer:
     try:
-        files = figures.draw(rows(records_of(given, out)), out / report.FOLDER, names)
+        files = figures.draw(rows(records_of(given, out)), out / report.FOLDER, given.only)
     except style.MissingMatplotlib as error:
         return f"no figures: {error}", []
     stems = ", ".join(sorted({f.stem for f in files}))
     return f"figures: {stems} (PNG, SVG and PDF) in {out / report.FOLDER}" if files else "no figures: there is nothing to draw", []
 
 
-_ONLY = argument("--only", help=", ".join(figures.FIGURES))
-COMMANDS = (
-    Command("figures", "draw figures of records: PNG, SVG and PDF", _figures, (RECORDS, _ONLY)),
-    Command(
-        "report", "one HTML page of records, with tables as Markdown, LaTeX and CSV beside it",
-        lambda given, out, deadline: (make_report(records_of(given, out), out), []), (RECORDS,),
-    ),
-)  # fmt: skip
+def report_command(given: argparse.Namespace, out: Path, deadline: float) -> Answer:
+    return make_report(records_of(given, out), out), []

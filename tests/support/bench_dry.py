@@ -73,9 +73,19 @@ def wall_us(calls, budget_s=0.0, announce=None):
     return {name: [10.0 + 1e-3 * _values(call())] for name, call in calls.items()}
 
 
-@contextlib.contextmanager
-def telemetry(device):
-    yield {}
+class Telemetry(contextlib.nullcontext):
+    def __init__(self, device):
+        super().__init__(self)
+
+    def alone(self, key, call, seconds, us):
+        pass
+
+    def fields(self, key):
+        return {}
+
+
+def others(device):
+    return None
 
 
 def capture(call):

@@ -5,7 +5,10 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-MODULES = {"timing": "instruments.timing", "run": "measure.run", "sessions": "providers.sessions", "interface": "providers.interface"}
+MODULES = {
+    "timing": "instruments.timing", "run": "measure.run", "sessions": "providers.sessions", "interface": "providers.interface",
+    "check": "measure.check", "statistics": "records.statistics", "rows": "records.rows",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,12 @@ FAULTS = {
     "late samples are not told": Fault("timing", "late[name] += start.query()", "start.query()", "what_cannot_be_queued_is_told"),
     "AAAA BBBB": Fault(
         "timing",
-        "    for i in range(rounds):\n        for name, times in wanted.items():\n",
-        "    for name, times in wanted.items():\n        for i in range(rounds):\n",
+        "        yield from (name for name in order if (i + 1) * wanted[name] // rounds > i * wanted[name] // rounds)\n",
+        "        yield from ()\n    yield from (name for name in wanted for _ in range(wanted[name]))\n",
         "callables_take_turns",
     ),
+    "ABC ABC": Fault("timing", "generator.shuffle(order)", "order.sort()", "callables_take_turns"),
+    "no reverse": Fault("timing", "order.reverse()", "pass", "callables_take_turns"),
     "wall time without waiting": Fault(
         "timing", "        calls[name]()\n        torch.cuda.synchronize()\n", "        calls[name]()\n", "wall_time_ends_when_the_gpu_is_idle"
     ),
@@ -78,20 +83,48 @@ FAULTS = {
         "run", "clock.peak_bytes(full[name])", "clock.peak_bytes(brief[name])", "every_time_is_of_the_call_it_names"
     ),
     "replays are not judged": Fault(
-        "run", "if said := check.judged(case, results[name], pass_, truth).message:", "if said := '':",
+        "run", "if said := _against(records[name, pass_], case, check.judged(case, results[name], pass_, truth)):", "if said := '':",
         "a_replay_that_stops_early_has_no_time",
     ),
     "results of the capture are taken for those of a replay": Fault(
         "run", "tensor.fill_(math.nan)", "pass", "a_replay_that_stops_early_has_no_time"
     ),
     "nothing is judged after it was timed": Fault(
-        "run", "if said := check.judged(case, full(), pass_, truth).message:", "if said := '':", "what_goes_wrong_while_timed_is_wrong"
+        "run", "if said := _against(records[name, pass_], case, check.judged(case, full(), pass_, truth)):", "if said := '':", "what_goes_wrong_while_timed_is_wrong"
     ),
     "forward with gradients": Fault(
         "sessions", "with torch.no_grad(), products_in_tf32", "with products_in_tf32", "forward_is_in_eval_without_gradients"
     ),
     "forward in training mode": Fault("sessions", "module.eval()", "module.train()", "forward_is_in_eval_without_gradients"),
     "training in eval mode": Fault("sessions", "module.train()", "module.eval()", "forward_is_in_eval_without_gradients"),
+    "telemetry of nobody": Fault("timing", "self._who, begin, calls = key,", "self._who, begin, calls = None,", "telemetry_is_of_one_provider_alone"),
+    "telemetry of all who follow": Fault("timing", "self._who, took = None,", "took =", "telemetry_is_of_one_provider_alone"),
+    "the power of a call for its energy": Fault("timing", "* took / calls if", "if", "telemetry_is_of_one_provider_alone"),
+    "any miss is a small one": Fault("check", "INACCURATE = 16.0", "INACCURATE = 1e9", "gradients_that_miss_by_little_keep_their_time"),
+    "y may be inaccurate, too": Fault("check", "1.0 if name in OUTPUTS else", "", "gradients_that_miss_by_little_keep_their_time"),
+    "ours may be inaccurate": Fault(
+        "check", "and not provider.startswith(OURS)", "", "gradients_that_miss_by_little_keep_their_time"
+    ),
+    "NaN is accurate": Fault("check", "math.nan if math.isnan(", "0.0 if math.isnan(", "gradients_that_miss_by_little_keep_their_time"),
+    "an interval of 80 %": Fault(
+        "statistics", "drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]", "drawn, [0.1, 0.9]", "intervals_cover_what_they_should"
+    ),
+    "ends that are logarithms": Fault("statistics", "low, high = np.exp(np", "low, high = (np", "intervals_cover_what_they_should"),
+    "one draw for both sides": Fault("statistics", "= of_b - of_a,", "= of_b - of_b,", "intervals_cover_what_they_should"),
+    "runs are no units": Fault("statistics", "if len(runs) == 1:", "if runs:", "intervals_cover_what_they_should"),
+    "every p is a discovery of its own": Fault(
+        "statistics", "if p[i] <= rate * rank / len(p)", "if p[i] <= rate / len(p)", "intervals_cover_what_they_should"
+    ),
+    "over the slowest": Fault("rows", "min(theirs, key=", "max(theirs, key=", "a_speedup_is_over_the_fastest"),
+    "an inverse speedup": Fault(
+        "rows", 'best[field]["median"] / mine[field]["median"]', 'mine[field]["median"] / best[field]["median"]',
+        "a_speedup_is_over_the_fastest",
+    ),
+    "ours as a peer": Fault("rows", "lambda other: not other.startswith(OURS)", "lambda other: other != OURS", "a_speedup_is_over_the_fastest"),
+    "what is wrong has times": Fault("rows", 'if record["status"] == status and', "if", "a_speedup_is_over_the_fastest"),
+    "all rows draw alike": Fault(
+        "rows", 'f"{self.case} {self.pass_} {self.provider}".encode()', 'b""', "a_speedup_is_over_the_fastest"
+    ),
     "the precision is not set": Fault(
         "interface", "    if case.precision is not None:", "    if False:", "a_session_sets_the_precision_of_its_case"
     ),
