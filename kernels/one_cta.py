@@ -55,9 +55,11 @@ before on.
 Rows may end before step T (HAS.lengths) or begin anew at a step (HAS.reset).  Every row runs all steps; selects do the rest, so that what
 a row has beyond its length, NaN for instance, reaches nothing:
 
-    live, t is less than the row's length   else out gets zeros, and s (forward) and what is carried stay what they are
+    live, t is less than the row's length   else out gets zeros, and s (forward) and what is carried stay what they are; backward s is
+                                            anything there, and no live step takes its products
     alone, t is that of the row's first step backward in this pass: dhn enters, loaded for this step
-    anew, of the next step                  behind this step s and what is carried are put back to zeros or `restart`
+    anew, of the next step                  behind this step s and what is carried are put back to zeros or `restart`; backward what
+                                            is carried, and the next step leaves out the products of s
 
 The flags are those of the links between neighbouring steps, which are the same in both passes (rnn_triton/launch/sequences.py).
 
@@ -253,11 +255,11 @@ def _begun_anew(
     TILE: tl.constexpr,
 ):  # fmt: skip
     """s and carried with the rows `anew` as a step finds them that follows on nothing: zeros or, where HAS.restart, what is given for
-    them; not the gradients of vectors, which are sums over all steps"""
+    them.  Backward s stays, whose products that step leaves out, and so do the gradients of vectors, which are sums over all steps."""
     S: tl.constexpr = SHAPE.s
     OWN: tl.constexpr = SHAPE.carried
     OF_VECTORS: tl.constexpr = 0 if CELL.forward else CELL.routes.vectors
-    for n in tl.static_range(len(s)):
+    for n in tl.static_range(len(s) if CELL.forward else 0):
         s = replaced(s, n, _put_back(s[n], anew, restart_ptr, S.apart, rows, HAS.restart, S, TILE))
     for n in tl.static_range(len(carried) - OF_VECTORS):
         c = restart_carried_ptr + n * step_own if HAS.restart else restart_carried_ptr
@@ -481,11 +483,13 @@ def one_cta(
     # ---- of each row: how many steps it has, and t of the first of them in this pass
     if HAS.lengths:
         lengths = load_rows(lengths_ptr + row0, rows, TILE)
+        lengths_of = load_rows_of_state(lengths_ptr + row0, rows, TILE)  # in the layout of loads and stores
         first_t = reverse * (lengths - 1)
-        first_t_of = reverse * (load_rows_of_state(lengths_ptr + row0, rows, TILE) - 1)  # in the layout in which dhn is loaded
+        first_t_of = reverse * (lengths_of - 1)
     if HAS.reset:
         step_reset = dt * tl.cast(B, tl.int64)
         reset_ptr += (t + 1) * tl.cast(B, tl.int64) + row0
+        cut = tl.zeros((1, BLOCK_B), tl.int32)  # backward: does this step follow on none?  Its first one has other means
 
     # ---- what the loop will read, into L2
     streams = ()
@@ -649,12 +653,13 @@ def one_cta(
             alone = step == 0
             if HAS.lengths:
                 alone = t == first_t
+            if HAS.reset:
+                alone = alone | (cut != 0)
+                cut = anew
             for n in tl.static_range(ROUTES.parts):  # there is no state yet, and 0 * W_rec is NaN where W_rec is infinite
                 a = replaced(a, n, tl.where(alone, p[n] + u[n], a[n]))
         published, after, kept = CELL.step(a, carried, saved, vectors, CELL.accuracy)
         if HAS.lengths:
-            for n in tl.static_range(PUBLISHED):
-                published = replaced(published, n, tl.where(live, published[n], 0.0))
             for n in tl.static_range(ROUTES.carried):
                 after = replaced(after, n, tl.where(live, after[n], carried[n]))
         carried = after
@@ -674,9 +679,14 @@ def one_cta(
                 # an infinite input makes NaN of its products with padding, and NaN would spread in the next step
                 unit = is_unit(SHAPE.H, TILE)
                 rounded = tl.where(unit, rounded, 0.0)
-                if LINKED:
+                if LINKED or HAS.lengths:
                     new = tl.where(unit, new, 0.0)
-            store_state(out_t + n * H, new if LINKED else rounded, rows, LINKED, OUT, TILE)
+            if HAS.lengths and (LINKED or not FIRST_IS_STATE):
+                store_state(out_t + n * H, new, rows, LINKED, OUT, TILE, (t < lengths_of,))
+            elif HAS.lengths:  # rounded here, too: what s takes would be converted one by one
+                store_state(out_t + n * H, tl.where(live, rounded, 0.0), rows, LINKED, OUT, TILE, ())
+            else:
+                store_state(out_t + n * H, new if LINKED else rounded, rows, LINKED, OUT, TILE)
             if n < ROUTES.exchanged:
                 if HAS.lengths and FIRST_IS_STATE:
                     rounded = tl.where(live, rounded, before[n])

@@ -14,6 +14,7 @@ from support import executed, stuck
 from support.grids import Case
 from support.memory import reserved
 from support.mutants import patched
+from support.sequences import Rows
 from support.stacks import Stack
 from test_gated_launches import Network, check_network
 from test_kernels import check, inputs
@@ -52,6 +53,21 @@ def test_layers_and_directions_of_gates_on_one_cta_each(name, linked, dropped):
     with overriding(regime="one_cta"), executed.observed() as launches:
         check_network(network)
     assert kernels(launches).count("one_cta") == 2
+
+
+GROUPS = dict(regime="cta_group", warps=4, units=16, block_b=8)
+
+
+@pytest.mark.parametrize("name, reverse, how", [
+    ("lstm", True, dict(regime="one_cta")),
+    ("gru", True, GROUPS),
+    pytest.param("elman_tanh", False, dict(regime="one_cta"), marks=long),
+    pytest.param("elman_tanh", False, GROUPS, marks=long),
+    pytest.param("lstm", True, dict(regime="per_step"), marks=long),
+])  # fmt: skip
+def test_rows_that_end_or_begin_anew(name, reverse, how):
+    with overriding(**how):
+        Rows(name, "bf16", 4, 9, 24, 30, ("lengths", "reset", "restart"), reverse=reverse).check()
 
 
 @pytest.mark.parametrize("direction", ["forward", pytest.param("backward", marks=long)])

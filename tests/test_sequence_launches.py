@@ -1,11 +1,16 @@
 """Launches with lengths, resets and states to begin anew from, in each regime, against a loop over rows and steps (support/sequences.py)."""
 
 import pytest
+import torch
 from cooperative import CooperativeError, cooperate
 from support.mutants import Change, launched_with
 from support.sequences import NOWHERE, Rows
 
+from bench.compiled import resources
 from rnn_triton import overriding
+from rnn_triton.launch import dispatch
+from rnn_triton.plan import choose, hardware
+from rnn_triton.plan.problem import Problem
 
 CELLS = ["elman_tanh", "gru", "lstm", "leaky_tanh"]
 all_cells = pytest.mark.parametrize("name", CELLS)
@@ -15,7 +20,7 @@ ways = pytest.mark.parametrize("reverse", [False, True], ids=["up", "down"])
 
 
 @pytest.mark.interpret
-@pytest.mark.thin(10)
+@pytest.mark.thin(17)
 @all_cells
 @given
 @ways
@@ -30,7 +35,7 @@ def test_one_cta(name, given, reverse, kind, T, B, I, H, how):
 
 
 @pytest.mark.interpret
-@pytest.mark.thin(10)
+@pytest.mark.thin(19)
 @all_cells
 @given
 @ways
@@ -49,7 +54,7 @@ GROUPS = dict(regime="cta_group", warps=4, units=16, block_b=8)
 
 
 @pytest.mark.interpret
-@pytest.mark.thin(10)
+@pytest.mark.thin(22)
 @all_cells
 @given
 @ways
@@ -75,11 +80,38 @@ def test_lanes(name, given, lanes, how):
         Rows(name, "bf16", 3, 3, 24, 29, given, lanes=lanes).check(*contexts)
 
 
+@pytest.mark.interpret
+@pytest.mark.thin(2)
+@all_cells
+@pytest.mark.parametrize("regime", ["one_cta", "per_step"])
+def test_models_of_an_ensemble(name, regime):
+    """They share lengths and resets, and each has states of its own: what each alone computes"""
+    case = Rows(name, "bf16", 3, 3, 8, 13, ("lengths", "reset", "restart"))
+    settings = (name, True, None)
+    w_ih, w_hh, *biases = case.weights[0]
+    x, dy = torch.stack([case.x, case.x * 0.5]), torch.stack([case.dy, case.dy * 2])
+    states, dstates, restart = ([torch.stack([s[0], -s[0]]) for s in of] for of in (case.states, case.dstates, case.restart))
+    weights = [w.expand(2, *w.shape) for w in (w_ih, w_hh, *biases)]
+    vectors = None if case.vectors is None else case.vectors[0].expand(2, -1, -1)
+    together = case.sequences._replace(restart=tuple(restart))
+    with overriding(regime=regime):
+        y, last, kept = dispatch.forward(x, *weights, states, *settings, True, vectors, sequences=together)
+        da, carried = dispatch.backward(weights[1], y, kept, dy, dstates, *settings, vectors, sequences=together)
+        for m in range(2):
+            one, alone = [s[m] for s in states], case.sequences._replace(restart=tuple(s[m] for s in restart))
+            own = None if vectors is None else vectors[m]
+            y_m, last_m, kept_m = dispatch.forward(x[m], *case.weights[0], one, *settings, True, own, sequences=alone)
+            da_m, carried_m = dispatch.backward(w_hh, y_m, kept_m, dy[m], [s[m] for s in dstates], *settings, own, sequences=alone)
+            pairs = zip([y, *last, da, *carried], [y_m, *last_m, da_m, *carried_m], strict=True)
+            assert all(a is None if b is None else torch.equal(a[m], b) for a, b in pairs)
+
+
 # What is changed in a kernel, and the cell, direction and what is given of the case that notices it.
 EVERYTHING = ("lengths", "reset", "restart")
 CHANGES = {
     "one_cta.py": {
-        "a length one too long": ("live = t < lengths", "live = t <= lengths", "elman_tanh", False, ("lengths",)),
+        "a length one too long": ("(t < lengths_of,)", "(t <= lengths_of,)", "elman_tanh", False, ("lengths",)),
+        "a length one too long for the state": ("live = t < lengths", "live = t <= lengths", "elman_tanh", False, ("lengths",)),
         "a reset a step late": ("            reset_ptr += step_reset\n            anew = load_rows(reset_ptr, rows, TILE)\n",
                                 "            anew = load_rows(reset_ptr, rows, TILE)\n            reset_ptr += step_reset\n",
                                 "elman_tanh", False, ("reset",)),
@@ -90,13 +122,12 @@ CHANGES = {
                            "elman_tanh", True, ("lengths",)),
         "c is not held": ("tl.where(live, after[n], carried[n])", "tl.where(live, after[n], after[n])", "lstm", False, ("lengths",)),
         "c passes a reset": ("range(len(carried) - OF_VECTORS):", "range(0):", "lstm", False, ("reset",)),
-        "dh passes a reset": ("range(len(s)):\n        s = replaced(s, n, _put", "range(CELL.forward):\n        s = replaced(s, n, _put",
-                              "elman_tanh", False, ("reset",)),
+        "dh passes a reset": ("alone = alone | (cut != 0)", "alone = alone | (cut < 0)", "elman_tanh", False, ("reset",)),
         "dc passes a reset": ("range(len(carried) - OF_VECTORS):", "range(len(carried) if CELL.forward else 0):", "lstm", False, ("reset",)),
         "gradients of vectors are cut": ("OF_VECTORS: tl.constexpr = 0 if CELL.forward else CELL.routes.vectors", "OF_VECTORS: tl.constexpr = 0",
                                          "leaky_tanh", False, ("reset",)),
-        "dhn enters at the last step of all": ("first_t_of = reverse * (load_rows_of_state(lengths_ptr + row0, rows, TILE) - 1)",
-                                               "first_t_of = reverse * (T - 1)", "elman_tanh", False, ("lengths",)),
+        "dhn enters at the last step of all": ("first_t_of = reverse * (lengths_of - 1)", "first_t_of = reverse * (T - 1)",
+                                               "elman_tanh", False, ("lengths",)),
         "what begins anew begins with zeros": ("tl.where(anew, load_state(ptr, stride_b, rows, there, STORED, TILE), tile)", "tl.where(anew, 0.0, tile)",
                                                "elman_tanh", False, EVERYTHING),
         "both directions begin anew at the same steps": ("            reset_ptr += lane * ((T + 2)", "            reset_ptr += 0 * ((T + 2)",
@@ -150,3 +181,27 @@ def test_defects_are_noticed(file, what):
 def test_the_source_as_it_is_passes(file, by):
     with launched_with():
         check_changed(file, *by)
+
+
+# By which part a step has more instructions with lengths and resets than without, at most: bf16, 8 rows, sm_90, H = 128 on one CTA and
+# 512 in a group.
+LIMITS = {
+    ("elman_tanh", 128, "forward"): 0.32, ("elman_tanh", 128, "backward"): 0.22, ("lstm", 128, "forward"): 0.15,
+    ("lstm", 128, "backward"): 0.17, ("lstm", 512, "forward"): 0.18, ("lstm", 512, "backward"): 0.16,
+}  # fmt: skip
+
+
+@pytest.mark.compiled
+@pytest.mark.long
+@pytest.mark.parametrize("name, H, direction", LIMITS)
+def test_what_it_costs(name, H, direction):
+    """No barrier, no shuffle, no spill and no trip through shared memory more"""
+    device, counts = hardware.RECORDS["sm_90"], []
+    for sequences in ((), ("lengths", "reset")):
+        problem = Problem(direction, 8, H if direction == "forward" else 1, H, "bf16", None, name, sequences=sequences)
+        counts.append(resources.analyze(dispatch.compile_ahead(problem, choose.plan(problem, device), device)))
+    without, with_both = counts
+    assert with_both.spill_stores == with_both.spill_loads == 0
+    for count in ("barriers", "shuffles", "shared_loads", "shared_stores"):
+        assert getattr(with_both, count) == getattr(without, count), count
+    assert with_both.instructions <= (1 + LIMITS[name, H, direction]) * without.instructions
