@@ -13,6 +13,8 @@ from torch import Tensor
 from . import autocast
 from .cells import Cell
 from .cells.elman import ELMAN
+from .cells.sequences import Sequences
+from .errors import UnsupportedError
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _PRECISIONS = (None, "tf32", "tf32x3", "ieee")
@@ -48,7 +50,7 @@ def check_leaks(leaks: Sequence[float], learned: bool = False) -> None:
             raise ValueError(f"leak must be in {'(0, 1), as it is learned' if learned else '(0, 1]'}, got {leak!r}")
 
 
-def states_of(hx: States, names: Sequence[str]) -> tuple[Tensor, ...]:
+def states_of(hx: States, names: Sequence[str], argument: str = "hx") -> tuple[Tensor, ...]:
     """Returns the states in a module's argument hx as a tuple.  Raises ValueError unless there is one for each of `names`: a tensor for
     a single one, else a tuple."""
     several = isinstance(hx, (tuple, list))
@@ -56,7 +58,7 @@ def states_of(hx: States, names: Sequence[str]) -> tuple[Tensor, ...]:
         return tuple(hx)
     if not several and len(names) == 1:  # a tensor, or what torch.fx traces with in its place
         return (hx,)  # type: ignore[return-value]
-    raise ValueError(f"hx must be {_described(names)}, got a {type(hx).__name__}" + (f" of {len(hx)}" if several else ""))
+    raise ValueError(f"{argument} must be {_described(names)}, got a {type(hx).__name__}" + (f" of {len(hx)}" if several else ""))
 
 
 def check_states(states: Sequence[Tensor], names: Sequence[str]) -> None:
@@ -109,6 +111,59 @@ def settled(
     if precision is None and x.dtype is not torch.float32:  # what precision_of says
         return x, weights, states, None
     return x, weights, states, precision_of(x.dtype, precision)
+
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def sequences_of(
+    x: Tensor, lengths: Tensor | None, reset: Tensor | None, restart: Sequence[Tensor], cell: Cell, validate: bool
+) -> Sequences:
+    """Returns what a call of functional.layer or functional.network on x[T,B,I] says of its sequences, lengths clamped to 0 .. T on the
+    device.  The tensors of `restart` are checked where their sizes are known, by `settled_restart`.
+
+    Raises ValueError for what does not fit, with `validate` also for a length that is not 0 .. T, which waits for the device;
+    UnsupportedError for restart states that require grad."""
+    if x.dim() == 3:  # else x is refused elsewhere
+        T, B, _ = x.shape
+        if lengths is not None:
+            _check_given("lengths", lengths, "[B]", (B,), _INTEGERS, x)
+        if reset is not None:
+            _check_given("reset", reset, "[T, B]", (T, B), (torch.bool,), x)
+        if lengths is not None:
+            wrong = [(row, n) for row, n in enumerate(lengths.tolist()) if not 0 <= n <= T] if validate else []
+            if wrong:
+                raise ValueError(f"lengths must be from 0 to T = {T}, got {wrong[0][1]} in row {wrong[0][0]}")
+            lengths = lengths.to(torch.int64).clamp(0, T)
+    if restart:
+        if reset is None:
+            raise ValueError(f"reset_state must be None without reset, got {len(restart)} tensors")
+        if len(restart) != len(cell.states):
+            raise ValueError(f"reset_state must be {_described(cell.states)}, got {len(restart)}")
+        if torch.is_grad_enabled() and any([t.requires_grad for t in restart]):
+            raise UnsupportedError("reset_state must not require grad: its gradient is not computed")
+    return Sequences(lengths, reset, tuple(restart))
+
+
+def settled_restart(sequences: Sequences, x: Tensor, shape: tuple[int, ...]) -> Sequences:
+    """Returns sequences whose restart states have this shape, [B,H] or [L*D,B,H], and x's dtype; cast to it if autocast is on.  Raises
+    ValueError if they do not fit."""
+    restart = sequences.restart
+    if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(x.device.type):
+        restart = tuple([state.to(x.dtype) for state in restart])
+    for state in restart:
+        _check_given("reset_state", state, "[B, H]" if len(shape) == 2 else "[L*D, B, H]", shape, (x.dtype,), x)
+    return sequences._replace(restart=restart)
+
+
+def _check_given(name: str, t: Tensor, sizes: str, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...], x: Tensor) -> None:
+    """Raises ValueError unless t has this shape, one of these dtypes, and x's device."""
+    if t.dtype not in dtypes:
+        raise ValueError(f"{name} must be of dtype {'int64, int32, ..' if dtypes is _INTEGERS else dtypes[0]}, got {t.dtype}")
+    if t.shape != shape:
+        raise ValueError(f"{name} must have shape {sizes} = {list(shape)}, got {list(t.shape)}")
+    if t.device != x.device:
+        raise ValueError(f"{name} must be on the device of the input, {x.device}, got {t.device}")
 
 
 def check_layers(weights: Sequence[Tensor], count: int, directions: int, gates: int) -> None:

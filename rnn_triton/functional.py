@@ -1,7 +1,7 @@
 """A layer, or a network of L layers in D directions, as a function: checks the arguments and calls an operator.
 
 Layers and directions of a network go together, as one operator that shares launches where it pays (op/network.py).  One after the
-other go packed sequences, of which each layer is several calls, layers with a projection, and dropout by torch's own masks.
+other go layers with a projection, and those with dropout by torch's own masks.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from . import cells, checks, projection
 from .cells import Cell
 from .cells.elman import ELMAN
 from .cells.leaky import LEAKY
+from .cells.sequences import Sequences
 from .checks import settled, settled_network
 from .launch.launcher import has_kernels
+from .launch.sequences import ALL
 from .op import autograd
 from .op import dropout as masks
 from .op.layers import in_turn
@@ -38,6 +40,10 @@ def rnn(
     nonlinearity: str = "tanh",
     reverse: bool = False,
     precision: str | None = None,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    reset_state: Tensor | None = None,
+    validate: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Runs an Elman layer, h_t = f(x_t W_ih^T + b_ih + h_{t-1} W_hh^T + b_hh); returns all h_t as y[T,B,H] and the last as hn[B,H].
 
@@ -48,12 +54,22 @@ def rnn(
     `precision` says how fp32 is multiplied: "tf32", "tf32x3" (three TF32 products, close to fp32) or "ieee". None follows
     torch.backends.cudnn.rnn.fp32_precision. Other dtypes take None only.
 
-    Raises ValueError or RuntimeError as torch.nn.RNN does, and UnsupportedError if no plan runs the problem.
+    With `lengths`, integers [B] in any order, 0 among them, row b has the steps before lengths[b]: y is zero behind them, hn is the
+    state at their end, and `reverse` begins there; what x holds behind them reaches nothing, no gradient either, be it NaN. A length
+    counts as the nearest of 0 to T; with `validate` another one is refused, for which the host waits for the device.
+
+    `reset`, bool [T,B], begins a row anew at the steps where it is True: no state, and no gradient, passes to them from the steps before,
+    nor the other way with `reverse`, which runs the same segments backwards. A segment but for the first one that a row runs begins with
+    `reset_state` [B,H], zeros if None, which must not require grad; with a reset at step 0 so does the first, except with `reverse`.
+
+    Raises ValueError or RuntimeError as torch.nn.RNN does, ValueError for lengths and resets that do not fit, and UnsupportedError if no
+    plan runs the problem.
     """
     cell, states = checks.by_nonlinearity(ELMAN, nonlinearity), () if h0 is None else (h0,)
     if precision is not None:
         checks.check_precision(precision)
-    y, (hn,) = _layer(x, (w_ih, w_hh, b_ih, b_hh), states, cell, reverse, precision, False)
+    sequences = _sequences(x, lengths, reset, () if reset_state is None else (reset_state,), cell, validate)
+    y, (hn,) = _layer(x, (w_ih, w_hh, b_ih, b_hh), states, cell, reverse, precision, False, sequences)
     return y, hn
 
 
@@ -68,16 +84,21 @@ def gru(
     reverse: bool = False,
     precision: str | None = None,
     recompute: bool = False,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    reset_state: Tensor | None = None,
+    validate: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Runs a layer of torch.nn.GRU; returns all h_t as y[T,B,H] and the last as hn[B,H].
 
     w_ih[3*H,I], w_hh[3*H,H], b_ih[3*H] and b_hh[3*H] are blocks of the gates r, z and n. With `recompute` the forward pass keeps
     less for the backward pass, which computes the gates again. Everything else is as in `rnn`, errors included.
     """
-    states = () if h0 is None else (h0,)
+    states, anew = [() if state is None else (state,) for state in (h0, reset_state)]
     y, (hn,) = layer(
-        x, (w_ih, w_hh, b_ih, b_hh), states, _GRU, reverse=reverse, precision=precision, recompute=recompute
-    )
+        x, (w_ih, w_hh, b_ih, b_hh), states, _GRU, reverse=reverse, precision=precision, recompute=recompute, lengths=lengths, reset=reset,
+        reset_state=anew, validate=validate,
+    )  # fmt: skip
     return y, hn
 
 
@@ -93,16 +114,22 @@ def lstm(
     reverse: bool = False,
     precision: str | None = None,
     recompute: bool = False,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    reset_state: tuple[Tensor, Tensor] | None = None,
+    validate: bool = False,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Runs a layer of torch.nn.LSTM; returns all h_t as y[T,B,H] and the last states as (hn[B,H], cn[B,H]).
 
     w_ih[4*H,I], w_hh[4*H,H], b_ih[4*H] and b_hh[4*H] are blocks of the gates i, f, g and o. `states` are h0[B,H] and c0[B,H], zeros
     if None. With w_hr[P,H] the output of a step is h_t = W_hr (o_t tanh(c_t)): w_hh is then [4*H,P], and y, h0 and hn have P in place
-    of H. With `recompute` the forward pass keeps less for the backward pass, which computes the gates again. Everything else is as in
-    `rnn`, errors included.
+    of H. With `recompute` the forward pass keeps less for the backward pass, which computes the gates again. `reset_state` has the
+    shapes of `states`. Everything else is as in `rnn`, errors included.
     """
     weights, first = (w_ih, w_hh, b_ih, b_hh), () if states is None else tuple(states)
     options: dict[str, Any] = dict(reverse=reverse, precision=precision, recompute=recompute)
+    sequences = _sequences(x, lengths, reset, () if reset_state is None else tuple(reset_state), _LSTM, validate)
+    options |= _options(sequences)
     if w_hr is None:
         y, (hn, cn) = layer(x, weights, first, _LSTM, **options)
     else:
@@ -123,6 +150,10 @@ def leaky(
     reverse: bool = False,
     precision: str | None = None,
     recompute: bool = False,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    reset_state: Tensor | None = None,
+    validate: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Runs a leaky layer, h_t = (1 - leak) h_{t-1} + leak f(x_t W_ih^T + b_ih + h_{t-1} W_hh^T + b_hh).
 
@@ -136,8 +167,9 @@ def leaky(
     elif leak.dim() == 0:
         leak = leak.expand(w_hh.shape[:1])
     y, (hn,) = layer(
-        x, (w_ih, w_hh, b_ih, b_hh, leak), states, cell, reverse=reverse, precision=precision, recompute=recompute
-    )
+        x, (w_ih, w_hh, b_ih, b_hh, leak), states, cell, reverse=reverse, precision=precision, recompute=recompute, lengths=lengths,
+        reset=reset, reset_state=() if reset_state is None else (reset_state,), validate=validate,
+    )  # fmt: skip
     return y, hn
 
 
@@ -150,28 +182,45 @@ def layer(
     reverse: bool = False,
     precision: str | None = None,
     recompute: bool = False,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    reset_state: Sequence[Tensor] = (),
+    validate: bool = False,
 ) -> Results:
     """Returns y[T,B,H] and the last states, each [B,H], of x[T,B,I] and the first states (none stands for zeros) of a layer of `cell`.
 
     `weights` are w_ih[G*H,I], w_hh[G*H,H], b_ih[G*H] or None, b_hh[G*H] or None, and the cell's vectors, each [H].  Options are those
-    of `rnn` and `gru`."""
+    of `rnn` and `gru`; `reset_state` has a tensor for each of the cell's states, or none."""
     if precision is not None:
         checks.check_precision(precision)
     if states:
         checks.check_states(states, cell.states)
-    return _layer(x, weights, states, cell, reverse, precision, recompute)
+    sequences = _sequences(x, lengths, reset, reset_state, cell, validate)
+    return _layer(x, weights, states, cell, reverse, precision, recompute, sequences)
+
+
+def _sequences(
+    x: Tensor, lengths: Tensor | None, reset: Tensor | None, restart: Sequence[Tensor], cell: Cell, validate: bool
+) -> Sequences:
+    """Returns what a call says of its sequences; ALL if that is nothing."""
+    if lengths is None and reset is None and not restart:
+        return ALL
+    return checks.sequences_of(x, lengths, reset, restart, cell, validate)
 
 
 def _layer(
-    x: Tensor, weights: Sequence[Any], states: Sequence[Tensor], cell: Cell, reverse: bool, precision: str | None, recompute: bool
-) -> Results:
+    x: Tensor, weights: Sequence[Any], states: Sequence[Tensor], cell: Cell, reverse: bool, precision: str | None, recompute: bool,
+    sequences: Sequences,
+) -> Results:  # fmt: skip
     """Returns what `layer` does, which has checked the precision and the number of states."""
     x, weights, states, precision = settled(x, weights, states, cell, precision)
+    if sequences.restart:
+        sequences = checks.settled_restart(sequences, x, (x.shape[1], weights[1].shape[1]))
     b_ih, b_hh = weights[2] is not None, weights[3] is not None
     net = settings_of(b_ih, b_hh, cell.name, "reverse" if reverse else "forward", precision, 0, bool(recompute))
     if not (b_ih and b_hh):
         weights = [t for t in weights if t is not None]
-    return autograd.network(x, tuple(weights), tuple(states), None, net)
+    return autograd.network(x, tuple(weights), tuple(states), None, net, sequences)
 
 
 def network(
@@ -185,8 +234,13 @@ def network(
     dropout: float = 0.0,
     precision: str | None = None,
     recompute: bool = False,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    reset_state: Sequence[Tensor] = (),
+    validate: bool = False,
     one: Callable[..., Results] | None = None,
     more: int = 0,
+    drop: Callable[[Tensor, float], Tensor] = nn.functional.dropout,
 ) -> Results:
     """Returns y[T,B,D*H] and the last states, each [L*D,B,H], of x[T,B,I] and the first states (none stands for zeros): L layers of
     `cell` in D directions.
@@ -195,8 +249,10 @@ def network(
     layer by layer, in each first forwards, then, if `bidirectional`, backwards in time. A layer takes the outputs of both
     directions of the one below, each element zeroed with probability `dropout` and else scaled by 1 / (1 - dropout).
 
-    `one` runs each layer in place of `layer`, with its arguments: if sequences have unequal lengths, x and y are packed rows, [N,I] and
-    [N,D*H]; and it may take `more` tensors behind the vectors of each layer and direction.
+    The options of sequences are those of `layer`; the tensors of `reset_state` have the shapes of `states`.
+
+    `one` runs each layer in place of `layer`, with its arguments, and may take `more` tensors behind the vectors of each layer and
+    direction.  `drop`(y, dropout) drops elements between layers where torch's masks are taken.
     """
     directions = 2 if bidirectional else 1
     count = (4 if bias else 2) + len(cell.vectors) + more  # tensors of a layer in one direction
@@ -207,15 +263,20 @@ def network(
         for n, state in enumerate(states):
             if state.shape[0] != number:
                 raise RuntimeError(f"Expected {number} initial states, got {cell.states[n]}0 of shape {list(state.shape)}")
+    sequences = _sequences(x, lengths, reset, reset_state, cell, validate)
+    for state in sequences.restart:
+        if state.dim() != 3 or state.shape[0] != number:
+            raise ValueError(f"reset_state must have shape [L*D, B, H] with L*D = {number}, got {list(state.shape)}")
     if number == 1:
         of_one = weights if bias else (*weights[:2], None, None, *weights[2:])
         firsts = [t.squeeze(0) for t in states] if states else ()
+        sequences = sequences._replace(restart=tuple([t.squeeze(0) for t in sequences.restart])) if sequences.restart else sequences
         if one is None:
             if precision is not None:
                 checks.check_precision(precision)
-            y, last = _layer(x, of_one, firsts, cell, False, precision, recompute)
+            y, last = _layer(x, of_one, firsts, cell, False, precision, recompute, sequences)
         else:
-            y, last = one(x, of_one, firsts, cell, precision=precision, recompute=recompute)
+            y, last = one(x, of_one, firsts, cell, precision=precision, recompute=recompute, **_options(sequences))
         return y, (last[0].unsqueeze(0),) if len(last) == 1 else tuple([t.unsqueeze(0) for t in last])
 
     layers: list[Any] = [tuple(weights[n : n + count]) for n in range(0, len(weights), count)]
@@ -229,15 +290,24 @@ def network(
         x, flat, states, precision = settled_network(x, layers, states, cell, directions, precision)
         seed = masks.new_seed(x.device) if dropped else None
         net = settings_of(bool(bias), bool(bias), cell.name, "both" if bidirectional else "forward", precision, dropped, bool(recompute))
-        return autograd.network(x, flat, tuple(states), seed, net)
+        if sequences.restart:
+            sequences = checks.settled_restart(sequences, x, (number, x.shape[1], flat[1].shape[1]))
+        return autograd.network(x, flat, tuple(states), seed, net, sequences)
     run = layer if one is None else one
 
     def in_one_direction(x: Tensor, weights: tuple[Any, ...], states: Sequence[Tensor], n: int) -> Results:
         reverse = bidirectional and n % 2 == 1
-        return run(x, weights, states, cell, reverse=reverse, precision=precision, recompute=recompute)
+        of_one = sequences._replace(restart=tuple([t[n] for t in sequences.restart])) if sequences.restart else sequences
+        return run(x, weights, states, cell, reverse=reverse, precision=precision, recompute=recompute, **_options(of_one))
 
-    between = lambda y, _: nn.functional.dropout(y, dropout) if dropout else y  # noqa: E731
+    between = lambda y, _: drop(y, dropout) if dropout else y  # noqa: E731
     return in_turn(x, layers, tuple(states), directions, one=in_one_direction, between=between)
+
+
+def _options(sequences: Sequences) -> dict[str, Any]:
+    """Returns what `layer` takes as options for sequences."""
+    lengths, reset, restart = sequences
+    return {} if sequences is ALL else dict(lengths=lengths, reset=reset, reset_state=restart)
 
 
 def _drops_as_torch(x: Tensor) -> bool:

@@ -33,20 +33,24 @@ def layer(
     cell: Cell,
     *,
     one: Callable[..., tuple[Tensor, tuple[Tensor, ...]]],
+    reset_state: Sequence[Tensor] = (),
     **options: Any,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Returns y and the last states of a layer, with the arguments of functional.layer, of which w_hh has a dimension for the heads in
-    front.  `one` runs a head: functional.layer, or what takes its place for packed rows x[N,I]."""
+    front.  `one` runs a head, as functional.layer."""
     w_ih, w_hh, *others = weights
     assert w_ih is not None and w_hh is not None
     heads = len(w_hh)
 
-    def of_head(weights: Sequence[Tensor | None], states: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        return one(x, weights, states, cell, **options)
+    def of_head(
+        weights: Sequence[Tensor | None], states: Sequence[Tensor], reset_state: Sequence[Tensor]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return one(x, weights, states, cell, reset_state=reset_state, **options)
 
     split = [None if t is None else t.unflatten(0, (heads, -1)) for t in (w_ih, *others)]
     each = [split[0], w_hh, *split[1:]]
     dims = [None if t is None else 0 for t in each]
-    of_states = [t.unflatten(-1, (heads, -1)) for t in states]
-    y, last = torch.vmap(of_head, in_dims=(dims, [-2] * len(states)), out_dims=-2)(each, of_states)
+    of_states = [[t.unflatten(-1, (heads, -1)) for t in some] for some in (states, reset_state)]
+    state_dims = [[-2] * len(some) for some in of_states]
+    y, last = torch.vmap(of_head, in_dims=(dims, *state_dims), out_dims=-2)(each, *of_states)
     return y.flatten(-2), tuple([t.flatten(-2) for t in last])

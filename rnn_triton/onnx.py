@@ -23,8 +23,10 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     program that torch.export made. An ensemble, and dropout between layers, raise UnsupportedError when the program is decomposed."""
 
     def network(x: Tensor, weights: list[Tensor], states: list[Tensor], seed: Tensor | None, *settings: Any) -> tuple[Any, ...]:
-        *given, keep = settings
-        net = Settings(*given)
+        count = len(Settings._fields)
+        net, keep, sequences = Settings(*settings[:count]), settings[count], settings[count + 1 :]
+        if any(t is not None for t in sequences):
+            raise UnsupportedError(onnx_node.NO_SEQUENCES)
         if x.dim() != 3:
             raise UnsupportedError("ONNX has no operator for an ensemble (vmap over weights): export its models one by one")
         if net.dropped:

@@ -1,73 +1,50 @@
-"""Runs one layer over sequences of unequal lengths, in the layout of a PackedSequence.
+"""Runs sequences of unequal lengths, as a PackedSequence has them, as rows of a batch that end early.
 
-Rows of a PackedSequence lie step by step. Neighbouring steps with equally many sequences form a dense piece [t,b,I]: one call of
-`functional.layer` takes it as a view and hands its states to the next piece. Nothing is padded, so no step is computed that no
-sequence has, and nothing can leak out of padding. Nothing waits for the device, because the CPU knows how many sequences a step
-has. There are as many pieces as different lengths, at most the batch size.
+The data of a PackedSequence lie step by step: the rows of all sequences that have step 0, then those that have step 1, and so on.  They
+are copied into x[T,B,I], zeros beyond each end, and the rows of y are picked out of y[T,B,H]: two passes over the data, while a layer, a
+stack or both directions still take one launch.  Kernels that read packed rows where they lie would save these copies, which the latency
+model puts far below the steps they precede, and would look up an address in every step.  Nothing waits for the device: the CPU knows how many
+sequences a step has.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import functional
-from .cells import Cell
 
+class Packed(NamedTuple):
+    """Where the N rows of a PackedSequence of B sequences, the longest of which has T steps, lie in a batch."""
 
-def pieces_of(batch_sizes: list[int], rows: int) -> list[tuple[int, int]]:
-    """Returns (steps, sequences) of each piece. Raises ValueError unless batch_sizes never grow and sum to `rows`."""
-    pieces = [(sum(1 for _ in steps), size) for size, steps in itertools.groupby(batch_sizes)]
-    sizes = [size for _, size in pieces]
-    if not sizes or sizes[-1] < 0 or sizes != sorted(sizes, reverse=True) or sum(batch_sizes) != rows:
-        raise ValueError(
-            f"batch_sizes of a PackedSequence must never grow and sum to its {rows} rows of data, got {batch_sizes}"
-        )
-    return pieces
+    rows: Tensor  # [N], of [T*B]
+    lengths: Tensor  # [B], the longest one first
+    T: int
 
+    @classmethod
+    def of(cls, data: Tensor, batch_sizes: Tensor) -> Packed:
+        """Raises ValueError unless batch_sizes, on the CPU, never grow and sum to the rows of data[N,..]."""
+        sizes, N = batch_sizes.tolist(), data.shape[0]
+        if not sizes or sizes[-1] < 0 or sizes != sorted(sizes, reverse=True) or sum(sizes) != N:
+            raise ValueError(f"batch_sizes of a PackedSequence must never grow and sum to its {N} rows of data, got {sizes}")
+        T, B = len(sizes), sizes[0]
+        if data.is_cuda and torch.cuda.is_current_stream_capturing():  # a graph would copy what it was captured from, if it is still there
+            sized = [data.new_full((sum(1 for _ in steps),), size, dtype=torch.int64) for size, steps in itertools.groupby(sizes)]
+            number = torch.cat(sized)
+        else:
+            number = batch_sizes.to(data.device, non_blocking=True)
+        steps = torch.arange(T, device=data.device).repeat_interleave(number, output_size=N)
+        first = (number.cumsum(0) - number).index_select(0, steps)  # the first row of each row's step
+        rows = steps * B + torch.arange(N, device=data.device) - first
+        return cls(rows, (number.unsqueeze(1) > torch.arange(B, device=data.device)).sum(0), T)
 
-def layer(
-    data: Tensor,
-    weights: Sequence[Tensor | None],
-    states: Sequence[Tensor],
-    cell: Cell,
-    *,
-    pieces: list[tuple[int, int]],
-    reverse: bool = False,
-    **options: Any,
-) -> functional.Results:
-    """Returns y[N,H] and the last states, each [B,H], of data[N,I], whose rows lie as `pieces` says, and the first states.
+    def pad(self, data: Tensor) -> Tensor:
+        """Returns [T,B,I] of data[N,I], zeros beyond each sequence."""
+        B = self.lengths.shape[0]
+        return data.new_zeros(self.T * B, data.shape[1]).index_copy(0, self.rows, data).view(self.T, B, data.shape[1])
 
-    B is the size of the first piece. Each sequence starts from its row of the first states at its own first step (with `reverse`, at
-    its own last one), and its row of the last ones is what it has after the other end. All else is as in functional.layer.
-    """
-    parts = data.split([steps * size for steps, size in pieces])
-    # how many sequences end with each piece; rows of states are ordered by length, the longest first
-    ending = [size - after for (_, size), (_, after) in itertools.pairwise([*pieces, (0, 0)])]
-    ys: list[Tensor] = []
-    if not reverse:
-        current: Sequence[Tensor] = states
-        ended: list[Sequence[Tensor]] = []
-        for part, (steps, size), n in zip(parts, pieces, ending):
-            y, last = functional.layer(part.unflatten(0, (steps, size)), weights, current, cell, **options)
-            ys.append(y.flatten(0, 1))
-            current, over = zip(*[t.split([size - n, n]) for t in last])
-            ended.append(over)
-        return _joined(ys), tuple([_joined(rows) for rows in zip(*ended[::-1])])
-    # of each piece, the last one first, those of the sequences that start with it
-    starts: Iterable[Sequence[Tensor]] = zip(*[t.split(ending[::-1]) for t in states]) if states else [()] * len(pieces)
-    for part, (steps, size), n, start in zip(parts[::-1], pieces[::-1], ending[::-1], starts):
-        if ys:
-            start = [torch.cat([t, start[i] if start else t.new_zeros(n, t.shape[1])]) for i, t in enumerate(last)]
-        y, last = functional.layer(part.unflatten(0, (steps, size)), weights, start, cell, reverse=True, **options)
-        ys.append(y.flatten(0, 1))
-    return _joined(ys[::-1]), last
-
-
-def _joined(parts: tuple[Tensor, ...] | list[Tensor]) -> Tensor:
-    """Returns the parts joined along the first dimension; a single part as it is, without a copy."""
-    return torch.cat(parts) if len(parts) > 1 else parts[0]
+    def pick(self, y: Tensor) -> Tensor:
+        """Returns the rows [N,H] of y[T,B,H] that sequences have."""
+        return y.flatten(0, 1).index_select(0, self.rows)

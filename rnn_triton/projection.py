@@ -2,8 +2,9 @@
 
     W_hh h_{t-1} = (W_hh W_hr) m_{t-1}        for all steps but the first
 
-so the recurrence runs on m with W_hh W_hr in place of W_hh, and y is one product behind it.  A given h_0 is no m: it enters the first
-step through the input, which gets P columns more, h_0 in the first step of a sequence and zeros in the others, that W_hh multiplies.
+so the recurrence runs on m with W_hh W_hr in place of W_hh, and y is one product behind it.  A given h is no m: it enters the step that
+reads it through the input, which gets P columns more, h_0 in the first step of a sequence, the restart state where it begins anew, and zeros
+in the others, that W_hh multiplies.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .cells import Cell
+from .cells.sequences import Sequences
 
 
 def layer(
@@ -24,40 +26,54 @@ def layer(
     cell: Cell,
     *,
     one: Callable[..., tuple[Tensor, tuple[Tensor, ...]]],
-    pieces: Sequence[tuple[int, int]] | None = None,
     reverse: bool = False,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    reset_state: Sequence[Tensor] = (),
     **options: Any,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Returns (y, last) of a layer: those of functional.layer, with P columns in place of H in y and the first state.
 
-    `weights` are those of functional.layer, w_hh[G*H,P], and behind them w_hr[P,H]; the first of `states` is [B,P].  `one` runs the
-    layer without a projection.  With `pieces`, those of packed.py, x and y are packed rows.
+    `weights` are those of functional.layer, w_hh[G*H,P], and behind them w_hr[P,H]; the first of `states` and of `reset_state` is [B,P].
+    `one` runs the layer without a projection.
     """
     w_ih, w_hh, *others, w_hr = weights
     assert w_ih is not None and w_hh is not None and w_hr is not None
     if w_hr.dim() != 2 or w_hh.dim() != 2 or w_hh.shape[1] != w_hr.shape[0]:
         raise ValueError(f"w_hr must have shape [P, H] and w_hh [{len(cell.gates)}*H, P], got {list(w_hr.shape)} and {list(w_hh.shape)}")
-    if states:
-        h0, *rest = states
-        P, B = w_hr.shape[0], x.shape[1] if pieces is None else pieces[0][1]
-        if h0.shape != (B, P):
-            raise RuntimeError(f"Expected hidden[0] size {(B, P)}, got {list(h0.shape)}")
-        if x.shape[0] and x.shape[-1] == w_ih.shape[-1] and x.device == h0.device:  # else `one` refuses them
-            first = _first_steps(h0, [(x.shape[0], B)] if pieces is None else pieces, reverse)
-            x = torch.cat([x, first.view(*x.shape[:-1], P).to(x.dtype)], -1)
+    h0 = None
+    if states or reset_state:
+        P, B = w_hr.shape[0], x.shape[1]
+        first, anew = (given[0] if given else None for given in (states, reset_state))
+        if first is not None and first.shape != (B, P):
+            raise RuntimeError(f"Expected hidden[0] size {(B, P)}, got {list(first.shape)}")
+        if anew is not None and anew.shape != (B, P):
+            raise ValueError(f"reset_state must have shape [B, P] = {[B, P]} in its first tensor, got {list(anew.shape)}")
+        like = first if first is not None else anew
+        assert like is not None
+        if x.shape[0] and x.shape[-1] == w_ih.shape[-1] and x.device == like.device:  # else `one` refuses them
+            h0 = like.new_zeros(B, P) if first is None else first
+            columns = _entering(h0, anew, Sequences(lengths, reset), x.shape[0], reverse)
+            x = torch.cat([x, columns.to(x.dtype)], -1)
             w_ih = torch.cat([w_ih, w_hh.to(w_ih.dtype)], -1)
-        states = [h0.new_zeros(B, w_hr.shape[1]), *rest]  # in the dtype of h0, which `one` checks
-    m, (last, *rest) = one(x, (w_ih, w_hh @ w_hr, *others), states, cell, reverse=reverse, **options)
-    return m @ w_hr.T, (last @ w_hr.T, *rest)
+        zeros = like.new_zeros(B, w_hr.shape[1])  # in the dtype of h, which `one` checks
+        states, reset_state = ((zeros, *given[1:]) if given else () for given in (states, reset_state))
+    of_sequences = {} if lengths is None and reset is None else dict(lengths=lengths, reset=reset, reset_state=reset_state)
+    m, (last, *rest) = one(x, (w_ih, w_hh @ w_hr, *others), states, cell, reverse=reverse, **of_sequences, **options)
+    hn = last @ w_hr.T
+    if lengths is not None and h0 is not None:  # of a row without steps h_0 stays
+        hn = torch.where((lengths > 0).unsqueeze(1), hn, h0.to(hn.dtype))
+    return m @ w_hr.T, (hn, *rest)
 
 
-def _first_steps(h0: Tensor, pieces: Sequence[tuple[int, int]], reverse: bool) -> Tensor:
-    """Returns h0[B,P] where sequences start, as rows [N,P] that lie as `pieces` says; zeros elsewhere."""
-    rows = sum([steps * size for steps, size in pieces])
-    if not reverse:
-        return torch.cat([h0, h0.new_zeros(rows - h0.shape[0], h0.shape[1])])
-    parts = []
-    for n, (steps, size) in enumerate(pieces):  # a sequence starts where it ends, in the last step that it has
-        longer = pieces[n + 1][1] if n + 1 < len(pieces) else 0
-        parts += [h0.new_zeros((steps - 1) * size + longer, h0.shape[1]), h0[longer:size]]
-    return torch.cat(parts)
+def _entering(h0: Tensor, anew: Tensor | None, sequences: Sequences, T: int, reverse: bool) -> Tensor:
+    """Returns [T,B,P]: h0[B,P] in the steps that read it, `anew` (None for zeros) where sequences begin anew, zeros elsewhere."""
+    zeros = h0.new_zeros(1, *h0.shape)
+    if sequences.lengths is None or not reverse:
+        rest = zeros.expand(T - 1, -1, -1)
+        columns = torch.cat([rest, h0[None]] if reverse else [h0[None], rest])
+    else:
+        first = torch.arange(T, device=h0.device).unsqueeze(1) == sequences.lengths - 1
+        columns = torch.where(first.unsqueeze(2), h0, 0)
+    cuts = sequences.cuts(T, reverse)
+    return columns if cuts is None else torch.where(cuts.unsqueeze(2), zeros if anew is None else anew, columns)

@@ -231,6 +231,39 @@ OURS = {
     "bidirectional": (layer(rnn_triton, bidirectional=1), TypeError, "bidirectional", "int", "bool"),
     "num_layers of a module": (layer(rnn_triton, num_layers=True), TypeError, "num_layers", "bool", "int"),
     "hx of an unbatched cell": (cell(rnn_triton, z(I), z(H, H)), ValueError, "hx", "[4, 4]", "[H] = [4]"),
+    **{
+        f"{name} as {got}": (lambda name=name, t=t: rnn(**{name: t}), ValueError, name, got, expected)
+        for name, t, got, expected in (
+            ("lengths", z(B), "torch.float32", "dtype int64, int32, .."), ("lengths", z(3).int(), "[3]", "[B] = [2]"),
+            ("lengths", z(B, device="meta").int(), "meta", "cpu"), ("reset", z(T, B), "torch.float32", "dtype torch.bool"),
+            ("reset", z(B, T).bool(), "[2, 5]", "[T, B] = [5, 2]"), ("reset", z(T, B, device="meta").bool(), "meta", "cpu"),
+            ("reset_state", z(B, H), "1 tensors", "None without reset"),
+        )
+    },
+    "a length": (
+        lambda: rnn(lengths=torch.tensor([5, 6]), validate=True), ValueError, "lengths", "6 in row 1", "from 0 to T = 5",
+    ),
+    "shape of a reset_state": (lambda: rnn(reset=z(T, B).bool(), reset_state=z(H)), ValueError, "reset_state", "[4]", "[B, H] = [2, 4]"),
+    "dtype of a reset_state": (
+        lambda: rnn(reset=z(T, B).bool(), reset_state=z(B, H).double()), ValueError, "reset_state", "torch.float64", "dtype torch.float32",
+    ),
+    "reset_states": (lambda: lstm(reset=z(T, B).bool(), reset_state=(z(B, H),)), ValueError, "reset_state", "got 1", "2 tensors (h, c)"),
+    "reset_state of a module": (
+        lambda: rnn_triton.LSTM(I, H)(z(T, B, I), reset=z(T, B).bool(), reset_state=z(1, B, H)), ValueError, "reset_state", "a Tensor",
+        "2 tensors (h, c)",
+    ),
+    "reset_state of layers": (
+        lambda: rnn_triton.RNN(I, H, 2)(z(T, B, I), reset=z(T, B).bool(), reset_state=z(1, B, H)), ValueError, "reset_state", "[1, 2, 4]",
+        "L*D = 2",
+    ),
+    "reset_state of a projected layer": (
+        lambda: lstm(w_hh=z(4 * H, 2), w_hr=z(2, H), reset=z(T, B).bool(), reset_state=(z(B, H), z(B, H))), ValueError, "reset_state",
+        "[2, 4]", "[B, P] = [2, 2]",
+    ),
+    "lengths of a PackedSequence": (
+        lambda: rnn_triton.RNN(I, H)(PackedSequence(z(5, I), torch.tensor([3, 2])), lengths=torch.tensor([2, 2, 1])), ValueError, "lengths",
+        "a PackedSequence", "None",
+    ),
     "batch_sizes grow": (lambda: packed([2, 3]), ValueError, "batch_sizes", "[2, 3]", "never grow"),
     "batch_sizes": (lambda: packed([3, 1]), ValueError, "batch_sizes", "[3, 1]", "sum to its 5 rows"),
     "dtype of explain": (lambda: explain(dtype=torch.int8), ValueError, "dtype", "torch.int8", "torch.bfloat16"),

@@ -86,16 +86,6 @@ def test_padding_is_never_read():
     assert (dx[3:, 1] == 0).all() and (dx[1:, 2] == 0).all() and (dx[:3, 1] != 0).all()
 
 
-def test_packed_calls_are_as_many_as_different_lengths(monkeypatch):
-    shapes = []
-    original = rnn_triton.functional.layer
-    monkeypatch.setattr(
-        rnn_triton.functional, "layer", lambda x, *a, **k: shapes.append(tuple(x.shape)) or original(x, *a, **k)
-    )
-    rnn_triton.RNN(I, H, dtype=torch.float64)(packed((6, 6, 2, 1, 1))[0])
-    assert shapes == [(1, 5, I), (1, 3, I), (4, 2, I)]
-
-
 @modules
 def test_nothing_is_read_off_the_device(module):
     """Meta tensors have no data to wait for: whoever asks for some fails."""

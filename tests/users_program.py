@@ -57,6 +57,8 @@ def program() -> str:
         rnn_triton.synchronize()
     except rnn_triton.ExchangeError as error:
         print(error)
+    replaced: rnn_triton.Replaced[nn.LSTM] = rnn_triton.replace(nn.LSTM(4, 6))
+    rnn_triton.restore(replaced.model)
     rnn_triton.onnx.decompositions()
     with rnn_triton.overriding(regime="per_step"):
         text: str = rnn_triton.explain(3, 2, 4, 6, dtype=torch.bfloat16)

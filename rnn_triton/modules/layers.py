@@ -89,7 +89,10 @@ class Layers(nn.RNNBase):
         self._flat_weights = [w if w is None or w.is_leaf else w.detach() for w in weights]
         return weights
 
-    def forward(self, input: Tensor | PackedSequence, hx: checks.States | None = None) -> tuple[Any, Any]:
+    def forward(
+        self, input: Tensor | PackedSequence, hx: checks.States | None = None, lengths: Tensor | None = None,
+        reset: Tensor | None = None, reset_state: checks.States | None = None, validate: bool = False,
+    ) -> tuple[Any, Any]:  # fmt: skip
         """Returns (output, h_n) for L layers in D directions.
 
         input is [T,B,I], [B,T,I] if batch_first, [T,I] without a batch, or a PackedSequence. hx (zeros if None) and h_n are one tensor
@@ -97,9 +100,18 @@ class Layers(nn.RNNBase):
         and in each layer the forward direction before the reverse one. With a PackedSequence their rows are in the order of its
         sequences before they were sorted. output has the form of input, with D*H features in place of I.
 
-        Raises torch's errors for shapes, dtypes and devices that do not fit together.
+        `lengths` are integers [B], `reset` is bool [T,B], [B,T] if batch_first, and `reset_state` has the form of hx; with an input [T,I]
+        they have no B. All layers and directions share them, as `rnn_triton.rnn` describes them, `validate` included. A PackedSequence,
+        which has lengths of its own, takes none of them.
+
+        Raises torch's errors for shapes, dtypes and devices that do not fit together, ValueError for those of sequences.
         """
         states = () if hx is None else checks.states_of(hx, self._cell.states)
+        of_sequences: dict[str, Any] = {}
+        if lengths is not None or reset is not None or reset_state is not None:
+            if isinstance(input, PackedSequence):
+                raise ValueError("lengths, reset and reset_state must be None for a PackedSequence, which has lengths of its own")
+            of_sequences = self._of_sequences(input.dim(), lengths, reset, reset_state) | dict(validate=validate)
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, states)
         dim = input.dim()
@@ -114,7 +126,7 @@ class Layers(nn.RNNBase):
             if dim == 2:
                 states = tuple([t.unsqueeze(1) for t in states])
             self._check_sizes(states, x.shape[1], x.transpose(0, 1) if self.batch_first else x, None)
-        y, last = self._run(x, states)
+        y, last = self._run(x, states, **of_sequences)
         if dim == 2:
             y, last = y.squeeze(1), tuple([t.squeeze(1) for t in last])
         elif self.batch_first:
@@ -123,14 +135,31 @@ class Layers(nn.RNNBase):
 
     def _forward_packed(self, input: PackedSequence, states: tuple[Tensor, ...]) -> tuple[PackedSequence, checks.States]:
         data, batch_sizes, sorted_indices, unsorted_indices = input
-        sizes = batch_sizes.tolist()  # of a tensor on the CPU
         if data.dim() != 2:
             self.check_input(data, batch_sizes)
-        self._check_sizes(states, sizes[0], data, batch_sizes)
-        pieces = packed.pieces_of(sizes, data.shape[0])
-        y, last = self._run(data, tuple([self.permute_hidden(t, sorted_indices) for t in states]), pieces)
+        self._check_sizes(states, int(batch_sizes[0]), data, batch_sizes)  # of a tensor on the CPU
+        batch = packed.Packed.of(data, batch_sizes)
+        states = tuple([self.permute_hidden(t, sorted_indices) for t in states])
+
+        def drop(y: Tensor, dropout: float) -> Tensor:  # torch draws masks of packed rows
+            return batch.pad(nn.functional.dropout(batch.pick(y), dropout))
+
+        y, last = self._run(batch.pad(data), states, lengths=batch.lengths, drop=drop)
         last = tuple([self.permute_hidden(t, unsorted_indices) for t in last])
-        return PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices), last if len(last) > 1 else last[0]
+        return PackedSequence(batch.pick(y), batch_sizes, sorted_indices, unsorted_indices), last if len(last) > 1 else last[0]
+
+    def _of_sequences(
+        self, dim: int, lengths: Tensor | None, reset: Tensor | None, reset_state: checks.States | None
+    ) -> dict[str, Any]:
+        """Returns what functional.network takes as options of sequences, for an input of so many dimensions."""
+        restart = () if reset_state is None else checks.states_of(reset_state, self._cell.states, "reset_state")
+        if dim == 2:
+            lengths = None if lengths is None else lengths.unsqueeze(0)
+            reset = None if reset is None else reset.unsqueeze(1)
+            restart = tuple([t.unsqueeze(1) if t.dim() == 2 else t for t in restart])
+        elif self.batch_first and reset is not None and reset.dim() == 2:
+            reset = reset.transpose(0, 1)
+        return dict(lengths=lengths, reset=reset, reset_state=restart)
 
     def _check_dims(self, states: tuple[Tensor, ...], dim: int) -> None:
         """Raises torch's error unless all states have as many dimensions as the input."""
@@ -157,16 +186,12 @@ class Layers(nn.RNNBase):
             which = "" if len(states) == 1 else f"[{n}]"
             self.check_hidden_size(state, shape, f"Expected hidden{which} size {{}}, got {{}}")
 
-    def _run(
-        self, x: Tensor, states: Sequence[Tensor], pieces: list[tuple[int, int]] | None = None
-    ) -> functional.Results:
+    def _run(self, x: Tensor, states: Sequence[Tensor], **of_sequences: Any) -> functional.Results:
         one: Callable[..., functional.Results] | None = None
-        if pieces is not None:
-            one = functools.partial(packed.layer, pieces=pieces)
         if self.proj_size:
-            one = functools.partial(projection.layer, one=one or functional.layer, pieces=pieces)
+            one = functools.partial(projection.layer, one=functional.layer)
         if self.heads > 1:
-            one = functools.partial(of_heads.layer, one=one or functional.layer)
+            one = functools.partial(of_heads.layer, one=functional.layer)
         return functional.network(
             x,
             self._weights(),
@@ -179,6 +204,7 @@ class Layers(nn.RNNBase):
             recompute=self.recompute,
             one=one,
             more=1 if self.proj_size else 0,
+            **of_sequences,
         )
 
     def _weights(self) -> list[Any]:

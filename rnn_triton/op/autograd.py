@@ -18,8 +18,10 @@ from torch.autograd import forward_ad, profiler
 from torch.utils._pytree import tree_map_only
 
 from ..cells import reference
+from ..cells.sequences import Sequences
 from ..errors import UnsupportedError
 from ..launch.launcher import is_batched
+from ..launch.sequences import ALL
 from . import dropout as masks
 from . import network as ops
 from . import onnx_node
@@ -49,6 +51,16 @@ class _Facts:
     states: int  # how many are given
     kept: int = 0
     needs: Sequence[int] = ()  # those of network.Call.backward
+    sequences: tuple[bool, bool, int] | None = None  # lengths are given, resets are, and so many restart states, behind the weights
+
+    def cut(self, tensors: Sequence[Any]) -> tuple[Sequence[Any], Sequences]:
+        """Returns the weights, and what is given of sequences, of tensors that are both."""
+        if self.sequences is None:
+            return tensors, ALL
+        lengths, reset, restart = self.sequences
+        n = len(tensors) - lengths - reset - restart
+        given = iter(tensors[n:])
+        return tensors[:n], Sequences(next(given) if lengths else None, next(given) if reset else None, tuple(given))
 
 
 # ---- below autograd --------------------------------------------------------------------------------------------------
@@ -67,18 +79,41 @@ def _may_be_seen(*tensors: Tensor | None) -> bool:
     return x is None or is_batched(x) or not (x.is_cuda or x.is_cpu)  # is_batched of all tensors would take as long as the rest
 
 
-def _forward(x: Tensor, weights: Sequence[Tensor], states: States, seed: Tensor | None, net: Settings, keep: bool) -> ops.Results:
-    if _may_be_seen(x, *states, *weights):
+def _forward(
+    x: Tensor, weights: Sequence[Tensor], states: States, seed: Tensor | None, net: Settings, keep: bool, sequences: Sequences = ALL
+) -> ops.Results:
+    if _may_be_seen(x, *states, *weights, *_tensors(sequences)):
         with _below_autograd():
-            y, last, kept = ops.forward(x, weights, states, seed, *net, keep)
+            y, last, kept = ops.forward(x, weights, states, seed, *net, keep, *_arguments(sequences))
             if _are_transforms_active():  # vmap's are views, whose tangents would have to lie as they do
                 y, last, kept = y.detach(), [t.detach() for t in last], [t.detach() for t in kept]
             return y, tuple(last), kept
     layers = net.layers(weights)
     if len(layers) == 1 and x.numel():  # most calls, in less host time than by a Call
-        return ops.one_forward(x, layers[0], states, net, 0, keep)
+        return ops.one_forward(x, layers[0], states, net, 0, keep, sequences)
     with _below_autograd():
-        return ops.new_call((x, layers, states, seed, net)).forward(keep)
+        return ops.new_call((x, layers, states, seed, net, sequences)).forward(keep)
+
+
+def _tensors(sequences: Sequences) -> tuple[Tensor, ...]:
+    """Returns what is given of sequences, in the order of _Facts.sequences."""
+    if sequences is ALL:
+        return ()
+    lengths, reset, restart = sequences
+    return *[t for t in (lengths, reset) if t is not None], *restart
+
+
+def _given(sequences: Sequences) -> tuple[bool, bool, int] | None:
+    """Returns _Facts.sequences."""
+    if sequences is ALL:
+        return None
+    lengths, reset, restart = sequences
+    return lengths is not None, reset is not None, len(restart)
+
+
+def _arguments(sequences: Sequences) -> tuple[Any, ...]:
+    """Returns the last arguments of an op; none if they have their defaults."""
+    return () if sequences is ALL else (sequences.lengths, sequences.reset, list(sequences.restart) or None)
 
 
 def _backward(x: Tensor, seed: Any, dy: Any, facts: _Facts, *tensors: Any) -> tuple[Tensor | None, ...]:
@@ -87,16 +122,17 @@ def _backward(x: Tensor, seed: Any, dy: Any, facts: _Facts, *tensors: Any) -> tu
     i = len(net.no_states)
     j = i + facts.states
     k = j + facts.kept
-    dlast, states, kept, weights = tensors[:i], tensors[i:j], tensors[j:k], tensors[k:]
+    dlast, states, kept = tensors[:i], tensors[i:j], tensors[j:k]
+    weights, sequences = facts.cut(tensors[k:])
     with _below_autograd():
         seen = torch.compiler.is_compiling()  # compiled autograd, whose tracer would go through what follows
         for d in (dy, *dlast):
             seen = seen or (d is not None and is_batched(d))
         if not (seen or _may_be_seen(x, dy, *tensors)):
-            call = ops.new_call((x, net.layers(weights), states, seed, net))
+            call = ops.new_call((x, net.layers(weights), states, seed, net, sequences))
             dx, dstates, dweights = call.backward(kept, dy, dlast, needs, None)
             return dx, *dstates, *dweights
-        dx, dstates, dweights = ops.backward(x, weights, states, seed, *net, kept, dy, dlast, needs, None)
+        dx, dstates, dweights = ops.backward(x, weights, states, seed, *net, kept, dy, dlast, needs, None, *_arguments(sequences))
     return tuple([g if want else None for g, want in zip((dx, *dstates, *dweights), _wanted(facts), strict=True)])
 
 
@@ -119,10 +155,10 @@ def _wanted(facts: _Facts) -> list[bool]:
 
 
 def _reference(
-    x: Tensor, weights: Sequence[Tensor], seed: Tensor | None, net: Settings, number: int
+    x: Tensor, weights: Sequence[Tensor], seed: Tensor | None, net: Settings, number: int, sequences: Sequences
 ) -> Callable[..., tuple[Tensor, ...]]:
-    """Returns (x, *states, *weights) -> (y, *last states) by plain torch in at least fp32, with the operator's masks for tensors of
-    these sizes; `number` states are given."""
+    """Returns (x, *states, *restart states, *weights) -> (y, *last states) by plain torch in at least fp32, with the operator's masks
+    for tensors of these sizes; `number` states are given."""
     dtype, cell = x.dtype, net.described
     wide = torch.float32 if x.element_size() == 2 else dtype
     layers = len(weights) // net.tensors // net.directions
@@ -132,16 +168,24 @@ def _reference(
         shape = (*x.shape[:2], net.directions * weights[1].shape[-1])
         kept = [masks.mask(shape, dtype, seed, n, net.dropped) for n in range(layers - 1)]
 
-    def one(x: Tensor, layer: Layer, states: States, n: int) -> tuple[Tensor, States]:
-        x, (w_ih, w_hh, b_ih, b_hh, vectors), states = tree_map_only(Tensor, lambda t: t.to(wide), (x, layer, states))
-        return reference.recurrence(x, w_ih, w_hh, b_ih, b_hh, states, cell, net.reverse(n), vectors)
+    def one(x: Tensor, layer: Layer, states: States, restart: States, n: int) -> tuple[Tensor, States]:
+        given = (x, layer, states, restart)
+        x, (w_ih, w_hh, b_ih, b_hh, vectors), states, restart = tree_map_only(Tensor, lambda t: t.to(wide), given)
+        of_one = sequences._replace(restart=restart)
+        return reference.recurrence(x, w_ih, w_hh, b_ih, b_hh, states, cell, net.reverse(n), vectors, of_one)
 
     def between(y: Tensor, n: int) -> Tensor:
         return masks.drop_by_mask(y, kept[n], net.dropped) if kept else y
 
     def run(x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        states, weights = tensors[:number], tensors[number:]
-        y, last = in_turn(x, net.layers(weights), states, net.directions, one=one, between=between)
+        states, restart, weights = _cut(tensors, number, len(sequences.restart))
+        recurrences = net.layers(weights)
+
+        def of(n: int) -> States:
+            return restart if len(recurrences) == 1 else tuple([state[n] for state in restart])
+
+        in_place = lambda x, layer, states, n: one(x, layer, states, of(n), n)  # noqa: E731
+        y, last = in_turn(x, recurrences, states, net.directions, one=in_place, between=between)
         return tuple([t.to(dtype) for t in (y, *last)])
 
     return run
@@ -203,8 +247,8 @@ class _Fast(torch.autograd.Function):
 
 
 class NetworkBackward(_Fast):
-    """(dx, the gradients of the states, those of all layers) of (x, seed, dy, facts, *dlast, *states, *kept, *weights), None where none
-    is needed.
+    """(dx, the gradients of the states, those of all layers) of (x, seed, dy, facts, *dlast, *states, *kept, *weights) and behind them
+    what is given of sequences, None where none is needed.
 
     Its derivatives are those of the reference's gradients, as functions of all but `kept`, which follows from the rest."""
 
@@ -225,35 +269,41 @@ class NetworkBackward(_Fast):
 
     @staticmethod
     def _gradients(ctx: Any) -> tuple[_Function, list[bool]]:
-        """Returns the gradients that were needed as a function of (x, dy, *dlast, *states, *weights), and which of them those are."""
+        """Returns the gradients that were needed as a function of (x, dy, *dlast, *states, *restart states, *weights), and which of them
+        those are."""
         seed, *tensors = ctx.saved_tensors
         net, number = ctx.facts.net, len(ctx.facts.net.no_states)
-        reference = _reference(tensors[0], tensors[2 + number + ctx.facts.states :], seed, net, ctx.facts.states)
-        wanted = _wanted(ctx.facts)
         given = ctx.facts.states
+        data, tensors = _cut(tensors, 2 + number + given)
+        weights, sequences = ctx.facts.cut(tensors)
+        reference = _reference(data[0], weights, seed, net, given, sequences)
+        wanted = _wanted(ctx.facts)
 
         def run(x: Tensor, dy: Tensor | None, *others: Any) -> tuple[Tensor, ...]:
             dlast, inputs = _cut(others, number)
             dx, *gradients = _Function(reference, (x, *inputs)).pull_back((dy, *dlast))
-            dstates, dweights = _cut(gradients, given)
+            dstates, _, dweights = _cut(gradients, given, len(sequences.restart))
             results = [dx, *(dstates or [None] * number)]
             for n in range(0, len(dweights), net.tensors):
                 results += _spread_biases(dweights[n : n + net.tensors], net)
             return tuple([g for g, want in zip(results, wanted, strict=True) if want])  # type: ignore[misc]
 
-        return _Function(run, tensors), wanted
+        return _Function(run, (*data, *sequences.restart, *weights)), wanted
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         gradients, wanted = NetworkBackward._gradients(ctx)
         x, dy, *others = gradients.pull_back([c for c, want in zip(cotangents, wanted, strict=True) if want])
-        data, weights = _cut(others, len(ctx.facts.net.no_states) + ctx.facts.states)
-        return x, None, dy, None, *data, *[None] * ctx.facts.kept, *weights
+        lengths, reset, restart = ctx.facts.sequences or (False, False, 0)
+        data, _, weights = _cut(others, len(ctx.facts.net.no_states) + ctx.facts.states, restart)
+        return x, None, dy, None, *data, *[None] * ctx.facts.kept, *weights, *[None] * (lengths + reset + restart)
 
     @staticmethod
     def jvp(ctx: Any, x: Any, _seed: Any, dy: Any, _facts: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
         gradients, wanted = NetworkBackward._gradients(ctx)
-        pushed = iter(gradients.push_forward((x, dy, *NetworkBackward._without_kept(ctx.facts, tangents))))
+        data, tangents = _cut(NetworkBackward._without_kept(ctx.facts, tangents), len(ctx.facts.net.no_states) + ctx.facts.states)
+        weights, sequences = ctx.facts.cut(tangents)
+        pushed = iter(gradients.push_forward((x, dy, *data, *sequences.restart, *weights)))
         return tuple([next(pushed) if want else None for want in wanted])
 
 
@@ -267,11 +317,12 @@ def _spread_biases(dweights: list[Any], net: Settings) -> list[Any]:
 
 
 class Network(_Fast):
-    """(y, *last states, *kept) of (x, seed, facts, *states, *weights)."""
+    """(y, *last states, *kept) of (x, seed, facts, *states, *weights) and behind them what is given of sequences."""
 
     @staticmethod
     def forward(x: Tensor, seed: Tensor | None, facts: _Facts, *tensors: Tensor) -> tuple[Tensor, ...]:
-        y, last, kept = _forward(x, tensors[facts.states :], tensors[: facts.states], seed, facts.net, True)
+        weights, sequences = facts.cut(tensors[facts.states :])
+        y, last, kept = _forward(x, weights, tensors[: facts.states], seed, facts.net, True, sequences)
         return y, *last, *kept
 
     @staticmethod
@@ -279,47 +330,53 @@ class Network(_Fast):
         x, seed, facts = inputs[:3]
         n = 3 + facts.states
         kept = output[1 + len(facts.net.no_states) :]
-        _save(ctx, x, inputs[3:n], seed, facts, inputs[n:], output[0], kept, True)
+        weights, sequences = facts.cut(inputs[n:])
+        _save(ctx, x, inputs[3:n], seed, facts, weights, sequences, output[0], kept, True)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, *cotangents: Any) -> tuple[Tensor | None, ...]:
         needed, n = ctx.needs_input_grad, 3 + ctx.facts.states
         dlast = cotangents[: len(ctx.facts.net.no_states)]
-        dx, dstates, dweights = _differentiate(ctx, dy, dlast, needed[0], needed[3:n], needed[n:])
-        return dx, None, None, *dstates, *dweights
+        for_weights, _ = ctx.facts.cut(needed[n:])
+        dx, dstates, dweights = _differentiate(ctx, dy, dlast, needed[0], needed[3:n], for_weights)
+        return dx, None, None, *dstates, *dweights, *[None] * (len(needed) - n - len(for_weights))
 
     @staticmethod
     def jvp(ctx: Any, x: Any, _seed: Any, _facts: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
         facts = ctx.facts
-        x_, seed, states, kept, weights = _saved(ctx)
-        function = _Function(_reference(x_, weights, seed, facts.net, facts.states), (x_, *states, *weights))
+        x_, seed, states, kept, weights, sequences = _saved(ctx)
+        run = _reference(x_, weights, seed, facts.net, facts.states, sequences)
+        function = _Function(run, (x_, *states, *sequences.restart, *weights))
+        of_weights, of_sequences = facts.cut(tangents[facts.states :])
+        pushed = function.push_forward((x, *tangents[: facts.states], *of_sequences.restart, *of_weights))
         # the rule of vmap that torch makes takes what is kept as differentiable, whatever it is marked as
-        return *function.push_forward((x, *tangents)), *[torch.zeros_like(t) for t in kept[ctx.own :]]
+        return *pushed, *[torch.zeros_like(t) for t in kept[ctx.own :]]
 
 
 _apply_network: Any = super(torch.autograd.Function, Network).apply  # type: ignore[misc]  # as _Fast, in less host time
 
 
 def _save(
-    ctx: Any, x: Tensor, states: Any, seed: Any, facts: _Facts, weights: Sequence[Tensor], y: Tensor, kept: Sequence[Tensor], keep: bool
-) -> None:
+    ctx: Any, x: Tensor, states: Any, seed: Any, facts: _Facts, weights: Sequence[Tensor], sequences: Sequences, y: Tensor,
+    kept: Sequence[Tensor], keep: bool,
+) -> None:  # fmt: skip
     net = facts.net
     ctx.own = int(len(weights) == net.tensors * net.directions)  # y of one layer is what the layer above would read
     kept = (y, *kept) if ctx.own else kept
     facts.kept = len(kept)
     ctx.facts, ctx.keep = facts, keep
     ctx.set_materialize_grads(False)  # an unused y or last state gives None, not a tensor of zeros
-    saved = (x, seed, *states, *kept, *weights)
+    saved = (x, seed, *states, *kept, *weights, *_tensors(sequences))
     ctx.save_for_backward(*saved)
     if forward_ad._current_level >= 0 or _are_transforms_active():  # else nobody asks for jvp
         ctx.save_for_forward(*saved)
 
 
 def _saved(ctx: Any) -> Any:
-    """Returns x, the seed, the states, what is kept and the weights, as `_save` has saved them."""
+    """Returns x, the seed, the states, what is kept, the weights and sequences, as `_save` has saved them."""
     tensors, n = ctx.saved_tensors, 2 + ctx.facts.states
     kept = n + ctx.facts.kept
-    return tensors[0], tensors[1], tensors[2:n], tensors[n:kept], tensors[kept:]
+    return tensors[0], tensors[1], tensors[2:n], tensors[n:kept], *ctx.facts.cut(tensors[kept:])
 
 
 def _differentiate(
@@ -328,10 +385,10 @@ def _differentiate(
     """Returns the gradients of x, the states that are given and the weights, None where none is needed."""
     if dy is None and all([d is None for d in dlast]):
         return None, [None] * len(for_states), [None] * len(for_weights)
-    x, seed, states, kept, weights = _saved(ctx)
+    x, seed, states, kept, weights, sequences = _saved(ctx)
     net = ctx.facts.net
     if not ctx.keep:  # a program that was exported as one that asks for no gradients
-        y, _, kept = _forward(x, weights, states, seed, net, True)
+        y, _, kept = _forward(x, weights, states, seed, net, True, sequences)
         kept = [y, *kept] if ctx.own else kept
     needs = [for_x * DX | any(for_states) * DH0]
     count, biases = net.tensors, 2 + net.b_ih + net.b_hh
@@ -339,8 +396,8 @@ def _differentiate(
         of = for_weights[n : n + count]
         needs.append(of[0] * DW_IH | of[1] * DW_HH | any(of[2:biases]) * DB | any(of[biases:]) * DV)
     run = NetworkBackward.apply if _is_grad_enabled() else _backward  # create_graph
-    facts = _Facts(net, len(states), len(kept), needs)
-    gradients = run(x, seed, dy, facts, *dlast, *states, *kept, *weights)
+    facts = _Facts(net, len(states), len(kept), needs, ctx.facts.sequences)
+    gradients = run(x, seed, dy, facts, *dlast, *states, *kept, *weights, *_tensors(sequences))
     first, count = 1 + len(net.no_states), len(net.gradients)
     last_bias = 3 if net.described.split else 2
     dweights: list[Tensor | None] = []
@@ -362,15 +419,18 @@ def _needed(gradients: Sequence[Tensor | None], wanted: Sequence[bool]) -> list[
 
 
 def _setup_op(ctx: Any, inputs: tuple, output: ops.Results) -> None:
-    x, weights, states, seed, *settings, keep = inputs
+    x, weights, states, seed, *settings, keep, lengths, reset, restart = inputs
     y, _, kept = output
-    _save(ctx, x, states, seed, _Facts(Settings(*settings), len(states)), weights, y, kept, keep)
+    sequences = ops.sequences_of(lengths, reset, restart)
+    facts = _Facts(Settings(*settings), len(states), sequences=_given(sequences))
+    _save(ctx, x, states, seed, facts, weights, sequences, y, kept, keep)
 
 
 def _differentiate_op(ctx: Any, dy: Tensor | None, dlast: Any, _: Any) -> tuple[Any, ...]:
     for_x, for_weights, for_states, *_others = ctx.needs_input_grad
     dx, dstates, dweights = _differentiate(ctx, dy, dlast, for_x, for_states, for_weights)
-    return dx, dweights, dstates, *[None] * (len(Settings._fields) + 2)
+    restart = (ctx.facts.sequences or (False, False, 0))[2]
+    return dx, dweights, dstates, *[None] * (len(Settings._fields) + 4), [None] * restart or None
 
 
 torch.library.register_autograd("rnn_triton::forward", _differentiate_op, setup_context=_setup_op)
@@ -397,9 +457,11 @@ setattr(_only_maps, "_dynamo_marked_constant", True)
 
 
 def network(
-    x: Tensor, weights: Sequence[Tensor], states: States, seed: Tensor | None, net: Settings
+    x: Tensor, weights: Sequence[Tensor], states: States, seed: Tensor | None, net: Settings, sequences: Sequences = ALL
 ) -> tuple[Tensor, States]:
-    """Returns (y, last states) of network.py, differentiable to any order, under every transform; `states` are () for zeros."""
+    """Returns (y, last states) of network.py, differentiable to any order, under every transform; `states` are () for zeros.
+
+    UnsupportedError: a network is exported to ONNX with sequences."""
     last: Sequence[Tensor]
     recording = _is_grad_enabled() and (weights[0].requires_grad or any([t.requires_grad for t in (x, *states, *weights)]))
     if torch.compiler.is_compiling():
@@ -407,23 +469,26 @@ def network(
         if _are_transforms_active() and (to_onnx or not _only_maps()):
             # compile(grad(f)), compile(jvp(f)): Dynamo can take neither the Functions above nor the op's
             # autograd through torch.func's transforms; tangents would even come out as zeros
-            y, *outputs = _reference(x, weights, None, net, len(states))(x, *states, *weights)
-            last = outputs
+            run = _reference(x, weights, None, net, len(states), sequences)
+            y, *last = run(x, *states, *sequences.restart, *weights)
         elif to_onnx:
+            if sequences is not ALL:
+                raise UnsupportedError(onnx_node.NO_SEQUENCES)
             return onnx_node.network(x, weights, states, net, between=lambda y, _: y)
         else:
-            y, last, _ = ops.forward(x, weights, states, seed, *net, recording)
+            y, last, _ = ops.forward(x, weights, states, seed, *net, recording, *_arguments(sequences))
     elif _is_tracing():  # what a Function does would be traced through, and the kernels with it
         if torch.onnx.is_in_onnx_export():
             raise UnsupportedError(onnx_node.LEGACY)
-        y, last, _ = ops.forward(x, weights, states, seed, *net, False)
+        y, last, _ = ops.forward(x, weights, states, seed, *net, False, *_arguments(sequences))
     elif _are_transforms_active() and _nests_forward_mode():
-        y, *outputs = _reference(x, weights, seed, net, len(states))(x, *states, *weights)
-        last = outputs
+        run = _reference(x, weights, seed, net, len(states), sequences)
+        y, *last = run(x, *states, *sequences.restart, *weights)
     elif recording or forward_ad._current_level >= 0 or _are_transforms_active() and (_is_grad_enabled() or not _only_maps()):
         apply = Network.apply if _are_transforms_active() else _apply_network
-        y, *outputs = apply(x, seed, _Facts(net, len(states)), *states, *weights)
+        facts = _Facts(net, len(states), sequences=_given(sequences))
+        y, *outputs = apply(x, seed, facts, *states, *weights, *_tensors(sequences))
         last = outputs[: len(net.no_states)]
     else:
-        y, last, _ = _forward(x, weights, states, seed, net, False)
+        y, last, _ = _forward(x, weights, states, seed, net, False, sequences)
     return y, tuple(last)

@@ -1,4 +1,5 @@
-"""vmap over the ops: data joins the batch, weights make an ensemble, and dropout, whose masks go by place, goes sample by sample."""
+"""vmap over the ops: data joins the batch, weights make an ensemble, and dropout, whose masks go by place, goes sample by sample, as do
+models whose sequences end or begin anew at other steps."""
 
 from __future__ import annotations
 
@@ -68,37 +69,69 @@ def _unzip(results: list[Any]) -> tuple[Any, Any]:
     return tuple(zip(*both))  # type: ignore[return-value]
 
 
+_COUNT = 4 + len(Settings._fields)  # arguments that both ops begin with
+
+
+def _join_rows(t: Tensor | None, mapped: int | None, n: int) -> Tensor | None:
+    """Returns what `_join` does, of lengths[B] or reset[T,B]."""
+    return None if t is None else _join(t.unsqueeze(-1), mapped, n).squeeze(-1)
+
+
+def _joined_sequences(sequences: Any, dims: Any, n: int) -> tuple[Any, ...]:
+    lengths, reset, restart = sequences
+    return _join_rows(lengths, dims[0], n), _join_rows(reset, dims[1], n), _join(restart, dims[2], n)
+
+
+def _goes_one_by_one(n: int, dims: tuple, arguments: tuple) -> bool:
+    """True if the samples cannot be one call: with dropout, and models of which each has lengths or resets of its own."""
+    seed, (lengths, reset, _) = arguments[3], dims[-3:]
+    apart = (lengths is not None or reset is not None) and any(d is not None for d in dims[1])
+    return n > 0 and (seed is not None or apart)  # of none nothing is dropped
+
+
+def _complete(count: int, dims: tuple, arguments: tuple) -> tuple[tuple, tuple]:
+    """Returns (dims, arguments) with all `count` arguments, the last ones of which may have been left out."""
+    defaults = (None, None, None)[len(arguments) - count :] if len(arguments) < count else ()
+    return (*dims, *defaults), (*arguments, *defaults)
+
+
 def _forward(info: Any, dims: tuple, *arguments: Any) -> tuple[Any, Any]:
-    x, weights, states, seed, *settings = arguments
-    n = info.batch_size
-    if seed is not None and n:  # of none nothing is dropped
+    dims, arguments = _complete(_COUNT + 4, dims, arguments)
+    x, weights, states, _, *settings, lengths, reset, restart = arguments
+    n, sequences = info.batch_size, (lengths, reset, restart)
+    if _goes_one_by_one(n, dims, arguments):
         return _one_by_one(network.forward, n, dims, arguments)
     B, nested = _sizes(x, dims[0])
     if any(d is not None for d in dims[1]):
         tensors = [_stack(t, d, n, nested) for t, d in zip((x, weights, states), dims)]
-        outputs, apart = network.forward(*tensors, None, *settings), lambda t: _unstack(t, n, nested)
+        sequences = (lengths, reset, _stack(restart, dims[-1], n, nested))
+        outputs, apart = network.forward(*tensors, None, *settings, *sequences), lambda t: _unstack(t, n, nested)
     else:
-        outputs = network.forward(_join(x, dims[0], n), weights, _join(states, dims[2], n), None, *settings)
+        joined, sequences = _join(states, dims[2], n), _joined_sequences(sequences, dims[-3:], n)
+        outputs = network.forward(_join(x, dims[0], n), weights, joined, None, *settings, *sequences)
         apart = lambda t: _part(t, n, B)  # noqa: E731
     return _unzip([[apart(t) for t in o] if isinstance(o, list) else apart(o) for o in outputs])
 
 
 def _backward(info: Any, dims: tuple, *arguments: Any) -> tuple[Any, Any]:
-    x, weights, states, seed, *settings, kept, dy, dlast, needs, groups = arguments
-    n = info.batch_size
-    if seed is not None and n:
+    dims, arguments = _complete(_COUNT + 8, dims, arguments)
+    x, weights, states, _, *settings, kept, dy, dlast, needs, groups, lengths, reset, restart = arguments
+    n, sequences = info.batch_size, (lengths, reset, restart)
+    if _goes_one_by_one(n, dims, arguments):
         return _one_by_one(network.backward, n, dims, arguments)
     B, nested = _sizes(x, dims[0])
-    of_outputs, output_dims = (kept, dy, dlast), dims[-5:-2]
+    of_outputs, output_dims = (kept, dy, dlast), dims[-8:-5]
     if any(d is not None for d in dims[1]):
         tensors = [_stack(t, d, n, nested) for t, d in zip((x, weights, states), dims)]
         of_outputs = [_stack(t, d, n, nested) for t, d in zip(of_outputs, output_dims)]  # type: ignore[assignment]
-        results = network.backward(*tensors, None, *settings, *of_outputs, needs, groups)
+        sequences = (lengths, reset, _stack(restart, dims[-1], n, nested))
+        results = network.backward(*tensors, None, *settings, *of_outputs, needs, groups, *sequences)
         data_part = weight_part = lambda t: _unstack(t, n, nested)  # noqa: E731
     else:
         of_outputs = [_join(t, d, n) for t, d in zip(of_outputs, output_dims)]  # type: ignore[assignment]
         x, states = _join(x, dims[0], n), _join(states, dims[2], n)
-        results = network.backward(x, weights, states, None, *settings, *of_outputs, needs, n * (groups or 1))
+        sequences = _joined_sequences(sequences, dims[-3:], n)
+        results = network.backward(x, weights, states, None, *settings, *of_outputs, needs, n * (groups or 1), *sequences)
         data_part = lambda t: _part(t, n, B)  # noqa: E731
         dim = int(nested)  # behind the models
         weight_part = lambda t: (t if groups is None else t.unflatten(dim, (n, groups)), dim)  # noqa: E731

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
+from ..cells.sequences import Sequences
 from ..launch import gemm
+from ..launch.sequences import ALL
+from ..launch.sequences import before as states_before
 
 # Gradients that are asked for, added up in `needs`: what is frozen, or needs no gradient, costs no GEMM.
 DX, DW_IH, DW_HH, DB, DH0, DV = 1, 2, 4, 8, 16, 32  # DH0: of all first states, DV: of all vectors
@@ -19,7 +23,7 @@ Gradients = tuple[Tensor | None, ...]
 class Saved:
     """A layer in one direction as its backward pass finds it; shapes as in functional.rnn, those of an ensemble with M in front."""
 
-    x: Tensor | Callable[[], Tensor]  # or a function that makes it, called where DW_IH is asked for
+    x: Tensor | Callable[[], Tensor]  # or a function that makes it, called where DW_IH is asked for; finite beyond a length
     w_ih: Tensor
     w_hh: Tensor
     h0: Tensor | None
@@ -27,8 +31,12 @@ class Saved:
     reverse: bool
     precision: str | None
     needs: int
+    sequences: Sequences = ALL
+    read: Tensor | None = None  # [..,T,B,H], h that each step read, where it is given and not to be found in y and h0
 
-    def gradients(self, da: Tensor, groups: int | None = None, carried: Tensor | None = None) -> Gradients:
+    def gradients(
+        self, da: Tensor, groups: int | None = None, carried: Tensor | None = None, dhn: Tensor | None = None
+    ) -> Gradients:
         """Returns (dx, dw_ih, dw_hh, db, dh0) from da[..,T,B,P*H], each None unless `needs` asks for it:
 
             dx = da W_ih    dh0 = da_first W_hh    dw_ih = sum over t of da_t^T x_t    dw_hh = sum of da_t^T h_{t-1}    db = sum of da_t
@@ -37,12 +45,15 @@ class Saved:
         of all gates; its biases have gradients of their own, (dx, dw_ih, dw_hh, db_ih, db_hh, dh0).  `carried` is what dh0 has
         besides, if it carries h: the launch's, [..,B,H].
 
+        Of `sequences` h_{t-1} is h0 in the first step of a row and the restart state where it begins anew, and da_first is that of the
+        row's first step.  Rows without steps leave h0 as it is: their dh0 is `dhn`, the gradient of the last h, None for zeros.
+
         With `groups` = N the batch is N equal parts, and dw_ih[..,N,G*H,I], dw_hh[..,N,G*H,H] and db[..,N,G*H] come separately for each.
 
         Weight gradients and dh0 are accumulated in fp32 and rounded once: into 16 bits cuBLAS may add up parts of a long sum,
         T B of them, that it has rounded to 16 bits."""
         if groups is not None:
-            return self._in_groups(da, groups, carried)
+            return self._in_groups(da, groups, carried, dhn)
         needs, precision = self.needs, self.precision
         dx = dw_ih = dw_hh = db = dh0 = None
         gates = self.w_hh.shape[-2]  # times H, as all of these
@@ -55,13 +66,20 @@ class Saved:
             x = self.x if isinstance(self.x, Tensor) else self.x()
             dw_ih = gemm.wide(by_x.mT, _rows(x), precision).to(da.dtype)
         if needs & DW_HH:
-            dw_hh = self._dw_hh(by_h, da.shape[-2])
+            read = self._read() if self.read is None else self.read
+            if read is None:
+                dw_hh = self._dw_hh(by_h, da.shape[-2])
+            else:
+                dw_hh = gemm.wide(by_h.mT, read.flatten(-3, -2), precision).to(da.dtype)
         if needs & DB:
             db = rows.sum(-2)
         if needs & DH0:
-            first = da.select(-3, -1 if self.reverse else 0)
+            first = da.select(-3, -1 if self.reverse else 0) if self.sequences is ALL else self._first(da)
             dh0 = gemm.wide(first.narrow(-1, 0, gates) if split else first, self._split_first(split), precision)
-            dh0 = (dh0 if carried is None else dh0 + carried).to(da.dtype)
+            dh0 = dh0 if carried is None else dh0 + carried
+            if self.sequences.lengths is not None and dhn is not None:
+                dh0 = dh0 + torch.where((self.sequences.lengths == 0).unsqueeze(-1), dhn, 0)
+            dh0 = dh0.to(da.dtype)
         if not split:
             return dx, dw_ih, dw_hh, db, dh0
         # the split gates come last in weights
@@ -73,15 +91,42 @@ class Saved:
         """Returns W_hh with its last `split` rows, those of split gates, before all others."""
         return self.w_hh.roll(split, -2) if split else self.w_hh
 
-    def _in_groups(self, da: Tensor, groups: int, carried: Tensor | None) -> Gradients:
+    def _first(self, da: Tensor) -> Tensor:
+        """Returns da of the step of each row that read h0; zeros where none did."""
+        lengths, reset, _ = self.sequences
+        if self.reverse and lengths is not None:
+            at = (lengths.long() - 1).clamp_min(0)
+            first = da.gather(-3, at.view(-1, 1).expand(*da.shape[:-3], 1, -1, da.shape[-1])).squeeze(-3)
+        else:
+            first = da.select(-3, -1 if self.reverse else 0)
+        if reset is not None and not self.reverse:  # backwards in time the first step of a row never begins anew
+            first = torch.where(reset[0].unsqueeze(-1), 0, first)
+        return first
+
+    def _read(self) -> Tensor | None:
+        """Returns h_{t-1} as each step read it, in a copy; None if it is y of the step before, and h0 in the first step of all rows.
+
+        A copy of y costs a pass over T*B*H values; to correct a product with y would cost another product, as nobody knows on the host
+        where sequences begin anew, and da, of which rows could be masked instead, has as many columns for each gate."""
+        lengths, reset, restart = self.sequences
+        # beyond a length y is zero, so in reverse only h0 is not found in it
+        if reset is None and (lengths is None or not self.reverse or self.h0 is None):
+            return None
+        return states_before(self.y, self.h0, restart[0] if restart else None, self.sequences, self.reverse)
+
+    def _in_groups(self, da: Tensor, groups: int, carried: Tensor | None, dhn: Tensor | None) -> Gradients:
         def parts(t: Tensor, dims: int) -> Tensor:
             """Returns the last `dims` dimensions of t, the batch (next to last) in equal parts: [M G,..]"""
             return t.unflatten(-2, (groups, t.shape[-2] // groups)).movedim(-3, -dims - 1).flatten(0, -dims - 1)
 
-        dx, *_, dh0 = replace(self, needs=self.needs & (DX | DH0)).gradients(da, None, carried)
+        dx, *_, dh0 = replace(self, needs=self.needs & (DX | DH0)).gradients(da, None, carried, dhn)
         x = self.x if isinstance(self.x, Tensor) else self.x()
         h0 = None if self.h0 is None else parts(self.h0, 2)
-        apart = replace(self, x=parts(x, 3), h0=h0, y=parts(self.y, 3), needs=self.needs & ~(DX | DH0))
+        read = self._read()
+        apart = replace(
+            self, x=parts(x, 3), h0=h0, y=parts(self.y, 3), needs=self.needs & ~(DX | DH0), sequences=ALL,
+            read=None if read is None else parts(read, 3),
+        )  # fmt: skip
         dweights = apart.gradients(parts(da, 3))[1:-1]
         return dx, *(g if g is None else g.unflatten(0, (*da.shape[:-3], groups)) for g in dweights), dh0
 

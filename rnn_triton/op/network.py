@@ -13,6 +13,9 @@ Arguments are taken as valid here: `functional` checks them.  `weights` are thos
 (layers.py).  Of L layers in D directions: x[T,B,I], each state and last state [L*D,B,H], y[T,B,D*H], kept a list of y of several
 layers [L,T,B,D*H] and, where kernels run a cell that keeps K tiles, those of each recurrence [T,B,K*H]; of one recurrence states lack
 the L*D.  An ensemble has M in front of every shape, by stride 0 where the models share a tensor.  One dtype throughout.
+
+Sequences that end early or begin anew (cells/sequences.py) come with lengths that have been clamped to 0 .. T; layers, directions and models
+share lengths and resets, and the restart states have the shapes of the first ones.  They are no parameters: nothing returns gradients of them.
 """
 
 from __future__ import annotations
@@ -27,9 +30,12 @@ from torch import Tensor
 from torch.utils._pytree import tree_map, tree_map_only
 from torch.utils.flop_counter import register_flop_formula
 
+from ..cells.sequences import Sequences
 from ..errors import UnsupportedError
 from ..launch import dispatch, gemm, recompute
 from ..launch.launcher import has_kernels
+from ..launch.sequences import ALL
+from ..launch.sequences import given as names_of
 from ..plan import hardware
 from ..plan.problem import DTYPES, ONE, Bundle, Problem
 from ..plan.sharing import launches
@@ -50,14 +56,15 @@ class Call(NamedTuple):
     states: States  # () for zeros
     seed: Tensor | None
     net: Settings
+    sequences: Sequences = ALL
 
     def forward(self, keep: bool) -> Results:
         """Returns (y, the last states, kept); kept is [] without `keep`."""
-        x, layers, states, _, net = self
+        x, layers, states, _, net, sequences = self
         if x.numel() == 0:  # no batch, or no models
             return self.empty_forward(keep)
         if len(layers) == 1:
-            return one_forward(x, layers[0], states, net, 0, keep)
+            return one_forward(x, layers[0], states, net, 0, keep, sequences)
         return self._decided(lambda bundles: self._forward_in(bundles, keep))
 
     def backward(
@@ -69,13 +76,15 @@ class Call(NamedTuple):
         kept[0] is y of every layer; of one layer, of which the forward pass keeps none, y itself.  dy or some of dlast, the gradients of
         the last states, may be None, not all.  With `groups` = G the batch is G equal parts, and gradients of weights come separately
         for each, [G,..]; of an ensemble [M,G,..]."""
-        x, layers, states, _, net = self
+        x, layers, states, _, net, sequences = self
         if kept[0].numel() == 0:
             return tree_map_only(Tensor, Tensor.zero_, self.empty_backward(kept, dy, dlast, needs, groups))
         if len(layers) == 1:
             y, *tiles = kept
             w_ih, w_hh, *_ = layers[0]
-            saved = Saved(x, w_ih, w_hh, states[0] if states else None, y, net.reverse(0), net.precision, needs[0] | needs[1])
+            below: Any = x if sequences is ALL else functools.partial(_live, x, sequences)
+            h0 = states[0] if states else None
+            saved = Saved(below, w_ih, w_hh, h0, y, net.reverse(0), net.precision, needs[0] | needs[1], sequences)
             return _one_backward(saved, layers[0], states, tiles, dy, dlast, net, groups)
         return self._decided(lambda bundles: self._backward_in(bundles, kept, dy, dlast, needs, groups))
 
@@ -92,15 +101,16 @@ class Call(NamedTuple):
                 tried = bundles
 
     def _launches(self) -> tuple[Bundle, ...]:
-        x, layers, _, _, net = self
+        x, layers, _, _, net, sequences = self
         if not has_kernels(x) or x.dim() == 4:  # launches of several recurrences take no ensembles
             return (ONE,) * len(layers)
         _, B, I = x.shape
-        problem = Problem("forward", B, I, layers[0].w_hh.shape[-1], DTYPES[x.dtype], net.precision, net.cell)
+        H, dtype = layers[0].w_hh.shape[-1], DTYPES[x.dtype]
+        problem = Problem("forward", B, I, H, dtype, net.precision, net.cell, sequences=names_of(sequences))
         return launches(problem, len(layers) // net.directions, net.directions == 2, net.dropped > 0, hardware.of(x.device))
 
     def _forward_in(self, bundles: Sequence[Bundle], keep: bool) -> Results:
-        x, layers, states, seed, net = self
+        x, layers, states, seed, net, sequences = self
         together = bundles[0].count == len(layers)  # what the one launch leaves is what is kept
         several = len(layers) > net.directions
         of_all = self._empty_ys() if keep and several and not together else []  # y of every layer
@@ -111,8 +121,9 @@ class Call(NamedTuple):
         for bundle in bundles:
             layer = n // net.directions
             h = _states(states, n, bundle.count)
+            of_launch = _sequences(sequences, n, bundle.count)
             if bundle.count == 1:
-                y, after, tiles = one_forward(x, layers[n], h, net, n, keep)
+                y, after, tiles = one_forward(x, layers[n], h, net, n, keep, of_launch)
                 # [layers of the launch,T,B,D*H]
                 ys, after = y.unsqueeze(-4), tuple([s.unsqueeze(-3) for s in after])
             else:
@@ -120,8 +131,9 @@ class Call(NamedTuple):
                 vectors = _vectors(layers[n : n + bundle.count])
                 dropout = (seed, net.dropped) if bundle.linked else ()
                 settings = (net.cell, net.reverse(n), net.precision, _how(keep, net), vectors, (bundle, layer))
-                y, after, of_launch = dispatch.forward(x, *columns, h or net.no_states, *settings, *dropout)  # type: ignore[misc, arg-type]
-                ys, tiles = y if bundle.linked else y[None], [] if of_launch is None else list(of_launch.flatten(-2))
+                given: Any = (x, *columns, h or net.no_states, *settings, *dropout)
+                y, after, kept_tiles = dispatch.forward(*given, sequences=of_launch)
+                ys, tiles = y if bundle.linked else y[None], [] if kept_tiles is None else list(kept_tiles.flatten(-2))
             last.append(after)
             kept += tiles
             n += bundle.count
@@ -152,7 +164,7 @@ class Call(NamedTuple):
         needs: Sequence[int],
         groups: int | None,
     ) -> Gradients:
-        x, layers, states, seed, net = self
+        x, layers, states, seed, net, sequences = self
         data, *needs = needs
         H = layers[0].w_hh.shape[-1]
         ys, *tiles = kept
@@ -176,11 +188,12 @@ class Call(NamedTuple):
                     y = y.chunk(2, -1)[half]
                     y = y if both else y.contiguous()
                 wanted = needs[i] | data & DH0 | (DX if passes and i == n and not both else 0)
-                below: Any = x
+                below: Any = x if sequences is ALL else functools.partial(_live, x, sequences)
                 if number:  # dropped only where it is looked at
                     below = functools.partial(self._dropped, outputs[number - 1], number - 1)
                 h0 = states[0].select(-3, i) if states else None
-                launched.append(Saved(below, layers[i].w_ih, layers[i].w_hh, h0, y, net.reverse(i), net.precision, wanted))
+                of_one = _sequences(sequences, i)
+                launched.append(Saved(below, layers[i].w_ih, layers[i].w_hh, h0, y, net.reverse(i), net.precision, wanted, of_one))
             d = _states(dlast, n, bundle.count)
             if bundle.count == 1:
                 half_dy = dy if dy is None or net.directions == 1 else dy[..., direction * H : (direction + 1) * H]
@@ -191,10 +204,11 @@ class Call(NamedTuple):
                 w_hh = [one.w_hh for one in launched]
                 settings = (net.cell, net.reverse(n), net.precision, _vectors(layers[n:above]), (bundle, layer))
                 of_launch = _kept(launched, layers[n:above], [_states(states, i) for i in range(n, above)], tiles[n:above], net)
-                da, carried = dispatch.backward(w_hh, y, of_launch, dy, d, *settings, *linked)
+                da, carried = dispatch.backward(w_hh, y, of_launch, dy, d, *settings, *linked, sequences=sequences)
                 das = da.unbind(0 if bundle.linked else 2)
                 parts = zip(*[[None] * bundle.count if c is None else c for c in carried])
-                results = [_results(one, da_n, carried_n, net, groups) for one, da_n, carried_n in zip(launched, das, parts, strict=True)]
+                of_each = zip(launched, das, parts, [None] * bundle.count if d[0] is None else d[0], strict=True)
+                results = [_results(*one, net, groups) for one in of_each]
 
             for _, of_states, dweights in reversed(results):
                 weights += reversed(dweights)
@@ -282,14 +296,17 @@ class Call(NamedTuple):
 new_call: Callable[..., Call] = functools.partial(tuple.__new__, Call)
 
 
-def one_forward(x: Tensor, layer: Layer, states: States, net: Settings, n: int, keep: bool) -> Results:
+def one_forward(
+    x: Tensor, layer: Layer, states: States, net: Settings, n: int, keep: bool, sequences: Sequences = ALL
+) -> Results:
+    """Returns Call.forward(keep) of the n-th recurrence by itself; `sequences` are those of it alone."""
     reverse = net.direction != "forward" and net.reverse(n)
     if not has_kernels(x):
-        return *on_cpu.forward(x, layer, states, net.described, reverse), []
+        return *on_cpu.forward(x, layer, states, net.described, reverse, sequences), []
     w_ih, w_hh, b_ih, b_hh, vectors = layer
     y, last, tiles = dispatch.forward(
         x, w_ih, w_hh, b_ih, b_hh, states or net.no_states, net.cell, reverse, net.precision, _how(keep, net) if net.recompute else keep,
-        _vectors([layer]) if vectors else None,
+        _vectors([layer]) if vectors else None, sequences=sequences,
     )  # fmt: skip
     return y, last, [] if tiles is None else [tiles.flatten(-2)]
 
@@ -300,18 +317,22 @@ def _one_backward(
 ) -> Gradients:  # fmt: skip
     if not has_kernels(saved.y):
         x = saved.x if isinstance(saved.x, Tensor) else saved.x()
-        return on_cpu.backward(x, layer, states, dy, dlast, net.described, saved.reverse, saved.needs, groups)
+        how = (net.described, saved.reverse, saved.needs, groups, saved.sequences)
+        dx, dstates, dweights = on_cpu.backward(x, layer, states, dy, dlast, *how)
+        return dx, dstates[: len(net.no_states)], dweights  # without those of restart
     kept = _kept([saved], [layer], [states], tiles, net) if net.described.kept else None
     settings = (net.cell, saved.reverse, saved.precision, _vectors([layer]) if layer.vectors else None)
-    da, carried = dispatch.backward(saved.w_hh, saved.y, kept, dy, dlast, *settings)
-    return _results(saved, da, carried, net, groups)
+    da, carried = dispatch.backward(saved.w_hh, saved.y, kept, dy, dlast, *settings, sequences=saved.sequences)
+    return _results(saved, da, carried, dlast[0], net, groups)
 
 
-def _results(saved: Saved, da: Tensor, carried: Sequence[Tensor | None], net: Settings, groups: int | None) -> Gradients:
+def _results(
+    saved: Saved, da: Tensor, carried: Sequence[Tensor | None], dhn: Tensor | None, net: Settings, groups: int | None
+) -> Gradients:
     """Returns the gradients of a recurrence from what a launch gives: da, what it carries of the gradients of the states, and behind
-    it, where there are any, those of the vectors, [..,B,H]."""
+    it, where there are any, those of the vectors, [..,B,H].  `dhn` is the gradient of its last h."""
     number = len(net.no_states)
-    dx, *dweights, dh0 = saved.gradients(da, groups, carried[0])
+    dx, *dweights, dh0 = saved.gradients(da, groups, carried[0], dhn)
     others = [c.to(da.dtype) if c is not None and saved.needs & DH0 else None for c in carried[1:number]]
     for c in carried[number:]:
         parts = c if c is None or groups is None else c.unflatten(-2, (groups, -1))
@@ -322,6 +343,17 @@ def _results(saved: Saved, da: Tensor, carried: Sequence[Tensor | None], net: Se
 def _states(states: Sequence[Any], n: int, count: int = 1) -> Any:
     """Returns of each tensor what belongs to `count` recurrences from the n-th on."""
     return tuple([t if t is None else t.select(-3, n) if count == 1 else t.narrow(-3, n, count) for t in states])
+
+
+def _sequences(sequences: Sequences, n: int, count: int = 1) -> Sequences:
+    """Returns what `count` recurrences from the n-th on are told of sequences."""
+    return sequences._replace(restart=_states(sequences.restart, n, count)) if sequences.restart else sequences
+
+
+def _live(x: Tensor, sequences: Sequences) -> Tensor:
+    """Returns x with zeros beyond each sequence: what lies there may be NaN, and the gradient of W_ih multiplies it with zeros."""
+    live = sequences.live(x.shape[-3])
+    return x if live is None else torch.where(live.unsqueeze(-1), x, 0)
 
 
 def _how(keep: bool, net: Settings) -> Any:
@@ -344,7 +376,7 @@ def _kept(
     for n, (one, (*weights, _), before) in enumerate(zip(launched, layers, states, strict=True)):
         x = one.x if isinstance(one.x, Tensor) else one.x()
         given = (x, *weights, one.y, before or net.no_states, by_tile[n], net.cell, one.reverse, one.precision)
-        recompute.kept(*given, _vectors([layers[n]]), out[n] if several else out)  # type: ignore[arg-type, call-arg]
+        recompute.kept(*given, _vectors([layers[n]]), out[n] if several else out, one.sequences)  # type: ignore[arg-type, call-arg]
     return out
 
 
@@ -378,10 +410,17 @@ def _apart(tensors: list[Tensor]) -> list[Tensor]:
     return [t.clone() if memory.count(at) > 1 else t for t, at in zip(tensors, memory)]
 
 
-def _op(method: Callable[..., Any]) -> Callable[..., Any]:
+def sequences_of(lengths: Any = None, reset: Any = None, restart: Sequence[Any] | None = None) -> Sequences:
+    """Returns what the last arguments of an op say of sequences; those that have their defaults may be left out."""
+    return ALL if lengths is None and reset is None else Sequences(lengths, reset, tuple(restart or ()))
+
+
+def _op(method: Callable[..., Any], count: int) -> Callable[..., Any]:
+    """`count`: the number of arguments that the method takes."""
+
     def run(x: Tensor, weights: list[Tensor], states: list[Tensor], seed: Tensor | None, *others: Any, **_: Any) -> Any:
-        net = Settings(*others[:_COUNT])
-        results = method(Call(x, net.layers(weights), tuple(states), seed, net), *others[_COUNT:])
+        net, given, of_sequences = Settings(*others[:_COUNT]), others[_COUNT : _COUNT + count], others[_COUNT + count :]
+        results = method(Call(x, net.layers(weights), tuple(states), seed, net, sequences_of(*of_sequences)), *given)
         if method is Call.forward:
             y, last, kept = results
             results = y, last, _apart(kept)
@@ -394,13 +433,15 @@ _ARGUMENTS = (
     "Tensor x, Tensor[] weights, Tensor[] states, Tensor? seed, "
     "bool b_ih, bool b_hh, str cell, str direction, str? precision, int dropped, bool recompute, "
 )
+_SEQUENCES = "Tensor? lengths=None, Tensor? reset=None, Tensor[]? restart=None"
 
 
 def _define(name: str, arguments: str, results: str, *methods: Callable[..., Any]) -> Any:
     """Returns an op that is one method of Call on tensors, another one on shapes, and whose FLOPs a third one counts."""
-    run, fake, flops = map(_op, methods)
+    run, fake, flops = [_op(method, 1 + arguments.count(",")) for method in methods]
     qualified = f"rnn_triton::{name}"
-    torch.library.define(qualified, f"({_ARGUMENTS} {arguments}) -> ({results})", tags=(torch.Tag.pt2_compliant_tag,))
+    schema = f"({_ARGUMENTS} {arguments}, {_SEQUENCES}) -> ({results})"
+    torch.library.define(qualified, schema, tags=(torch.Tag.pt2_compliant_tag,))
     torch.library.impl(qualified, ("cpu", "cuda"))(run)
     torch.library.register_fake(qualified, fake)
     packet = getattr(torch.ops.rnn_triton, name)

@@ -18,6 +18,8 @@ LEGACY = (
     "which writes ONNX's own RNN"
 )
 
+NO_SEQUENCES = "ONNX's operators take no resets, and rnn_triton exports them without lengths: export a program without lengths and reset"
+
 
 def network(
     x: Tensor, weights: Sequence[Tensor], states: States, net: Settings, between: Callable[[Tensor, int], Tensor]
