@@ -1,4 +1,4 @@
-"""examples/digits.py: its data, its split, that it learns, and that its nets are the same net."""
+"""The examples: data and split of digits, that both learn, and that what they compare is the same net."""
 
 import importlib.util
 import os
@@ -9,15 +9,24 @@ from pathlib import Path
 import pytest
 import torch
 
-PATH = Path(__file__).resolve().parents[1] / "examples" / "digits.py"
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+def example(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
 def digits():
-    spec = importlib.util.spec_from_file_location("digits", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return example("digits")
+
+
+@pytest.fixture(scope="module")
+def agent():
+    return example("agent")
 
 
 def test_data(digits):
@@ -65,11 +74,37 @@ def test_three_steps_through_the_kernels(digits):
     assert steps["moved"] > 1000 * steps["tolerance"]  # or the check could not fail
 
 
+def test_games_end_within_chunks(agent):
+    games = agent.Games(100, seed=0)
+    age, cue, right = torch.zeros(100, dtype=torch.long), games.cue.clone(), 0
+    for _ in range(20):
+        seen, begins, asks = games.look()
+        age = torch.where(begins, 1, age + 1)
+        cue = torch.where(begins, seen[:, :4].argmax(1), cue)  # what is shown once is what is asked for
+        assert torch.equal(seen[:, :4].sum(1), begins.float()) and torch.equal(seen[:, 4], asks.float())
+        assert (age <= agent.LONGEST).all() and (age[asks] >= agent.SHORTEST).all()
+        reward = games.act(cue)
+        assert torch.equal(reward, asks.float())
+        right += reward.sum().item()
+    assert 20 * 100 / agent.LONGEST - 100 <= right <= 20 * 100 / agent.SHORTEST
+
+
+def test_an_agent_learns_the_same_in_one_call_and_by_pieces(agent):
+    state = torch.get_rng_state()
+    one, pieces = (agent.train(memory, 0, 4, dtype=torch.float64) for memory in (agent.in_one_call, agent.piece_by_piece))
+    assert torch.equal(torch.get_rng_state(), state)
+    # fp64 rounding, 1e-16, once a step for 4 chunks of 20 steps, each played and learned from, and four decades to spare for Adam, which
+    # divides by gradients
+    assert one["losses"] == pytest.approx(pieces["losses"], abs=1e-10)
+    assert one["rewards"] == pieces["rewards"] and one["pieces"] > 15
+
+
 @pytest.mark.long
-def test_command_passes_and_needs_no_installation(tmp_path):
+@pytest.mark.parametrize("name, passed", [("digits", 3), ("agent", 3)])
+def test_command_passes_and_needs_no_installation(name, passed, tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        [sys.executable, str(PATH)], cwd=tmp_path, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
+        [sys.executable, str(EXAMPLES / f"{name}.py")], cwd=tmp_path, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("pass  ") == 3
+    assert done.stdout.count("pass  ") == passed
