@@ -261,7 +261,8 @@ def test_plan_of_gates(job):
     problem, device = job
     p = choose.plan(problem, device)
     r = resources.analyze(dispatch.compile_ahead(problem, p, device))
-    assert (r.spill_stores, r.spill_loads, r.shuffles) == (0, 0, 0)
+    assert (r.spill_stores, r.spill_loads) == (0, 0)
+    assert r.shuffles == 0 or p.formulation == "fma"  # whose sums over K pass between threads, for one gate as for several
     assert r.shared_bytes <= device.shared_bytes
     assert r.barriers <= barriers_of_gates(problem, p)
     assert "w_rec_ptr" not in r.global_load_arguments, "W_hh is read from global memory every step"
