@@ -189,6 +189,10 @@ OURS = {
     "w_hh": (lambda: rnn(w_hh=z(H, 5)), ValueError, "w_hh", "[4, 5]", "[H, H] = [4, 4]"),
     "b_ih": (lambda: rnn(b_ih=z(5)), ValueError, "b_ih", "[5]", "[H] = [4]"),
     "b_hh": (lambda: rnn(b_hh=z(1, H)), ValueError, "b_hh", "[1, 4]", "[H] = [4]"),
+    "heads": (layer(rnn_triton, heads=3), ValueError, "heads", "got 3", "a positive number that divides hidden_size = 4"),
+    "heads with a projection": (
+        layer(rnn_triton, name="LSTM", heads=2, proj_size=2), ValueError, "heads", "heads=2 and proj_size=2", "1 with a proj_size",
+    ),
     "layers": (lambda: network([]), ValueError, "weights", "got 0", "a positive multiple of 2"),
     "half a layer": (lambda: network([z(H, I), z(H, H), z(H, H)]), ValueError, "weights", "got 3", "a positive multiple of 2"),
     "biases of one layer": (
