@@ -149,13 +149,12 @@ def compiled_ahead(
     # constants have none (3.6: only strings have one, their own text).
     strings_only = triton.__version__.startswith("3.6.")
     special = {p.name for p in kernel.params if not p.do_not_specialize}
-    hints = {n: "D" for n in names if types[n].startswith("*") and n in special}  # in order: the key is text
-    known = {n: v for n, v in constants.items() if v is not None and (isinstance(v, str) or not strings_only)}
-    hints |= {n: v if strings_only else "" for n, v in known.items()}
+    hints = {n: "D" for n in names if types[n].startswith("*") and n in special}
+    hints |= {n: v if strings_only else "" for n, v in constants.items() if isinstance(v, str) or not strings_only}
     source = triton.compiler.ASTSource(
         fn=kernel,
-        signature=types,
+        signature=types,  # all three in order: the key is text
         constexprs={(names.index(n),): v for n, v in constants.items()},
-        attrs={(names.index(n),): [["tt.divisibility", 16]] if "D" in d else [] for n, d in hints.items()},
+        attrs={(i,): [["tt.divisibility", 16]] if "D" in hints[n] else [] for i, n in enumerate(names) if n in hints},
     )
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
