@@ -1,4 +1,5 @@
-"""Three models trained twice, with torch.nn's modules and with rnn_triton's, from the same seeds: the loss curves agree.
+"""Models trained twice, with torch.nn's modules and with rnn_triton's, from the same seeds: the loss curves agree.  The last two are
+models of torch.nn, of which one goes through rnn_triton.replace.
 
 Ours trains through the kernels, by interpreter or on a GPU, torch's on the CPU, both in the same dtype and by SGD.
 Tolerance of a loss after n steps: a step of T time steps rounds sums of K = I + H products, and all these roundings are
@@ -21,7 +22,7 @@ import pytest
 import torch
 from test_kernels import KINDS, tolerance
 from torch import nn
-from torch.nn.functional import cross_entropy, mse_loss
+from torch.nn.functional import cross_entropy, mse_loss, normalize, relu
 
 import rnn_triton
 
@@ -137,7 +138,7 @@ FORECASTS = [("RNN", *c) for c in in_turn("fp64")] + [(name, "fp64", STEPS) for 
 def test_forecast(name, kind, steps, device):
     """Sunspot numbers: the next year from five before it"""
     T, B, hidden = 5, 8, 16
-    with open(Path(__file__).parent / "data" / "sunspots.csv", newline="") as file:
+    with open(ROOT / "examples" / "data" / "sunspots.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["YEAR"]) for row in rows] == list(range(1700, 2009))
     series = torch.tensor([float(row["SUNACTIVITY"]) for row in rows], dtype=torch.float64) / 100
@@ -180,3 +181,92 @@ def test_digits(kind, steps, device, monkeypatch):
     assert all(map(torch.equal, ours.parameters(), theirs.parameters()))
     nets = prepared(kind, device, ours, theirs)
     check(nets, losses, kind=kind, T=8, K=8 + 16, rate=0.2, least=0.93, steps=steps)
+
+
+class WordModel(nn.Module):
+    """The language model that PyTorch's examples teach: embedding, recurrence with dropout around it, decoder with tied weights"""
+
+    def __init__(self, kind, words, size):
+        super().__init__()
+        self.drop = nn.Dropout(0.0)  # torch's masks on a CPU are not those of the kernels on a GPU
+        self.encoder = nn.Embedding(words, size)
+        options = dict(nonlinearity=kind.removeprefix("RNN_").lower()) if kind.startswith("RNN") else {}
+        self.rnn = getattr(nn, kind.partition("_")[0])(size, size, 1, **options)
+        self.decoder = nn.Linear(size, words)
+        self.decoder.weight = self.encoder.weight
+
+    def forward(self, codes, state=None):
+        y, state = self.rnn(self.drop(self.encoder(codes)), state)
+        return self.decoder(self.drop(y)), state
+
+
+class SpeakerEncoder(nn.Module):
+    """Utterances [B,T,I] to embeddings of length one: LSTM layers, a projection of the last state, relu"""
+
+    def __init__(self, inputs, hidden):
+        super().__init__()
+        self.lstm = nn.LSTM(inputs, hidden, num_layers=2, batch_first=True)
+        self.linear = nn.Linear(hidden, hidden)
+        self.scale, self.shift = nn.Parameter(torch.tensor(10.0)), nn.Parameter(torch.tensor(-5.0))
+
+    def forward(self, x):
+        _, (h, _) = self.lstm(x)
+        return normalize(relu(self.linear(h[-1])) + 0.01, dim=-1)
+
+
+def replaced(device, make):
+    """(ours, torch's) in fp64: the same model of torch.nn twice, the first one with its modules replaced"""
+    nets = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        nets.append(make().double())
+    done = rnn_triton.replace(nets[0])
+    assert done.kept == {} and len(done.swapped) == 1
+    return nets[0].to(device), nets[1]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["RNN_TANH", "RNN_RELU", "GRU", "LSTM"])
+def test_word_model_after_replace(kind, device):
+    T, B, size = 2, 4, 8
+    text = zen().split()
+    words = sorted(set(text))
+    codes = torch.tensor([words.index(word) for word in text])
+    length = len(codes) // B
+    streams = codes[: B * length].view(B, length).t()
+
+    def losses(net, device):
+        while True:
+            state = None
+            for t in range(0, length - T - 1, T):
+                chunk = streams[t : t + T + 1].to(device)
+                logits, state = net(chunk[:-1], state)
+                state = tuple(s.detach() for s in state) if isinstance(state, tuple) else state.detach()
+                yield cross_entropy(logits.flatten(0, 1), chunk[1:].flatten())
+
+    nets = replaced(device, lambda: WordModel(kind, len(words), size))
+    check(nets, losses, kind="fp64", T=T, K=4 * 2 * size, rate=0.5, least=0.99, steps=STEPS)
+
+
+@pytest.mark.long
+def test_speaker_encoder_after_replace(device):
+    """Utterances of speakers are to lie near the mean of their speaker's others: a softmax over scaled cosines"""
+    T, speakers, utterances, inputs, hidden = 3, 4, 3, 6, 8
+    generator = torch.Generator().manual_seed(2)
+    voices = torch.randn(speakers, 1, 1, inputs, generator=generator, dtype=torch.float64)
+
+    def losses(net, device):
+        noise = torch.Generator().manual_seed(3)
+        while True:
+            x = voices + torch.randn(speakers, utterances, T, inputs, generator=noise, dtype=torch.float64)
+            e = net(x.flatten(0, 1).to(device)).unflatten(0, (speakers, utterances))
+            mean = normalize(e.sum(1), dim=-1)
+            others = normalize(e.sum(1, keepdim=True) - e, dim=-1)
+            near = torch.einsum("sud,td->sut", e, mean)
+            own = (e * others).sum(-1, keepdim=True)
+            same = torch.eye(speakers, dtype=torch.bool, device=device).unsqueeze(1)
+            logits = net.scale * torch.where(same, own, near) + net.shift
+            yield cross_entropy(logits.flatten(0, 1), torch.arange(speakers, device=device).repeat_interleave(utterances))
+
+    nets = replaced(device, lambda: SpeakerEncoder(inputs, hidden))
+    check(nets, losses, kind="fp64", T=T, K=2 * 4 * (inputs + hidden), rate=0.2, least=0.95, steps=STEPS)
