@@ -68,7 +68,9 @@ def rnn(
     cell, states = checks.by_nonlinearity(ELMAN, nonlinearity), () if h0 is None else (h0,)
     if precision is not None:
         checks.check_precision(precision)
-    sequences = _sequences(x, lengths, reset, () if reset_state is None else (reset_state,), cell, validate)
+    sequences = ALL
+    if lengths is not None or reset is not None or reset_state is not None:
+        sequences = checks.sequences_of(x, lengths, reset, () if reset_state is None else (reset_state,), cell, validate)
     y, (hn,) = _layer(x, (w_ih, w_hh, b_ih, b_hh), states, cell, reverse, precision, False, sequences)
     return y, hn
 
@@ -263,10 +265,12 @@ def network(
         for n, state in enumerate(states):
             if state.shape[0] != number:
                 raise RuntimeError(f"Expected {number} initial states, got {cell.states[n]}0 of shape {list(state.shape)}")
-    sequences = _sequences(x, lengths, reset, reset_state, cell, validate)
-    for state in sequences.restart:
-        if state.dim() != 3 or state.shape[0] != number:
-            raise ValueError(f"reset_state must have shape [L*D, B, H] with L*D = {number}, got {list(state.shape)}")
+    sequences = ALL
+    if lengths is not None or reset is not None or reset_state:
+        sequences = checks.sequences_of(x, lengths, reset, reset_state, cell, validate)
+        for state in sequences.restart:
+            if state.dim() != 3 or state.shape[0] != number:
+                raise ValueError(f"reset_state must have shape [L*D, B, H] with L*D = {number}, got {list(state.shape)}")
     if number == 1:
         of_one = weights if bias else (*weights[:2], None, None, *weights[2:])
         firsts = [t.squeeze(0) for t in states] if states else ()

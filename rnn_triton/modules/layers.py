@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from .. import cells, checks, functional, packed, projection
 from .. import heads as of_heads
 from ..cells import Cell
+from ..cells.elman import ELMAN
 from .leaf import make_leaf
 
 
@@ -256,7 +257,7 @@ class RNN(Layers):
 
     @property
     def _cell(self) -> Cell:  # type: ignore[override]
-        return checks.elman(self.nonlinearity)
+        return checks.by_nonlinearity(ELMAN, self.nonlinearity)
 
 
 class GRU(Layers):

@@ -54,7 +54,8 @@ class _Facts:
     sequences: tuple[bool, bool, int] | None = None  # lengths are given, resets are, and so many restart states, behind the weights
 
     def cut(self, tensors: Sequence[Any]) -> tuple[Sequence[Any], Sequences]:
-        """Returns the weights, and what is given of sequences, of tensors that are both."""
+        """Returns the weights, and what is given of sequences, of tensors that are both.  In a call without sequences, which is most of
+        them, it costs host time to ask."""
         if self.sequences is None:
             return tensors, ALL
         lengths, reset, restart = self.sequences
@@ -82,7 +83,7 @@ def _may_be_seen(*tensors: Tensor | None) -> bool:
 def _forward(
     x: Tensor, weights: Sequence[Tensor], states: States, seed: Tensor | None, net: Settings, keep: bool, sequences: Sequences = ALL
 ) -> ops.Results:
-    if _may_be_seen(x, *states, *weights, *_tensors(sequences)):
+    if _may_be_seen(x, *states, *weights) or (sequences is not ALL and _may_be_seen(*_tensors(sequences))):
         with _below_autograd():
             y, last, kept = ops.forward(x, weights, states, seed, *net, keep, *_arguments(sequences))
             if _are_transforms_active():  # vmap's are views, whose tangents would have to lie as they do
@@ -123,7 +124,9 @@ def _backward(x: Tensor, seed: Any, dy: Any, facts: _Facts, *tensors: Any) -> tu
     j = i + facts.states
     k = j + facts.kept
     dlast, states, kept = tensors[:i], tensors[i:j], tensors[j:k]
-    weights, sequences = facts.cut(tensors[k:])
+    weights, sequences = tensors[k:], ALL
+    if facts.sequences is not None:
+        weights, sequences = facts.cut(weights)
     with _below_autograd():
         seen = torch.compiler.is_compiling()  # compiled autograd, whose tracer would go through what follows
         for d in (dy, *dlast):
@@ -321,7 +324,9 @@ class Network(_Fast):
 
     @staticmethod
     def forward(x: Tensor, seed: Tensor | None, facts: _Facts, *tensors: Tensor) -> tuple[Tensor, ...]:
-        weights, sequences = facts.cut(tensors[facts.states :])
+        weights, sequences = tensors[facts.states :], ALL
+        if facts.sequences is not None:
+            weights, sequences = facts.cut(weights)
         y, last, kept = _forward(x, weights, tensors[: facts.states], seed, facts.net, True, sequences)
         return y, *last, *kept
 
@@ -330,14 +335,18 @@ class Network(_Fast):
         x, seed, facts = inputs[:3]
         n = 3 + facts.states
         kept = output[1 + len(facts.net.no_states) :]
-        weights, sequences = facts.cut(inputs[n:])
+        weights, sequences = inputs[n:], ALL
+        if facts.sequences is not None:
+            weights, sequences = facts.cut(weights)
         _save(ctx, x, inputs[3:n], seed, facts, weights, sequences, output[0], kept, True)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, *cotangents: Any) -> tuple[Tensor | None, ...]:
         needed, n = ctx.needs_input_grad, 3 + ctx.facts.states
         dlast = cotangents[: len(ctx.facts.net.no_states)]
-        for_weights, _ = ctx.facts.cut(needed[n:])
+        for_weights = needed[n:]
+        if ctx.facts.sequences is not None:
+            for_weights, _ = ctx.facts.cut(for_weights)
         dx, dstates, dweights = _differentiate(ctx, dy, dlast, needed[0], needed[3:n], for_weights)
         return dx, None, None, *dstates, *dweights, *[None] * (len(needed) - n - len(for_weights))
 
@@ -366,7 +375,9 @@ def _save(
     facts.kept = len(kept)
     ctx.facts, ctx.keep = facts, keep
     ctx.set_materialize_grads(False)  # an unused y or last state gives None, not a tensor of zeros
-    saved = (x, seed, *states, *kept, *weights, *_tensors(sequences))
+    saved = (x, seed, *states, *kept, *weights)
+    if sequences is not ALL:
+        saved = (*saved, *_tensors(sequences))
     ctx.save_for_backward(*saved)
     if forward_ad._current_level >= 0 or _are_transforms_active():  # else nobody asks for jvp
         ctx.save_for_forward(*saved)
@@ -376,7 +387,10 @@ def _saved(ctx: Any) -> Any:
     """Returns x, the seed, the states, what is kept, the weights and sequences, as `_save` has saved them."""
     tensors, n = ctx.saved_tensors, 2 + ctx.facts.states
     kept = n + ctx.facts.kept
-    return tensors[0], tensors[1], tensors[2:n], tensors[n:kept], *ctx.facts.cut(tensors[kept:])
+    weights, sequences = tensors[kept:], ALL
+    if ctx.facts.sequences is not None:
+        weights, sequences = ctx.facts.cut(weights)
+    return tensors[0], tensors[1], tensors[2:n], tensors[n:kept], weights, sequences
 
 
 def _differentiate(
@@ -486,7 +500,7 @@ def network(
         y, *last = run(x, *states, *sequences.restart, *weights)
     elif recording or forward_ad._current_level >= 0 or _are_transforms_active() and (_is_grad_enabled() or not _only_maps()):
         apply = Network.apply if _are_transforms_active() else _apply_network
-        facts = _Facts(net, len(states), sequences=_given(sequences))
+        facts = _Facts(net, len(states), 0, (), None if sequences is ALL else _given(sequences))
         y, *outputs = apply(x, seed, facts, *states, *weights, *_tensors(sequences))
         last = outputs[: len(net.no_states)]
     else:
