@@ -89,7 +89,7 @@ def compare(call, cell, arguments, **options):
     torch.testing.assert_close(*found, **TOLERANCE)
 
 
-@pytest.mark.thin(2)
+@pytest.mark.thin(3)
 @places
 @kinds
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
@@ -98,7 +98,7 @@ def test_layers(place, kind, reverse, cell):
     compare(of_layer, cell, given(cell, kind), reverse=reverse)
 
 
-@pytest.mark.thin(6)
+@pytest.mark.thin(9)
 @places
 @kinds
 @pytest.mark.parametrize("cell, directions", [("elman_tanh", 2), ("gru", 1), ("lstm", 2), ("lstm", 1)])
@@ -218,7 +218,8 @@ def test_second_and_forward_derivatives(place, kind, cell):
     "place, mapped, cell",
     [
         *[("torch", mapped, "lstm") for mapped in ("data", "weights", "all")],
-        *[pytest.param("kernels", mapped, "elman_tanh", marks=pytest.mark.interpret) for mapped in ("data", "weights", "all")],
+        pytest.param("kernels", "weights", "elman_tanh", marks=pytest.mark.interpret),
+        *[pytest.param("kernels", n, "elman_tanh", marks=[pytest.mark.interpret, pytest.mark.long]) for n in ("data", "all")],
     ],
 )
 def test_vmap(place, mapped, cell, monkeypatch):
