@@ -512,7 +512,7 @@ def test_recompute_reaches_the_op(monkeypatch):
     class Reached(Exception):
         pass
 
-    def network(x, weights, states, seed, net):
+    def network(x, weights, states, seed, net, sequences):
         raise Reached(net.recompute)
 
     monkeypatch.setattr(rnn_triton.op.autograd, "network", network)

@@ -86,9 +86,9 @@ def calls(monkeypatch):
         for where in (on_cpu, dispatch):
             original = getattr(where, name)
 
-            def counted(*arguments, original=original, name=name):
+            def counted(*arguments, original=original, name=name, **options):
                 counts[name] += 1
-                return original(*arguments)
+                return original(*arguments, **options)
 
             monkeypatch.setattr(where, name, counted)
     return counts
@@ -119,7 +119,7 @@ def test_loss_of_y_or_one_state_alone(given, T, layer, monkeypatch):
     seen = []
     for where in (on_cpu, dispatch):
         original = where.backward
-        monkeypatch.setattr(where, "backward", lambda *a, run=original: seen.append(a[3:5]) or run(*a))
+        monkeypatch.setattr(where, "backward", lambda *a, run=original, **k: seen.append(a[3:5]) or run(*a, **k))
     number = 1 + len(layer.cell.states)
     check(problem(T, 3, 5, 7, cell=layer.cell.name), layer, [given % number])
     dy, dlast = seen[0]
@@ -985,7 +985,7 @@ def test_vmap_keeps_nothing_that_no_gradient_needs(name, monkeypatch):
     net, _, x = NETWORKS[name]
     xs, seen = torch.stack([x, -x]), []
     expected = [net(x)[0], net(-x)[0]]
-    monkeypatch.setattr(autograd, "_forward", lambda *a, run=autograd._forward: seen.append(a[-1]) or run(*a))
+    monkeypatch.setattr(autograd, "_forward", lambda *a, run=autograd._forward: seen.append(a[5]) or run(*a))  # `keep`
     mapped = torch.vmap(lambda x: net(x)[0])
     with torch.no_grad():
         assert seen == []

@@ -103,7 +103,7 @@ def test_gradients_from_what_is_computed_again(name):
     forward = dispatch.forward
     with pytest.MonkeyPatch.context() as patch:
 
-        def saving(x, w_ih, w_hh, b_ih, b_hh, states, cell, reverse, precision, keep, vectors):
+        def saving(x, w_ih, w_hh, b_ih, b_hh, states, cell, reverse, precision, keep, vectors, **_):
             y, last, saved = forward(x, w_ih, w_hh, b_ih, b_hh, states, cell, reverse, precision, "states", vectors)
             return y, last, recompute.kept(x, w_ih, w_hh, b_ih, b_hh, y, states, saved, cell, reverse, precision, vectors)
 

@@ -251,10 +251,13 @@ def test_vmap(place, mapped, cell, monkeypatch):
 
 
 @pytest.mark.parametrize("how", ["compile", "export"])
-def test_programs(how):
+@pytest.mark.parametrize("given", [["lengths"], ["reset"], ["lengths", "reset", "reset_state"]], ids=["lengths", "reset", "all"])
+def test_programs(how, given):
+    """Of the op torch leaves out arguments at the end that have their defaults."""
     module = rnn_triton.LSTM(I, H, 2, bidirectional=True, dtype=torch.float64)
     x = torch.randn(T, B, I, dtype=torch.float64, requires_grad=True)
     call = dict(lengths=LENGTHS, reset=RESET, reset_state=tuple(torch.randn(2, 4, B, H, dtype=torch.float64)))
+    call = {name: call[name] for name in given}
     if how == "compile":
         program = torch.compile(module, fullgraph=True, backend="aot_eager")
     else:

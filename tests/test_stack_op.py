@@ -320,7 +320,7 @@ def test_what_lanes_cannot_do_goes_layer_by_layer():
     bundle = []
     with pytest.MonkeyPatch.context() as patch:
         forward = dispatch.forward
-        patch.setattr(dispatch, "forward", lambda *given: bundle.extend(given[11:]) or forward(*given))
+        patch.setattr(dispatch, "forward", lambda *given, **k: bundle.extend(given[11:]) or forward(*given, **k))
         y, hn = rnn(x, layers, h0)
     assert_close([y, hn], expected()[:2], 1e-12)
     assert bundle == []

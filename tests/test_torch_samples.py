@@ -74,7 +74,7 @@ def test_samples_of_torch(monkeypatch, theirs, every):
 
     launched = []
     run = rnn_triton.launch.dispatch.forward
-    monkeypatch.setattr(rnn_triton.launch.dispatch, "forward", lambda *a: launched.append(a) or run(*a))
+    monkeypatch.setattr(rnn_triton.launch.dispatch, "forward", lambda *a, **k: launched.append(a) or run(*a, **k))
     (info,) = [info for info in common_modules.module_db if info.module_cls is theirs]
     packed = theirs in (nn.RNN, nn.GRU)  # torch has no such samples for LSTM
     ours = getattr(rnn_triton, theirs.__name__)

@@ -53,7 +53,7 @@ class _Facts:
     needs: Sequence[int] = ()  # those of network.Call.backward
     sequences: tuple[bool, bool, int] | None = None  # lengths are given, resets are, and so many restart states, behind the weights
 
-    def cut(self, tensors: Sequence[Any]) -> tuple[Sequence[Any], Sequences]:
+    def cut(self, tensors: Any) -> tuple[Any, Sequences]:
         """Returns the weights, and what is given of sequences, of tensors that are both.  In a call without sequences, which is most of
         them, it costs host time to ask."""
         if self.sequences is None:
@@ -158,7 +158,7 @@ def _wanted(facts: _Facts) -> list[bool]:
 
 
 def _reference(
-    x: Tensor, weights: Sequence[Tensor], seed: Tensor | None, net: Settings, number: int, sequences: Sequences
+    x: Tensor, weights: Sequence[Tensor], seed: Tensor | None, net: Settings, number: int, sequences: Sequences = ALL
 ) -> Callable[..., tuple[Tensor, ...]]:
     """Returns (x, *states, *restart states, *weights) -> (y, *last states) by plain torch in at least fp32, with the operator's masks
     for tensors of these sizes; `number` states are given."""
@@ -443,8 +443,9 @@ def _setup_op(ctx: Any, inputs: tuple, output: ops.Results) -> None:
 def _differentiate_op(ctx: Any, dy: Tensor | None, dlast: Any, _: Any) -> tuple[Any, ...]:
     for_x, for_weights, for_states, *_others = ctx.needs_input_grad
     dx, dstates, dweights = _differentiate(ctx, dy, dlast, for_x, for_states, for_weights)
-    restart = (ctx.facts.sequences or (False, False, 0))[2]
-    return dx, dweights, dstates, *[None] * (len(Settings._fields) + 4), [None] * restart or None
+    lengths, reset, restart = ctx.facts.sequences or (False, False, 0)
+    of_sequences = (None, None, [None] * restart)[: 3 if restart else 2 if reset else int(lengths)]  # torch leaves defaults at the end out
+    return dx, dweights, dstates, *[None] * (len(Settings._fields) + 2), *of_sequences
 
 
 torch.library.register_autograd("rnn_triton::forward", _differentiate_op, setup_context=_setup_op)
