@@ -55,10 +55,7 @@ def _small_h() -> Iterator[Case]:
 
 
 def _odd() -> Iterator[Case]:
-    yield from _each(
-        (H, B, 256, I) for H, I in ((13, 7), (50, 50), (100, 1), (250, 30), (333, 100), (1000, 1000), (1023, 513))
-        for B in (1, 3, 17)
-    )  # fmt: skip
+    yield from _each((H, B, 256, I) for H, I in ((13, 7), (50, 50), (100, 1), (250, 30), (333, 100), (1000, 1000), (1023, 513)) for B in (1, 3, 17))
 
 
 def _scaling() -> Iterator[Case]:
@@ -117,10 +114,7 @@ _SUITES: dict[str, tuple[str, Iterable[Case]]] = {
     ),
     "gates": ("LSTM and GRU, in one CTA, over groups, in stacks and directions", _gates()),
     "small-h": ("H up to 256: neuroscience, RL", _small_h()),
-    "cliff": (
-        "around the end of cuDNN's persistent kernels for small H",
-        _each((H, B, 512) for H in (256, 264, 320, 384, 392) for B in (16, 64)),
-    ),
+    "cliff": ("around the end of cuDNN's persistent kernels for small H", _each((H, B, 512) for H in (256, 264, 320, 384, 392) for B in (16, 64))),
     "medium": ("H 512 to 1024", _each((H, B, 512) for H in (512, 640, 768, 896, 1024) for B in (1, 8, 16, 32, 64, 128))),
     "large": ("H 1536 to 4096", _each((H, B, 256) for H in (1536, 2048, 3072, 4096) for B in (1, 8, 16, 32, 64))),
     "deepbench": (
@@ -133,10 +127,7 @@ _SUITES: dict[str, tuple[str, Iterable[Case]]] = {
         [*(c for c in _flashrnn() if c.models > 1), _BLOCKS],
     ),
     "streaming": ("B = 1 and 1 to 20 steps a call: what counts is wall time, the host's included", _streaming()),
-    "stack": (
-        "1 to 8 layers",
-        (c for layers in (1, 2, 4, 8) for c in _each(((H, 16, 512) for H in (128, 256, 512, 1024)), layers=layers)),
-    ),
+    "stack": ("1 to 8 layers", (c for layers in (1, 2, 4, 8) for c in _each(((H, 16, 512) for H in (128, 256, 512, 1024)), layers=layers))),
     "published": ("what others published times of, and no other suite has", _published()),
     "bidirectional": (
         "one direction and both",
@@ -145,14 +136,8 @@ _SUITES: dict[str, tuple[str, Iterable[Case]]] = {
     "varlen": ("sequences of different lengths, packed", _varlen()),
     "odd": ("sizes that are no multiples of anything", _odd()),
     "scaling": ("cost against T, B, H and L, one at a time", _scaling()),
-    "ensemble": (
-        "many independent networks at once",
-        (c for models in (1, 4, 16, 64, 256) for c in _each([(128, 8, 512)], models=models)),
-    ),
-    "first": (
-        "what the first run on a GPU times",
-        [*(case(*shape) for shape in _FIRST), *(case(*shape, cell=cell) for cell, shape in _QUICK_GATES)],
-    ),
+    "ensemble": ("many independent networks at once", (c for models in (1, 4, 16, 64, 256) for c in _each([(128, 8, 512)], models=models))),
+    "first": ("what the first run on a GPU times", [*(case(*shape) for shape in _FIRST), *(case(*shape, cell=cell) for cell, shape in _QUICK_GATES)]),
     "check": (
         "tiny: right or wrong, for the interpreter too",
         [

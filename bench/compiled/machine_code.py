@@ -157,9 +157,7 @@ def polls(instruction: Instruction) -> bool:
     return instruction.opcode.startswith(("LDG", "LD.")) and "STRONG.GPU" in instruction.opcode
 
 
-def load_arguments(
-    code: Sequence[Instruction], loop: Iterable[Instruction], ptx: str, names: Sequence[str], steps: int
-) -> dict[str, float]:
+def load_arguments(code: Sequence[Instruction], loop: Iterable[Instruction], ptx: str, names: Sequence[str], steps: int) -> dict[str, float]:
     """Pointer argument -> number of global loads a step in `loop` whose address is computed from it (flow-insensitive)."""
     pointers = re.findall(r"\.param \.[ub]64 \.ptr\S* [^\n]*?(\w+_param_(\d+))", ptx)
     pointer_names = {p: names[int(i)] if int(i) < len(names) else f"param_{i}" for p, i in pointers}

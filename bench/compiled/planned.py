@@ -24,13 +24,10 @@ def _one_cta() -> Iterator[tuple[Problem, Device]]:
     """Yields the largest I of each home of W_ih, the smallest, and ragged shapes."""
     small = hardware.RECORDS["sm_86"]  # 99 KB of shared memory, the least of all
     for problem in (
-        Problem("forward", 8, 128, 128, "fp32", "ieee", "elman_tanh"),
-        Problem("backward", 8, 128, 128, "fp32", "ieee", "elman_tanh"),
-        Problem("forward", 8, 512, 128, "bf16", None, "elman_tanh"),
-        Problem("forward", 8, 256, 256, "bf16", None, "elman_tanh"),
-        Problem("forward", 8, 64, 128, "fp32", "tf32x3", "elman_tanh"),
-        Problem("forward", 8, 1000, 64, "fp64", None, "elman_tanh"),
-    ):
+        Problem("forward", 8, 128, 128, "fp32", "ieee", "elman_tanh"), Problem("backward", 8, 128, 128, "fp32", "ieee", "elman_tanh"),
+        Problem("forward", 8, 512, 128, "bf16", None, "elman_tanh"), Problem("forward", 8, 256, 256, "bf16", None, "elman_tanh"),
+        Problem("forward", 8, 64, 128, "fp32", "tf32x3", "elman_tanh"), Problem("forward", 8, 1000, 64, "fp64", None, "elman_tanh"),
+    ):  # fmt: skip
         yield problem, small
     for capability in (90, 80, 100):
         device = hardware.RECORDS[f"sm_{capability}"]

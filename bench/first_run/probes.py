@@ -51,8 +51,7 @@ def alone(case: Case, inputs: dict[str, torch.Tensor], direction: str) -> Any:
 
 
 def pre_activation_gradients(case: Case, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """da[T,B,P*H] in fp64, in the order of Cell.routes: what is added to each pre-activation of the cell's own step has them as
-    its gradient"""
+    """da[T,B,P*H] in fp64, in the order of Cell.routes: what is added to each pre-activation of the cell's own step has them as its gradient"""
     wide = {name: value.double() for name, value in inputs.items()}
     cell, (x, *weights, states) = named(case.cell), operands_of(wide)
     parts = len(cell.gates) + len(cell.split)

@@ -1,9 +1,8 @@
 """The command `check`: on a GPU the first thing to run there, within a budget; else the gate of a suite.
 
-Kernels are compiled in parallel first.  Then one worker process does item after item (items.py), section by section:
-recurrences alone; equivalence of every regime; speed against cuDNN; settings side by side; what must fail, and does.  A record is
-on disk as soon as it is known.  An item that raises or hangs costs itself, and the worker is replaced.  A section that takes long leaves the later ones the time that is theirs.
-"""
+Kernels are compiled in parallel first.  Then one worker process does item after item (items.py), section by section: recurrences alone; equivalence
+of every regime; speed against cuDNN; settings side by side; what must fail, and does.  A record is on disk as soon as it is known.  An item that
+raises or hangs costs itself, and the worker is replaced.  A section that takes long leaves the later ones the time that is theirs. """
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""Time on a GPU: raw samples of several callables, taken in blocks of a random order and its reverse (A C B, B C A) so that drift meets all
-alike; then clocks, power and what throttles, of each alone.
+"""Time on a GPU: raw samples of several callables, taken in blocks of a random order and its reverse (A C B, B C A) so that drift meets all alike;
+then clocks, power and what throttles, of each alone.
 
-Before each sample a buffer larger than the L2 cache is overwritten, so that every callable starts from the same cache state, and then the
-stream spins for longer than the host takes to queue the call: the clock starts when all of it waits, and no gap of the host's is timed as
-the device's. """
+Before each sample a buffer larger than the L2 cache is overwritten, so that every callable starts from the same cache state, and then the stream
+spins for longer than the host takes to queue the call: the clock starts when all of it waits, and no gap of the host's is timed as the device's. """
 
 from __future__ import annotations
 
@@ -153,9 +152,7 @@ class Telemetry:
         command = f"nvidia-smi --query-gpu={','.join((*CLOCKS, _reasons()))} --format=csv,noheader,nounits -lms {INTERVAL_MS} -i"
         self._process: Any = None
         with contextlib.suppress(OSError):
-            self._process = subprocess.Popen(
-                [*command.split(), smi_name(device)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-            )
+            self._process = subprocess.Popen([*command.split(), smi_name(device)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
             self._reader = threading.Thread(target=self._read, daemon=True)
             self._reader.start()
 

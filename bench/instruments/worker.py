@@ -154,9 +154,7 @@ CALL_TIMEOUT = 120.0  # seconds of one call in a process of a pool
 MOST_PROCESSES = 16  # each may hold a CUDA context and a copy of torch
 
 
-def in_parallel(
-    function: Callable[[Any], Any], arguments: Sequence[Any], title: str, seconds: float | None = None
-) -> Iterator[tuple[int, Any]]:
+def in_parallel(function: Callable[[Any], Any], arguments: Sequence[Any], title: str, seconds: float | None = None) -> Iterator[tuple[int, Any]]:
     """(index, function(argument)) as each is done, in processes, one a core; an exception in place of a result.
 
     A call that dies or takes longer than CALL_TIMEOUT costs itself.  After `seconds` no more are begun, those that run are

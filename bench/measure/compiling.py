@@ -1,8 +1,7 @@
-"""Fills the caches of compilers before anything is measured: calls of all providers in parallel processes, the very calls that will be
-timed.
+"""Fills the caches of compilers before anything is measured: calls of all providers in parallel processes, the very calls that will be timed.
 
-Ours are made up to the launch itself, so that the variants with absent tensors, the GEMMs and what the planner falls back on are compiled
-too. Others' are made over few steps (Provider.prepare). """
+Ours are made up to the launch itself, so that the variants with absent tensors, the GEMMs and what the planner falls back on are compiled too.
+Others' are made over few steps (Provider.prepare). """
 
 from __future__ import annotations
 

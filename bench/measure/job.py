@@ -55,8 +55,7 @@ def check_case(asked: tuple[cases.Case, str]) -> dict[str, Any]:
 
 
 def run_check(chosen: Sequence[cases.Case], out: Path, providers: Sequence[str] = (OURS,)) -> tuple[str, list[str]]:
-    """(table, failures) of rnn_triton's kernels, or of other providers, against the fp64 reference: on the GPU, or else by the
-    interpreter."""
+    """(table, failures) of rnn_triton's kernels, or of other providers, against the fp64 reference: on the GPU, or else by the interpreter."""
     todo = [(case, name) for case in chosen for name in providers]
     device = environment.best_device()
     settings = {} if device.type == "cuda" else {"TRITON_INTERPRET": "1"}
@@ -134,10 +133,7 @@ def run_timing(
                     break
                 slower *= max(1.0, (time.monotonic() - start) / sum(s for job, s in expected.items() if job not in late))
         if todo:
-            print(
-                f"the budget ended before {len(todo)} cases, and the same command goes on with them: "
-                + ", ".join(job.case.name for job in todo)
-            )
+            print(f"the budget ended before {len(todo)} cases, and the same command goes on with them: " + ", ".join(job.case.name for job in todo))
             if (longest := max(map(seconds, todo))) > deadline - began:
                 print(f"one of them is expected to take {longest:.0f} s by itself: give it a larger --budget")
             break

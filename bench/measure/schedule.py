@@ -46,8 +46,7 @@ def done(records: Iterable[Mapping[str, Any]], environment: Mapping[str, Any], h
 
 
 def jobs(cases: Iterable[Case], passes: Sequence[str], providers: Sequence[str], recorded: Done = frozenset()) -> list[Job]:
-    """What is left to measure: of each case the passes that lack a provider, with all providers, for they are compared
-    within a run alone."""
+    """What is left to measure: of each case the passes that lack a provider, with all providers, for they are compared within a run alone."""
     out = []
     for case in cases:
         lacking = tuple(p for p in passes if any((case.name, p, name) not in recorded for name in providers))

@@ -31,12 +31,10 @@ def explain(case: Case, device: Device | None, records: Iterable[dict[str, Any]]
     if device is None:
         device = hardware.of(torch.device("cuda" if torch.cuda.is_available() else "meta"))
     sections = [
-        _plans(case, device),
-        f"latency model, {device.name}, ESTIMATES in us per step of T:\n" + "\n".join(_estimates(case, device)),
+        _plans(case, device), f"latency model, {device.name}, ESTIMATES in us per step of T:\n" + "\n".join(_estimates(case, device)),
         "\n".join(_cudnn(case)),
-        _recorded(case, list(rows(r for r in records if r["kind"] == "timing" and r["case"] == case.name)), command),
-        _published(case),
-    ]
+        _recorded(case, list(rows(r for r in records if r["kind"] == "timing" and r["case"] == case.name)), command), _published(case),
+    ]  # fmt: skip
     return f"{case.name}: {_words(case)}\n\n" + "\n\n".join(section for section in sections if section)
 
 

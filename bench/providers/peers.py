@@ -47,9 +47,7 @@ class Layerwise(Differentiated):
             self.weights.append(found)
         cotangents = [sequences["dy"], *cotangents_of(tensors)[1:]]
         states = tuple(leaves[name] for name in ("h0", "c0") if name in leaves)
-        super().__init__(
-            lambda: loops.over_layers(case, self.recurrence, leaves["x"], states), leaves, cotangents, precision=case.precision,
-        )  # fmt: skip
+        super().__init__(lambda: loops.over_layers(case, self.recurrence, leaves["x"], states), leaves, cotangents, precision=case.precision)
 
     def with_models(self, value: Tensor) -> Tensor:
         return value if self.case.models > 1 else value[None]
@@ -174,8 +172,7 @@ def _by_gate(weight: Tensor) -> Tensor:
 class XMA(Provider):
     """XMA (accelerated-model-architectures), its Triton kernel for a tanh RNN: a program for each head and batch tile.
 
-    Models are its heads. Its GRU is another function than torch's: the reset gate is applied before the product with the state, not after
-    it."""
+    Models are its heads. Its GRU is another function than torch's: the reset gate is applied before the product with the state, not after it."""
 
     name, label = "xma", "XMA (Triton)"
     package, module = "accelerated-model-architectures", "xma"
@@ -227,9 +224,8 @@ class _XMA(Layerwise):
 
 
 class FlagGems(Provider):
-    """FlagGems' rnn_relu, and rnn_tanh, gru and lstm where a release has them, with the arguments of torch's functions: a program for
-    each sequence of the batch; backward of the first two is torch's autograd over a loop that runs the forward pass again. gru and
-    lstm have no backward pass."""
+    """FlagGems' rnn_relu, and rnn_tanh, gru and lstm where a release has them, with the arguments of torch's functions: a program for each sequence
+    of the batch; backward of the first two is torch's autograd over a loop that runs the forward pass again. gru and lstm have no backward pass."""
 
     name, label = "flaggems", "FlagGems (Triton)"
     package, module = "flag-gems", "flag_gems"
@@ -314,8 +310,7 @@ class _TorchRL(Differentiated):
         modules, tensordict = (importlib.import_module(name) for name in ("torchrl.modules", "tensordict"))
         names = tuple(state_leaves(inputs))
         module = getattr(modules, TorchRL.classes[case.cell])(
-            case.I, case.H, case.layers, device=inputs["x"].device,
-            in_keys=["x", *names], out_keys=["y", "hn", "cn"][: 1 + len(names)],
+            case.I, case.H, case.layers, device=inputs["x"].device, in_keys=["x", *names], out_keys=["y", "hn", "cn"][: 1 + len(names)],
             recurrent_backend=backend, recurrent_matmul_precision=case.precision, default_recurrent_mode=True,
         )  # fmt: skip
         network = getattr(module, case.cell)

@@ -41,9 +41,8 @@ class Providers(UserDict[str, Any]):
 
 
 def _from_outside(name: str, where: str) -> Provider:
-    """The provider of "module:Class" or "file.py:Class", which needs a method set_up(case, inputs), and may have others of Provider;
-    Absent where it cannot be made, and of "!why".  One of a file has the digest of the file for a version, so that it is measured
-    again when it was changed."""
+    """The provider of "module:Class" or "file.py:Class", which needs a method set_up(case, inputs), and may have others of Provider; Absent where it
+    cannot be made, and of "!why".  One of a file has the digest of the file for a version, so that it is measured again when it was changed."""
     from .interface import Absent, Outside, Provider
 
     place, _, attribute = where.rpartition(":")

@@ -36,9 +36,8 @@ def products_in_tf32(precision: str | None) -> Iterator[None]:
 
 
 class Differentiated:
-    """A session by autograd: `call` reads `leaves`, which are named as tensors() names them, in eval or training
-    mode of `modules`. `cotangents`: of what the call returns, in its order. `precision`: of the products of a
-    call that is made of torch's; what multiplies by itself has none."""
+    """A session by autograd: `call` reads `leaves`, which are named as tensors() names them, in eval or training mode of `modules`. `cotangents`: of
+    what the call returns, in its order. `precision`: of the products of a call that is made of torch's; what multiplies by itself has none."""
 
     def __init__(
         self, call: Call, leaves: Mapping[str, Tensor], cotangents: Sequence[Tensor], modules: Sequence[torch.nn.Module] = (),

@@ -14,8 +14,7 @@ FEWEST = 5  # samples: the interval of a median of fewer does not cover it at LE
 
 
 def interval(
-    a: Sequence[np.ndarray], b: Sequence[np.ndarray], band: float = BAND, seed: int = SEED,
-    clocks: tuple[float, float] = (1.0, 1.0),
+    a: Sequence[np.ndarray], b: Sequence[np.ndarray], band: float = BAND, seed: int = SEED, clocks: tuple[float, float] = (1.0, 1.0),
 ) -> tuple[float, float, float]:  # fmt: skip
     """(low, high, p) of median(b) / median(a); each side is the samples of its runs.
 
@@ -50,8 +49,7 @@ def ends(drawn: np.ndarray) -> tuple[float, float]:
 
 
 def student(z: float, freedom: float) -> float:
-    """Student's t that is as likely as a normal z: the inverse of Wallace's approximation (1959), within 5 % from 2 degrees
-    of freedom on."""
+    """Student's t that is as likely as a normal z: the inverse of Wallace's approximation (1959), within 5 % from 2 degrees of freedom on."""
     if math.isinf(freedom):
         return z
     return math.sqrt(freedom * math.expm1((z * (8 * freedom + 3) / (8 * freedom + 1)) ** 2 / freedom))
@@ -95,8 +93,7 @@ def _blocks(samples: np.ndarray, generator: np.random.Generator, length: int, bl
 def block_length(samples: np.ndarray) -> int:
     """Samples in a block, from 1 to a quarter of them: the rule of Carlstein (1986) for a first-order autoregression.
 
-    The autocorrelation at lag 1 is that of ranks, which an outlier does not move; within chance (1.64 / sqrt(n), one-sided
-    5 %) it counts as none."""
+    The autocorrelation at lag 1 is that of ranks, which an outlier does not move; within chance (1.64 / sqrt(n), one-sided 5 %) it counts as none."""
     n = len(samples)
     ranks = np.argsort(np.argsort(samples)).astype(float)
     ranks -= ranks.mean()
