@@ -30,6 +30,9 @@ def read(given: argparse.Namespace) -> None:
         raise ValueError(f"unknown architecture {given.arch!r}; known: {', '.join(command.ARCHITECTURES)}")
     if getattr(given, "only", None):
         given.only = choose(given.only, command.FIGURES, "figure")
+    if "axis" in given:
+        given.axis = choose(given.axis, command.AXES, "axis") if given.axis else None
+        given.dtypes = choose(given.dtypes, DTYPES, "dtype") if given.dtypes else DTYPES
     if "what" in given:
         given.what = given.what or ("cases" if given.suite else "suites")
         if given.what not in command.LISTS:
@@ -73,7 +76,13 @@ _COMMANDS = (
     Command("host", "own Python and dispatcher time per call", "measure.job:host_command"),
     Command(
         "figures", "draw figures of records: PNG, SVG and PDF", "show.job:figures_command",
-        (command.RECORDS, argument("--only", help=", ".join(command.FIGURES))),
+        (
+            command.RECORDS, argument("--only", help=", ".join(command.FIGURES)), _SUITE, argument("--dtype", dest="dtypes", help="bf16,fp16,fp32"),
+            argument("--paper", choices=command.PAPERS, default="text", help="3.35 inches wide, 7, or 9 for a page turned on its side"),
+            argument("--pass", dest="passes", default=",".join(PASSES), help="fwd,train"),
+            argument("--providers", dest="shown", help="these alone; a speedup stays over cuDNN"),
+            argument("--axis", help=f"figures over these sizes alone: {', '.join(command.AXES)}"),
+        ),
     ),
     Command("report", "one HTML page of records, with tables as Markdown, LaTeX and CSV beside it", "show.job:report_command", (command.RECORDS,)),
     Command(

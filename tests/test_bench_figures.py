@@ -3,16 +3,22 @@ overlaps or is cut off."""
 
 import itertools
 import math
+import re
+import shutil
 
 import pytest
-from support.bench_records import ENVIRONMENT, SPEEDUP, timing, us_of
+from support.bench_records import ENVIRONMENT, EVERYONE, SPEEDUP, everything, timing, us_of
 
-from bench.cases import estimate, suites
+from bench import __main__ as bench
+from bench import command
+from bench.cases import estimate
 from bench.cases.case import case
 from bench.cases.inputs import lengths_of
 from bench.cases.suites import SUITES
+from bench.providers.registry import PROVIDERS as PROVIDERS_HERE
 from bench.records.rows import rows as rows_of
-from bench.show import figures, over_sizes, roofline, style, sweeps
+from bench.show import figures, job, over_sizes, roofline, style, sweeps
+from bench.show.rows_in_words import by_suite, caption
 from rnn_triton.plan.hardware import RECORDS
 
 pytest.importorskip("matplotlib")
@@ -68,13 +74,12 @@ DRAWN = ["speedup", "speedup-over", "accuracy"]
 
 def few(rows):
     """Enough for a small page of each of DRAWN"""
-    usual = {"T": 256, "layers": 1, "dtype": "bf16"}
-    return [row for row in rows if row.pass_ == "fwd" and usual.items() <= row.shape.items()]
+    return [row for row in rows if row.pass_ == "fwd" and row.shape["dtype"] == "bf16" and (row.shape["H"], row.shape["B"]) == (128, 64)]
 
 
 NAMES = [
-    "speedup", "speedup-over-H", "speedup-over-B", "speedup-over-T", "speedup-over-L", "step-over-H", "step-over-B",
-    "step-over-T", "step-over-L", "roofline", "memory-over-T", "memory-over-H", "accuracy",
+    "profile", "speedup-scaling", "speedup-other-cases", "speedup-over-T", "speedup-over-L", "step-over-H", "step-over-T", "step-over-L", "roofline",
+    "memory-over-H", "memory-over-T", "accuracy-over-T",
 ]  # fmt: skip
 
 
@@ -98,10 +103,28 @@ def test_every_figure_the_records_allow_is_there(pages):
 
 
 def test_each_is_written_three_times_and_not_empty(drawn):
-    _, files = drawn
-    stems = ("speedup", "speedup-over-H", "speedup-over-B", "accuracy")
-    assert [f.name for f in files] == [f"{stem}.{suffix}" for stem in stems for suffix in ("png", "svg", "pdf")]
-    assert all(f.stat().st_size > 8_000 for f in files)
+    out, found = drawn
+    stems = ["speedup-other-cases", "speedup-over-T", "speedup-over-L", "accuracy-over-T"]
+    assert [page.name for page, _ in found] == stems
+    assert [f.name for _, files in found for f in files] == [f"{stem}.{suffix}" for stem in stems for suffix in ("png", "svg", "pdf")]
+    assert all(f.stat().st_size > 5_000 for _, files in found for f in files)
+    assert {f.name for f in out.iterdir()} - {f.name for _, files in found for f in files} == {"captions.md", "captions.tex"}
+
+
+def test_captions_stand_beside_the_files_and_not_in_them(drawn):
+    out, found = drawn
+    markdown, latex = ((out / f"captions.{suffix}").read_text("utf-8") for suffix in ("md", "tex"))
+    for page, files in found:
+        assert f"**{page.name}**: {page.title}. {page.note} {page.source}\n" in markdown
+        assert f"\\includegraphics{{{page.name}.pdf}}\n\\caption{{" in latex and f"\\label{{fig:{page.name}}}" in latex
+        assert page.figure.texts == [] and page.figure.get_suptitle() == "" and "torch 2.11" not in files[1].read_text("utf-8")
+    assert latex.count("\\begin{figure*}") == latex.count("\\end{figure*}") == len(found)
+
+
+def test_letters_of_a_pdf_are_type_42(drawn):
+    for _, files in drawn[1]:
+        content = files[2].read_bytes()
+        assert b"/CIDFontType2" in content and b"/Type3" not in content  # what PDF calls type 42, and what it draws otherwise
 
 
 @pytest.mark.long
@@ -115,36 +138,94 @@ def test_equal_records_give_equal_files(drawn, rows, tmp_path):
         assert matplotlib.rcParams["font.size"] == 14
     finally:
         matplotlib.rcdefaults()
-    assert len(again) == 12
-    for file in again:
+    assert len(again) == 4
+    for file in tmp_path.iterdir():
         assert file.read_bytes() == (out / file.name).read_bytes(), file.name
         assert b"CreationDate" not in file.read_bytes() and b"dc:date" not in file.read_bytes()
 
 
-@pytest.mark.long
-def test_text_stays_inside_and_apart(pages):
-    """No text leaves its figure, no two texts overlap, none lies on another panel."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+FEW = ["profile", "step", "roofline", "accuracy"]
+SOME = [("column", ("gates", "varlen"), FEW + ["speedup"], "HL"), ("text", ("gates",), ["step", "speedup-over"], "H"), ("page", ("varlen",), FEW, "H")]
 
-    for name, page in pages.items():
-        canvas = FigureCanvasAgg(page.figure)
-        page.figure.draw_without_rendering()  # places labels and ticks
-        width, height = canvas.get_width_height()
-        shown = list(page.figure.texts)
-        for axis in page.figure.axes:
-            shown += [*axis.texts, axis.title, axis.xaxis.label, axis.yaxis.label]
-            for which in (axis.xaxis, axis.yaxis):
-                low, high = sorted(which.get_view_interval())  # ticks beyond it are not drawn
-                shown += [tick.label1 for tick in which.get_major_ticks() if low <= tick.get_loc() <= high]
-        for legend in page.figure.legends:
-            shown += legend.get_texts()
-        boxes = [
-            (t.get_text(), t.get_window_extent().padded(-0.5)) for t in shown if t.get_text() and t.get_visible()
-        ]
-        for i, (text, box) in enumerate(boxes):
-            assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height, f"{name}: {text!r} leaves it"
-            for other, its in boxes[i + 1 :]:
-                assert not box.overlaps(its), f"{name}: {text!r} and {other!r} overlap"
+
+@pytest.mark.parametrize("paper,names,only,axes", SOME, ids=lambda value: value if isinstance(value, str) else "")
+def test_nothing_overlaps_or_is_too_small_in_print(paper, names, only, axes):
+    judged = print_size(everything(names), paper, only, axes)
+    assert len(judged) >= 3
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("paper", style.PAPERS)
+def test_nothing_of_all_suites_overlaps_or_is_too_small_in_print(paper):
+    judged = print_size(everything(), paper)
+    assert len(judged) > 40 and {"step-over-H-lstm", "step-over-H-gru", "step-over-H-leaky-tanh", "speedup-gates"} < set(judged)
+
+
+def print_size(records, paper, only=None, axes=tuple(sweeps.AXES)):
+    """Names of the figures of `records`, once no text of theirs is below 6 points, leaves its figure, overlaps another or lies on
+    another panel, and each is as wide as its paper, no higher than a page, and true to its caption."""
+    judged, rows = [], rows_of(records)
+    with style.context():
+        for page in figures.pages(rows, only, paper, axes):
+            page.figure.draw_without_rendering()  # places labels and ticks
+            width, height = page.figure.get_size_inches()
+            assert width == style.PAPERS[paper] and height <= 9, page.name
+            boxes = [(text, text.get_window_extent().padded(-0.5)) for text in texts(page)]
+            # a label may touch the frame of its own panel alone
+            frames = [(axis, axis.get_window_extent().padded(-1)) for axis in page.figure.axes]
+            for i, (text, box) in enumerate(boxes):
+                said = f"{page.name}: {text.get_text()!r}"
+                assert text.get_fontsize() >= 6, f"{said} is of {text.get_fontsize()} points"
+                assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width * style.DPI and box.y1 <= height * style.DPI, f"{said} is cut off"
+                for other, its in boxes[i + 1 :]:
+                    assert not box.overlaps(its), f"{said} and {other.get_text()!r} overlap"
+                assert not any(box.overlaps(frame) for axis, frame in frames), f"{said} lies on a panel"
+            true_caption(page, rows)
+            judged.append(page.name)
+    return judged
+
+
+def texts(page):
+    """All texts of a page that are seen"""
+    shown = list(page.figure.texts) + [text for legend in page.figure.legends for text in legend.get_texts()]
+    for axis in page.figure.axes:
+        shown += [*axis.texts, axis.title, axis.xaxis.label, axis.yaxis.label]
+        for which in (axis.xaxis, axis.yaxis):
+            low, high = sorted(which.get_view_interval())  # ticks beyond it are not drawn
+            shown += [tick.label1 for tick in which.get_major_ticks() if low <= tick.get_loc() <= high]
+    return [text for text in shown if text.get_text() and text.get_visible()]
+
+
+def true_caption(page, rows):
+    """What a page says in words is what is drawn: series, entries of the legend, numbers of cases, sizes, marks."""
+    axes, text = page.figure.axes, page.caption
+    assert axes and all(axis.lines for axis in axes), f"{page.name}: an empty panel"
+    assert [t.get_text() for legend in page.figure.legends for t in legend.get_texts()] == list(page.legend)
+    assert ("Shaded" in text) == ("below floor (estimate)" in page.legend) == any(
+        axis.collections and "step" in page.name and len(axis.collections[-1].get_paths()[0].vertices) > 2 for axis in axes
+    ), page.name  # fmt: skip
+    assert ("A cross" in text) == ("wrong" in page.legend) == any(lines(axis, marker="x") for axis in axes), page.name
+    assert ("fp32 is TF32" in text) == any("fp32" in word for word in [*page.legend, *(axis.get_title() for axis in axes)]) or (
+        page.name == "profile"
+    ), page.name
+    known = {label: name for name, (label, _) in style.providers(EVERYONE).items()}
+    series = {known[label] for label in page.legend if label in known}
+    if page.name.startswith(("step", "memory", "accuracy", "profile")):
+        assert ("flashrnn 1.2" in text) == ("flashrnn" in series), page.name
+        for axis in axes:  # no series of two points
+            assert all(sum(not math.isnan(y) for y in line.get_ydata()) >= 3 for line in axis.lines if len(line.get_xdata()) > 2)
+    if found := re.search(r"Speedup of (\d+) cases, suite ([a-z -]+)\.", text):
+        dots = [line for axis in axes for line in axis.lines if line.get_linestyle() == "None"]
+        most = max(sum(len(line.get_xdata()) for line in axis.lines if line.get_linestyle() == "None") for axis in axes)
+        assert int(found[1]) == most and len(dots) == len(axes) * (len(page.legend) - 1)
+        low = min(x for line in dots for x in line.get_xdata())
+        values = [r.speedup for r in by_suite(rows)[found[2]] if r.provider == "rnn_triton" and r.speedup]
+        assert low == pytest.approx(min(values))
+    for axis, title in zip(axes, ("forward", "forward + backward")):
+        if found := re.search(rf"{re.escape(title)} in (\d+) of (\d+) cases", text):
+            (ours,) = (line for line in axis.lines if line.get_color() == style.PROVIDERS["rnn_triton"][1]["color"])
+            at = sum(x <= 1 for x in ours.get_xdata()[1:-1])
+            assert (at, len(ours.get_xdata()) - 2) == (int(found[1]), int(found[2]))
 
 
 def test_no_number_is_none_or_nan(pages):
@@ -152,18 +233,27 @@ def test_no_number_is_none_or_nan(pages):
         for axis in page.figure.axes:
             for x, y in lines(axis):
                 assert all(map(math.isfinite, x + y)), name
-        texts = [t.get_text() for axis in page.figure.axes for t in axis.texts] + [
-            t.get_text() for t in page.figure.texts
-        ]
-        assert not any("nan" in text.split() or "None" in text for text in texts), name
+        assert not any("nan" in t.get_text().split() or "None" in t.get_text() for t in texts(page)) and "None" not in page.caption, name
 
 
 def test_each_says_what_it_was_measured_on_and_how(pages):
     for name, page in pages.items():
-        text = " ".join(page.figure.texts[1].get_text().split())
-        for part in ("Test GPU", "torch 2.11", "triton 3.6.0", "2026-01-02", page.note, "cuDNN 91000", "commit 0123456789"):
-            assert part in text, name
-        assert "Median device time" in text
+        for part in ("Test GPU", "torch 2.11", "triton 3.6.0", "2026-01-02", page.note, "cuDNN 9.10.0", "commit 0123456789"):
+            assert part in page.caption, name
+        assert ("Median device time" in page.caption) == (not name.startswith(("memory", "accuracy"))), name
+
+
+def test_a_caption_is_of_the_rows_that_are_drawn(rows):
+    """A record that no point shows is not named"""
+    other = ENVIRONMENT | {"torch": "9.9"}
+    odd = rows + rows_of([timing(case(77, 3, 5, "bf16"), "fwd", p, 1.0, environment=other, version="8.8") for p in PROVIDERS])
+    with style.context():
+        found = {page.name: page for page in figures.pages(odd, ["step", "speedup", "profile"])}
+    assert "and 9.9 (" in found["profile"].caption and "flashrnn 8.8" in found["profile"].caption
+    assert "and 9.9 (" in found["speedup-other-cases"].caption and "flashrnn" not in found["speedup-other-cases"].caption
+    for name in ("step-over-H", "step-over-T", "speedup-scaling"):
+        assert "9.9" not in found[name].caption and "8.8" not in found[name].caption, name
+    assert "cuDNN 8.9.7" in caption(rows_of([record(CASES[0], "fwd", "cudnn", environment=ENVIRONMENT | {"cudnn": 8907})]))
 
 
 def test_unknown_names_are_refused(rows, tmp_path):
@@ -185,25 +275,58 @@ def test_devices_have_figures_of_their_own(rows):
     mixed = rows + rows_of([record(CASES[0], "fwd", p, environment=other) for p in PROVIDERS])
     with style.context():
         found = {page.name: page for page in figures.pages(mixed, ["speedup", "roofline"])}
-    assert list(found) == ["other-gpu-speedup", "test-gpu-speedup", "other-gpu-roofline", "test-gpu-roofline"]
-    assert "Test GPU" not in found["other-gpu-speedup"].source
-    axis = found["other-gpu-roofline"].figure.axes[0]
-    assert [t.get_text() for t in axis.texts] == ["no ceilings: hardware not recorded"]
+    assert [name for name in found if name.startswith("other")] == ["other-gpu-speedup-other-cases", "other-gpu-roofline"]
+    assert {"test-gpu-speedup-other-cases", "test-gpu-roofline"} < set(found)
+    assert "Test GPU" not in found["other-gpu-speedup-other-cases"].source
+    assert "No ceilings: hardware not recorded." in found["other-gpu-roofline"].note
+    assert "No ceilings" not in found["test-gpu-roofline"].note and "Ceilings:" in found["test-gpu-roofline"].note
 
 
-def test_two_runs_that_cannot_be_compared_are_marked():
+def test_what_has_no_speedup_is_counted_and_not_drawn():
     made = [record(CASES[0], "fwd", "rnn_triton"), record(CASES[0], "fwd", "cudnn", run="run-2")]
     more = [record(c, "fwd", name) for c in CASES[2:6] for name in ("rnn_triton", "cudnn")]
     with style.context():
-        found = {page.name: page for page in figures.pages(rows_of(made + more), ["speedup", "speedup-over"])}
-    assert "not in one run" in [t.get_text() for t in found["speedup"].figure.axes[0].texts]
+        (page,) = figures.pages(rows_of(made + more), ["speedup"])
+    assert page.title == "Speedup of 3 cases, suite other cases" and "without a speedup, for which the tables say why: 1." in page.note
+    assert sum(len(line.get_xdata()) for line in page.figure.axes[0].lines if line.get_linestyle() == "None") == 3
 
 
 def test_one_row_draws_what_it_can():
     with style.context():
-        found = {page.name: page for page in figures.pages(rows_of([record(CASES[0], "fwd", "rnn_triton")]))}
-    assert list(found) == ["speedup", "roofline", "accuracy"]
-    assert [t.get_text() for t in found["speedup"].figure.axes[0].texts] == ["no cuDNN time"]
+        found = [page.name for page in figures.pages(rows_of([record(CASES[0], "fwd", "rnn_triton")]))]
+    assert found == ["roofline"]
+
+
+def test_many_shapes_take_several_pages(monkeypatch):
+    monkeypatch.setattr(figures, "SHAPES", 3)
+    made = [timing(case(H, 3, 7, "bf16"), "fwd", name, 1.0) for H in range(1, 8) for name in ("rnn_triton", "cudnn")]
+    with style.context():
+        found = {page.name: page for page in figures.pages(rows_of(made), ["speedup"])}
+    assert list(found) == ["speedup-other-cases", "speedup-other-cases-2", "speedup-other-cases-3"]
+    labels = [label.get_text() for page in found.values() for label in page.figure.axes[0].get_yticklabels()]
+    assert labels == [f"H {H}" for H in range(1, 7)] + [""] and "All have B 3, T 7." in found["speedup-other-cases"].note
+
+
+def test_the_command_chooses_what_is_drawn(rows, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(job, "records_of", lambda given, out: [row.record for row in rows])
+
+    def drawn(words):
+        code = bench.main(["figures", *words.split(), "--out", str(tmp_path)])
+        files = sorted(file.stem for file in tmp_path.rglob("*.pdf"))
+        captions = "".join(file.read_text("utf-8") for file in tmp_path.rglob("captions.md"))
+        shutil.rmtree(tmp_path)
+        return code, files, captions, capsys.readouterr()
+
+    words = "--paper column --axis T --only step,accuracy --dtype bf16 --pass fwd --providers rnn_triton,cudnn"
+    code, files, captions, said = drawn(words)
+    assert (code, files) == (0, ["accuracy-over-T", "step-over-T"]) and "flashrnn" not in captions and "fp32" not in captions
+    assert "drawing step-over-T\n" in said.err and f"captions.tex in {tmp_path / 'figures' / 'column'}" in said.out
+    code, files, captions, _ = drawn("--suite scaling --only speedup")
+    assert (code, files) == (0, ["speedup-scaling"]) and "Speedup of 1 cases, suite scaling" in captions
+    for bad, nearest in (("--axis Q", "unknown axis 'Q'"), ("--providers cudn", "nearest: cudnn"), ("--dtype bf61", "nearest: bf16")):
+        tmp_path.mkdir()
+        code, files, _, said = drawn(bad)
+        assert (code, files) == (2, []) and nearest in said.err
 
 
 # ---- the numbers ----------------------------------------------------------------------------------------------------
@@ -233,29 +356,62 @@ def test_many_equal_sweeps_are_thinned_and_small_ones_left_out():
     assert [sweep.held["B"] for sweep in found] == [1, 4, 16]
 
 
-def test_bars_show_the_speedups_and_say_what_is_missing(pages):
-    for axis in pages["speedup"].figure.axes:
-        lengths = sorted(round(bar.get_width(), 2) for container in axis.containers for bar in container)
-        assert lengths == [0.8] * 8 + [3.0] * 8
-        reasons = [text.get_text() for text in axis.texts if not text.get_text()[0].isdigit()]
-        assert sorted(reasons) == ["no cuDNN time", "unsupported", "wrong"]
+def test_dots_show_the_speedups_a_line_a_shape(pages):
+    """REFUSED and ALONE have none, ABSENT no record; two of bf16 are of the suite scaling"""
+    page = pages["speedup-other-cases"]
+    assert page.title.startswith("Speedup of 15 cases") and "tables say why: 2." in page.note
+    for axis in page.figure.axes:
+        x = sorted(round(float(x), 2) for line in axis.lines if line.get_linestyle() == "None" for x in line.get_xdata())
+        assert x == [0.8] * 8 + [3.0] * 7
+        assert axis.get_xscale() == "log" and axis.get_xlim()[0] < 0.8 and axis.get_ylim()[0] > axis.get_ylim()[1]
+    labels = [label.get_text() for label in page.figure.axes[0].get_yticklabels()]
+    assert labels[:2] == ["L 1, H 1024, B 1, T 256", "B 64, T 256"] and len(labels) == 9
 
 
-def test_more_cases_than_bars_are_thinned_to_the_extremes(monkeypatch):
-    monkeypatch.setattr(figures, "BARS", 5)
-    in_suite = list(suites.suite("quick"))
-    others = [case(H, 1, 64, "bf16") for H in range(1, 9)]
-    of = {c.name: 1.0 + i for i, c in enumerate([*in_suite, *others])}  # times over cuDNN's
-    of[in_suite[4].name], of[others[3].name], of[others[5].name] = 0.2, 0.1, 0.3
-    made = [timing(c, "fwd", "rnn_triton", 1.0, launch_us=1e-6) for c in [*in_suite, *others]]
-    made += [timing(c, "fwd", "cudnn", of[c.name], launch_us=1e-6) for c in [*in_suite, *others]]
-    found = rows_of(made)
+def test_intervals_of_speedups_are_lines_of_their_colour(rows, pages):
+    assert "Coloured lines: 95 % intervals." in pages["speedup-other-cases"].note
+    mine = [r for r in rows if r.case == "h128-b64-t256-bf16" and r.provider == "rnn_triton" and r.pass_ == "fwd"]
     with style.context():
-        (page,) = figures.pages(found, ["speedup"])
-    shown = [label.get_text() for label in page.figure.axes[0].get_yticklabels()]
-    assert {in_suite[4].name, in_suite[14].name, others[3].name, others[7].name, others[5].name} == set(shown)
-    assert page.title == "Speedup of 5 of 23 cases" and "the other 18 are in the tables alone" in page.note
-    assert [name for name in of if name in shown] == shown  # in the order of the suites
+        (page,) = figures.pages(mine, ["speedup"])
+    segments = [s for c in page.figure.axes[0].collections for s in c.get_segments() if c.get_linewidth()[0] == 0.7]
+    ((low, high),) = [segment[:, 0] for segment in segments]
+    assert (low, high) == pytest.approx(mine[0].speedup_interval) and low < mine[0].speedup < high
+
+
+def test_inaccurate_peers_keep_their_times_and_are_hollow():
+    cases = [case(16, 1, T, "bf16") for T in (8, 16, 32)]
+    made = [timing(c, "train", name, 1.0, status=s) for c in cases for name, s in (("rnn_triton", "ok"), ("loop", "inaccurate"))]
+    with style.context():
+        (page,) = figures.pages(rows_of(made), ["step"])
+        profile = [page.name for page in figures.pages(rows_of(made), ["profile"])]
+    marks = [line for line in page.figure.axes[0].lines if line.get_markerfacecolor() == "white"]
+    (hollow,) = marks
+    assert list(hollow.get_xdata()) == [8, 16, 32] and hollow.get_color() == style.PROVIDERS["loop"][1]["color"]
+    assert "inaccurate" in page.legend and "Hollow" in page.note and profile == []
+
+
+def test_words_that_a_line_shares_with_the_one_before_are_not_said_again():
+    shapes = [case(H, 4, 5, "bf16", cell=cell, layers=L).__dict__ for H, cell, L in ((8, "lstm", 1), (16, "lstm", 1), (8, "lstm", 2), (8, "gru", 2))]
+    assert sweeps.words_of(shapes) == ("B 4, T 5", ["LSTM, L 1, H 8", "H 16", "L 2, H 8", "GRU, L 2, H 8"], [True, False, False, True])
+    both = [case(H, 4, 5, "bf16", 100, bidirectional=H == 8, lengths="uniform").__dict__ for H in (8, 16)]
+    assert sweeps.words_of(both) == ("uniform lengths, I 100, B 4, T 5", ["both directions, H 8", "H 16"], [True, True])
+
+
+def test_a_profile_counts_cases_within_a_factor_of_the_fastest():
+    times = {"rnn_triton": (1.0, 4.0, 1.0), "cudnn": (2.0, 2.0, 8.0), "flashrnn": (4.0, None, None)}
+    made = [
+        timing(case(H, 1, 4, "bf16"), "fwd", name, us, launch_us=1e-9)
+        for name, several in times.items() for H, us in zip((8, 16, 32), several) if us
+    ]  # fmt: skip
+    made += [timing(case(8, 1, 4, "bf16"), "fwd", "rnn_triton-recompute", 0.1), timing(case(16, 1, 4, "bf16"), "fwd", "xma", 0.1, status="wrong")]
+    with style.context():
+        (page,) = figures.pages(rows_of(made), ["profile"])
+    (axis,) = page.figure.axes
+    found = {tuple(line.get_xdata()[1:-1].round(6)): list(line.get_ydata()[1:]) for line in axis.lines}
+    third = 100 / 3
+    assert found[1, 1, 2] == pytest.approx([third, 2 * third, 100, 100]) and found[1, 2, 8] == pytest.approx([third, 2 * third, 100, 100])
+    assert found[(4,)] == pytest.approx([third, third]) and list(page.legend) == ["rnn_triton", "cuDNN", "FlashRNN"]
+    assert "rnn_triton is the fastest forward in 2 of 3 cases." in page.note
 
 
 def test_a_figure_is_drawn_once_for_each_of_its_files(rows, tmp_path, monkeypatch):
@@ -264,32 +420,59 @@ def test_a_figure_is_drawn_once_for_each_of_its_files(rows, tmp_path, monkeypatc
     drawn = []
     draw = Figure.draw
     monkeypatch.setattr(Figure, "draw", lambda self, renderer: drawn.append(draw(self, renderer)))
-    assert len(figures.draw(few(rows), tmp_path, ["accuracy"])) == len(drawn) == 3
+    assert len(figures.draw(few(rows), tmp_path, ["accuracy"])) == 1 and len(drawn) == 3
 
 
-def test_speedup_over_H_has_a_line_an_arithmetic_broken_at_its_gaps(pages):
-    axis = pages["speedup-over-H"].figure.axes[0]
+def test_speedup_over_T_has_a_line_an_arithmetic(pages):
+    axis = pages["speedup-over-T"].figure.axes[0]
     bf16, fp32 = (style.ARITHMETIC[kind]["color"] for kind in ("bf16", "fp32 (TF32)"))
-    ((x, y),) = lines(axis, bf16)
-    assert x == [128, 512] and y == pytest.approx([3, 3])
-    assert [line[0] for line in lines(axis, fp32)] == [[128], [1024]]  # broken where there is none
+    for colour, expected in ((bf16, 3), (fp32, 0.8)):
+        ((x, y),) = lines(axis, colour)
+        assert x == [64, 256, 1024] and y == pytest.approx([expected] * 3)
     assert axis.get_xscale() == axis.get_yscale() == "log"
-    assert "1x: as fast as cuDNN" in pages["speedup-over-H"].legend
+    assert "as fast as cuDNN" in pages["speedup-over-T"].legend
 
 
-def test_step_over_T_shows_times_whiskers_floor_and_its_fraction(pages):
-    figure = pages["step-over-T"].figure
-    times, fraction = figure.axes[0], figure.axes[2]
+def test_a_line_is_broken_at_its_gaps_and_two_points_are_none(rows):
+    made = [timing(case(H, 1, 64, "bf16"), "fwd", "rnn_triton", 1.0) for H in (16, 32, 64, 128, 256)]
+    made[1]["status"] = "error"
+    made += [timing(case(H, 1, 64, "bf16"), "fwd", "cudnn", 1.0) for H in (16, 32)]
+    with style.context():
+        (page,) = figures.pages(rows_of(made), ["step"])
+    assert [x for x, _ in lines(page.figure.axes[0], marker="o")] == [[16], [64, 128, 256]]
+    assert list(page.legend) == ["rnn_triton", "below floor (estimate)"] and "speedup-over-H" not in pages_of(rows)
+
+
+def pages_of(rows):
+    """Only two sizes of H have a speedup in each arithmetic: no line over them"""
+    with style.context():
+        return [page.name for page in figures.pages(rows, ["speedup-over"], axes=["H"])]
+
+
+def test_axes_and_papers_are_chosen(rows):
+    assert (command.AXES, command.PAPERS) == (tuple(sweeps.AXES), tuple(style.PAPERS))
+    with style.context():
+        for paper, width in style.PAPERS.items():
+            found = list(figures.pages(rows, ["step", "accuracy"], paper, ["H"]))
+            assert [page.name for page in found] == ["step-over-H"] and found[0].figure.get_size_inches()[0] == width
+    assert [len(line) for line in style.side_by_side([[1, 2, 3], [4, None, 6]], 3.35)] == [2, 1, 2]
+    assert style.side_by_side([[1], [2]], 3.35) == [[1, 2]] and style.side_by_side([[1, 2, 3]], 3.35) == [[1, 2], [3]]
+    assert style.side_by_side([[None, 1, 2], [None, None, None]], 7.0) == [[1, 2]] and style.side_by_side([], 7.0) == []
+
+
+def test_step_over_T_shows_times_whiskers_and_floor(pages):
+    times = pages["step-over-T"].figure.axes[0]
     us = 0.2 + 128 / 512 + 64 / 1024
     expected = [us + 5 / T for T in (64, 256, 1024)]
-    ours, theirs, whiskers = style.PROVIDERS["rnn_triton"]["color"], style.PROVIDERS["cudnn"]["color"], "_"
+    ours, theirs = style.PROVIDERS["rnn_triton"][1]["color"], style.PROVIDERS["cudnn"][1]["color"]
     assert lines(times, ours, "o")[0] == [[64, 256, 1024], pytest.approx(expected)]
     assert lines(times, theirs, "s")[0][1] == pytest.approx([3 * e for e in expected])
-    assert lines(times, ours, whiskers)[0][1] == pytest.approx([f * e for f in (0.94, 1.06) for e in expected])
-    assert lines(times, style.FLOOR["color"])[0][1] == pytest.approx([us / 4] * 3)
-    assert lines(fraction, ours, "o")[0][1] == pytest.approx([us / 4 / e for e in expected])
-    assert len(lines(times, style._OTHERS[0]["color"], "^")) == 1  # flashrnn
-    assert {"floor (estimate)", "45% of the floor", "flashrnn"} < set(pages["step-over-T"].legend)
+    whiskers = [segment[:, 1] for segment in times.collections[0].get_segments()]
+    assert [list(ends) for ends in whiskers] == [pytest.approx([0.94 * e, 1.06 * e]) for e in expected]
+    shade = times.collections[-1].get_paths()[0].vertices
+    assert {x for x, _ in shade} == {64, 256, 1024} and times.get_ylim()[0] < max(y for _, y in shade) == pytest.approx(us / 4)
+    assert len(lines(times, style.PROVIDERS["flashrnn"][1]["color"], "P")) == 1
+    assert {"below floor (estimate)", "FlashRNN"} < set(pages["step-over-T"].legend)
 
 
 def test_roofline_places_a_step_by_its_flop_and_bytes(pages):
@@ -306,9 +489,9 @@ def test_roofline_places_a_step_by_its_flop_and_bytes(pages):
     assert roofline.moved(gated, "train", True) == 2 * 64 * (3 * (512 + 100) + 2 * kept)
     axis = pages["roofline"].figure.axes[0]
     us = 0.2 + 512 / 512 + 64 / 1024 + 5 / 256
-    ((x, y),) = lines(axis, style.PROVIDERS["rnn_triton"]["color"], "s")  # the one that is grid and right
+    ((x, y),) = lines(axis, style.PROVIDERS["rnn_triton"][1]["color"], "s")  # the one that is grid and right
     assert x == [512] and y == pytest.approx([2 * 64 * 512 * 1024 / us * 1e-6])
-    ((per_step, _),) = lines(axis, style.PROVIDERS["rnn_triton"]["color"], "^")
+    ((per_step, _),) = lines(axis, style.PROVIDERS["rnn_triton"][1]["color"], "^")
     assert per_step == pytest.approx([2 * B * 1024 * 2048 / (2 * (2048 * B + 1024**2)) for B in (1, 64)])
     peak = max(y for line in lines(axis, "black") for y in line[1])
     assert peak == pytest.approx(132 * 1.98e-3 * 4096)  # TFLOP/s: SMs, GHz, FLOP a cycle
@@ -344,66 +527,74 @@ def test_no_floor_of_packed_cases_lies_above_the_peak():
 def test_memory_is_in_mebibytes(pages):
     axis = pages["memory-over-T"].figure.axes[0]
     expected = [T * 64 * 128 * 2 / 2**20 for T in (64, 256, 1024)]
-    assert lines(axis, style.PROVIDERS["rnn_triton"]["color"])[0] == [[64, 256, 1024], pytest.approx(expected)]
-    assert lines(axis, style.PROVIDERS["cudnn"]["color"])[0][1] == pytest.approx([1.5 * e for e in expected])
+    assert lines(axis, style.PROVIDERS["rnn_triton"][1]["color"])[0] == [[64, 256, 1024], pytest.approx(expected)]
+    assert lines(axis, style.PROVIDERS["cudnn"][1]["color"])[0][1] == pytest.approx([1.5 * e for e in expected])
+
+
+def accuracies(errors, status="ok"):
+    """The accuracy page of three numbers of steps with equal errors"""
+    cases = [case(16, 1, T, "bf16") for T in (8, 16, 32)]
+    made = [timing(c, "train", "rnn_triton", 1.0, status=status, errors=errors) for c in cases]
+    made += [timing(c, "train", "cudnn", 1.0, errors={"y": GOOD, "dx": GOOD}) for c in cases]
+    with style.context():
+        (page,) = figures.pages(rows_of(made), ["accuracy"])
+    return page
+
+
+GOOD, BAD = {"rel": 1e-3, "rel_tol": 0.01, "max": 0.01, "max_tol": 0.1}, {"rel": 1e-3, "rel_tol": 0.01, "max": 1.0, "max_tol": 0.1}
 
 
 def test_accuracy_marks_the_quantity_that_is_wrong_alone():
-    color = style.PROVIDERS["rnn_triton"]["color"]
-    good, bad = {"rel": 1e-3, "rel_tol": 0.01, "max": 0.01, "max_tol": 0.1}, {"rel": 1e-3, "rel_tol": 0.01, "max": 1.0, "max_tol": 0.1}
-    for errors, marked in (({"y": good, "dx": bad}, (False, True)), ({"y": bad, "dx": good}, (True, False))):
-        found = rows_of([timing(CASES[0], "train", "rnn_triton", 1.0, status="wrong", errors=errors)])
-        with style.context():
-            (page,) = figures.pages(found, ["accuracy"])
-        assert tuple(bool(lines(axis, color, "x")) for axis in page.figure.axes[:2]) == marked
+    color = style.PROVIDERS["rnn_triton"][1]["color"]
+    for errors, marked in (({"y": GOOD, "dx": BAD}, (False, True)), ({"y": BAD, "dx": GOOD}, (True, False))):
+        page = accuracies(errors, "wrong")
+        assert tuple(bool(lines(axis, color, "x")) for axis in page.figure.axes[:2]) == marked and "A cross" in page.note
 
 
 def test_accuracy_shows_errors_and_the_tolerance(pages):
-    figure = pages["accuracy"].figure
+    figure = pages["accuracy-over-T"].figure
     y, gradient = figure.axes[0], figure.axes[2]
-    ours = style.PROVIDERS["rnn_triton"]["color"]
+    ours = style.PROVIDERS["rnn_triton"][1]["color"]
     assert lines(y, ours, "o")[0] == [[64, 256, 1024], [1e-3] * 3]
     assert lines(y, style.TOLERANCE["color"], "_")[0][1] == [4e-3] * 3
-    assert (
-        lines(gradient, ours, "o")[0][1] == [3e-3] * 3
-        and lines(gradient, style.TOLERANCE["color"], "_")[0][1] == [8e-3] * 3
-    )
+    assert lines(gradient, ours, "o")[0][1] == [3e-3] * 3 and lines(gradient, style.TOLERANCE["color"], "_")[0][1] == [8e-3] * 3
+    assert "A cross" not in pages["accuracy-over-T"].note
 
 
 def test_a_wrong_result_keeps_its_error():
-    color = style.PROVIDERS["rnn_triton"]["color"]
+    color = style.PROVIDERS["rnn_triton"][1]["color"]
     for rel in (0.5, math.nan):
-        errors = {"y": {"rel": rel, "rel_tol": 0.01, "max": 1.0, "max_tol": 0.1}}
-        found = rows_of([timing(CASES[0], "fwd", "rnn_triton", 1.0, status="wrong", errors=errors)])
-        with style.context():
-            (page,) = figures.pages(found, ["accuracy"])
+        page = accuracies({"y": {"rel": rel, "rel_tol": 0.01, "max": 1.0, "max_tol": 0.1}}, "wrong")
         axis = page.figure.axes[0]
         if rel == 0.5:
-            assert lines(axis, color) == [[[256], [0.5]]] * 2 and lines(axis, color, "x") == [[[256], [0.5]]]
+            assert lines(axis, color) == [[[8, 16, 32], [0.5] * 3]] * 2 and lines(axis, color, "x") == [[[8, 16, 32], [0.5] * 3]]
             assert "wrong" in page.legend
         else:  # NaN has no place on an axis
             assert lines(axis, color) == []
-        assert lines(axis, style.TOLERANCE["color"], "_") == [[[256], [0.01]]]
+        assert lines(axis, style.TOLERANCE["color"], "_") == [[[8, 16, 32], [0.01] * 3]]
 
 
 def test_an_exact_result_is_drawn_at_the_least_error_and_is_not_wrong():
-    errors = {"y": {"rel": 0.0, "rel_tol": 0.01, "max": 0.0, "max_tol": 0.1}}
-    with style.context():
-        (page,) = figures.pages(rows_of([timing(CASES[0], "fwd", "rnn_triton", 1.0, errors=errors)]), ["accuracy"])
-    ours = style.PROVIDERS["rnn_triton"]["color"]
-    assert lines(page.figure.axes[0], ours) == [[[256], [over_sizes.LEAST_ERROR]]]
+    page = accuracies({"y": GOOD | {"rel": 0.0, "max": 0.0}})
+    ours = style.PROVIDERS["rnn_triton"][1]["color"]
+    assert lines(page.figure.axes[0], ours) == [[[8, 16, 32], [over_sizes.LEAST_ERROR] * 3]]
 
 
 # ---- how it looks ---------------------------------------------------------------------------------------------------
 
 
-def test_series_differ_by_more_than_colour():
-    many = style.providers(["rnn_triton", "cudnn", "cudnn-layers", "a", "b", "c", "d", "e", "f"])
-    for looks in (many, style.ARITHMETIC):
-        for field in ("color", "marker", "linestyle"):
-            assert len({str(look[field]) for look in looks.values()}) == len(looks), field
-    assert len(set(style.HATCHES.values())) == len(style.HATCHES) == len(style.ARITHMETIC)
-    assert style.providers(["z", "cudnn"])["cudnn"] == many["cudnn"]
+def test_a_provider_looks_the_same_whoever_else_is_there():
+    many = style.providers([*EVERYONE, "a", "b", "c"])
+    for name, look in many.items():
+        assert style.providers([name]) == {name: look}
+    assert list(many)[:2] == ["rnn_triton", "cudnn"] and set(PROVIDERS_HERE) <= set(style.PROVIDERS)
+    looks = [(look["marker"], str(look["linestyle"]), look.get("markerfacecolor")) for _, look in many.values()]
+    assert len(set(looks)) == len(looks)  # they differ in grey, too
+
+
+def test_series_of_an_arithmetic_differ_by_more_than_colour():
+    for field in ("color", "marker", "linestyle"):
+        assert len({str(look[field]) for look in style.ARITHMETIC.values()}) == len(style.ARITHMETIC), field
 
 
 def test_arithmetics_differ_in_grey():

@@ -219,7 +219,7 @@ def test_what_is_valid_can_be_shown():
                 assert str(error)
                 continue
             found = rows.rows([changed, base])
-            for text in (tables.markdown_document(found), tables.latex_document(found), formats.csv_text(found)):
+            for text in (tables.markdown_document(found), *tables.latex_tables(found).values(), formats.csv_text(found)):
                 text.encode("utf-8")
             shown += 1
     assert shown > 100

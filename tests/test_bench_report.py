@@ -3,11 +3,13 @@
 import base64
 import dataclasses
 import re
+import shutil
+import subprocess
 import sys
 from html.parser import HTMLParser
 
 import pytest
-from support.bench_records import DATE, ENVIRONMENT, suite, timing
+from support.bench_records import DATE, ENVIRONMENT, everything, suite, timing
 
 from bench.cases.case import case
 from bench.records.rows import rows as rows_of
@@ -93,7 +95,7 @@ def written(rows, tmp_path_factory):
         RESOURCES,
         out,
         [f"model, {NASTY}:\nESTIMATES <1>\nline 2", "one line alone"],
-        ["accuracy", "speedup"],
+        ["profile", "speedup"],
     )
     text = path.read_text(encoding="utf-8")
     return path, text, Page(text)
@@ -137,26 +139,28 @@ def test_figures_are_within_and_beside_the_page(written):
     for source in sources:
         kind, data = re.fullmatch(r"data:image/(svg\+xml|png);base64,(.*)", source).groups()
         assert base64.b64decode(data).startswith(b"<?xml" if kind == "svg+xml" else b"\x89PNG")
-    assert {f.suffix for f in (path.parent / report.FOLDER).iterdir()} == {".png", ".svg", ".pdf"}
+    assert {f.suffix for f in (path.parent / report.FOLDER).iterdir()} == {".png", ".svg", ".pdf", ".md", ".tex"}
     links = {attributes["href"] for tag, attributes in page.tags if tag == "a"}
-    assert "figures/speedup.pdf" in links
+    assert "figures/speedup-quick.pdf" in links
 
 
 def test_large_figures_are_embedded_as_png(rows, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "LARGEST_SVG", 10)
-    text = report.html(rows, [], [], tmp_path, names=["accuracy"]).read_text()
+    text = report.html(rows, [], [], tmp_path, names=["profile"]).read_text()
     assert "data:image/png;base64," in text and "svg+xml" not in text
 
 
 def test_sections_come_in_order_with_losses_beside_wins(written):
     _, _, page = written
     assert [h for h in page.headings if h in _SECTIONS] == _SECTIONS
+    summary = written[1].index('id="summary"')
+    assert summary < written[1].index('id="figure-profile"') < written[1].index('id="measured"')  # the key figure is with the summary
     captions = [tag for tag, _ in page.tags if tag == "caption"]
     assert len(captions) == len(page.tables)
 
 
 _SECTIONS = [
-    "rnn_triton benchmark", "What was measured, and where", "Summary", "Where ours wins", "Where ours loses",
+    "rnn_triton benchmark", "Summary", "What was measured, and where", "Where ours wins", "Where ours loses",
     "Far from the floor", "Not measured", "Wrong, failed, unsupported", "Figures", "All results", "Training", "Compiled kernels",
 ]  # fmt: skip
 
@@ -188,7 +192,7 @@ def test_everything_is_escaped(written):
 
 def test_equal_arguments_give_equal_bytes(rows, tmp_path):
     some = [row for row in rows if row.case == "h128-b16-t1024-bf16"]
-    first, second = (report.html(some, [], [], tmp_path / name, names=["accuracy"]) for name in "ab")
+    first, second = (report.html(some, [], [], tmp_path / name, names=["profile"]) for name in "ab")
     assert first.read_bytes() == second.read_bytes()
 
 
@@ -221,3 +225,38 @@ def test_without_matplotlib_the_tables_remain(rows, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     text = report.html(rows, [], [], tmp_path).read_text()
     assert "No figures: figures need matplotlib" in text and len(Page(text).tables) > 5
+
+
+def test_numbers_are_flush_right(written):
+    _, text, _ = written
+    (summary,) = re.findall(r'<div class="scroll" id="table-summary".*?<table class="([^"]*)">', text, re.S)
+    assert summary.split() == ["r3", "r4", "r5", "r6", "r7", "r8"] and ".r8 :is(td, th):nth-child(8)" in text
+
+
+@pytest.mark.long
+def test_the_page_of_all_suites_is_below_two_megabytes(tmp_path):
+    path = report.html(rows_of(everything()), [], [], tmp_path)
+    assert path.stat().st_size < 2_000_000
+    for width in (1280, 390) if shutil.which("chromium") else ():
+        fits(path, width)
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="no Chromium here")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_fits_a_window(written, width):
+    fits(written[0], width)
+
+
+def fits(path, width):
+    """In a window of `width`, nothing but what scrolls by itself is wider than the window."""
+    outer = path.with_name(f"at-{width}.html")
+    script = "const d = document.querySelector('iframe').contentDocument; const wide = [...d.querySelectorAll('body *')].filter("
+    script += f"e => e.getBoundingClientRect().right > {width} && !e.closest('.scroll') && !e.closest('pre')).map(e => e.tagName);"
+    script += "document.title = d.documentElement.scrollWidth + ' ' + d.querySelectorAll('table').length + ' ' + wide.join(' ');"
+    frame = f'<iframe src="{path.name}" style="border: 0; height: 800px; width: {width}px"></iframe>'
+    outer.write_text(f"<!DOCTYPE html><title>?</title>{frame}<script>onload = () => {{ {script} }}</script>")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", f"--user-data-dir={path.parent / 'profile'}"]
+    done = subprocess.run(["chromium", *options, "--dump-dom", outer.as_uri()], capture_output=True, text=True)
+    (title,) = re.findall(r"<title>(.*?)</title>", done.stdout)
+    widest, count, *wide = title.split()
+    assert int(widest) <= width and int(count) > 5 and wide == [], title

@@ -1,7 +1,6 @@
-"""One HTML page of everything the records say: no script, nothing loaded from elsewhere, figures within it.
+"""One HTML page of everything the records say: no script, nothing loaded from elsewhere, figures within it and beside it.
 
-Where ours loses stands beside where it wins, in the same form; what was not measured is listed as such; estimates are
-called estimates.  Figures are also written beside the page as PNG, SVG and PDF.
+Where ours loses stands beside where it wins, in the same form; what was not measured is listed; estimates are called estimates.
 """
 
 from __future__ import annotations
@@ -18,9 +17,10 @@ from . import figures, rows_in_words, style, tables
 from .formats import Table, label
 from .panels import Page
 
-LARGEST_SVG = 200_000  # bytes; a larger one is embedded as PNG
+LARGEST_SVG = 60_000  # bytes; a larger one is embedded as PNG
+MEASURED = "What was measured, and where"
+KEY = "profile"  # the figure that stands beside the summary
 FOLDER = "figures"  # beside the page
-
 PAGE = Path(__file__).with_name("page.html")  # the template
 
 
@@ -41,21 +41,25 @@ def html(
     rows: Sequence[Row], training: Sequence[dict[str, Any]], resources: Sequence[dict[str, Any]], out: Path,
     sections: Sequence[str] = (), names: Sequence[str] | None = None,
 ) -> Path:  # fmt: skip
-    """Write out/report.html and the figures beside it; returns its path.
-
-    `training` and `resources`: records of these kinds. `sections`: further text, each a title, a newline and lines to show
-    as they are. `names`: of figures.FIGURES, all of them without. The same arguments give the same bytes."""
+    """Write out/report.html and the figures beside it; returns its path.  `training` and `resources`: records of these kinds.
+    `sections`: further text, each a title, a newline and lines to show as they are. `names`: of figures.FIGURES, all of them
+    without. The same arguments give the same bytes."""
     from jinja2 import Environment  # torch depends on it
 
-    parts = [Section("measured", "What was measured, and where", _measured(rows))]
-    judged, every = [], []
+    drawn, why = _drawn(rows, out, names)
+    nothing = "Nothing was timed: there are no timing records. This page shows no speed, and no figure of speed. What follows was computed, "
+    parts = [] if rows else [Section("measured", MEASURED, [("", [nothing + "compiled or trained without timing a GPU."])])]
+    every = []
     devices = rows_in_words.by_device(rows)
     for device, here in devices.items():
         prefix, on = (f"{label(device)}-", f" on {device}") if len(devices) > 1 else ("", "")
-        judged += [Section(prefix + anchor, title + on, words, shown, prefix) for anchor, title, words, shown in _judging(here)]
+        key = [figure for figure in drawn if figure[0].name == f"{prefix}{KEY}"]
+        for anchor, title, words, shown in _judging(here):
+            parts.append(Section(prefix + anchor, title + on, words, shown, prefix, key if anchor == "summary" else ()))
         shown = [*tables.per_suite(here), tables.published(here), tables.streaming(here), tables.providers(here), tables.kernels(here)]
         every.append(Section(f"{prefix}tables", f"All results{on}", (), shown, prefix))
-    parts += [*judged, _drawn(rows, out, names), *every]
+    others = [figure for figure in drawn if not figure[0].name.endswith(KEY)]
+    parts += [Section("figures", "Figures", [("", [] if drawn else [f"No figures: {why}."])], figures=others), *every]
     if training:
         parts.append(Section("training", "Training", (), [tables.training(training)]))
     if resources:
@@ -70,28 +74,16 @@ def html(
     return path
 
 
-def _measured(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
-    """What each device's records were made with"""
-    if not rows:
-        words = "Nothing was timed: there are no timing records. This page shows no speed, and no figure of speed. What follows was "
-        return [("", [words + "computed, compiled or trained without timing a GPU."])]
-    found = []
-    for device, here in rows_in_words.by_device(rows).items():
-        cases, providers, timed = len({r.case for r in here}), len({r.provider for r in here}), sum(r.us is not None for r in here)
-        count = (
-            f"{len(here)} records of {cases} cases, {providers} providers; {timed} with a time. Every result was compared with an fp64 "
-            "reference before it was timed; one that misses its tolerance is listed as wrong and has no time."
-        )
-        found.append((device, [rows_in_words.caption(here), count]))
-    return found
-
-
 def _judging(rows: Sequence[Row]) -> list[tuple[str, str, list[tuple[str, list[str]]], list[Table]]]:
-    """The sections (anchor, title, words, tables) that judge: summary, wins, losses, what is missing or wrong"""
+    """The sections (anchor, title, words, tables) of a device: summary, what was measured, wins, losses, what is missing or wrong"""
     compared = any(row.provider == OURS and row.speedup for row in rows)
     none = "No case of ours could be compared with cuDNN: one side was not measured or is wrong."
+    cases, providers, timed = len({r.case for r in rows}), len({r.provider for r in rows}), sum(r.us is not None for r in rows)
+    count = f"{len(rows)} records of {cases} cases, {providers} providers; {timed} with a time. Every result was compared with an fp64 reference "
+    count += "before it was timed; one that misses its tolerance is listed as wrong or inaccurate and has no speedup."
     return [
         ("summary", "Summary", [] if compared else [("", [none])], [tables.summary(rows)]),
+        ("measured", MEASURED, [("", [rows_in_words.caption(rows), count])], []),
         ("wins", "Where ours wins", [], [tables.wins(rows)]),
         ("losses", "Where ours loses", [], [tables.losses(rows)]),
         ("floor", "Far from the floor", [], [tables.far_from_floor(rows)]),
@@ -100,16 +92,13 @@ def _judging(rows: Sequence[Row]) -> list[tuple[str, str, list[tuple[str, list[s
     ]
 
 
-def _drawn(rows: Sequence[Row], out: Path, names: Sequence[str] | None) -> Section:
-    """The figures, each written to out/FOLDER too; a sentence where there are none"""
-    found, why = [], "there is nothing to draw"
+def _drawn(rows: Sequence[Row], out: Path, names: Sequence[str] | None) -> tuple[list[tuple[Page, str, str]], str]:
+    """(the figures, each written to out/FOLDER too, with kind and content of their images, why there are none)"""
+    found = []
     try:
-        with style.context():
-            for page in figures.pages(rows, names):
-                files = {file.suffix: file for file in style.save(page.figure, out / FOLDER / page.name)}
-                small = files[".svg"].stat().st_size <= LARGEST_SVG
-                file, kind = (files[".svg"], "svg+xml") if small else (files[".png"], "png")
-                found.append((page, kind, base64.b64encode(file.read_bytes()).decode("ascii")))
+        for page, files in figures.draw(rows, out / FOLDER, names, "page"):
+            file, kind = (files[1], "svg+xml") if files[1].stat().st_size <= LARGEST_SVG else (files[0], "png")
+            found.append((page, kind, base64.b64encode(file.read_bytes()).decode("ascii")))
     except style.MissingMatplotlib as error:
-        why = str(error)
-    return Section("figures", "Figures", [] if found else [("", [f"No figures: {why}."])], figures=found)
+        return [], str(error)
+    return found, "there is nothing to draw"

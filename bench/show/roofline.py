@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -26,7 +26,7 @@ def flop(shape: dict[str, Any], pass_: str) -> float:
     """Floating-point operations of the products of a step, all layers, directions, gates and models; of packed sequences those
     of an average step, padding left out. Training: three times those of the forward pass (dh and dx, dW_hh and dW_ih)."""
     rows, inputs, outputs = _sizes(shape)
-    return 2.0 * rows * shape["H"] * (inputs * _directions(shape) + outputs) * len(named(shape["cell"]).gates) * (1 if pass_ == "fwd" else 3)
+    return 2.0 * rows * shape["H"] * (inputs * (1 + shape["bidirectional"]) + outputs) * len(named(shape["cell"]).gates) * (1 if pass_ == "fwd" else 3)
 
 
 def moved(shape: dict[str, Any], pass_: str, resident: bool) -> float:
@@ -39,87 +39,76 @@ def moved(shape: dict[str, Any], pass_: str, resident: bool) -> float:
     return (4 if shape["dtype"] == "fp32" else 2) * (rows * values + weights)
 
 
-def _directions(shape: dict[str, Any]) -> int:
-    return 2 if shape["bidirectional"] else 1
-
-
 def _sizes(shape: dict[str, Any]) -> tuple[float, int, int]:
     """(the sequences of all models in an average step, the values that all layers take of one, those they give)"""
     real = 1.0 if shape["lengths"] == "full" else float(lengths_of(Case(**shape)).double().mean()) / shape["T"]
-    inputs = shape["I"] + (shape["layers"] - 1) * _directions(shape) * shape["H"]
-    return shape["B"] * real * shape["models"], inputs, shape["layers"] * _directions(shape) * shape["H"]
+    outputs = (1 + shape["bidirectional"]) * shape["H"]  # of a layer
+    return shape["B"] * real * shape["models"], shape["I"] + (shape["layers"] - 1) * outputs, shape["layers"] * outputs
 
 
 MARKERS = {"one_cta": "o", "cta_group": "s", "per_step": "^"}
 
 
-def roofline(rows: Sequence[Row]) -> Iterator[Page]:
+def roofline(rows: Sequence[Row], width: float, axes: Iterable[str]) -> Iterator[Page]:
     """FLOP/s of a step over its arithmetic intensity, with the chip's ceilings and each case's latency bound"""
-    ours = [row for row in rows if row.provider == OURS and row.us_per_step and row.us]
-    if not ours:
+    if not (ours := [row for row in rows if row.provider == OURS and row.us]):
         return
-    index = indexed(rows)
-    passes, there = passes_of(ours), kinds(ours)
-    figure, axes = style.panels(len(passes), len(there), 2.9, 2.6)
+    there, index = {(row.pass_, arithmetic(row)) for row in ours}, indexed(rows)
+    pairs = [[(pass_, kind) if (pass_, kind) in there else None for kind in kinds(ours)] for pass_ in passes_of(ours)]
+    grid = style.side_by_side(pairs, width)
+    figure, panels, (across, height) = style.panels([len(line) for line in grid], width)
     legend: dict[str, Any] = {}
+    ceilings = {kind: _ceilings(kind, ours) for kind in kinds(ours)}
+    places = [c["peak"] / c["DRAM"] for c in ceilings.values() if c]
+    heights = [c["peak"] for c in ceilings.values() if c]
+
     def draw(axis: Any, label: str, points: Sequence[tuple[float, float]], size: float, **look: Any) -> None:
         if points:
-            axis.plot(*zip(*points), markersize=size, linestyle="", **look)
-            legend.setdefault(label, style.line(linestyle="", **look))
+            legend.setdefault(label, axis.plot(*zip(*points), markersize=size, linestyle="", **look)[0])
+            places.extend(x for x, _ in points)
+            heights.extend(y for _, y in points)
 
-    for line, pass_ in enumerate(passes):
-        ceilings = [_ceilings(kind, ours) for kind in there]
-        places = [c["peak"] / c["DRAM"] for c in ceilings if c]
-        heights = [c["peak"] for c in ceilings if c]
-        for axis, kind in zip(axes[line], there):
-            reached: dict[str, list[tuple[float, float]]] = {}  # regime -> (x, y)
-            bounds, cudnn = [], []
-            for row in [row for row in ours if row.pass_ == pass_ and arithmetic(row) == kind]:
-                work = flop(row.shape, pass_) * 1e-6  # FLOP per microsecond are 1e-6 TFLOP/s
-                x = work * 1e6 / moved(row.shape, pass_, row.regime != "per_step")
-                y = work / (row.us_per_step or math.nan)
-                theirs = [r.us_per_step for name in BASELINES if (r := index.get((row.case, pass_, name))) and r.us_per_step]
-                cudnn += [(x, work / min(theirs))] if theirs else []
-                if row.floor_us_per_step:
-                    bounds.append((x, work / row.floor_us_per_step))
-                    axis.vlines(x, y, bounds[-1][1], color="#999999", linewidth=0.6, zorder=1)
-                reached.setdefault(row.regime or "", []).append((x, y))
-            draw(axis, "latency bound: the floor (estimate)", bounds, 7, marker="_", color="#595959", zorder=2)
-            hollow = {"marker": "s", "color": style.PROVIDERS["cudnn"]["color"], "markerfacecolor": "none"}
-            draw(axis, "best of cuDNN", cudnn, 3.5, zorder=3, **hollow)
-            for regime, points in reached.items():
-                look = {"marker": MARKERS.get(regime, "D"), "color": style.PROVIDERS[OURS]["color"], "zorder": 4}
-                draw(axis, f"rnn_triton, {REGIMES.get(regime, 'regime not recorded')}", points, 4.5, **look)
-            drawn = [*bounds, *cudnn, *(point for points in reached.values() for point in points)]
-            heights += [y for _, y in drawn]
-            places += [x for x, _ in drawn]
-            if not drawn:
-                style.say(axis, "not measured")
-        left, right = min(places) / 2, max(places) * 2
-        for axis, kind, found in zip(axes[line], there, ceilings):
-            for name, dash in (("DRAM", "-"), ("L2", "--")) if found else ():
-                look = {"color": "black", "linewidth": 1, "linestyle": dash}
-                axis.plot([left, found["peak"] / found[name]], [left * found[name], found["peak"]], **look)
-                legend.setdefault(f"{name} bandwidth", style.line(**look))
-            if found:
-                axis.plot([found["peak"] / found["L2"], right], [found["peak"]] * 2, color="black", linewidth=1.8)
-                legend.setdefault("peak of the products", style.line(color="black", linewidth=1.8))
-            else:
-                text = {"va": "top", "fontsize": 7, "style": "italic"}
-                axis.text(0.03, 0.96, "no ceilings: hardware not recorded", transform=axis.transAxes, **text)
-            style.log_ticks(axis, (left, right), 0.0, across=True)
-            style.log_ticks(axis, heights)
-            axis.set_title(kind if line == 0 else "")
-            axis.set_xlabel("FLOP per byte")
-            axis.tick_params(labelleft=axis is axes[line][0])
-        axes[line][0].set_ylabel(f"{PASS_TITLES[pass_]}\nTFLOP/s of a step")
+    cells = [(axis, *pair) for mine, line in zip(panels, grid) for axis, pair in zip(mine, line)]
+    for axis, pass_, kind in cells:
+        reached: dict[str, list[tuple[float, float]]] = {}  # regime -> (x, y)
+        bounds, cudnn = [], []
+        for row in [row for row in ours if row.pass_ == pass_ and arithmetic(row) == kind]:
+            work = flop(row.shape, pass_) * 1e-6  # FLOP per microsecond are 1e-6 TFLOP/s
+            x = work * 1e6 / moved(row.shape, pass_, row.regime != "per_step")
+            y = work / (row.us_per_step or math.nan)
+            theirs = [r.us_per_step for name in BASELINES if (r := index.get((row.case, pass_, name))) and r.us_per_step]
+            cudnn += [(x, work / min(theirs))] if theirs else []
+            if row.floor_us_per_step:
+                bounds.append((x, work / row.floor_us_per_step))
+                axis.vlines(x, y, bounds[-1][1], color="#bbbbbb", linewidth=0.4, zorder=1)
+            reached.setdefault(row.regime or "", []).append((x, y))
+        draw(axis, "latency bound: the floor (estimate)", bounds, 3, marker="_", color="#595959", zorder=2)
+        draw(axis, "best of cuDNN", cudnn, 2, zorder=3, marker="s", color=style.PROVIDERS["cudnn"][1]["color"], markerfacecolor="none")
+        for regime, points in reached.items():
+            look = {"marker": MARKERS.get(regime, "D"), "color": style.PROVIDERS[OURS][1]["color"], "zorder": 4}
+            draw(axis, f"rnn_triton, {REGIMES.get(regime, 'regime not recorded')}", points, 2, **look)
+    left, right = min(places) / 2, max(places) * 2
+    for axis, pass_, kind in cells:
+        found = ceilings[kind]
+        for name, dash in (("DRAM", "-"), ("L2", "--")) if found else ():
+            slope = [left, found["peak"] / found[name]], [left * found[name], found["peak"]]
+            legend.setdefault(f"{name} bandwidth", axis.plot(*slope, color="black", linewidth=0.8, linestyle=dash)[0])
+        if found:
+            (flat,) = axis.plot([found["peak"] / found["L2"], right], [found["peak"]] * 2, color="black", linewidth=1.4)
+            legend.setdefault("peak of the products", flat)
+        style.log_ticks(axis, (left, right), across, True, 0.0)
+        style.log_ticks(axis, heights, height)
+        first = any(axis is line[0] for line in panels)
+        axis.set(xlabel="FLOP per byte" if axis in panels[-1] else "", ylabel="TFLOP/s of a step" if first else "")
+        axis.set_title(style.in_lines(f"{kind}, {PASS_TITLES[pass_]}", across))
+        axis.tick_params(labelleft=first)
     note = (
-        "Intensity: FLOP of a step's products over the bytes it must move, x and y of every layer (training: three times each, and what a "
-        "cell with gates keeps, twice) and, where each step is a launch, W_hh; with W_hh on chip its bytes are not moved. cuDNN is shown at the intensity of "
-        "ours: what it keeps on chip is not known. Above each case its latency bound, the chain of a step that no bandwidth "
-        "shortens. Ceilings: peak rates of rnn_triton.latency for the architecture and the recorded clock, estimates."
-    )
-    yield Page("roofline", "Roofline of a step", note, caption(rows), figure, legend)
+        "Intensity: FLOP of a step's products over the bytes it must move, x and y of every layer (training: three times each, and what a cell "
+        "with gates keeps, twice) and, where each step is a launch, W_hh. cuDNN is shown at the intensity of ours: what it keeps on chip is not known."
+    ) + " Above each case its latency bound, the chain of a step that no bandwidth shortens." * any(row.floor_us_per_step for row in ours)
+    peaks = "Ceilings: peak rates of the architecture at the recorded clock, estimates."
+    note += f" {peaks if any(ceilings.values()) else 'No ceilings: hardware not recorded.'}"
+    yield Page("roofline", "Roofline of a step", note, caption(ours), figure, legend)
 
 
 def _ceilings(kind: str, rows: Sequence[Row]) -> dict[str, float]:

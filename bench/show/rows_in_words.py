@@ -58,9 +58,9 @@ def by_suite(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return found
 
 
-def caption(rows: Iterable[Row]) -> str:
-    """On what the rows were measured and how. Every version that occurs is named, with how many records have it where
-    there are several."""
+def caption(rows: Iterable[Row], times: bool = True) -> str:
+    """On what the rows were measured and, of `times`, how. Every version that occurs is named, with how many records have it
+    where there are several."""
     given = list(rows)
     rows = [row for row in given if row.us] or given
     if not rows:
@@ -68,9 +68,7 @@ def caption(rows: Iterable[Row]) -> str:
 
     def all_of(field: str) -> str:
         found = Counter(_short(row.environment, field) for row in rows)
-        if len(found) == 1:
-            return next(iter(found))
-        return " and ".join(f"{value} ({count} records)" for value, count in sorted(found.items()))
+        return " and ".join(f"{value} ({count} records)" if len(found) > 1 else value for value, count in sorted(found.items()))
 
     fields = ("driver", "torch", "triton", "cudnn", "commit")
     mixed = any(len({_short(row.environment, field) for row in rows}) > 1 for field in fields)
@@ -81,10 +79,10 @@ def caption(rows: Iterable[Row]) -> str:
         ("VERSIONS DIFFER. " if mixed else "")
         + f"{all_of('device')}, driver {all_of('driver')}; torch {all_of('torch')}, triton {all_of('triton')}, "
         + f"cuDNN {all_of('cudnn')}{''.join(f', {name} {version}' for name, version in versions)}; "
-        + f"commit {all_of('commit')}; {' to '.join(dict.fromkeys((dates[0], dates[-1])))}. "
-        + "Median device time by CUDA events of calls taken in turn, input projection and launches included"
-        + (f"; fp32 is {' or '.join(precisions)} where so named." if precisions else ".")
-        + "".join(f" {sentence}" for sentence in (clocks(rows), late(rows), summed(given)) if sentence)
+        + f"commit {all_of('commit')}; {' to '.join(dict.fromkeys((dates[0], dates[-1])))}."
+        + " Median device time by CUDA events of calls taken in turn, input projection and launches included." * times
+        + (f" fp32 is {' or '.join(precisions)} where so named." if precisions else "")
+        + "".join(f" {sentence}" for sentence in (*((clocks(rows), late(rows)) if times else ()), summed(given)) if sentence)
     )
 
 
@@ -102,9 +100,8 @@ def clocks(rows: Iterable[Row]) -> str:
 def late(rows: Iterable[Row]) -> str:
     """A sentence on records with late samples (timing.py); empty where there are none"""
     found = [row for row in rows if row.us and row.late]
-    names = ", ".join(sorted({row.provider for row in found}))
     say = "the clock of some samples started before the whole call was queued, and gaps of the host may be in them"
-    return f"In {len(found)} records ({names}) {say}." if found else ""
+    return f"In {len(found)} records ({', '.join(sorted({row.provider for row in found}))}) {say}." if found else ""
 
 
 LOOPS = ("loop", "compile", "graph")  # providers of torch's own operators, a step after the other
@@ -113,17 +110,16 @@ LOOPS = ("loop", "compile", "graph")  # providers of torch's own operators, a st
 def summed(rows: Iterable[Row]) -> str:
     """A sentence on those of LOOPS that are wrong in training in bf16 or fp16; empty where none is"""
     found = {r.provider for r in rows if r.status == "wrong" and r.pass_ == "train" and r.shape["dtype"] != "fp32"}
-    names = [name for name in LOOPS if name in found]
-    if not names:
+    if not (names := [name for name in LOOPS if name in found]):
         return ""
-    return (
-        f"Wrong in training ({', '.join(names)}): autograd sums the weight gradients of an eager loop step by step in bf16 or "
-        "fp16, which misses the tolerance from about T = 240 (docs/benchmarks.md)."
-    )
+    why = "autograd sums the weight gradients of an eager loop step by step in bf16 or fp16, which misses the tolerance from about T = 240"
+    return f"Wrong in training ({', '.join(names)}): {why} (docs/benchmarks.md)."
 
 
 def _short(environment: dict[str, Any], field: str) -> str:
     value = environment[field]
     if field == "commit":
         return f"{str(value)[:10]}{' with changes' if environment['dirty'] else ''}"
+    if field == "cudnn" and value:  # 8907 is 8.9.7, 91900 is 9.19.0
+        return ".".join(map(str, (*divmod(value // 100, 10 if value < 10_000 else 100), value % 100)))
     return "unknown" if value is None else str(value)

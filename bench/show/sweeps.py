@@ -15,7 +15,8 @@ AXES = {
     "H": ("H", "hidden size H"), "B": ("B", "batch B"), "T": ("T", "time steps T"), "L": ("layers", "layers L"),
     "models": ("models", "independent models"), "head": ("H", "head dimension"),
 }  # fmt: skip
-MOST_SWEEPS = 3  # side by side
+LEAST_POINTS, MOST_SWEEPS = 3, 3  # of a sweep and of a line, for fewer show no course; side by side
+NAMES = {"elman_tanh": "Elman", "elman_relu": "Elman relu", "leaky_tanh": "leaky", "leaky_relu": "leaky relu", "gru": "GRU", "lstm": "LSTM"}
 
 
 @dataclass(frozen=True)
@@ -33,24 +34,35 @@ class Sweep:
 
     @property
     def title(self) -> str:
-        return in_words(self.held)
+        return ", ".join(in_words(self.held))
 
 
-def in_words(held: dict[str, Any]) -> str:
-    """The sizes of a case or of what cases share, the usual ones left out: "B 16, T 512, lstm"."""
-    parts = [f"{name} {held[name]}" for name in "HBT" if name in held]
-    parts += [f"I {held['I']}"] if "I" in held and held["I"] not in ("H", held.get("H")) else []
-    parts += [f"L {held['layers']}"] if held.get("layers", 1) != 1 else []
-    models = held.get("models", 1)
-    parts += [f"{models} models" if isinstance(models, int) else str(models)] if models != 1 else []
-    parts += ["both directions"] if held.get("bidirectional") else []
-    usual = {"cell": USUAL, "lengths": "full"}
-    return ", ".join(parts + [str(held[name]) for name, value in usual.items() if held.get(name, value) != value])
+def in_words(held: dict[str, Any], always: Sequence[str] = ()) -> list[str]:
+    """Sizes in words, what goes without saying left out unless its name is in `always`: ["LSTM", "B 16", "T 512"]"""
+    usual = {"cell": (USUAL,), "lengths": ("full",), "layers": (1,), "bidirectional": (False,), "I": ("H", held.get("H")), "models": (1,)}
+    forms = {"cell": "{}", "lengths": "{} lengths", "layers": "L {}", "bidirectional": "both directions", "models": "{} models"}
+    said = [(name, held[name]) for name in ORDER if name in held and (name in always or held[name] not in usual.get(name, ()))]
+    return [str(value) if " x " in str(value) else forms.get(name, f"{name} {{}}").format(NAMES.get(value, value)) for name, value in said]
+
+
+ORDER = ("cell", "lengths", "layers", "bidirectional", "H", "I", "B", "T", "models")  # what a list of cases varies last comes last
+
+
+def words_of(shapes: Sequence[dict[str, Any]]) -> tuple[str, list[str], list[bool]]:
+    """(the sizes that all have; how each differs from others, but for words with which the one before begins, too; whether it
+    begins with another word than that)"""
+    if all(shape["I"] == shape["H"] for shape in shapes):
+        shapes = [shape | {"I": "H"} for shape in shapes]
+    varied = [name for name in ORDER if len({shape[name] for shape in shapes}) > 1]
+    shared = {name: value for name, value in shapes[0].items() if name not in varied}
+    words = [in_words({name: shape[name] for name in varied}, ("cell", "lengths", "layers")) for shape in shapes]
+    same = [next((i for i, (a, b) in enumerate(zip(before, line)) if a != b), 0) for before, line in zip([[], *words], words)]
+    return ", ".join(in_words(shared)), [", ".join(line[i:]) for i, line in zip(same, words)], [i == 0 for i in same]
 
 
 def sweeps(rows: Iterable[Row], axis: str) -> list[Sweep]:
-    """Of all sweeps over an axis those with the most measured values, if they have three (or, where none has, two); of
-    more than MOST_SWEEPS the first, the last and one between."""
+    """Of all sweeps over an axis those with the most measured values, LEAST_POINTS or more; of more than MOST_SWEEPS the first,
+    the last and one between."""
     field = AXES[axis][0]
     found: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
@@ -67,17 +79,11 @@ def sweeps(rows: Iterable[Row], axis: str) -> list[Sweep]:
         count = len({value for _, value in measured})
         names = {(arithmetic(row), row.shape[field]): row.case for row in mine}
         several = axis != "head" or len({row.shape["models"] for row in mine}) > 1
-        if count >= 2 and several:
-            values = tuple(sorted({value for _, value in names}))
-            candidates.append(((count >= 3, count, len(measured)), Sweep(axis, dict(key), values, names)))
+        if count >= LEAST_POINTS and several:
+            candidates.append(((count, len(measured)), Sweep(axis, dict(key), tuple(sorted({value for _, value in names})), names)))
     most = max((score for score, _ in candidates), default=None)
-    best = sorted((sweep for score, sweep in candidates if score == most), key=lambda s: order_of(s.held))
+    best = sorted((sweep for score, sweep in candidates if score == most), key=lambda s: [f"{v:>9}" for v in s.held.values()])
     return best if len(best) <= MOST_SWEEPS else [best[0], best[len(best) // 2], best[-1]]
-
-
-def order_of(held: dict[str, Any]) -> list[tuple[bool, float, str]]:
-    """Sorts numbers as such and all else as text"""
-    return [(isinstance(v, str), 0.0, v) if isinstance(v, str) else (False, float(v), "") for v in held.values()]
 
 
 def kinds(rows: Iterable[Row]) -> list[str]:
@@ -93,8 +99,7 @@ def indexed(rows: Iterable[Row]) -> Index:
 
 
 def passes_of(rows: Iterable[Row]) -> list[str]:
-    there = {row.pass_ for row in rows}
-    return [pass_ for pass_ in PASSES if pass_ in there]
+    return sorted({row.pass_ for row in rows}, key=PASSES.index)
 
 
 def middle_sweep(rows: Sequence[Row], axis: str) -> Sweep | None:

@@ -23,10 +23,8 @@ from .rows_in_words import REGIMES, arithmetic, by_device, by_suite, caption
 
 FLOOR_MARK = 0.45  # of the floor: a case that reaches less is listed with what remains to be done
 
-
 HEADINGS = (
-    "case", "pass", "us/step", "slope", "best cuDNN us/step", "by", "speedup", "graph speedup", "floor*", "of floor*",
-    "bound*", "regime",
+    "case", "pass", "us/step", "slope", "best cuDNN us/step", "by", "speedup", "graph speedup", "floor*", "of floor*", "bound*", "regime",
 )  # fmt: skip
 LEGEND = (
     "us/step: median device time of a call over its steps, the newest; slope: the time of a step free of launch cost; speedup: "
@@ -51,10 +49,10 @@ def timing_rows(rows: Iterable[Row]) -> Body:
 
 def _judged(row: Row) -> tuple[str, ...]:
     """Speedups, floor, the part of it, bound and regime"""
-    regime = row.regime or NONE
     return (
         APART if row.gap == APART else _number(row.speedup, "x", 2), _number(row.graph_speedup, "x", 2),
-        _number(row.floor_us_per_step), NONE if row.fraction_of_floor is None else f"{row.fraction_of_floor:.0%}", row.bound or NONE, REGIMES.get(regime, regime),
+        _number(row.floor_us_per_step), NONE if row.fraction_of_floor is None else f"{row.fraction_of_floor:.0%}", row.bound or NONE,
+        REGIMES.get(row.regime or "", row.regime or NONE),
     )  # fmt: skip
 
 
@@ -88,23 +86,21 @@ def streaming(rows: Iterable[Row]) -> Table:
 
 def per_suite(rows: Sequence[Row]) -> list[Table]:
     """results() of each suite touched"""
-    return [
-        results(mine, f"suite-{label(suite)}", f"Suite {suite}" if suite != words.OTHER else "Other cases")
-        for suite, mine in by_suite(rows).items()
-    ]
+    titles = {suite: f"Suite {suite}" if suite != words.OTHER else "Other cases" for suite in (*SUITES, words.OTHER)}
+    return [results(mine, f"suite-{label(suite)}", titles[suite]) for suite, mine in by_suite(rows).items()]
 
 
 def providers(rows: Sequence[Row]) -> Table:
-    """us/step of every provider side by side, a line a (case, pass); the fastest is marked."""
+    """us/step of every provider side by side, a line a (case, pass); the fastest is named."""
     names = sorted({r.provider for r in rows}, key=lambda n: (n != OURS, n not in BASELINES, n))
     index = {_key(r): r for r in rows}
     body: Body = []
     for key in dict.fromkeys(key[:3] for key in index):
         found = [index.get((*key, name)) for name in names]
         least = min((r.us_per_step for r in found if r and r.us_per_step), default=None)
-        cells = [_time(r) + " (fastest)" * bool(r and least and r.us_per_step == least) for r in found]
-        body.append((*key[1:], *cells))
-    return Table("providers", "All providers, us/step", ("case", "pass", *names), body, "Median device time over T.")
+        fastest = [r.provider for r in found if r and least and r.us_per_step == least]
+        body.append((*key[1:], *map(_time, found), ", ".join(fastest) or NONE))
+    return Table("providers", "All providers, us/step", ("case", "pass", *names, "fastest"), body, "Median device time over T.")
 
 
 def summary(rows: Iterable[Row]) -> Table:
@@ -121,22 +117,18 @@ def summary(rows: Iterable[Row]) -> Table:
         floor = f"{min(reached):.0%} to {max(reached):.0%}" if reached else NONE
         body.append((*key, str(len(mine)), str(len(found)), *line, below, floor))
     headings = ("pass", "dtype", "cases", "compared", "lowest", "geometric mean", "highest", "below 1x", "of floor*")
-    return Table(
-        "summary", "Speedup over the best of cuDNN", headings, body,
-        "Compared: both sides right and timed in one run, by the same code and versions. *: of an estimate.",
-    )  # fmt: skip
+    note = "Compared: both sides right and timed in one run, by the same code and versions. *: of an estimate."
+    return Table("summary", "Speedup over the best of cuDNN", headings, body, note)
 
 
 def wins(rows: Iterable[Row]) -> Table:
     """Every case of ours at 1x or above, the largest speedup first"""
-    chosen = sorted((r for r in _ours(rows) if (r.speedup or 0) >= 1), key=lambda r: -(r.speedup or 0))
-    return _listing("wins", "Where ours wins: at 1x or above", chosen)
+    return _listing("wins", "Where ours wins: at 1x or above", sorted((r for r in _ours(rows) if (r.speedup or 0) >= 1), key=lambda r: -(r.speedup or 0)))
 
 
 def losses(rows: Iterable[Row]) -> Table:
     """Every case of ours below 1x, the smallest speedup first"""
-    chosen = sorted((r for r in _ours(rows) if (r.speedup or 1) < 1), key=lambda r: r.speedup or 0)
-    return _listing("losses", "Where ours loses: below 1x", chosen)
+    return _listing("losses", "Where ours loses: below 1x", sorted((r for r in _ours(rows) if (r.speedup or 1) < 1), key=lambda r: r.speedup or 0))
 
 
 def far_from_floor(rows: Iterable[Row]) -> Table:
@@ -148,14 +140,12 @@ def far_from_floor(rows: Iterable[Row]) -> Table:
 def missing(rows: Sequence[Row]) -> Table:
     """What the suites touched list and no record has: a line a (suite, case), with the passes and providers left out."""
     body: Body = []
-    expected = (OURS, BASELINES[0])
     for device, here in by_device(rows).items():
         passes = [p for p in PASSES if any(r.pass_ == p for r in here)]
-        there = {(r.case, r.pass_, r.provider) for r in here}
-        cases = {r.case for r in here}
+        there, cases = {(r.case, r.pass_, r.provider) for r in here}, {r.case for r in here}
         for suite, mine in by_suite(here).items():
             for name in dict.fromkeys([c.name for c in SUITES.get(suite, ())] or [r.case for r in mine]):
-                lacks = [(p, provider) for p in passes for provider in expected if (name, p, provider) not in there]
+                lacks = [(p, provider) for p in passes for provider in (OURS, BASELINES[0]) if (name, p, provider) not in there]
                 if name not in cases:
                     body.append((device, suite, name, words.EVERYTHING))
                 elif lacks:
@@ -163,7 +153,7 @@ def missing(rows: Sequence[Row]) -> Table:
     return Table("missing", "Not measured", ("device", "suite", "case", "no record of"), body)
 
 
-MEMORY = (OURS, "rnn_triton-recompute", *BASELINES)
+MEMORY, NAMED = (OURS, "rnn_triton-recompute", *BASELINES), 3  # providers; kernels of a call, those that took longest
 
 
 def memory(rows: Iterable[Row]) -> Table:
@@ -177,29 +167,26 @@ def memory(rows: Iterable[Row]) -> Table:
             body.append((case, *(NONE if b is None else f"{b / 2**20:.1f}" for b in found), f"{ours / theirs:.2f}x"))
     headings = ("case", *(f"{name}, MiB" for name in MEMORY), "ours over cudnn")
     return Table(
-        "memory", "Peak memory of a training step", headings, body,
-        "Allocated at most during a forward and backward pass beyond what was there before it: results and gradients are in it, inputs "
-        "and weights are not.",
+        "memory", "Peak memory of a training step", headings, body, "Allocated at most during a forward and backward pass beyond what was there "
+        "before it: results and gradients are in it, inputs and weights are not.",
     )  # fmt: skip
 
 
-NAMED = 3  # kernels of a call, those that took longest
-
-
 def kernels(rows: Iterable[Row]) -> Table:
-    """What the profiler saw: a line per (case, pass, provider) with its longest kernels, which tell cuDNN's algorithm"""
-    body: Body = []
+    """What the profiler saw: a line per (pass, provider, longest kernels), which tell cuDNN's algorithm, with one of their cases"""
+    groups: dict[tuple[str, ...], tuple[set[str], tuple[str, ...]]] = {}  # -> its cases, the first of them in words
     for row in rows:
-        total = sum(kernel["us"] for kernel in row.kernels)
-        longest = sorted(row.kernels, key=lambda kernel: -kernel["us"])[:NAMED]
-        if total > 0:
-            named = "; ".join(f"{kernel['us'] / total:.0%} {kernel['count']} x {short_name(kernel['name'])}" for kernel in longest)
-            launches = str(sum(kernel["count"] for kernel in row.kernels))
-            body.append((row.case, row.pass_, row.provider, launches, named))
+        total, count = (sum(kernel[what] for kernel in row.kernels) for what in ("us", "count"))
+        longest = sorted(row.kernels, key=lambda kernel: -kernel["us"])[:NAMED] if total > 0 else []
+        named = "; ".join(f"{kernel['us'] / total:.0%} {kernel['count']} x {short_name(kernel['name'])}" for kernel in longest)
+        key = (row.pass_, row.provider, *(short_name(kernel["name"]) for kernel in longest))
+        if longest:
+            groups.setdefault(key, (set(), (row.case, str(count), named)))[0].add(row.case)
     return Table(
-        "ran", "Kernels that ran", ("case", "pass", "provider", "launches", "longest kernels"), body,
-        "Of one call under the profiler, which may run fewer steps than the case. Each kernel with its part of the kernels' "
-        f"time and its launches, the longest {NAMED}; names without types and arguments.",
+        "ran", "Kernels that ran", ("pass", "provider", "cases", "such as", "launches", "longest kernels"),
+        [(pass_, provider, str(len(cases)), *first) for (pass_, provider, *_), (cases, first) in groups.items()],
+        "Of one call under the profiler, which may run fewer steps than the case. Launches, and each kernel with its part of the kernels' "
+        f"time and its launches, of the case named; the longest {NAMED}; names without types and arguments.",
     )  # fmt: skip
 
 
@@ -212,16 +199,20 @@ def short_name(kernel: str) -> str:
 
 
 def not_timed(rows: Sequence[Row]) -> list[Table]:
-    """Every record without a time, with its reason: what is wrong, what failed, what does not run"""
+    """The records without a time, with their reasons: what is wrong, what failed, what does not run. A line a reason, with the
+    number of cases that have it."""
     found = []
     for name, title, note, *statuses in (
-        ("wrong", "Wrong results", words.summed(rows), "wrong"),
+        ("wrong", "Wrong or inaccurate results", words.summed(rows), "wrong", "inaccurate"),
         ("failed", "Failed", "", "error", "timeout"),
         ("unsupported", "Unsupported or not installed", "", "unsupported", "missing"),
     ):
-        mine = [r for r in rows if r.status in statuses]
-        body = [(r.environment["device"], r.case, r.pass_, r.provider, r.status, r.message or "no reason recorded") for r in mine]
-        found.append(Table(name, title, ("device", "case", "pass", "provider", "status", "reason"), body, note))
+        groups: dict[tuple[str, ...], list[str]] = {}
+        for r in (r for r in rows if r.status in statuses):
+            key = (r.environment["device"], r.provider, r.pass_, r.status, r.message or "no reason recorded")
+            groups.setdefault(key, []).append(r.case)
+        body = [(*key[:4], str(len(cases)), cases[0], key[4]) for key, cases in groups.items()]
+        found.append(Table(name, title, ("device", "provider", "pass", "status", "cases", "such as", "reason"), body, note))
     return found
 
 
@@ -258,8 +249,8 @@ def _number(value: float | None, unit: str = "", digits: int = 3) -> str:
 
 
 RESOURCE_HEADINGS = (
-    "direction", "H", "I", "B", "dtype", "plan", "regs", "spills", "shared KB", "barriers/step", "loads/step from",
-    "MMA/step", "instr/step", "floor us*", "practical us*",
+    "direction", "H", "I", "B", "dtype", "plan", "regs", "spills", "shared KB", "barriers/step", "loads/step from", "MMA/step", "instr/step",
+    "floor us*", "practical us*",
 )  # fmt: skip
 
 
@@ -283,18 +274,14 @@ def resource_rows(records: Iterable[dict[str, Any]]) -> Body:
 
 
 def resources(records: Iterable[dict[str, Any]]) -> Table:
-    return Table(
-        "resources", "Compiled kernels", RESOURCE_HEADINGS, resource_rows(records),
-        "Counts of one warp and one step, read from the machine code; nothing was timed. *: estimates.",
-    )  # fmt: skip
+    note = "Counts of one warp and one step, read from the machine code; nothing was timed. *: estimates."
+    return Table("resources", "Compiled kernels", RESOURCE_HEADINGS, resource_rows(records), note)
 
 
 def training(records: Iterable[dict[str, Any]]) -> Table:
     """A line per training run of an example"""
-    body = [
-        (r["example"], r["implementation"], str(r["seed"]), f"{r['accuracy']:.2%}", f"{r['seconds']:.1f} s", r["environment"]["device"])
-        for r in records
-    ]
+    words = ((r["example"], r["implementation"], str(r["seed"]), f"{r['accuracy']:.2%}", f"{r['seconds']:.1f} s", r) for r in records)
+    body = [(*line, record["environment"]["device"]) for *line, record in words]
     return Table("training", "Training runs", ("example", "implementation", "seed", "test accuracy", "training", "device"), body)
 
 
@@ -304,30 +291,27 @@ def markdown_document(rows: Sequence[Row], level: int = 2) -> str:
     for device, here in by_device(rows).items():
         parts.append(f"{'#' * level} {device}\n\n{caption(here)}\n")
         for table in every(here):
-            shown = markdown(table.headings, table.body) if table.body else "none\n"
+            shown = markdown(table) if table.body else "none\n"
             parts.append(f"{'#' * (level + 1)} {table.title}\n\n{shown}" + (f"\n{table.note}\n" if table.note else ""))
     return "\n".join(parts) or "No timing records.\n"
 
 
-def latex_document(rows: Sequence[Row]) -> str:
-    """Every table as floats, to be read by \\input; a label starts with the device where there are several."""
-    devices = by_device(rows)
-    parts = ["% needs \\usepackage{booktabs}\n"]
+def latex_tables(rows: Sequence[Row]) -> dict[str, str]:
+    """name -> every table, each to be read by \\input; a name starts with the device where there are several."""
+    devices, found = by_device(rows), dict[str, str]()
     for device, here in devices.items():
-        prefix = f"{label(device)}-" if len(devices) > 1 else ""
-        parts += [latex(replace(table, name=prefix + table.name), caption(here)) for table in every(here)]
-    return "\n".join(parts)
+        prefix, source = f"{label(device)}-" * (len(devices) > 1), caption(here)
+        found |= {prefix + table.name: latex(replace(table, name=prefix + table.name), source) for table in every(here)}
+    return found
 
 
 def write(rows: Sequence[Row], out: Path) -> list[Path]:
-    """results.md, results.tex and results.csv in `out`; no files where there is no row."""
+    """results.md, results.csv and tables/NAME.tex in `out`; no files where there is no row."""
     if not rows:
         return []
-    out.mkdir(parents=True, exist_ok=True)
-    found = {
-        "results.md": f"# rnn_triton: results\n\n{markdown_document(rows)}", "results.tex": latex_document(rows),
-        "results.csv": csv_text(rows),
-    }  # fmt: skip
+    (out / "tables").mkdir(parents=True, exist_ok=True)
+    found = {"results.md": f"# rnn_triton: results\n\n{markdown_document(rows)}", "results.csv": csv_text(rows)}
+    found |= {f"tables/{name}.tex": text for name, text in latex_tables(rows).items()}
     for name, content in found.items():
         (out / name).write_text(content, encoding="utf-8")
     return [out / name for name in found]
