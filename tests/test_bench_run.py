@@ -103,7 +103,7 @@ def test_a_name_says_all_that_is_unusual():
         (["list", "--suite", "quik"], ["unknown suite 'quik'", "nearest: quick"]),
         (["check", "--case", "h128-b16-t1024-bf61"], ["unknown case", "nearest: h128-b16-t1024-bf16"]),
         (["check", "--case", "h0-b1-t1-bf16"], ["sizes must be at least 1"]),
-        (["explain", "h1024"], ["nearest: h1024-b1-t512-bf16, h1024-b1-t512-fp16"]),
+        (["explain", "h1024"], ["nearest: h1024-b1-t1-bf16, h1024-b1-t1-fp32"]),
         (["explain", "h1000-b16-bf16"], ["nearest: h1024-b16-t"]),
         (["explain", "gru-h700"], ["nearest: gru-h768-b16-t1024"]),
         (["explain", "h999999999-b1-t1-bf16"], ["'h999999999-b1-t1-bf16': its tensors take 3.64e+06 TiB, more than any GPU has"]),

@@ -147,7 +147,8 @@ def test_a_kept_launcher_gets_what_triton_was_given(monkeypatch):
             absent = [y] * (6 - present) + [y, y, y, hn]
             absent += 6 * [y]  # what launches of several recurrences have, and cells with more tiles
             assert [t.data_ptr() for t in got[:16]] == [t.data_ptr() for t in given[:present] + absent]
-            assert got[16:29] == (T, 9, 0, 9 * 16 // 8, 16 // 8, 0, 0, 0, 0, 0, 0, 0, 0)
+            assert got[16:20] == (None,) * 4  # nothing is said of sequences
+            assert got[20:33] == (T, 9, 0, 9 * 16 // 8, 16 // 8, 0, 0, 0, 0, 0, 0, 0, 0)
             assert len(got) == len(names)
     finally:
         dispatch._launch_for.cache_clear()

@@ -155,7 +155,7 @@ def test_batch_tile_of_16(kind, device, monkeypatch):
     dispatch._launch_for.cache_clear()
     try:
         for T, B, I, H in ((3, 37, 40, 24), (2, 16, 130, 64)):
-            call = ("forward", B, I, H, KINDS[kind][0], None, "elman_tanh", torch.device(device))
+            call = ("forward", B, I, H, KINDS[kind][0], None, "elman_tanh", (), torch.device(device))
             assert dispatch._launch_for(call, ()).plan.block_b == 16
             check(inputs(kind, T, B, I, H), kind, device)
     finally:

@@ -325,7 +325,9 @@ def test_autocast_as_torch(module):
     ours, theirs = pair(dtype=torch.float32, **module)
     x = data(T, B, I, dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        got, expected = flat(ours(x)), flat(theirs(x))
+        got = flat(ours(x))
+        with torch.backends.mkldnn.flags(enabled=False):  # it has no LSTM of bf16 on some CPUs, and torch then raises an error
+            expected = flat(theirs(x))
     assert {t.dtype for t in got} == {torch.bfloat16}
     expected = [t.bfloat16() for t in expected]  # torch leaves some in fp32 on a CPU
     # bf16: 2^-9 a rounding, some sqrt(I+H) + 2 < 5 of them a step, T steps, |h| < 1, |c| < 2

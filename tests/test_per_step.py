@@ -449,7 +449,7 @@ def test_launches_of_a_forward(calls, reverse):
         assert [a[1:] for a in addresses[1:]] == [[w_hh, *[out] * 9]] * 3
         assert len({a[0] for a in addresses}) == 1
         strides = (19 * 40 // 4, 40 // 4)  # of u, which is fp32, in vectors
-        assert [call[2][11:17] for call in calls] == [
+        assert [call[2][15:21] for call in calls] == [
             (t, before, 40, 19, *strides) for t, before in zip(order, [0, *order], strict=False)
         ]
         assert {call[1] for call in calls} == {(9, 1, 1)}
@@ -464,7 +464,7 @@ def test_launches_of_a_backward(calls):
     for _, _, arguments, *_ in calls:
         pointers = [t if isinstance(t, int) else t.data_ptr() for t in arguments[:11]]
         assert pointers == [t.data_ptr() for t in (dy, w_hh, da, da, da, dhn, y, *[da] * 4)]
-    assert [call[2][11:17] for call in calls] == [
+    assert [call[2][15:21] for call in calls] == [
         (2, 0, 0, 2, 10, 5), (1, 2, 40, 2, 10, 5), (0, 1, 40, 2, 10, 5),
     ]  # fmt: skip
 
@@ -492,8 +492,8 @@ def test_constants_are_in_the_kernels_order():
     for direction in ("forward", "backward"):
         of = problem(direction, "bf16", 3, 4, 5)
         names = list(per_step.constants(of, plan("bf16"), tuple(per_step.present(of).values())))
-        assert [n for n in kernel.arg_names if n not in names] == kernel.arg_names[:17]
-        assert names == kernel.arg_names[17:]
+        assert [n for n in kernel.arg_names if n not in names] == kernel.arg_names[:21]
+        assert names == kernel.arg_names[21:]
 
 
 # Compiled, without a GPU

@@ -139,8 +139,8 @@ class Recurrence:
             out, sync, report, limit = self._out(w_hh, *outer, T, B)
             last = empty(out, *outer, B, *out.shape[len(outer) + 2 :])
         else:
-            out, sync, report, limit = w_hh.new_empty(*outer, T, B, engine.row), None, None, 0
-            last = w_hh.new_empty(*outer, B, engine.row)
+            out, sync, report, limit = empty(w_hh, *outer, T, B, engine.row), None, None, 0
+            last = empty(w_hh, *outer, B, engine.row)
         kept: Tensor | None = None
         if keep and routes.kept:
             kept = empty(w_hh, *lanes, T, B, routes.kept, engine.row)
