@@ -193,7 +193,7 @@ def round_pair(low, high, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def store_state(ptr, v, rows, PUBLISH: tl.constexpr, STORED: tl.constexpr, TILE: tl.constexpr, live=()):
+def store_state(ptr, v, rows, PUBLISH: tl.constexpr, STORED: tl.constexpr, TILE: tl.constexpr, live):
     """[H_PAD, BLOCK_B] in hidden order to ptr[row * ROW + unit]
 
     PUBLISH: other CTAs wait for it (exchange.py): by 32-bit words, aligned, never the sentinel, in the mma forms.  v is fp32, and

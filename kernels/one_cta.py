@@ -686,7 +686,7 @@ def one_cta(
             elif HAS.lengths:  # rounded here, too: what s takes would be converted one by one
                 store_state(out_t + n * H, tl.where(live, rounded, 0.0), rows, LINKED, OUT, TILE, ())
             else:
-                store_state(out_t + n * H, new if LINKED else rounded, rows, LINKED, OUT, TILE)
+                store_state(out_t + n * H, new if LINKED else rounded, rows, LINKED, OUT, TILE, ())
             if n < ROUTES.exchanged:
                 if HAS.lengths and FIRST_IS_STATE:
                     rounded = tl.where(live, rounded, before[n])
@@ -694,7 +694,7 @@ def one_cta(
         if HAS.kept and FIRST_IS_STATE:
             kept_t = kept_ptr + t * step_own * ROUTES.kept
             for n in tl.static_range(ROUTES.kept):
-                store_state(kept_t + n * H, kept[n].to(DTYPE), rows, False, KEPT, TILE)
+                store_state(kept_t + n * H, kept[n].to(DTYPE), rows, False, KEPT, TILE, ())
         # ---- behind it, what has no registers to run ahead
         if N_CHUNKS > 0 and not LINKED and (FORM == "fma" or X_DEPTH == 0):
             p_next = _projected(p_next, x_late, w_in, INTO, X, TILE)
@@ -706,9 +706,9 @@ def one_cta(
         p = p_next
         t = t_1
     if HAS.last:
-        store_state(last_ptr, s[0], rows, False, S, TILE)
+        store_state(last_ptr, s[0], rows, False, S, TILE, ())
     for n in tl.static_range(ROUTES.carried):
-        store_state(carried_ptr + n * step_own, carried[n], rows, False, OWN, TILE)
+        store_state(carried_ptr + n * step_own, carried[n], rows, False, OWN, TILE, ())
     if LINKED:
         tl.debug_barrier()  # what is abandoned has been stored
         at, found = verdict(error_ptr, lane, lanes_apart, True)
@@ -717,14 +717,14 @@ def one_cta(
             for step in range(at, T):
                 t = reverse * (T - 1) + dt * step
                 for n in tl.static_range(PUBLISHED):
-                    store_state(out_ptr + (t * step_out * PUBLISHED + n * H), nan, rows, True, OUT, TILE)
+                    store_state(out_ptr + (t * step_out * PUBLISHED + n * H), nan, rows, True, OUT, TILE, ())
                 if HAS.kept and FIRST_IS_STATE:
                     for n in tl.static_range(ROUTES.kept):
                         kept_t = kept_ptr + (t * step_own * ROUTES.kept + n * H)
-                        store_state(kept_t, nan.to(DTYPE), rows, False, KEPT, TILE)
+                        store_state(kept_t, nan.to(DTYPE), rows, False, KEPT, TILE, ())
             if HAS.last:
-                store_state(last_ptr, nan.to(DTYPE), rows, False, S, TILE)
+                store_state(last_ptr, nan.to(DTYPE), rows, False, S, TILE, ())
             for n in tl.static_range(ROUTES.carried):
-                store_state(carried_ptr + n * step_own, nan, rows, False, OWN, TILE)
+                store_state(carried_ptr + n * step_own, nan, rows, False, OWN, TILE, ())
             number = lane * tl.num_programs(0) + tile
             tl.store(report_ptr, (launch.to(tl.int64) << 44) | (number.to(tl.int64) << 32) | at, mask=found)
