@@ -22,7 +22,7 @@ import pytest
 import torch
 from test_kernels import KINDS, tolerance
 from torch import nn
-from torch.nn.functional import cross_entropy, mse_loss, normalize, relu
+from torch.nn.functional import cross_entropy, mse_loss, normalize
 
 import rnn_triton
 
@@ -201,17 +201,17 @@ class WordModel(nn.Module):
 
 
 class SpeakerEncoder(nn.Module):
-    """Utterances [B,T,I] to embeddings of length one: LSTM layers, a projection of the last state, relu"""
+    """Utterances [B,T,I] to embeddings of length one: LSTM layers, a projection of the last state"""
 
     def __init__(self, inputs, hidden):
         super().__init__()
         self.lstm = nn.LSTM(inputs, hidden, num_layers=2, batch_first=True)
         self.linear = nn.Linear(hidden, hidden)
-        self.scale, self.shift = nn.Parameter(torch.tensor(10.0)), nn.Parameter(torch.tensor(-5.0))
+        self.scale, self.shift = nn.Parameter(torch.tensor(5.0)), nn.Parameter(torch.tensor(0.0))
 
     def forward(self, x):
         _, (h, _) = self.lstm(x)
-        return normalize(relu(self.linear(h[-1])) + 0.01, dim=-1)
+        return normalize(self.linear(h[-1]), dim=-1)
 
 
 def replaced(device, make):
@@ -251,9 +251,9 @@ def test_word_model_after_replace(kind, device):
 @pytest.mark.long
 def test_speaker_encoder_after_replace(device):
     """Utterances of speakers are to lie near the mean of their speaker's others: a softmax over scaled cosines"""
-    T, speakers, utterances, inputs, hidden = 3, 4, 3, 6, 8
+    T, speakers, utterances, inputs, hidden = 2, 4, 2, 6, 8
     generator = torch.Generator().manual_seed(2)
-    voices = torch.randn(speakers, 1, 1, inputs, generator=generator, dtype=torch.float64)
+    voices = 3 * torch.randn(speakers, 1, 1, inputs, generator=generator, dtype=torch.float64)
 
     def losses(net, device):
         noise = torch.Generator().manual_seed(3)
@@ -269,4 +269,4 @@ def test_speaker_encoder_after_replace(device):
             yield cross_entropy(logits.flatten(0, 1), torch.arange(speakers, device=device).repeat_interleave(utterances))
 
     nets = replaced(device, lambda: SpeakerEncoder(inputs, hidden))
-    check(nets, losses, kind="fp64", T=T, K=2 * 4 * (inputs + hidden), rate=0.2, least=0.95, steps=STEPS)
+    check(nets, losses, kind="fp64", T=T, K=2 * 4 * (inputs + hidden), rate=0.03, least=0.8, steps=STEPS)
