@@ -150,6 +150,13 @@ def test_large_figures_are_embedded_as_png(rows, tmp_path, monkeypatch):
     assert "data:image/png;base64," in text and "svg+xml" not in text
 
 
+def test_figures_that_would_make_the_page_large_are_read_from_beside_it(rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "EMBEDDED", 0)
+    page = Page(report.html(rows, [], [], tmp_path, names=["profile"]).read_text())
+    (source,) = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
+    assert source == "figures/profile.png" and (tmp_path / source).exists()
+
+
 def test_sections_come_in_order_with_losses_beside_wins(written):
     _, _, page = written
     assert [h for h in page.headings if h in _SECTIONS] == _SECTIONS

@@ -17,9 +17,8 @@ from . import figures, rows_in_words, style, tables
 from .formats import Table, label
 from .panels import Page
 
-LARGEST_SVG = 60_000  # bytes; a larger one is embedded as PNG
-MEASURED = "What was measured, and where"
-KEY = "profile"  # the figure that stands beside the summary
+LARGEST_SVG, EMBEDDED = 60_000, 300_000  # bytes; a larger one is shown as PNG; of all figures together, further ones are read from FOLDER
+MEASURED, KEY = "What was measured, and where", "profile"  # a title; the figure that stands beside the summary
 FOLDER = "figures"  # beside the page
 PAGE = Path(__file__).with_name("page.html")  # the template
 
@@ -33,7 +32,7 @@ class Section:
     words: Sequence[tuple[str, Sequence[str]]] = ()
     tables: Sequence[Table] = ()
     prefix: str = ""  # of the tables' anchors
-    figures: Sequence[tuple[Page, str, str]] = ()  # with their kind of image, and that in base64
+    figures: Sequence[tuple[Page, str]] = ()  # with the sources of their images
     lines: str = ""
 
 
@@ -92,13 +91,14 @@ def _judging(rows: Sequence[Row]) -> list[tuple[str, str, list[tuple[str, list[s
     ]
 
 
-def _drawn(rows: Sequence[Row], out: Path, names: Sequence[str] | None) -> tuple[list[tuple[Page, str, str]], str]:
-    """(the figures, each written to out/FOLDER too, with kind and content of their images, why there are none)"""
-    found = []
+def _drawn(rows: Sequence[Row], out: Path, names: Sequence[str] | None) -> tuple[list[tuple[Page, str]], str]:
+    """(the figures, each written to out/FOLDER too, with the sources of their images, why there are none)"""
+    found, left = list[tuple[Page, str]](), EMBEDDED
     try:
         for page, files in figures.draw(rows, out / FOLDER, names, "page"):
             file, kind = (files[1], "svg+xml") if files[1].stat().st_size <= LARGEST_SVG else (files[0], "png")
-            found.append((page, kind, base64.b64encode(file.read_bytes()).decode("ascii")))
+            source = f"data:image/{kind};base64,{base64.b64encode(file.read_bytes()).decode('ascii')}"
+            found.append((page, source if (left := left - len(source)) >= 0 else f"{FOLDER}/{page.name}.png"))
     except style.MissingMatplotlib as error:
         return [], str(error)
     return found, "there is nothing to draw"
