@@ -113,7 +113,8 @@ def _recorded(case: Case, found: Sequence[Row], command: str) -> str:
     ran = tables.kernels(found)
     parts = ["recorded:\n" + formats.text(RECORD_HEADINGS, body), rows_in_words.clocks(found)]
     if ran.body:
-        parts.append(f"{ran.title.lower()}, by the profiler:\n" + formats.text(ran.headings[1:], [line[1:] for line in ran.body]))
+        table = formats.text(ran.headings[:2] + ran.headings[4:], [line[:2] + line[4:] for line in ran.body])  # less the case
+        parts.append(f"{ran.title.lower()}, by the profiler:\n{table}")
     return "\n".join(part for part in parts if part)
 
 

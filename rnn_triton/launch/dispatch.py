@@ -21,10 +21,9 @@ from ..plan.choose import plan, reject, shared_plan
 from ..plan.hardware import Device
 from ..plan.overriding import Choices, overrides
 from ..plan.problem import DTYPES, ONE, Bundle, PerStep, Plan, Problem
-from . import faults, per_step, recurrence
+from . import faults
 from .launcher import DoesNotCompile, DoesNotFit
-from .operands import States
-from .recurrence import Weight
+from .operands import States, Weight
 from .sequences import ALL, given
 
 
@@ -77,6 +76,8 @@ def backward(
 def compile_ahead(problem: Problem, p: Plan, device: Device, bundle: Bundle = ONE) -> Any:
     """Returns the compiled kernel (.asm, .metadata) of a plan for a device, which need not be present: the variant with every
     optional tensor of its pass, and with aligned rows wherever the sizes allow them."""
+    from . import per_step, recurrence  # at the first launch: Triton reads the kernels' source for 0.1 s
+
     if isinstance(p, PerStep):
         return per_step.compile_ahead(problem, p, device)
     return recurrence.compile_ahead(problem, p, device, bundle)
@@ -85,6 +86,8 @@ def compile_ahead(problem: Problem, p: Plan, device: Device, bundle: Bundle = ON
 def prepared(problem: Problem, p: Plan, bundle: Bundle = ONE, first: int = 0) -> Any:
     """Returns the launch of a plan, or per_step.py's launches for all steps: an object with methods `forward` and `backward`.  The
     arguments are those of Recurrence."""
+    from . import per_step, recurrence  # see compile_ahead
+
     return per_step.Steps(problem, p) if isinstance(p, PerStep) else recurrence.Recurrence(problem, p, bundle, first)
 
 

@@ -21,6 +21,7 @@ from .launcher import POINTERS, Launcher
 
 States = Sequence[Tensor | None]  # those of a cell, in its order, or their gradients
 NOTHING: States = (None,)  # of a cell of one state
+Weight = Any  # a tensor or, if there are several recurrences, a list with a tensor for each
 
 
 class Operands(NamedTuple):

@@ -24,6 +24,7 @@ from .operands import (
     Operands,
     Scalars,
     States,
+    Weight,
     as_operands,
     as_scalars,
     empty,
@@ -34,8 +35,6 @@ from .operands import (
     whole,
 )
 from .sequences import ALL, cuts, lengths, not_read
-
-Weight = Any  # a tensor or, if there are several recurrences, a list with a tensor for each
 
 
 def _engine(problem: Problem, plan: OneCta | CtaGroup, bundle: Bundle) -> Engine:

@@ -96,7 +96,7 @@ def patched(*changes):
 def launched_with(*changes):
     """Launches are of the changed source."""
     with patched(*changes) as kernels, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dispatch, "recurrence", kernels.recurrence)
+        patch.setattr(launch, "recurrence", kernels.recurrence)
         dispatch._launch_for.cache_clear()
         try:
             yield kernels
