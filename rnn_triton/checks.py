@@ -215,13 +215,9 @@ def settled_network(
 
 def _check(x: Tensor, weights: Sequence[Any], states: Sequence[Tensor], cell: Cell) -> None:
     """Raises the error of torch's modules, in their words where they have any, unless the tensors fit together."""
-    dtype, device = x.dtype, x.device
+    dtype = x.dtype
     w_ih, w_hh, b_ih, b_hh = weights[:4]
-    if w_ih.dtype is not dtype:
-        raise ValueError(
-            f"RNN input dtype ({dtype}) does not match weight dtype ({w_ih.dtype}). "
-            f"Convert input: input.to({w_ih.dtype}), or convert model: model.to({dtype})"
-        )
+    _check_input_dtype(x, w_ih)
     if dtype not in _DTYPES:
         raise ValueError(f"x must be of dtype float32, bfloat16, float16 or float64, got {dtype}")
     shape, matrix, G = x.shape, w_ih.shape, len(cell.gates)
@@ -251,22 +247,43 @@ def _check(x: Tensor, weights: Sequence[Any], states: Sequence[Tensor], cell: Ce
         if state.shape != (B, H):
             which = "" if len(states) == 1 else f"[{n}]"
             raise RuntimeError(f"Expected hidden{which} size {(B, H)}, got {list(state.shape)}")
-    for n, t in enumerate((*weights, *states)):
+    _check_same(x, weights, "parameter")
+    _check_same(x, states, "hidden")
+    if T == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+
+
+def check_parameters(x: Tensor, weights: Sequence[Tensor]) -> None:
+    """Raises torch's error unless the weights, w_ih the first of them, have the dtype of x, or autocast casts them, and its device."""
+    if not (torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(x.device.type)):
+        _check_input_dtype(x, weights[0])
+        _check_same(x, weights, "parameter")
+
+
+def _check_input_dtype(x: Tensor, w_ih: Tensor) -> None:
+    if w_ih.dtype is not x.dtype:
+        raise ValueError(
+            f"RNN input dtype ({x.dtype}) does not match weight dtype ({w_ih.dtype}). "
+            f"Convert input: input.to({w_ih.dtype}), or convert model: model.to({x.dtype})"
+        )
+
+
+def _check_same(x: Tensor, tensors: Sequence[Tensor | None], kind: str) -> None:
+    """Raises torch's error unless all tensors that are there have the dtype and the device of x; `kind` is torch's word for them."""
+    dtype, device = x.dtype, x.device
+    for t in tensors:
         if t is None or t.dtype is dtype and t.device == device:
             continue
-        kind = "parameter" if n < len(weights) else "hidden"
         if t.device != device:
             raise RuntimeError(
                 f"Input and {kind} tensors are not at the same device, "
                 f"found input tensor at {device} and {kind} tensor at {t.device}"
             )
-        if T:  # torch raises its error for T == 0 first
+        if x.shape[:1] != (0,):  # torch raises its error for T == 0 first
             raise RuntimeError(
                 f"Input and {kind} tensors are not the same dtype, "
                 f"found input tensor with {dtype_name(dtype)} and {kind} tensor with {dtype_name(t.dtype)}"
             )
-    if T == 0:
-        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
 
 
 def _rows(gates: int) -> str:

@@ -36,4 +36,7 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         y, last = onnx_node.network(x, weights, tuple(states), net, between)
         return y, list(last), [torch.stack([*outputs, y])] if keep and outputs else []
 
-    return {torch.ops.rnn_triton.forward.default: network}
+    def matmul(a: Tensor, b: Tensor, precision: str | None) -> Tensor:
+        return a @ b  # the runtime decides the precision, as it does of its operators
+
+    return {torch.ops.rnn_triton.forward.default: network, torch.ops.rnn_triton.matmul.default: matmul}

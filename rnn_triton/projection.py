@@ -4,7 +4,7 @@
 
 so the recurrence runs on m with W_hh W_hr in place of W_hh, and y is one product behind it.  A given h is no m: it enters the step that
 reads it through the input, which gets P columns more, h_0 in the first step of a sequence, the restart state where it begins anew, and zeros
-in the others, that W_hh multiplies.
+in the others, that W_hh multiplies.  Both products are multiplied as the layer's own are.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import checks
 from .cells import Cell
 from .cells.sequences import Sequences
+from .op.product import product
 
 
 def layer(
@@ -27,6 +29,7 @@ def layer(
     *,
     one: Callable[..., tuple[Tensor, tuple[Tensor, ...]]],
     reverse: bool = False,
+    precision: str | None = None,
     lengths: Tensor | None = None,
     reset: Tensor | None = None,
     reset_state: Sequence[Tensor] = (),
@@ -41,6 +44,10 @@ def layer(
     assert w_ih is not None and w_hh is not None and w_hr is not None
     if w_hr.dim() != 2 or w_hh.dim() != 2 or w_hh.shape[1] != w_hr.shape[0]:
         raise ValueError(f"w_hr must have shape [P, H] and w_hh [{len(cell.gates)}*H, P], got {list(w_hr.shape)} and {list(w_hh.shape)}")
+    checks.check_parameters(x, (w_ih, w_hh, w_hr))
+    checks.check_precision(precision)
+    autocast = torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(x.device.type)
+    how = None if autocast else checks.precision_of(x.dtype, precision)
     h0 = None
     if states or reset_state:
         P, B = w_hr.shape[0], x.shape[1]
@@ -59,11 +66,12 @@ def layer(
         zeros = like.new_zeros(B, w_hr.shape[1])  # in the dtype of h, which `one` checks
         states, reset_state = ((zeros, *given[1:]) if given else () for given in (states, reset_state))
     of_sequences = {} if lengths is None and reset is None else dict(lengths=lengths, reset=reset, reset_state=reset_state)
-    m, (last, *rest) = one(x, (w_ih, w_hh @ w_hr, *others), states, cell, reverse=reverse, **of_sequences, **options)
-    hn = last @ w_hr.T
+    weights = w_ih, product(w_hh, w_hr, how), *others
+    m, (last, *rest) = one(x, weights, states, cell, reverse=reverse, precision=precision, **of_sequences, **options)
+    hn = product(last, w_hr.T, how)
     if lengths is not None and h0 is not None:  # of a row without steps h_0 stays
         hn = torch.where((lengths > 0).unsqueeze(1), hn, h0.to(hn.dtype))
-    return m @ w_hr.T, (hn, *rest)
+    return product(m, w_hr.T, how), (hn, *rest)
 
 
 def _entering(h0: Tensor, anew: Tensor | None, sequences: Sequences, T: int, reverse: bool) -> Tensor:

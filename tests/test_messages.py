@@ -164,6 +164,15 @@ TORCHS_WORDS = {
         lambda: lstm(w_hh=z(4 * H, 2), w_hr=z(2, H), states=(z(B, 2, **double), z(B, H))), RuntimeError,
         "Input and hidden tensors are not the same dtype, found input tensor with Float and hidden tensor with Double",
     ),
+    "dtype of a projection": (
+        lambda: lstm(w_hh=z(4 * H, 2), w_hr=z(2, H, **double)), RuntimeError,
+        "Input and parameter tensors are not the same dtype, found input tensor with Float and parameter tensor with Double",
+    ),
+    "dtype of an input with a projection": (
+        lambda: lstm(x=z(T, B, I, **double), w_hh=z(4 * H, 2), w_hr=z(2, H)), ValueError,
+        "RNN input dtype (torch.float64) does not match weight dtype (torch.float32). "
+        "Convert input: input.to(torch.float32), or convert model: model.to(torch.float64)",
+    ),
     "input size with a projection": (
         lambda: lstm(x=z(T, B, 7), w_hh=z(4 * H, 2), w_hr=z(2, H), states=(z(B, 2), z(B, H))), RuntimeError,
         "input.size(-1) must be equal to input_size. Expected 3, got 7",
@@ -226,6 +235,14 @@ OURS = {
     "leak of a hidden unit": (
         lambda: rnn_triton.LeakyRNN(I, H, leak=torch.tensor([0.5, 0.5, 0.0, 0.5])), ValueError, "leak", "0.0", "(0, 1]"
     ),
+    **{
+        f"a parameter as leak, {learn}": (
+            lambda learn=learn: rnn_triton.LeakyRNN(I, H, leak=nn.Parameter(torch.full((H,), 0.5)), learn_leak=learn), ValueError, "leak",
+            "a tensor that does", "not require grad",
+        )
+        for learn in (False, True)
+    },
+    "leaks in a list": (lambda: rnn_triton.LeakyRNN(I, H, leak=[0.5] * H), ValueError, "leak", "[0.5, 0.5, 0.5, 0.5]", "(0, 1]"),
     "leak that is learned": (lambda: rnn_triton.LeakyRNN(I, H, leak=1.0, learn_leak=True), ValueError, "leak", "1.0", "(0, 1)"),
     "shape of a module's leak": (lambda: rnn_triton.LeakyRNN(I, H, leak=z(5)), ValueError, "leak", "[5]", "[H] = [4]"),
     "cell of a module": (lambda: rnn_triton.Recurrent("peephole", I, H), ValueError, "cell", "'peephole'", "elman_tanh, elman_relu"),
@@ -234,6 +251,9 @@ OURS = {
     ),
     "bidirectional": (layer(rnn_triton, bidirectional=1), TypeError, "bidirectional", "int", "bool"),
     "num_layers of a module": (layer(rnn_triton, num_layers=True), TypeError, "num_layers", "bool", "int"),
+    "dtype of c": (
+        cell(rnn_triton, z(B, I), (z(B, H), z(B, H, **double)), name="LSTMCell"), ValueError, "hx[1]", "torch.float64", "dtype torch.float32",
+    ),
     "hx of an unbatched cell": (cell(rnn_triton, z(I), z(H, H)), ValueError, "hx", "[4, 4]", "[H] = [4]"),
     **{
         f"{name} as {got}": (lambda name=name, t=t: rnn(**{name: t}), ValueError, name, got, expected)

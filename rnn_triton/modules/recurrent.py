@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -60,8 +62,9 @@ class LeakyRNN(Recurrent):
     """A leaky network, as a continuous-time one (CTRNN) is in steps of time dt: h_t = (1 - leak) h_{t-1} + leak f(a_t), where
     a_t = W_ih x_t + b_ih + W_hh h_{t-1} + b_hh, and leak = dt / tau.
 
-    `leak` is a number or a tensor [H], in (0, 1], the same for all layers and directions; f (`nonlinearity`) is tanh or relu. All else
-    is as in RNN, initial weights included; with leak=1 it computes what RNN does.
+    `leak` is a number or a tensor [H], in (0, 1], the same for all layers and directions, whose values are copied: one that requires
+    grad raises ValueError. f (`nonlinearity`) is tanh or relu. All else is as in RNN, initial weights included; with leak=1 it computes
+    what RNN does.
 
     A fixed leak is a buffer, `leak_l0`, [H], `_reverse` behind that of the other direction. With learn_leak=True it is learned, in its
     place through a parameter `leak_logit_l0`, [H], leak = sigmoid(leak_logit): so it stays in (0, 1) whatever an optimizer does, and
@@ -74,10 +77,14 @@ class LeakyRNN(Recurrent):
         dtype: torch.dtype | None = None, *, leak: float | Tensor, learn_leak: bool = False, precision: str | None = None,
         recompute: bool = False, heads: int = 1,
     ) -> None:  # fmt: skip
-        values = leak.tolist() if isinstance(leak, Tensor) else leak
-        if isinstance(values, list) and leak.shape != (hidden_size,):  # type: ignore[union-attr]
-            raise ValueError(f"leak must be a number or have shape [H] = [{hidden_size}], got {list(leak.shape)}")  # type: ignore[union-attr]
-        checks.check_leaks(values if isinstance(values, list) else [values], learn_leak)
+        values: Any = leak
+        if isinstance(leak, Tensor):
+            if leak.requires_grad:  # nobody would learn it
+                raise ValueError("leak must not require grad, as its values are copied (learn_leak=True learns them), got a tensor that does")
+            if leak.dim() and leak.shape != (hidden_size,):
+                raise ValueError(f"leak must be a number or have shape [H] = [{hidden_size}], got {list(leak.shape)}")
+            values = leak.tolist()
+        checks.check_leaks(values if isinstance(leak, Tensor) and leak.dim() else [values], learn_leak)
         self.nonlinearity, self.leak, self.learn_leak = nonlinearity, values, learn_leak  # before the base class resets parameters
         super().__init__(
             checks.by_nonlinearity(LEAKY, nonlinearity), input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,

@@ -237,7 +237,7 @@ class _Function:
 # ---- the Functions ---------------------------------------------------------------------------------------------------
 
 
-class _Fast(torch.autograd.Function):
+class Fast(torch.autograd.Function):
     generate_vmap_rule = True  # out of the ops' own rules (batching.py)
 
     @classmethod
@@ -249,7 +249,7 @@ class _Fast(torch.autograd.Function):
         return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
 
 
-class NetworkBackward(_Fast):
+class NetworkBackward(Fast):
     """(dx, the gradients of the states, those of all layers) of (x, seed, dy, facts, *dlast, *states, *kept, *weights) and behind them
     what is given of sequences, None where none is needed.
 
@@ -319,7 +319,7 @@ def _spread_biases(dweights: list[Any], net: Settings) -> list[Any]:
     return [dw_ih, dw_hh, *(biases[:1] or [None]), *vectors]
 
 
-class Network(_Fast):
+class Network(Fast):
     """(y, *last states, *kept) of (x, seed, facts, *states, *weights) and behind them what is given of sequences."""
 
     @staticmethod
@@ -362,7 +362,7 @@ class Network(_Fast):
         return *pushed, *[torch.zeros_like(t) for t in kept[ctx.own :]]
 
 
-_apply_network: Any = super(torch.autograd.Function, Network).apply  # type: ignore[misc]  # as _Fast, in less host time
+_apply_network: Any = super(torch.autograd.Function, Network).apply  # type: ignore[misc]  # as Fast, in less host time
 
 
 def _save(
@@ -454,13 +454,13 @@ torch.library.register_autograd("rnn_triton::forward", _differentiate_op, setup_
 # ---- entry -----------------------------------------------------------------------------------------------------------
 
 
-def _only_maps() -> bool:
+def only_maps() -> bool:
     """True if every transform that is active is a vmap."""
     interpreters = torch._C._functorch.get_interpreter_stack() or ()
     return all(i.key() == torch._C._functorch.TransformType.Vmap for i in interpreters)
 
 
-def _nests_forward_mode() -> bool:
+def nests_forward_mode() -> bool:
     """True if forward mode runs within forward mode, where torch would drop the outer tangents of an autograd.Function: jacfwd of
     jacfwd would be zeros."""
     interpreters = torch._C._functorch.get_interpreter_stack() or ()
@@ -468,7 +468,7 @@ def _nests_forward_mode() -> bool:
 
 
 # What torch.compiler.assume_constant_result sets, which would import all of Dynamo here: it asks while it traces.
-setattr(_only_maps, "_dynamo_marked_constant", True)
+setattr(only_maps, "_dynamo_marked_constant", True)
 
 
 def network(
@@ -481,7 +481,7 @@ def network(
     recording = _is_grad_enabled() and (weights[0].requires_grad or any([t.requires_grad for t in (x, *states, *weights)]))
     if torch.compiler.is_compiling():
         to_onnx = torch.onnx.is_in_onnx_export()
-        if _are_transforms_active() and (to_onnx or not _only_maps()):
+        if _are_transforms_active() and (to_onnx or not only_maps()):
             # compile(grad(f)), compile(jvp(f)): Dynamo can take neither the Functions above nor the op's
             # autograd through torch.func's transforms; tangents would even come out as zeros
             run = _reference(x, weights, None, net, len(states), sequences)
@@ -496,10 +496,10 @@ def network(
         if torch.onnx.is_in_onnx_export():
             raise UnsupportedError(onnx_node.LEGACY)
         y, last, _ = ops.forward(x, weights, states, seed, *net, False, *_arguments(sequences))
-    elif _are_transforms_active() and _nests_forward_mode():
+    elif _are_transforms_active() and nests_forward_mode():
         run = _reference(x, weights, seed, net, len(states), sequences)
         y, *last = run(x, *states, *sequences.restart, *weights)
-    elif recording or forward_ad._current_level >= 0 or _are_transforms_active() and (_is_grad_enabled() or not _only_maps()):
+    elif recording or forward_ad._current_level >= 0 or _are_transforms_active() and (_is_grad_enabled() or not only_maps()):
         apply = Network.apply if _are_transforms_active() else _apply_network
         facts = _Facts(net, len(states), 0, (), None if sequences is ALL else _given(sequences))
         y, *outputs = apply(x, seed, facts, *states, *weights, *_tensors(sequences))

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from ..launch.launcher import is_batched
-from . import network
+from . import network, product
 from .gradients import DH0, DX
 from .layers import Settings
 
@@ -145,6 +145,12 @@ def _backward(info: Any, dims: tuple, *arguments: Any) -> tuple[Any, Any]:
     return _unzip(parts)
 
 
+def _matmul(info: Any, dims: tuple, a: Tensor, b: Tensor, precision: str | None) -> tuple[Tensor, int]:
+    n, nested = info.batch_size, a.dim() - (dims[0] is not None) == 3
+    return _unstack(product.matmul(_stack(a, dims[0], n, nested), _stack(b, dims[1], n, nested), precision), n, nested)
+
+
+torch.library.register_vmap("rnn_triton::matmul", _matmul)
 torch.library.register_vmap("rnn_triton::forward", _forward)
 torch.library.register_vmap("rnn_triton::backward", _backward)
 
@@ -163,4 +169,5 @@ def _older(op: Any, *arguments: Any) -> Any:
 
 
 torch.library.impl("rnn_triton::forward", "Batched")(functools.partial(_older, network.forward))
+torch.library.impl("rnn_triton::matmul", "Batched")(functools.partial(_older, product.matmul))
 torch.library.impl("rnn_triton::backward", "Batched")(functools.partial(_older, network.backward))
