@@ -663,6 +663,24 @@ def test_simple_rnn_in_layers_directions_and_packed():
         torch.testing.assert_close((outputs, h_n), (model.readout(expected), expected_h_n), **TOLERANCE)
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_simple_rnn_passes_sequences_and_heads_on(batch_first):
+    model = rnn_triton.SimpleRNN(I, H, 6, batch_first=batch_first, heads=2, dtype=torch.float64)
+    x, hx, anew = data(T, B, I), data(1, B, H, seed=1), data(1, B, H, seed=2)
+    lengths, reset = torch.tensor([T, 2]), torch.arange(T).unsqueeze(1) == torch.tensor([1, 0])
+    if batch_first:
+        x, reset = x.transpose(0, 1), reset.T
+    given = (x, hx, lengths, reset, anew, True)
+    outputs, h_n = model(*given)
+    hidden, expected = model.rnn(*given)
+    torch.testing.assert_close((outputs, h_n), (model.readout(hidden), expected), **TOLERANCE)
+    assert not torch.allclose(outputs, model(x, hx)[0]) and model.rnn.heads == 2
+    beyond = outputs[1, 2:] if batch_first else outputs[2:, 1]
+    assert torch.equal(beyond, model.readout.bias.expand_as(beyond))
+    with pytest.raises(ValueError, match="lengths must be from 0 to T"):
+        model(x, lengths=lengths + 1, validate=True)
+
+
 def test_simple_rnn_learns_to_count():
     torch.manual_seed(0)
     model = rnn_triton.SimpleRNN(1, 16, 1, batch_first=True)

@@ -22,20 +22,24 @@ class SimpleRNN(nn.Module):
     def __init__(
         self, input_size: int, hidden_size: int, output_size: int, nonlinearity: str = "tanh", bias: bool = True,
         batch_first: bool = False, *, num_layers: int = 1, dropout: float = 0.0, bidirectional: bool = False,
-        precision: str | None = None, device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+        precision: str | None = None, heads: int = 1, device: torch.device | str | None = None, dtype: torch.dtype | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.rnn = RNN(
             input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout, bidirectional,
-            precision=precision, device=device, dtype=dtype,
+            precision=precision, heads=heads, device=device, dtype=dtype,
         )  # fmt: skip
         states = hidden_size * (2 if bidirectional else 1)
         self.readout = nn.Linear(states, output_size, bias=bias, device=device, dtype=dtype)
         make_leaf(self)
 
-    def forward(self, input: Tensor | PackedSequence, hx: Tensor | None = None) -> tuple[Any, Tensor]:
-        """Returns (outputs, h_n) as RNN.forward does, with the output_size features of the readout in place of the states."""
-        hidden, h_n = self.rnn(input, hx)
+    def forward(
+        self, input: Tensor | PackedSequence, hx: Tensor | None = None, lengths: Tensor | None = None, reset: Tensor | None = None,
+        reset_state: Tensor | None = None, validate: bool = False,
+    ) -> tuple[Any, Tensor]:  # fmt: skip
+        """Returns (outputs, h_n) as RNN.forward does, with its arguments and errors, and with the output_size features of the readout in
+        place of the states.  Beyond a length it reads zeros: outputs are b_y there."""
+        hidden, h_n = self.rnn(input, hx, lengths, reset, reset_state, validate)
         if isinstance(hidden, PackedSequence):
             return PackedSequence(self.readout(hidden.data), *hidden[1:]), h_n
         if self.rnn.batch_first and hidden.dim() == 3:
