@@ -14,7 +14,6 @@ from . import autocast
 from .cells import Cell
 from .cells.elman import ELMAN
 from .cells.sequences import Sequences
-from .errors import UnsupportedError
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _PRECISIONS = (None, "tf32", "tf32x3", "ieee")
@@ -122,8 +121,7 @@ def sequences_of(
     """Returns what a call of functional.layer or functional.network on x[T,B,I] says of its sequences, lengths clamped to 0 .. T on the
     device.  The tensors of `restart` are checked where their sizes are known, by `settled_restart`.
 
-    Raises ValueError for what does not fit, with `validate` also for a length that is not 0 .. T, which waits for the device;
-    UnsupportedError for restart states that require grad."""
+    Raises ValueError for what does not fit, with `validate` also for a length that is not 0 .. T, which waits for the device."""
     if x.dim() == 3:  # else x is refused elsewhere
         T, B, _ = x.shape
         if lengths is not None:
@@ -140,8 +138,6 @@ def sequences_of(
             raise ValueError(f"reset_state must be None without reset, got {len(restart)} tensors")
         if len(restart) != len(cell.states):
             raise ValueError(f"reset_state must be {_described(cell.states)}, got {len(restart)}")
-        if torch.is_grad_enabled() and any([t.requires_grad for t in restart]):
-            raise UnsupportedError("reset_state must not require grad: its gradient is not computed")
     return Sequences(lengths, reset, tuple(restart))
 
 

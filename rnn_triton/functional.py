@@ -60,7 +60,8 @@ def rnn(
 
     `reset`, bool [T,B], begins a row anew at the steps where it is True: no state, and no gradient, passes to them from the steps before,
     nor the other way with `reverse`, which runs the same segments backwards. A segment but for the first one that a row runs begins with
-    `reset_state` [B,H], zeros if None, which must not require grad; with a reset at step 0 so does the first, except with `reverse`.
+    `reset_state` [B,H], zeros if None; with a reset at step 0 so does the first, except with `reverse`. If it requires grad, the backward
+    pass runs the layer again by plain torch operators, step by step.
 
     Raises ValueError or RuntimeError as torch.nn.RNN does, ValueError for lengths and resets that do not fit, and UnsupportedError if no
     plan runs the problem.

@@ -29,14 +29,14 @@ places = pytest.mark.parametrize("place", [pytest.param("kernels", marks=pytest.
 
 
 def given(cell, kind, layers=1, directions=1, **options):
-    """(x with NaN beyond each end, states, weights of every layer and direction, options of the call); all require grad but restart."""
+    """(x with NaN beyond each end, states, weights of every layer and direction, options of the call); all require grad."""
     described = cells.named(cell)
     tensors = [problem(T, B, I if n < directions else directions * H, H, cell=cell, seed=n, **options) for n in range(layers * directions)]
     number = len(described.states)
     x, weights = tensors[0][0].detach(), [[*t[1:5], *t[5 + number :]] for t in tensors]
     states = [torch.stack([t[5 + n].detach() for t in tensors]).requires_grad_() for n in range(number)]
     lengths, reset = LENGTHS if kind != "resets" else None, RESET if kind != "lengths" else None
-    restart = [] if reset is None else like(states, seed=7)
+    restart = [] if reset is None else [t.requires_grad_() for t in like(states, seed=7)]
     live = Sequences(lengths).live(T)
     x = x if live is None else torch.where(live.unsqueeze(2), x, float("nan"))
     of_sequences = {} if lengths is None else {"lengths": lengths}
@@ -75,8 +75,8 @@ def of_layer(x, states, weights, of_sequences, cell, reverse=False, **options):
 
 def compare(call, cell, arguments, **options):
     """Outputs and all first derivatives of a call beside those of the reference."""
-    x, states, weights, _ = arguments
-    leaves, found = [x, *states, *[w for one in weights for w in one]], []
+    x, states, weights, of_sequences = arguments
+    leaves, found = [x, *states, *[w for one in weights for w in one], *of_sequences.get("reset_state", [])], []
     keep = {k: v for k, v in options.items() if k in ("directions", "reverse")}
     for outputs in (call(*arguments, cell, **options), by_reference(*arguments, cell, **keep)):
         # NaN in dy beyond an end must reach nothing, either
@@ -195,7 +195,7 @@ def test_a_projection(place, reverse):
 def test_second_and_forward_derivatives(place, kind, cell):
     """Beside the reference: double backward, and a tangent of forward mode."""
     x, states, weights, of_sequences = given(cell, kind, 2)
-    leaves, found = [x, *states, *[w for one in weights for w in one]], []
+    leaves, found = [x, *states, *[w for one in weights for w in one], *of_sequences.get("reset_state", [])], []
     tangents = like(leaves, seed=5)
     live = Sequences(of_sequences.get("lengths")).live(T)
     if live is not None:
@@ -208,7 +208,8 @@ def test_second_and_forward_derivatives(place, kind, cell):
             dual = iter([forward_ad.make_dual(t.detach(), d) for t, d in zip(leaves, tangents, strict=True)])
             x_dual, states_dual = next(dual), [next(dual) for _ in states]
             weights_dual = [[next(dual) for _ in one] for one in weights]
-            pushed = [forward_ad.unpack_dual(o).tangent for o in call(x_dual, states_dual, weights_dual, of_sequences, cell)]
+            anew = {"reset_state": list(dual)} if "reset_state" in of_sequences else {}
+            pushed = [forward_ad.unpack_dual(o).tangent for o in call(x_dual, states_dual, weights_dual, of_sequences | anew, cell)]
         found.append([*first, *second, *pushed])
     # second derivatives have two sums over T in a row
     torch.testing.assert_close(*found, rtol=0, atol=T * TOLERANCE["atol"])
@@ -239,7 +240,7 @@ def test_vmap(place, mapped, cell, monkeypatch):
         y, last = functional.layer(x, weights, states, cells.named(cell), lengths=lengths, reset=reset, reset_state=anew)
         return sum((t * t.cos()).sum() for t in (y, *last))
 
-    run = torch.func.grad_and_value(loss, argnums=(0, 1, 2))
+    run = torch.func.grad_and_value(loss, argnums=(0, 1, 2, 5))
     calls, forward = [], network.forward
     monkeypatch.setattr(network, "forward", lambda *a: calls.append(a[0].dim()) or forward(*a))
     got = torch.vmap(run, dims)(*given_)
@@ -256,7 +257,8 @@ def test_programs(how, given):
     """Of the op torch leaves out arguments at the end that have their defaults."""
     module = rnn_triton.LSTM(I, H, 2, bidirectional=True, dtype=torch.float64)
     x = torch.randn(T, B, I, dtype=torch.float64, requires_grad=True)
-    call = dict(lengths=LENGTHS, reset=RESET, reset_state=tuple(torch.randn(2, 4, B, H, dtype=torch.float64)))
+    anew = tuple(t.requires_grad_() for t in torch.randn(2, 4, B, H, dtype=torch.float64))
+    call = dict(lengths=LENGTHS, reset=RESET, reset_state=anew)
     call = {name: call[name] for name in given}
     if how == "compile":
         program = torch.compile(module, fullgraph=True, backend="aot_eager")
@@ -265,7 +267,8 @@ def test_programs(how, given):
     found = []
     for run in (module, program):
         y, (hn, cn) = run(x, **call)
-        found.append([y, hn, cn, *gradients([y, hn, cn], like([y, hn, cn]), [x])])
+        leaves = [x, *(anew if "reset_state" in given else [])]
+        found.append([y, hn, cn, *gradients([y, hn, cn], like([y, hn, cn]), leaves)])
     torch.testing.assert_close(*found, **TOLERANCE)
 
 
@@ -307,13 +310,16 @@ def test_the_op_passes_torchs_checks():
     torch.library.opcheck(network.forward, arguments)
 
 
-def test_a_restart_state_has_no_gradient():
-    x, _, weights, _ = given("elman_tanh", "resets")
-    anew = torch.zeros(B, H, dtype=torch.float64, requires_grad=True)
-    with pytest.raises(UnsupportedError, match="reset_state must not require grad"):
-        rnn_triton.rnn(x, *weights[0], reset=RESET, reset_state=anew)
-    with torch.no_grad():
-        rnn_triton.rnn(x, *weights[0], reset=RESET, reset_state=anew)
+@places
+def test_a_restart_state_may_be_all_that_requires_grad(place):
+    """as a learned state that every episode begins with"""
+    x, states, weights, of_sequences = given("gru", "both")
+    anew, found = of_sequences["reset_state"], []
+    fixed = x.detach(), [s.detach() for s in states], [[w.detach() for w in weights[0]]], of_sequences
+    for run in (of_layer, by_reference):
+        outputs = run(*fixed, "gru")
+        found.append(torch.autograd.grad(outputs, anew, like(outputs)))
+    torch.testing.assert_close(*found, **TOLERANCE)
 
 
 @places

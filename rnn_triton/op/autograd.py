@@ -3,7 +3,7 @@
 torch.compile and export see the ops of network.py.  Eager mode reaches them through a pair of autograd.Functions: `Network`, whose
 backward is the backward op, and `NetworkBackward`, which takes its place under create_graph.  Derivatives of the gradients, and
 those of forward mode, are those of the reference (cells/reference.py), which runs again from the saved inputs: it holds for every
-cell.  The forward pass saves its inputs and y of every layer, nothing else.
+cell.  So are the gradients of states that sequences begin anew with.  The forward pass saves its inputs and y of every layer, nothing else.
 """
 
 from __future__ import annotations
@@ -298,8 +298,8 @@ class NetworkBackward(Fast):
         gradients, wanted = NetworkBackward._gradients(ctx)
         x, dy, *others = gradients.pull_back([c for c, want in zip(cotangents, wanted, strict=True) if want])
         lengths, reset, restart = ctx.facts.sequences or (False, False, 0)
-        data, _, weights = _cut(others, len(ctx.facts.net.no_states) + ctx.facts.states, restart)
-        return x, None, dy, None, *data, *[None] * ctx.facts.kept, *weights, *[None] * (lengths + reset + restart)
+        data, of_restart, weights = _cut(others, len(ctx.facts.net.no_states) + ctx.facts.states, restart)
+        return x, None, dy, None, *data, *[None] * ctx.facts.kept, *weights, *[None] * (lengths + reset), *of_restart
 
     @staticmethod
     def jvp(ctx: Any, x: Any, _seed: Any, dy: Any, _facts: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -344,11 +344,10 @@ class Network(Fast):
     def backward(ctx: Any, dy: Tensor | None, *cotangents: Any) -> tuple[Tensor | None, ...]:
         needed, n = ctx.needs_input_grad, 3 + ctx.facts.states
         dlast = cotangents[: len(ctx.facts.net.no_states)]
-        for_weights = needed[n:]
-        if ctx.facts.sequences is not None:
-            for_weights, _ = ctx.facts.cut(for_weights)
-        dx, dstates, dweights = _differentiate(ctx, dy, dlast, needed[0], needed[3:n], for_weights)
-        return dx, None, None, *dstates, *dweights, *[None] * (len(needed) - n - len(for_weights))
+        for_weights, sequences = ctx.facts.cut(needed[n:])
+        dx, dstates, dweights, drestart = _differentiate(ctx, dy, dlast, needed[0], needed[3:n], for_weights, sequences.restart)
+        others = len(needed) - n - len(for_weights) - len(drestart)
+        return dx, None, None, *dstates, *dweights, *[None] * others, *drestart
 
     @staticmethod
     def jvp(ctx: Any, x: Any, _seed: Any, _facts: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -394,13 +393,18 @@ def _saved(ctx: Any) -> Any:
 
 
 def _differentiate(
-    ctx: Any, dy: Tensor | None, dlast: Sequence[Tensor | None], for_x: bool, for_states: Sequence[bool], for_weights: Sequence[bool]
-) -> tuple[Tensor | None, list[Tensor | None], list[Tensor | None]]:
-    """Returns the gradients of x, the states that are given and the weights, None where none is needed."""
+    ctx: Any, dy: Tensor | None, dlast: Sequence[Tensor | None], for_x: bool, for_states: Sequence[bool], for_weights: Sequence[bool],
+    for_restart: Sequence[bool],
+) -> tuple[Tensor | None, list[Tensor | None], list[Tensor | None], list[Tensor | None]]:  # fmt: skip
+    """Returns the gradients of x, the states that are given, the weights and the restart states, None where none is needed."""
+    nothing: Any = [None] * len(for_states), [None] * len(for_weights), [None] * len(for_restart)
     if dy is None and all([d is None for d in dlast]):
-        return None, [None] * len(for_states), [None] * len(for_weights)
-    x, seed, states, kept, weights, sequences = _saved(ctx)
+        return None, *nothing
+    x, seed, states, kept, weights, sequences = saved = _saved(ctx)
     net = ctx.facts.net
+    drestart = _differentiate_restart(saved, dy, dlast, for_restart, net)
+    if drestart and not (for_x or any(for_states) or any(for_weights)):
+        return None, *nothing[:2], drestart
     if not ctx.keep:  # a program that was exported as one that asks for no gradients
         y, _, kept = _forward(x, weights, states, seed, net, True, sequences)
         kept = [y, *kept] if ctx.own else kept
@@ -422,7 +426,20 @@ def _differentiate(
         if net.b_hh:
             dweights.append(gradients[n + last_bias])
         dweights += gradients[n + last_bias + 1 : n + count]
-    return gradients[0], _needed(gradients[1:first], for_states), _needed(dweights, for_weights)
+    return gradients[0], _needed(gradients[1:first], for_states), _needed(dweights, for_weights), drestart
+
+
+def _differentiate_restart(
+    saved: Any, dy: Tensor | None, dlast: Sequence[Tensor | None], wanted: Sequence[bool], net: Settings
+) -> list[Tensor | None]:
+    """Returns the gradients of the restart states.  Launches leave none: the gradient that a segment carries to its first step ends there.
+    So the reference runs again."""
+    if not any(wanted):
+        return [None] * len(wanted)
+    x, seed, states, _, weights, sequences = saved
+    run = _reference(x, weights, seed, net, len(states), sequences)
+    gradients = _Function(run, (x, *states, *sequences.restart, *weights)).pull_back((dy, *dlast))
+    return _needed(gradients[1 + len(states) :], wanted)
 
 
 def _needed(gradients: Sequence[Tensor | None], wanted: Sequence[bool]) -> list[Tensor | None]:
@@ -441,10 +458,10 @@ def _setup_op(ctx: Any, inputs: tuple, output: ops.Results) -> None:
 
 
 def _differentiate_op(ctx: Any, dy: Tensor | None, dlast: Any, _: Any) -> tuple[Any, ...]:
-    for_x, for_weights, for_states, *_others = ctx.needs_input_grad
-    dx, dstates, dweights = _differentiate(ctx, dy, dlast, for_x, for_states, for_weights)
+    for_x, for_weights, for_states, *others = ctx.needs_input_grad
     lengths, reset, restart = ctx.facts.sequences or (False, False, 0)
-    of_sequences = (None, None, [None] * restart)[: 3 if restart else 2 if reset else int(lengths)]  # torch leaves defaults at the end out
+    dx, dstates, dweights, drestart = _differentiate(ctx, dy, dlast, for_x, for_states, for_weights, others[-1] if restart else ())
+    of_sequences = (None, None, drestart)[: 3 if restart else 2 if reset else int(lengths)]  # torch leaves defaults at the end out
     return dx, dweights, dstates, *[None] * (len(Settings._fields) + 2), *of_sequences
 
 
@@ -478,7 +495,7 @@ def network(
 
     UnsupportedError: a network is exported to ONNX with sequences."""
     last: Sequence[Tensor]
-    recording = _is_grad_enabled() and (weights[0].requires_grad or any([t.requires_grad for t in (x, *states, *weights)]))
+    recording = _is_grad_enabled() and (weights[0].requires_grad or any([t.requires_grad for t in (x, *states, *weights, *sequences.restart)]))
     if torch.compiler.is_compiling():
         to_onnx = torch.onnx.is_in_onnx_export()
         if _are_transforms_active() and (to_onnx or not only_maps()):

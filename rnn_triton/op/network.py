@@ -15,7 +15,8 @@ layers [L,T,B,D*H] and, where kernels run a cell that keeps K tiles, those of ea
 the L*D.  An ensemble has M in front of every shape, by stride 0 where the models share a tensor.  One dtype throughout.
 
 Sequences that end early or begin anew (cells/sequences.py) come with lengths that have been clamped to 0 .. T; layers, directions and models
-share lengths and resets, and the restart states have the shapes of the first ones.  They are no parameters: nothing returns gradients of them.
+share lengths and resets, and the restart states have the shapes of the first ones.  The ops return no gradients of them: autograd.py
+has those of restart states.
 """
 
 from __future__ import annotations
