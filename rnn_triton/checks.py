@@ -122,6 +122,9 @@ def sequences_of(
     device.  The tensors of `restart` are checked where their sizes are known, by `settled_restart`.
 
     Raises ValueError for what does not fit, with `validate` also for a length that is not 0 .. T, which waits for the device."""
+    for name, t in (("lengths", lengths), ("reset", reset), *[("reset_state", state) for state in restart]):
+        if t is not None and not isinstance(t, Tensor):
+            raise ValueError(f"{name} must be {'of tensors' if name == 'reset_state' else 'a tensor'}, got a {type(t).__name__}")
     if x.dim() == 3:  # else x is refused elsewhere
         T, B, _ = x.shape
         if lengths is not None:

@@ -41,6 +41,10 @@ def layer(
     w_ih, w_hh, *others = weights
     assert w_ih is not None and w_hh is not None
     heads = len(w_hh)
+    H = heads * w_hh.shape[-1]
+    for state in reset_state:
+        if state.shape[-1] != H:  # else the error would name the sizes of a head
+            raise ValueError(f"reset_state must have shape [B, H] with H = {H}, got {list(state.shape)}")
 
     def of_head(
         weights: Sequence[Tensor | None], states: Sequence[Tensor], reset_state: Sequence[Tensor]

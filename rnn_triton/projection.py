@@ -71,7 +71,11 @@ def layer(
     hn = product(last, w_hr.T, how)
     if lengths is not None and h0 is not None:  # of a row without steps h_0 stays
         hn = torch.where((lengths > 0).unsqueeze(1), hn, h0.to(hn.dtype))
-    return product(m, w_hr.T, how), (hn, *rest)
+    y = product(m, w_hr.T, how)
+    live = Sequences(lengths).live(x.shape[0])
+    if live is not None:  # what the gradient of y holds beyond a length, NaN perhaps, must not reach that of W_hr
+        y = torch.where(live.unsqueeze(2), y, 0)
+    return y, (hn, *rest)
 
 
 def _entering(h0: Tensor, anew: Tensor | None, sequences: Sequences, T: int, reverse: bool) -> Tensor:

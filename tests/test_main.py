@@ -55,6 +55,18 @@ def test_trials_pass_and_can_fail(capsys, monkeypatch):
     assert not command.test(torch.device("cpu"))
     lines = capsys.readouterr().out.splitlines()
     assert [line[:6] for line in lines] == ["  FAIL", "  FAIL"] and "ValueError: hidden_size must be greater than zero" in lines[1]
+
+    class Lost(rnn_triton.LSTM):
+        """One of whose gradients is NaN, as a launch that failed leaves it"""
+
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.bias_hh_l0.register_hook(lambda gradient: gradient * float("nan"))
+
+    monkeypatch.setattr(command.modules, "LSTM", Lost)
+    monkeypatch.setattr(command, "TRIALS", (("LSTM", 8, 24, torch.float32, "one_cta", 1e-5),))
+    assert not command.test(torch.device("cpu"))
+    assert "differs from torch.nn in fp64 by nan" in capsys.readouterr().out
     monkeypatch.setattr(command, "SECONDS", -1.0)
     assert command.test(torch.device("cpu"))
     assert all("not tried for want of time" in line for line in capsys.readouterr().out.splitlines())

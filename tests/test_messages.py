@@ -261,7 +261,8 @@ OURS = {
             ("lengths", z(B), "torch.float32", "dtype int64, int32, .."), ("lengths", z(3).int(), "[3]", "[B] = [2]"),
             ("lengths", z(B, device="meta").int(), "meta", "cpu"), ("reset", z(T, B), "torch.float32", "dtype torch.bool"),
             ("reset", z(B, T).bool(), "[2, 5]", "[T, B] = [5, 2]"), ("reset", z(T, B, device="meta").bool(), "meta", "cpu"),
-            ("reset_state", z(B, H), "1 tensors", "None without reset"),
+            ("reset_state", z(B, H), "1 tensors", "None without reset"), ("lengths", [5, 3], "a list", "a tensor"),
+            ("reset", [[True] * B] * T, "a list", "a tensor"),
         )
     },
     "a length": (
@@ -275,6 +276,15 @@ OURS = {
     "reset_state of a module": (
         lambda: rnn_triton.LSTM(I, H)(z(T, B, I), reset=z(T, B).bool(), reset_state=z(1, B, H)), ValueError, "reset_state", "a Tensor",
         "2 tensors (h, c)",
+    ),
+    "lengths of an unbatched input": (lambda: rnn_triton.RNN(I, H)(z(T, I), lengths=3), ValueError, "lengths", "a int", "a tensor"),
+    "reset of an unbatched input": (lambda: rnn_triton.RNN(I, H)(z(T, I), reset=[True]), ValueError, "reset", "a list", "a tensor"),
+    "reset_state as a number": (
+        lambda: rnn_triton.RNN(I, H)(z(T, B, I), reset=z(T, B).bool(), reset_state=0.0), ValueError, "reset_state", "a float", "of tensors",
+    ),
+    "reset_state of heads": (
+        lambda: rnn_triton.RNN(I, H, heads=2)(z(T, B, I), reset=z(T, B).bool(), reset_state=z(1, B, 7)), ValueError, "reset_state", "[2, 7]",
+        "[B, H] with H = 4",
     ),
     "reset_state of layers": (
         lambda: rnn_triton.RNN(I, H, 2)(z(T, B, I), reset=z(T, B).bool(), reset_state=z(1, B, H)), ValueError, "reset_state", "[1, 2, 4]",

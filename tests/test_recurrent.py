@@ -9,6 +9,7 @@ import torch
 from support.pairs import STACKS, TOLERANCE, B, H, I, T, data, flat, pair, same, state
 from support.problems import gradients, like
 from torch import nn
+from torch.nn.utils import prune
 from torch.nn.utils.rnn import pack_sequence
 
 import rnn_triton
@@ -126,6 +127,17 @@ def test_a_learned_leak_stays_in_its_range():
         optimizer.step()
         assert ((0 < module.leaks) & (module.leaks < 1)).all()
     assert not torch.allclose(module.leaks, torch.tensor(0.5).double(), atol=0.05)  # they moved
+
+
+@pytest.mark.parametrize("learn", [False, True])
+def test_what_is_no_weight_is_not_drawn_anew(learn):
+    """A mask of pruning, and a counter that a user keeps in the module"""
+    module = rnn_triton.LeakyRNN(I, H, leak=0.5, learn_leak=learn)
+    prune.l1_unstructured(module, "weight_hh_l0", amount=0.5)
+    module.register_buffer("calls", torch.tensor([3]))
+    mask = module.weight_hh_l0_mask.clone()
+    module.reset_parameters()
+    assert torch.equal(module.weight_hh_l0_mask, mask) and module.calls.item() == 3 and (module.leaks == 0.5).all()
 
 
 @pytest.mark.parametrize("learn", [False, True])

@@ -155,10 +155,10 @@ class Layers(nn.RNNBase):
         """Returns what functional.network takes as options of sequences, for an input of so many dimensions."""
         restart = () if reset_state is None else checks.states_of(reset_state, self._cell.states, "reset_state")
         if dim == 2:
-            lengths = None if lengths is None else lengths.unsqueeze(0)
-            reset = None if reset is None else reset.unsqueeze(1)
-            restart = tuple([t.unsqueeze(1) if t.dim() == 2 else t for t in restart])
-        elif self.batch_first and reset is not None and reset.dim() == 2:
+            lengths = lengths.unsqueeze(0) if isinstance(lengths, Tensor) else lengths  # anything else is refused later
+            reset = reset.unsqueeze(1) if isinstance(reset, Tensor) and reset.dim() else reset
+            restart = tuple([t.unsqueeze(1) if isinstance(t, Tensor) and t.dim() == 2 else t for t in restart])
+        elif self.batch_first and isinstance(reset, Tensor) and reset.dim() == 2:
             reset = reset.transpose(0, 1)
         return dict(lengths=lengths, reset=reset, reset_state=restart)
 

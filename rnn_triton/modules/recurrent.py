@@ -100,7 +100,8 @@ class LeakyRNN(Recurrent):
     def reset_parameters(self) -> None:
         """Draws weights and biases as torch does, and sets leaks to what the constructor was given."""
         leak = torch.tensor(self.leak, dtype=torch.float64, device="cpu")
-        for name, t in [*self.named_parameters(), *self.named_buffers()]:
+        leaks = [(name, t) for name, t in self.named_buffers() if name in self._flat_weights_names]  # not masks of pruning, and the like
+        for name, t in [*self.named_parameters(), *leaks]:
             if name.startswith("leak"):
                 with torch.no_grad():
                     t.copy_(leak.logit() if self.learn_leak else leak)
