@@ -63,6 +63,12 @@ GEMM = {
     "gemm-of-odd-rows": dict(gemm=[[125, 63, 4096, 125], [125, 63, 4095, 125], [96, 37, 513, 97]]),
 }
 
+# A module's first step, forward and backward
+STEPS = {
+    "first-step-of-RNN": dict(module="RNN", dtype="bf16", T=3, B=9, I=16, H=32),
+    "first-step-of-LSTM": dict(module="LSTM", dtype="fp32", T=3, B=9, I=16, H=32),
+}
+
 # Launches of a kernel of no use: what the stub does with them.
 KERNELS = {
     "plain": dict(grid=4000),
@@ -76,12 +82,13 @@ KERNELS = {
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory):
     directory = stub.build(tmp_path_factory.mktemp("stub_cuda"))
-    cases = BEYOND | PROBLEMS | RESTRICTED | GEMM | KERNELS  # what fails comes first: the launches after it work
+    cases = BEYOND | PROBLEMS | RESTRICTED | GEMM | STEPS | KERNELS  # what fails comes first: the launches after it work
     run = subprocess.run(
         [sys.executable, str(Path(stub.__file__).with_name("run.py")), json.dumps(list(cases.values()))],
         env=stub.environment(directory, directory / "log.jsonl"), capture_output=True, text=True,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
+    assert (run.stdout.count("\n"), run.stderr) == (1, "")  # the answers alone: the first call of a shape says nothing
     return dict(zip(cases, json.loads(run.stdout.splitlines()[-1])["answers"], strict=True))
 
 
@@ -155,6 +162,14 @@ def test_a_launch_finds_what_was_compiled_ahead(answers, name):
     """in Triton's cache: the same types, alignments, constants and options"""
     compiled = answers[name]["calls"][0]["compiled"].values()
     assert {kernel["hash"] for kernel in compiled} == {answers[name]["ahead"]}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_the_first_call_of_a_shape_compiles_four_kernels_at_most(answers, name):
+    forward, backward = answers[name]["calls"]
+    assert forward["error"] is backward["error"] is None
+    assert forward["compiled"] and backward["compiled"]
+    assert len(forward["compiled"]) <= 4 and len(backward["compiled"]) <= 4
 
 
 @pytest.mark.parametrize("name", GEMM)

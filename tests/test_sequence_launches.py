@@ -4,10 +4,14 @@ import pytest
 import torch
 from cooperative import CooperativeError, cooperate
 from support.mutants import Change, launched_with
-from support.sequences import NOWHERE, Rows
+from support.problems import like, problem
+from support.sequences import Rows
 
+import rnn_triton
 from bench.compiled import resources
 from rnn_triton import overriding
+from rnn_triton.cells import named, reference
+from rnn_triton.cells.sequences import Sequences
 from rnn_triton.launch import dispatch
 from rnn_triton.plan import choose, hardware
 from rnn_triton.plan.problem import Problem
@@ -65,6 +69,46 @@ GROUPS = dict(regime="cta_group", warps=4, units=16, block_b=8)
 def test_groups(name, given, reverse, kind, T, B, I, H, how):
     with overriding(**GROUPS, **how):
         Rows(name, kind, T, B, I, H, given, reverse=reverse, first=kind == "bf16").check(grouped("forward"), grouped("backward"))
+
+
+def by_function(name, tensors, **options):
+    """[y, *last states] by the function that callers have, of what `problem` returns"""
+    x, w_ih, w_hh, b_ih, b_hh, *others = tensors
+    if name == "leaky_tanh":
+        h0, leak = others
+        y, last = rnn_triton.leaky(x, w_ih, w_hh, leak, b_ih, b_hh, h0, **options)
+    elif name == "lstm":
+        y, last = rnn_triton.lstm(x, w_ih, w_hh, b_ih, b_hh, tuple(others), **options)
+    else:
+        y, last = (rnn_triton.gru if name == "gru" else rnn_triton.rnn)(x, w_ih, w_hh, b_ih, b_hh, *others, **options)
+    return [y, *(last if name == "lstm" else [last])]
+
+
+@pytest.mark.interpret
+@pytest.mark.thin(2)
+@all_cells
+@ways
+def test_functions_on_groups(name, reverse):
+    """Results and all gradients, two CTAs, beside the reference in fp64"""
+    T, B, cell = 3, 3, named(name)
+    tensors = problem(T, B, 5, 20, dtype=torch.float32, cell=name)
+    n = 5 + len(cell.states)
+    anew = like(tensors[5:n], seed=2)
+    sequences = Sequences(torch.tensor([3, 0, 2]), torch.tensor([[0, 1, 1], [0, 0, 0], [1, 0, 0]]).bool(), tuple(t.double() for t in anew))
+    options = dict(lengths=sequences.lengths, reset=sequences.reset, reset_state=tuple(anew) if name == "lstm" else anew[0])
+    with overriding(**GROUPS):
+        with grouped("forward")():
+            results = by_function(name, tensors, reverse=reverse, precision="tf32x3", **options)
+        cotangents = like(results)
+        with grouped("backward")():
+            results += torch.autograd.grad(results, tensors, cotangents)
+    wide = [t.detach().double().requires_grad_() for t in tensors]
+    y, last = reference.recurrence(*wide[:5], tuple(wide[5:n]), cell, reverse, tuple(wide[n:]), sequences)
+    exact = [y, *last, *torch.autograd.grad([y, *last], wide, [c.double() for c in cotangents])]
+    # as Rows.check, and one product more
+    limit = 4 * 2.0**-24 * ((1 + cell.kept) ** 0.5 + 2) * (2 * T + 2) ** 0.5
+    for result, right in zip(results, exact, strict=True):
+        assert (result.double() - right).norm() <= limit * right.norm()
 
 
 @pytest.mark.interpret
@@ -153,16 +197,33 @@ CHANGES = {
         "what begins anew goes on": ("before = tl.where(anew_gathered,", "before = tl.where(anew_gathered & (step < 0),",
                                      "elman_tanh", False, EVERYTHING),
     },
+    "per_step.py": {
+        "a length one too long": ("tl.where(t < lengths, new, 0.0)", "tl.where(t <= lengths, new, 0.0)", "elman_tanh", False, ("lengths",)),
+        "a reset a step late": ("(t + 1).to(tl.int64) * B", "t.to(tl.int64) * B", "elman_tanh", False, ("reset",)),
+        "c is not held": ("+ offsets, carried[n], mask=every)", "+ offsets, carried[n], mask=mask)", "lstm", False, ("lengths",)),
+        "h0 is not read in reverse": ("tl.where(starts, first_ptr", "tl.where(starts & (K < 0), first_ptr", "elman_tanh", True, ("lengths",)),
+        "dhn enters at the last step of all": ("begins = begins | starts", "begins = begins | (starts & (K < 0))",
+                                               "elman_tanh", False, ("lengths",)),
+        "dh passes a reset": ("alone = alone | anew", "alone = alone | (anew & (K < 0))", "elman_tanh", False, ("reset",)),
+        "c and dc pass a reset": ("follows = mask & (anew == 0)", "follows = mask & (anew >= 0)", "lstm", False, ("reset",)),
+        "c passes a reset": ("c = tl.where(anew, restart_carried_ptr", "c = tl.where(anew & (K < 0), restart_carried_ptr",
+                             "lstm", False, EVERYTHING),
+        "gradients of vectors are cut": ("ROUTES.carried - (0 if CELL.forward else ROUTES.vectors)", "ROUTES.carried",
+                                         "leaky_tanh", False, ("reset",)),
+        "what begins anew goes on": ("s_tile = tl.where(anew, restart_ptr", "s_tile = tl.where(anew & (K < 0), restart_ptr",
+                                     "elman_tanh", False, EVERYTHING),
+    },
 }  # fmt: skip
 SOURCES = [(file, what) for file, changes in CHANGES.items() for what in changes]
 
 
 def check_changed(file, name, how, given):
     """how: does time run down?  Or "both" directions in a launch"""
-    groups = file == "cta_group.py"
+    regime = file.removesuffix(".py")
     lanes = dict(lanes="both") if how == "both" else dict(reverse=how)
-    with overriding(**GROUPS if groups else dict(regime="one_cta")):
-        Rows(name, "tf32", 4, 5, 7, 16, given, **lanes).check(*((grouped("forward"), grouped("backward")) if groups else (NOWHERE, NOWHERE)))
+    contexts = (grouped("forward"), grouped("backward")) if regime == "cta_group" else ()
+    with overriding(**GROUPS if regime == "cta_group" else dict(regime=regime)):
+        Rows(name, "tf32", 4, 5, 7, 16, given, **lanes).check(*contexts)
 
 
 @pytest.mark.interpret

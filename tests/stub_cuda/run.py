@@ -5,6 +5,7 @@ CASES is a JSON list.  A case with "H" is a problem given to rnn_triton.launch:
                                     planner is told of (the stub has 132), and M, models that share w_ih and h0; with
                                     "layers" a stack, dropout between them
 A case with "network", a list of layers and directions, is one for both passes of rnn_triton.network.
+A case with "module", a class of rnn_triton, is one of its training steps: a call for the forward pass, and one for the backward pass.
 A case with "gemm", a list of [M, N, K, columns between a's rows], is a product of fp32, a transposed, for each call.
 A case with "grid" launches a kernel of no use in so many programs:  grid and, where wanted, cooperative, num_ctas.
 Any may have "together": of each call, how many CTAs of a cooperative launch fit (else all calls: 132).
@@ -29,6 +30,7 @@ import triton.language as tl
 from triton.compiler import CompiledKernel
 from triton.runtime.jit import JITFunction
 
+import rnn_triton
 from rnn_triton import overriding
 from rnn_triton.launch import dispatch, faults, gemm
 from rnn_triton.op import network
@@ -214,6 +216,32 @@ def whole_network(case, log, observed):
     return {"plan": None, "calls": made, "explained": explained(case, num_layers=L, bidirectional=D == 2)}
 
 
+def training_step(case, log, observed):
+    """Products of fp32 go to the Triton kernel, as where torch's setting is another than that of its RNNs."""
+    T, B, I, H = (case[name] for name in "TBIH")
+    on_device()
+    network.has_kernels = lambda t: True
+    dtype = {name: dtype for dtype, name in DTYPES.items()}[case["dtype"]]
+    module = getattr(rnn_triton, case["module"])(I, H, dtype=dtype, precision="tf32" if dtype is torch.float32 else None)
+    x, results = torch.zeros(T, B, I, dtype=dtype, requires_grad=True), {}
+
+    def forward():
+        results["y"], _ = module(x)
+        return results
+
+    def backward():
+        results["y"].sum().backward()
+        return {}
+
+    matmul = gemm.matmul
+    gemm.matmul = lambda a, b, precision: (gemm.triton_matmul if precision else matmul)(a, b, precision)
+    try:
+        made = [call for run in (forward, backward) for call in calls(run, {"x": x}, log, observed, [None])]
+    finally:
+        gemm.matmul = matmul
+    return {"plan": None, "calls": made}
+
+
 def products(case, log, observed):
     """By one tiling, so that sizes alone differ from call to call"""
     on_device()
@@ -247,7 +275,7 @@ def main():
     stub.install()
     log, observed = stub.Log(), Observed()
     cases = json.loads(sys.argv[1])
-    kinds = {"network": whole_network, "gemm": products, "layers": layers, "H": problem, "grid": kernel}
+    kinds = {"module": training_step, "network": whole_network, "gemm": products, "layers": layers, "H": problem, "grid": kernel}
     carry_out = [next(function for name, function in kinds.items() if name in case) for case in cases]
     answers = [function(case, log, observed) for function, case in zip(carry_out, cases, strict=True)]
     print(json.dumps({"triton": triton.__version__, "answers": answers}))

@@ -20,7 +20,7 @@ import torch
 
 from rnn_triton import kernels, launch
 from rnn_triton.interpret import assembly
-from rnn_triton.launch import dispatch, faults
+from rnn_triton.launch import dispatch, faults, per_step, recurrence  # noqa: F401  (the last two, which a call imports, are put in place of)
 
 from .gated_groups import Gated
 from .grids import Case
@@ -51,14 +51,15 @@ def changed(source, change):
 
 
 # What launches those kernels, in this order: each may import the ones before it.
-LAUNCHING = ("operands", "cta_group", "one_cta", "recurrence")
+LAUNCHING = ("operands", "cta_group", "one_cta", "per_step", "recurrence")
+REGIMES = ("cta_group", "one_cta", "per_step")  # kernels, and what launches them
 
 
 @contextlib.contextmanager
 def patched(*changes):
-    """Namespace of modules made of the changed source: exchange, slices, cta_group and one_cta of kernels/; operands and
-    recurrence of rnn_triton/launch/, with those kernels.  What everybody else imports is as it was, and what else they
-    import, too.
+    """Namespace of modules made of the changed source: exchange, slices, cta_group, one_cta and per_step of kernels/; operands,
+    recurrence and, as `steps`, per_step of rnn_triton/launch/, with those kernels.  What everybody else imports is as it was, and what
+    else they import, too.
 
     In a temporary folder: Triton reads a kernel's source from its file."""
     number = next(_numbers)
@@ -75,7 +76,7 @@ def patched(*changes):
             path.write_text(changed(path.read_text(), change))
         sys.path.insert(0, folder)
         try:
-            modules = {m: importlib.import_module(f"{name}.{m}") for m in ("exchange", "slices", "cta_group", "one_cta")}
+            modules = {m: importlib.import_module(f"{name}.{m}") for m in ("exchange", "slices", *REGIMES)}
             assembly.register(modules["exchange"], modules["slices"])
             sys.modules[launching] = parent = types.ModuleType(launching)
             parent.__path__ = [folder]
@@ -83,9 +84,9 @@ def patched(*changes):
                 if module.name not in LAUNCHING:
                     sys.modules[f"{launching}.{module.name}"] = importlib.import_module(f"{launch.__name__}.{module.name}")
             launched = {module: importlib.import_module(f"{launching}.{module}") for module in LAUNCHING}
-            for regime in ("cta_group", "one_cta"):
+            for regime in REGIMES:
                 setattr(launched[regime], regime, getattr(modules[regime], regime))
-            yield SimpleNamespace(**{**launched, **modules})
+            yield SimpleNamespace(**{**launched, **modules}, steps=launched["per_step"])
         finally:
             sys.path.remove(folder)
             for module in [m for m in sys.modules if m in (name, launching) or m.startswith((f"{name}.", f"{launching}."))]:
@@ -97,6 +98,7 @@ def launched_with(*changes):
     """Launches are of the changed source."""
     with patched(*changes) as kernels, pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch, "recurrence", kernels.recurrence)
+        patch.setattr(launch, "per_step", kernels.steps)
         dispatch._launch_for.cache_clear()
         try:
             yield kernels
