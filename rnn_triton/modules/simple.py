@@ -39,7 +39,10 @@ class SimpleRNN(nn.Module):
     ) -> tuple[Any, Tensor]:  # fmt: skip
         """Returns (outputs, h_n) as RNN.forward does, with its arguments and errors, and with the output_size features of the readout in
         place of the states.  Beyond a length it reads zeros: outputs are b_y there."""
-        hidden, h_n = self.rnn(input, hx, lengths, reset, reset_state, validate)
+        given: dict[str, Any] = {}
+        if lengths is not None or reset is not None or reset_state is not None:  # else `rnn` may be torch's, as `restore` leaves it
+            given = dict(lengths=lengths, reset=reset, reset_state=reset_state, validate=validate)
+        hidden, h_n = self.rnn(input, hx, **given)
         if isinstance(hidden, PackedSequence):
             return PackedSequence(self.readout(hidden.data), *hidden[1:]), h_n
         if self.rnn.batch_first and hidden.dim() == 3:
