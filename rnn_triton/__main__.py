@@ -26,9 +26,9 @@ from .plan.problem import Problem
 
 SECONDS = 5.0  # after which no further trial begins
 BATCH = 16
-KINDS = {"16 bits": ("bf16", None), **{p: ("fp32", p) for p in ("tf32", "tf32x3", "ieee")}, "fp64": ("fp64", None)}
+KINDS = {"bf16, fp16": ("bf16", None), **{f"fp32 {p}": ("fp32", p) for p in ("tf32", "tf32x3", "ieee")}, "fp64": ("fp64", None)}
 CELLS = {"RNN": "elman_tanh", "GRU": "gru", "LSTM": "lstm"}
-REGIMES = {"one_cta": "one CTA", "cta_group": "a group of CTAs", "per_step": "a launch a step"}
+REGIMES = {"one_cta": "one CTA", "cta_group": "a group of CTAs", "per_step": "a launch for each step"}
 # A trial: the module, its sizes I and H, its dtype, the regime and the limit of the error, relative to the result.  Sums of K terms
 # err by sqrt(K) roundoffs, 2^-24 of "ieee" and 2^-9 of bf16, in which the state is rounded at every step, too.
 TRIALS = (
@@ -69,7 +69,7 @@ def regimes(device: hardware.Device) -> Iterator[str]:
             for H in (2**n for n in range(4, 14)):
                 ran[plan(Problem("forward", BATCH, H, H, dtype, precision, cell), device).regime] = H
             ends = [f"{REGIMES[regime]} to H = {H}" for regime, H in ran.items() if regime != "per_step"]
-            yield f"  {name:4} {kind:7}  {', '.join([*ends, 'then ' * bool(ends) + REGIMES['per_step']])}"
+            yield f"  {name:4} {kind:11}  {', '.join([*ends, 'then ' * bool(ends) + REGIMES['per_step']])}"
 
 
 def trials(device: torch.device) -> Iterator[tuple[str, Callable[[], float], float]]:
@@ -141,16 +141,18 @@ def main() -> int:
         return 0 if test(device) else 1
     print("\n".join(machine()))
     record = hardware.of(device if device.type == "cuda" else torch.device("meta"))
-    print(f"How layers with H inputs and {BATCH} sequences run on {'the' if device.type == 'cuda' else 'an'} {record.name}, by the plans for it:")
+    would = "run on the" if device.type == "cuda" else "would run on an"
+    print(f"How layers of hidden size H, with H inputs and {BATCH} sequences, {would} {record.name}, by its plans:")
     print("\n".join(regimes(record)))
-    print(f"Trials, of forward and backward passes, on {record.name if device.type == 'cuda' else 'the CPU'}:", flush=True)
+    print("  (a CTA is a block of threads on one of the GPU's multiprocessors; all but the last regime take one launch for all time steps)")
+    print(f"Trials of forward and backward passes on {record.name if device.type == 'cuda' else 'the CPU'}:", flush=True)
     good = test(device)
     if device.type == "cpu":
         print("The kernels in Triton's interpreter, on the CPU:", flush=True)
         good &= interpreted()
     else:
         print(f"Compiled kernels are kept in {triton.knobs.cache.dir}; TRITON_CACHE_DIR in the environment chooses another place.")
-    print("All is well." if good else "A trial failed: please report it with these lines.")
+    print("All that was tried passed." if good else "A trial failed: please report it with these lines.")
     return 0 if good else 1
 
 

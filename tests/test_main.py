@@ -44,7 +44,7 @@ def test_what_it_says_of_gpus(monkeypatch):
 def test_regimes():
     lines = list(command.regimes(hardware.RECORDS["sm_90"]))
     assert len(lines) == len(command.CELLS) * len(command.KINDS)
-    assert lines[0].split() == "RNN 16 bits one CTA to H = 256, a group of CTAs to H = 4096, then a launch a step".split()
+    assert lines[0].split() == "RNN bf16, fp16 one CTA to H = 256, a group of CTAs to H = 4096, then a launch for each step".split()
 
 
 def test_trials_pass_and_can_fail(capsys, monkeypatch):
@@ -85,4 +85,4 @@ def test_trials_by_the_kernels(capsys, monkeypatch):
 def test_command():
     done = run("-m", "rnn_triton")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "FAIL" not in done.stdout and done.stdout.endswith("All is well.\n") and done.stderr == ""
+    assert "FAIL" not in done.stdout and done.stdout.endswith("All that was tried passed.\n") and done.stderr == ""
