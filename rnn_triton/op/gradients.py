@@ -112,7 +112,13 @@ class Saved:
         # beyond a length y is zero, so in reverse only h0 is not found in it
         if reset is None and (lengths is None or not self.reverse or self.h0 is None):
             return None
-        return states_before(self.y, self.h0, restart[0] if restart else None, self.sequences, self.reverse)
+        return states_before(self.y, self._entering(), restart[0] if restart else None, self.sequences, self.reverse)
+
+    def _entering(self) -> Tensor | None:
+        """Returns h0, with zeros in rows without steps: what stands there, NaN perhaps, is multiplied with zeros in dw_hh."""
+        if self.h0 is None or self.sequences.lengths is None:
+            return self.h0
+        return torch.where((self.sequences.lengths > 0).unsqueeze(-1), self.h0, 0)
 
     def _in_groups(self, da: Tensor, groups: int, carried: Tensor | None, dhn: Tensor | None) -> Gradients:
         def parts(t: Tensor, dims: int) -> Tensor:
@@ -121,7 +127,8 @@ class Saved:
 
         dx, *_, dh0 = replace(self, needs=self.needs & (DX | DH0)).gradients(da, None, carried, dhn)
         x = self.x if isinstance(self.x, Tensor) else self.x()
-        h0 = None if self.h0 is None else parts(self.h0, 2)
+        h0 = self._entering()
+        h0 = None if h0 is None else parts(h0, 2)
         read = self._read()
         apart = replace(
             self, x=parts(x, 3), h0=h0, y=parts(self.y, 3), needs=self.needs & ~(DX | DH0), sequences=ALL,
@@ -137,8 +144,9 @@ class Saved:
         if n:
             before = y.flatten(-3, -2).narrow(-2, B if self.reverse else 0, n)
             parts.append(gemm.wide(columns.narrow(-1, 0 if self.reverse else B, n), before, self.precision))
-        if self.h0 is not None:
-            parts.append(gemm.wide(columns.narrow(-1, n if self.reverse else 0, B), self.h0, self.precision))
+        h0 = self._entering()
+        if h0 is not None:
+            parts.append(gemm.wide(columns.narrow(-1, n if self.reverse else 0, B), h0, self.precision))
         if not parts:
             return y.new_zeros(*y.shape[:-3], rows.shape[-1], y.shape[-1])
         total = parts[0]
