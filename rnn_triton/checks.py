@@ -23,7 +23,7 @@ _cudnn_rnn: Any = torch.backends.cudnn.rnn  # held: `torch.backends.cudnn` resol
 
 def quiet_tracer() -> None:
     """Silences torch.jit.trace about sizes that only decide whether to raise; it warns of every size that decides something."""
-    modules = r"rnn_triton\.(checks|functional|projection|modules\.\w+)$"
+    modules = r"rnn_triton\.(checks|functional|heads|projection|modules\.\w+)$"
     warnings.filterwarnings("ignore", "Converting a tensor to a Python boolean", torch.jit.TracerWarning, modules)
 
 

@@ -33,6 +33,7 @@ def layer(
     cell: Cell,
     *,
     one: Callable[..., tuple[Tensor, tuple[Tensor, ...]]],
+    heads: int,
     reset_state: Sequence[Tensor] = (),
     **options: Any,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -40,7 +41,6 @@ def layer(
     front.  `one` runs a head, as functional.layer."""
     w_ih, w_hh, *others = weights
     assert w_ih is not None and w_hh is not None
-    heads = len(w_hh)
     H = heads * w_hh.shape[-1]
     for state in reset_state:
         if state.shape[-1] != H:  # else the error would name the sizes of a head
@@ -56,5 +56,9 @@ def layer(
     dims = [None if t is None else 0 for t in each]
     of_states = [[t.unflatten(-1, (heads, -1)) for t in some] for some in (states, reset_state)]
     state_dims = [[-2] * len(some) for some in of_states]
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():  # neither takes vmap: one head after the other
+        each_states = [[[t[..., n, :] for t in some] for some in of_states] for n in range(heads)]
+        ys, lasts = zip(*[of_head([None if t is None else t[n] for t in each], *each_states[n]) for n in range(heads)])
+        return torch.cat(ys, -1), tuple([torch.cat(parts, -1) for parts in zip(*lasts)])
     y, last = torch.vmap(of_head, in_dims=(dims, *state_dims), out_dims=-2)(each, *of_states)
     return y.flatten(-2), tuple([t.flatten(-2) for t in last])

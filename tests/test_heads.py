@@ -81,6 +81,24 @@ def test_second_derivatives():
     assert torch.autograd.gradgradcheck(call, inputs, fast_mode=True)
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("how", ["export", "trace"])
+def test_exported_and_traced(how):
+    """for other T and B, too"""
+    module = make("LSTM", num_layers=2, bidirectional=True, heads=N).eval()
+
+    def given(T, B):
+        return data(T, B, I), (data(4, B, H), data(4, B, H)), torch.arange(B)
+
+    if how == "export":
+        t, b = torch.export.Dim("t", min=2), torch.export.Dim("b", min=2)
+        program = torch.export.export(module, given(T, B), dynamic_shapes=({0: t, 1: b}, ({1: b}, {1: b}), {0: b})).module()
+    else:
+        program = torch.jit.trace(module, given(T, B))
+    for sizes in ((T, B), (6, 5)):
+        torch.testing.assert_close(program(*given(*sizes)), module(*given(*sizes)), **TOLERANCE)
+
+
 def test_parameters():
     torch.manual_seed(0)
     net = make("GRU", 5, 64, heads=4, dtype=torch.float32)
