@@ -225,7 +225,7 @@ def test_second_and_forward_derivatives(place, kind, cell):
 @pytest.mark.parametrize(
     "place, mapped, cell",
     [
-        *[("torch", mapped, "lstm") for mapped in ("data", "weights", "all")],
+        *[("torch", mapped, "lstm") for mapped in ("data", "weights", "all", "restart")],
         pytest.param("kernels", "weights", "elman_tanh", marks=pytest.mark.interpret),
         *[pytest.param("kernels", n, "elman_tanh", marks=[pytest.mark.interpret, pytest.mark.long]) for n in ("data", "all")],
     ],
@@ -235,13 +235,13 @@ def test_vmap(place, mapped, cell, monkeypatch):
     x, states, weights, of_sequences = given(cell, "both")
     first, anew = ([t[0].detach() for t in some] for some in (states, of_sequences["reset_state"]))
     weights = [w.detach() for w in weights[0]]
-    data, models = mapped != "weights", mapped != "data"
+    data, models, restarts = mapped in ("data", "all"), mapped in ("weights", "all"), mapped != "weights"
     many = lambda t, on: torch.stack([t, t + 0.1, t - 0.2]) if on else t  # noqa: E731
     lengths = torch.stack([LENGTHS, LENGTHS.flip(0), LENGTHS.clamp_min(2)]) if data else LENGTHS
     reset = torch.stack([RESET, RESET.flip(1), ~RESET]) if data else RESET
     x = torch.where(Sequences(LENGTHS).live(T).unsqueeze(2), x.detach(), 1.0)
-    given_ = [many(x, data), [many(w, models) for w in weights], [many(s, data) for s in first], lengths, reset, [many(s, data) for s in anew]]
-    dims = (0 if data else None, 0 if models else None, *(0 if data else None,) * 4)
+    given_ = [many(x, data), [many(w, models) for w in weights], [many(s, data) for s in first], lengths, reset, [many(s, restarts) for s in anew]]
+    dims = tuple(0 if of else None for of in (data, models, data, data, data, restarts))
 
     def loss(x, weights, states, lengths, reset, anew):
         y, last = functional.layer(x, weights, states, cells.named(cell), lengths=lengths, reset=reset, reset_state=anew)

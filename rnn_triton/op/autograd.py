@@ -495,6 +495,10 @@ def network(
 
     UnsupportedError: a network is exported to ONNX with sequences."""
     last: Sequence[Tensor]
+    if sequences.restart and _are_transforms_active():
+        # in an argument that is an optional list the dispatcher looks at no tensor: vmap over these alone would pass the op by
+        zeros = [torch.zeros_like(t) for t in sequences.restart]
+        states = tuple(map(torch.add, states, zeros)) if states else tuple(zeros)
     recording = _is_grad_enabled() and (weights[0].requires_grad or any([t.requires_grad for t in (x, *states, *weights, *sequences.restart)]))
     if torch.compiler.is_compiling():
         to_onnx = torch.onnx.is_in_onnx_export()
