@@ -37,14 +37,14 @@ class _Check:
 
     def normal(self, count: int) -> list[Tensor]:
         """Returns tiles [rows, H], in fp64, that autograd may differentiate by."""
-        tiles = torch.randn(count, _ROWS, _H, dtype=torch.float64, generator=self.generator).to(self.device)
+        tiles = torch.randn(count, _ROWS, _H, dtype=torch.float64, device="cpu", generator=self.generator).to(self.device)
         return [tile.requires_grad_() for tile in tiles]
 
     def run(self) -> None:
         cell, forward, backward = self.cell, self.cell.routes(True), self.cell.routes(False)
         a, states = self.normal(forward.parts), self.normal(len(cell.states))
         # of a value each unit, like a leak in (0, 1)
-        own = torch.rand(forward.vectors, _H, dtype=torch.float64, generator=self.generator) * 0.8 + 0.1
+        own = torch.rand(forward.vectors, _H, dtype=torch.float64, device="cpu", generator=self.generator) * 0.8 + 0.1
         vectors = [v.to(self.device).requires_grad_() for v in own]
         new = cell.step(tuple(a), tuple(states), tuple(vectors))
         if not isinstance(new, tuple) or len(new) != len(cell.states):

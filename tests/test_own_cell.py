@@ -76,7 +76,9 @@ def test_wrong_descriptions(monkeypatch, changes, message):
 @pytest.mark.interpret
 @pytest.mark.parametrize("cell", [*elman.ELMAN.values(), *leaky.LEAKY.values(), gru.GRU, lstm.LSTM, CELL], ids=lambda cell: cell.name)
 def test_right_cells(cell):
-    check_cell(cell)
+    """whatever the device is on which torch makes tensors by default"""
+    with torch.device("meta"):
+        check_cell(cell)
 
 
 def changed(folder, old, new, **fields):
