@@ -85,4 +85,4 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """Of `names`, those most like `name`, or the first few: the end of a message."""
     candidates = sorted(names)
     near = difflib.get_close_matches(name, candidates, n=3, cutoff=0.5)
-    return f"nearest: {', '.join(near)}" if near else f"known: {', '.join(candidates[:8])}"
+    return f"nearest: {', '.join(near)}" if near else f"known: {', '.join(candidates[:8]) or 'none'}"
