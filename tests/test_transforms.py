@@ -89,6 +89,23 @@ def test_derivatives_of_order(order, layer, device):
         assert (a - e).abs().max() <= 2.0**-53 * 1000**order * e.abs().max()
 
 
+@pytest.mark.parametrize("bias", ["b_ih", "b_hh"])
+def test_second_derivatives_with_one_bias(bias):
+    """of a cell whose two biases have gradients of their own, in reverse and in forward mode"""
+    x, w_ih, w_hh, b, _, h0 = tensors_of("cpu", cell="gru")
+
+    def loss(b):
+        return sum(t.pow(2).sum() for t in rnn_triton.gru(x, w_ih, w_hh, **{bias: b}, h0=h0))
+
+    (first,) = torch.autograd.grad(loss(b), b, create_graph=True)
+    (second,) = torch.autograd.grad(first.pow(2).sum() / 2, b)
+    v, eps = first.detach(), 1e-5
+    along = [torch.func.grad(loss)((b + s * eps * v).detach()) for s in (1, -1)]
+    exact = torch.func.jvp(torch.func.grad(loss), (b.detach(),), (v,))[1]
+    torch.testing.assert_close(exact, second)  # the Hessian times v, as it is symmetric
+    torch.testing.assert_close((along[0] - along[1]) / (2 * eps), second, rtol=1e-5, atol=1e-5 * second.abs().max().item())
+
+
 def test_a_gradient_penalty_is_not_silently_wrong(device):
     """against finite differences of the first-order gradient alone: nothing is taken from the reference"""
     x, *rest = tensors_of(device)

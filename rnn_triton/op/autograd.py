@@ -311,11 +311,12 @@ class NetworkBackward(Fast):
 
 
 def _spread_biases(dweights: list[Any], net: Settings) -> list[Any]:
-    """Returns the gradients of a layer's weights as Settings.gradients has them."""
+    """Returns the gradients of a layer's weights as Settings.gradients has them: of two biases, one of which may not be there, both."""
     (dw_ih, dw_hh), biases, vectors = _cut(dweights, 2, net.b_ih + net.b_hh)
     if net.described.split:
-        b_ih = biases.pop(0) if net.b_ih else None
-        return [dw_ih, dw_hh, b_ih, *(biases or [None]), *vectors]
+        absent = torch.zeros_like(dw_ih.select(-1, 0))
+        b_ih = biases.pop(0) if net.b_ih else absent
+        return [dw_ih, dw_hh, b_ih, *(biases or [absent]), *vectors]
     return [dw_ih, dw_hh, *(biases[:1] or [None]), *vectors]
 
 
