@@ -109,6 +109,11 @@ def test_every_permission_is_used():
     assert {(room, other) for room, (_, allowed) in ROOMS.items() for other in allowed} - used == set()
 
 
+def test_the_benchmark_stays_within_its_size():
+    """What measures is no larger than it has to be: who adds to it looks first for what can go."""
+    assert sum(len(file.read_text("utf-8").splitlines()) for file in (ROOT / "bench").rglob("*.py")) <= 8500
+
+
 def test_no_circle_between_files():
     # a package's __init__.py runs before any of its modules, so a module that names its package imports what it reads there
     try:

@@ -20,7 +20,7 @@ def text(name, records=()):
 
 def test_a_case_without_records():
     found = text("h1760-b16-t50-fp16")
-    assert found.startswith("h1760-b16-t50-fp16: elman_tanh, T=50 B=16 I=1760 H=1760, fp16\n")
+    assert found.startswith("h1760-b16-t50-fp16: Elman, H 1760, B 16, T 50, fp16\n")
     for direction in ("forward", "backward"):
         assert f"{direction} of fp16 T=50 B=16 I=1760 H=1760 on H200: " in found
         assert f"torch.nn.RNN, {direction}: cuDNN's STANDARD, because PERSIST_STATIC is for H <= 1024, not 1760." in found
@@ -66,16 +66,18 @@ def test_clocks_and_the_kernels_that_ran_are_named():
 
 def test_a_stack_says_each_launch():
     found = text("h128-i40-b16-t512-l3-fp16")
-    assert "layers 0 to 2: one launch of" in found and found.count("forward of fp16") == 1 and "3 layers" in found
+    assert "layers 0 to 2: one launch of" in found and found.count("forward of fp16") == 1 and ": Elman, L 3, H 128, I 40, B 16" in found
     assert f"{model.of_case(suites.parse('h128-i40-b16-t512-l3-fp16'), 'fwd', H200).practical_us:.2f} us per step" in found
     assert text("h128-i40-b16-t512-l3-bi-fp16").count("layer 2, both directions: ") == 2
 
 
 def test_layer_by_layer_each_different_layer_is_said_once():
-    found = text("h128-i40-b16-t512-l3-bi-uniform-fp16")
+    found = text("h128-i40-b16-t512-l3-bi-m2-fp16")
     assert "layer 0, each direction:\nforward of fp16 T=512 B=16 I=40 H=128" in found
     assert "layers 1, 2, each direction:\nforward of fp16 T=512 B=16 I=256 H=128" in found
-    assert found.count("forward of fp16") == 2 and "3 layers, two directions" in found
+    assert found.count("forward of fp16") == 2 and "both directions" in found and "2 models" in found
+    ragged = text("h128-i40-b16-t512-l3-bi-uniform-fp16")  # sequences of different lengths share launches as others do
+    assert ragged.count("layer 2, both directions: ") == 2 and "Elman, uniform lengths, L 3" in ragged
 
 
 def test_what_else_is_said_of_a_case():
@@ -88,8 +90,8 @@ def test_what_else_is_said_of_a_case():
 @pytest.mark.parametrize("cell, module", [("gru", "torch.nn.GRU, forward: cuDNN's STANDARD"), ("lstm", "torch.nn.LSTM, forward: cuDNN's PERSIST_STATIC,")])
 def test_a_cell_of_several_gates(cell, module):
     found = text(f"{cell}-h768-b16-t1024-fp16")
-    assert f"{cell}, T=1024" in found and module in found and "none: no plan" not in found and "gates each" in found
-    assert "2 independent models" in text(f"{cell}-h768-b16-t1024-m2-bf16")
+    assert f"{cell.upper()}, H 768, B 16, T 1024" in found and module in found and "none: no plan" not in found and "gates each" in found
+    assert "2 models" in text(f"{cell}-h768-b16-t1024-m2-bf16")
     assert "torch.nn has no module of leaky_tanh" in text("leaky_tanh-h768-b16-t1024-bf16")
 
 

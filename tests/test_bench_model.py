@@ -82,7 +82,8 @@ def test_a_stack_that_shares_no_launch_runs_layer_after_layer():
         upper = estimate.of_case(replace(one, I=4096), "fwd", H200) if case.bidirectional else of_one
         assert of_all.practical_us == pytest.approx(2 * of_one.practical_us + 2 * upper.practical_us)
     packed = cases.case(128, 16, 512, "bf16", layers=4, lengths="uniform")
-    assert len(estimate.launches(packed, H200)) == 4 and len(estimate.launches(replace(packed, lengths="full"), H200)) == 1
+    assert estimate.launches(packed, H200) == estimate.launches(replace(packed, lengths="full"), H200)
+    assert len(estimate.launches(packed, H200)) == 1 and len(estimate.launches(replace(packed, models=2), H200)) == 4
 
 
 def test_throughput_of_a_stack_adds_up():

@@ -95,7 +95,7 @@ def gemms(problem: Problem, device: Device, constants: Constants = CONSTANTS) ->
 
 def shares(case: Case) -> bool:
     """May layers or directions of the case share a launch?"""
-    return case.layers * case.directions > 1 and case.models == 1 and case.lengths == "full"
+    return case.layers * case.directions > 1 and case.models == 1
 
 
 def launches(case: Case, device: Device) -> list[Launch]:

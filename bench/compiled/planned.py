@@ -48,12 +48,11 @@ def _one_cta() -> Iterator[tuple[Problem, Device]]:
                             homes.add(plan(problem, device).w_ih_home)
                             yield problem, device
                     yield Problem("backward", B, h_pad, h_pad, dtype, precision, "elman_tanh"), device
-                    if wide:  # padded, but in whole vectors
-                        yield Problem("forward", B, 64, h_pad - 4, dtype, precision, "elman_tanh"), device
-                        yield Problem("backward", B, 64, h_pad - 4, dtype, precision, "elman_tanh"), device
-                    if h_pad >= 64:
-                        yield Problem("forward", B, h_pad - 1, h_pad - 3, dtype, precision, "elman_relu"), device
-                        yield Problem("backward", B, h_pad - 1, h_pad - 3, dtype, precision, "elman_relu"), device
+                    for direction in ("forward", "backward"):
+                        if wide:  # padded, but in whole vectors
+                            yield Problem(direction, B, 64, h_pad - 4, dtype, precision, "elman_tanh"), device
+                        if h_pad >= 64:
+                            yield Problem(direction, B, h_pad - 1, h_pad - 3, dtype, precision, "elman_relu"), device
 
 
 _GROUP_SIZES = (320, 384, 512, 768, 1000, 1024, 1536, 1760, 2048, 2560, 3072, 4096)

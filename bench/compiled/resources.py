@@ -52,11 +52,6 @@ class Resources:
     shuffles: float
     l2_prefetches: float  # CCTL.PF2
 
-    @property
-    def global_load_bytes(self) -> float:
-        """Upper bound on bytes a CTA loads from global memory per step: every lane of every warp active."""
-        return 32 * self.warps * sum(width * count for width, count in self.global_loads.items())
-
     def as_dict(self) -> dict[str, Any]:
         """JSON-able form: the keys of the width tables become strings."""
         out = asdict(self)

@@ -5,7 +5,7 @@ Items are data, sent to a worker process; `perform` runs one there.  An item tha
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -49,11 +49,9 @@ class Place:
     def name(self) -> str:
         return torch.cuda.get_device_name(self.device)
 
-    @contextlib.contextmanager
-    def choosing(self, choices: Choices) -> Iterator[None]:
+    def choosing(self, choices: Choices) -> contextlib.AbstractContextManager[Any]:
         """Plans have these values."""
-        with rnn_triton.overriding(**dict(choices)):
-            yield
+        return rnn_triton.overriding(**dict(choices))
 
     def plan(self, problem: Any) -> Any:
         """Of a problem, under the open choices; NotHere where there is none."""

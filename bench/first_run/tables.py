@@ -52,19 +52,13 @@ def exchange_rows(records: Iterable[dict[str, Any]]) -> list[tuple[str, ...]]:
 
 def switch_rows(records: Iterable[dict[str, Any]]) -> list[tuple[str, ...]]:
     """A line per setting, those of one case and direction below each other"""
-    out: list[tuple[str, ...]] = []
-    for r in sorted(records, key=lambda r: (r["shape"]["H"], r["direction"])):
-        settings = (str(r["choices"][name]) for name in SETTINGS[0])
-        out.append((r["case"], r["direction"], *settings, _ns(r), _verdict(r)))
-    return out
+    ordered = sorted(records, key=lambda r: (r["shape"]["H"], r["direction"]))
+    return [(r["case"], r["direction"], *(str(r["choices"][name]) for name in SETTINGS[0]), _ns(r), _verdict(r)) for r in ordered]
 
 
 def fault_rows(records: Iterable[dict[str, Any]]) -> list[tuple[str, ...]]:
-    out: list[tuple[str, ...]] = []
-    for r in records:
-        verdict = f"ok: {r['message']}" if r["status"] == "ok" else _verdict(r)
-        out.append((r["name"].replace("_", " "), r["case"], f"{r['seconds']:.1f}", verdict))
-    return out
+    verdicts = ((r, f"ok: {r['message']}" if r["status"] == "ok" else _verdict(r)) for r in records)
+    return [(r["name"].replace("_", " "), r["case"], f"{r['seconds']:.1f}", verdict) for r, verdict in verdicts]
 
 
 def _ns(r: dict[str, Any]) -> str:

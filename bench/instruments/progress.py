@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 import time
@@ -9,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TextIO
 
 
-class Progress:
+class Progress(contextlib.AbstractContextManager["Progress"]):
     """Says what runs now, how far it is, how long the rest will take and what failed.
 
     `weights`: how long each unit is expected to take, in any measure; equal by default. `stream` defaults to standard error."""
@@ -62,9 +63,6 @@ class Progress:
             return ""
         end = self._stepped + (self._stepped - self.began) / behind * ahead
         return f", {max(0.0, end - self.clock()):.0f} s left"
-
-    def __enter__(self) -> Progress:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

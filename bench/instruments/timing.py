@@ -142,7 +142,7 @@ SETTLING, STEADY = 1.5, 10  # seconds until power is that of a call; samples aft
 BATCH_US = 1e4  # of calls that are queued before the host waits for them
 
 
-class Telemetry:
+class Telemetry(contextlib.AbstractContextManager["Telemetry"]):
     """What nvidia-smi tells, of each call by itself; nothing where there is no nvidia-smi."""
 
     def __init__(self, device: torch.device):
@@ -183,9 +183,6 @@ class Telemetry:
             "telemetry": {name: statistics.median(column) for name, column in zip(TELEMETRY, columns) if column},
             "throttled": [word for bit, word in THROTTLES.items() if seen & bit] if reasons else None, "joules": self._energy.get(key),
         }  # fmt: skip
-
-    def __enter__(self) -> Telemetry:
-        return self
 
     def __exit__(self, *_: object) -> None:
         if self._process is not None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any
+from unittest import mock
 
 from .progress import Progress
 
@@ -50,7 +51,7 @@ def _without_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-class Worker:
+class Worker(contextlib.AbstractContextManager["Worker"]):
     """Calls `function` (importable by name) in a spawned process, kept warm between calls.
 
     After any failure the process is ended and the next call starts a fresh one: a CUDA context does not survive an illegal access, and a
@@ -102,14 +103,8 @@ class Worker:
             connection, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(self.function, theirs), daemon=True)
             resource_tracker.ensure_running()  # where it is not, starting a process unblocks the signal
-            with _spawning, _without_interrupts():
-                before = dict(os.environ)
-                os.environ.update(self.environment)
-                try:
-                    process.start()
-                finally:
-                    os.environ.clear()
-                    os.environ.update(before)
+            with _spawning, _without_interrupts(), mock.patch.dict(os.environ, self.environment):
+                process.start()
                 self._process, self._connection = process, connection
             theirs.close()
         assert self._connection is not None
@@ -123,9 +118,6 @@ class Worker:
         if self._connection is not None:
             self._connection.close()
         self._process = self._connection = None
-
-    def __enter__(self) -> Worker:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
+import runpy
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -41,12 +41,8 @@ def example() -> Path | None:
     return path if path.exists() else None
 
 
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("rnn_triton_example_digits", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def load(path: Path) -> SimpleNamespace:
+    return SimpleNamespace(**runpy.run_path(str(path)))
 
 
 def train(module: Any, device: torch.device, writer: Writer) -> Outcome:

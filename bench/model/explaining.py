@@ -18,6 +18,7 @@ from ..cases import estimate, published
 from ..cases.case import PASSES, Case
 from ..records.rows import Row, rows
 from ..show import formats, rows_in_words, tables
+from ..show.sweeps import in_words
 
 _TORCH = {name: dtype for dtype, name in DTYPES.items()}
 RECORD_HEADINGS = ("device", "pass", "provider", "us/step", "p20 to p80", "speedup", "of floor", "bound (estimate)", "date")
@@ -35,17 +36,8 @@ def explain(case: Case, device: Device | None, records: Iterable[dict[str, Any]]
         "\n".join(_cudnn(case)),
         _recorded(case, list(rows(r for r in records if r["kind"] == "timing" and r["case"] == case.name)), command), _published(case),
     ]  # fmt: skip
-    return f"{case.name}: {_words(case)}\n\n" + "\n\n".join(section for section in sections if section)
-
-
-def _words(case: Case) -> str:
-    parts = [
-        f"{case.cell}, T={case.T} B={case.B} I={case.I} H={case.H}",
-        case.dtype + (f" ({case.precision})" if case.precision else ""), f"{case.layers} layers" if case.layers > 1 else "",
-        "two directions" if case.bidirectional else "", f"{case.models} independent models" if case.models > 1 else "",
-        {"full": "", "uniform": "lengths uniform in [1, T]", "heavy": "heavy-tailed lengths"}[case.lengths],
-    ]  # fmt: skip
-    return ", ".join(part for part in parts if part)
+    words = [*in_words(vars(case), ("cell",)), case.dtype + (f" ({case.precision})" if case.precision else "")]
+    return f"{case.name}: {', '.join(words)}\n\n" + "\n\n".join(section for section in sections if section)
 
 
 def _plans(case: Case, device: Device) -> str:
@@ -64,7 +56,7 @@ def _plans(case: Case, device: Device) -> str:
         for direction in ("forward", "backward"):
             text = rnn_triton.explain(
                 case.T, case.B, I, case.H, dtype=_TORCH[case.dtype], device=device, cell=case.cell,
-                precision=case.precision, direction=direction, **whole,
+                precision=case.precision, direction=direction, lengths=case.lengths != "full", **whole,
             )  # fmt: skip
             lines += [line for line in text.splitlines() if not line.startswith("torch.nn")]
     return "\n".join(lines)

@@ -95,12 +95,9 @@ def constants_body(found: Any) -> list[tuple[str, ...]]:
 
 def errors_body(found: Any) -> list[tuple[str, ...]]:
     """A line per regime under ERROR_HEADINGS: median and 90 % of |model / measured - 1|."""
-    out: list[tuple[str, ...]] = []
-    for regime, before in found.before.items():
-        both = [before, found.after.get(regime)]
-        parts = [f"{getattr(g, part):.1%}" if g else "-" for part in ("median", "p90") for g in both]
-        out.append((regime, str(before.records), *parts))
-    return out
+    both = {regime: (before, found.after.get(regime)) for regime, before in found.before.items()}
+    parts = [[f"{getattr(g, part):.1%}" if g else "-" for part in ("median", "p90") for g in each] for each in both.values()]
+    return [(regime, str(each[0].records), *words) for (regime, each), words in zip(both.items(), parts)]
 
 
 def model_command(given: argparse.Namespace, out: Path, deadline: float) -> Answer:

@@ -7,8 +7,10 @@ torch's two, whose gradients are the same. """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -17,10 +19,10 @@ from torch import Tensor
 from rnn_triton.cells import named
 
 from ..cases.case import Case
-from ..cases.inputs import KINDS, weight_names
+from ..cases.inputs import weight_names
 from . import loops
 from .interface import Provider, Result, Session
-from .sessions import Differentiated, cotangents_of, leaf, load, state_leaves
+from .sessions import Differentiated, cotangents_of, leaf, load, state_leaves, weight_leaves
 
 
 def lying(value: Tensor, *order: int) -> Tensor:
@@ -89,39 +91,29 @@ class Layerwise(Differentiated):
         return out
 
 
-class FlashRNN(Provider):
-    """FlashRNN (arXiv 2412.07752), its fused CUDA kernels, built by nvcc for each shape when they are first used.
+class Library(Provider):
+    """A library that compiles kernels: `kind` makes a session of (case, inputs, backend); `backend`: of several that the library has."""
 
-    Models are its heads. It copies the recurrent weights into its own layout in every call, whatever it is given."""
-
-    name, label = "flashrnn", "FlashRNN (fused CUDA)"
-    package, module = "flashrnn", "flashrnn"
     compiles = True
-    functions = {"elman_tanh": "elman", "gru": "gru", "lstm": "lstm"}
+    kind: Callable[..., Session]
+    backend = ""
 
-    def __init__(self, backend: str = "cuda_fused"):
-        self.backend = backend
+    def __init__(self, backend: str = ""):
+        self.backend = backend or self.backend
 
-    def missing(self, device: torch.device) -> str:
-        if why := super().missing(device):
-            return why
-        from torch.utils.cpp_extension import CUDA_HOME
-
-        if CUDA_HOME is None or not os.path.exists(os.path.join(CUDA_HOME, "bin", "nvcc")):
-            return "builds its kernels with nvcc, which is not here"
-        return ""
+    def refused(self, case: Case) -> Iterator[tuple[bool, str]]:
+        """(whether, why) it does not run a case"""
+        raise NotImplementedError
 
     def unsupported(self, case: Case) -> str:
-        if case.cell not in self.functions:
-            return f"FlashRNN's cells are Elman's with tanh, GRU and LSTM (sLSTM is another one), not {case.cell}"
-        return "" if case.lengths == "full" else "FlashRNN takes padded tensors"
+        lengths = (case.lengths != "full", f"{self.label.partition(' (')[0]} takes padded tensors")
+        return next((why for refused, why in (*self.refused(case), lengths) if refused), "")
 
     def set_up(self, case: Case, inputs: dict[str, Tensor]) -> Session:
-        return _FlashRNN(case, inputs, self.backend)
+        return self.kind(case, inputs, self.backend)
 
-    def plan(self, case: Case, device: torch.device) -> dict[str, Any] | None:
-        # it runs a GRU by its alternating kernels, a product and a pointwise kernel each step
-        return {"backend": "cuda" if case.cell == "gru" and self.backend == "cuda_fused" else self.backend}
+
+FUNCTIONS = {"elman_tanh": "elman", "gru": "gru", "lstm": "lstm"}
 
 
 class _FlashRNN(Layerwise):
@@ -130,14 +122,16 @@ class _FlashRNN(Layerwise):
     Gates are torch's, but for a GRU's: R has n, r, z, Wx r, z, n, and b n (of h), r, z, n (of x). Putting the
     gradients of a GRU's weights in torch's order is part of a call: a copy of W_hh."""
 
+    steps = 0  # the dimension of the steps; that of the batch is the other one of the first two
+
     def __init__(self, case: Case, inputs: dict[str, Tensor], backend: str):
         flashrnn = importlib.import_module("flashrnn")
         dtype = {torch.bfloat16: "bfloat16", torch.float16: "float16"}.get(inputs["x"].dtype, "float32")
-        self.function = flashrnn.flashrnn
-        self.config = flashrnn.FlashRNNConfig(
-            backend=backend, function=FlashRNN.functions[case.cell], head_dim=case.H, num_heads=case.models,
+        config = flashrnn.FlashRNNConfig(
+            backend=backend, function=FUNCTIONS[case.cell], head_dim=case.H, num_heads=case.models,
             batch_size=case.B, dtype=dtype, input_shape="TBGHD", output_shape="STBHD",
         )  # fmt: skip
+        self.function = functools.partial(flashrnn.flashrnn, config=config)
         super().__init__(case, inputs, (1, 2, 0, 3))
 
     def convert(self, weights: list[Tensor]) -> dict[str, Tensor]:
@@ -157,11 +151,11 @@ class _FlashRNN(Layerwise):
 
     def recurrence(self, k: int, x: Tensor, state: loops.State) -> tuple[Tensor, loops.State]:
         w, H = self.weights[k], self.case.H
-        Wx = self.projected(x, w["W"], None, batch_first=False).unflatten(3, (-1, H)).transpose(2, 3)
+        Wx = self.projected(x, w["W"], None, batch_first=self.steps == 1).unflatten(3, (-1, H)).transpose(2, 3)
         R, b = (w[name].unflatten(1, (-1, H)).transpose(0, 1) for name in ("R", "b"))
-        before = torch.stack([s.transpose(0, 1) for s in state]).unsqueeze(1)
-        every, last = self.function(Wx, R, b, states=before, config=self.config)
-        return every[0].permute(2, 0, 1, 3), tuple(s[0].transpose(0, 1) for s in last)
+        before = torch.stack([s.transpose(0, 1) for s in state]).unsqueeze(1 + self.steps)
+        every, last = self.function(Wx, R, b, before)
+        return every[0].transpose(0, self.steps).permute(2, 0, 1, 3), tuple(s.select(self.steps, 0).transpose(0, 1) for s in last)
 
 
 def _by_gate(weight: Tensor) -> Tensor:
@@ -169,36 +163,30 @@ def _by_gate(weight: Tensor) -> Tensor:
     return weight.unflatten(1, (3, -1))
 
 
-class XMA(Provider):
-    """XMA (accelerated-model-architectures), its Triton kernel for a tanh RNN: a program for each head and batch tile.
+class FlashRNN(Library):
+    """FlashRNN (arXiv 2412.07752), its fused CUDA kernels, built by nvcc for each shape when they are first used.
 
-    Models are its heads. Its GRU is another function than torch's: the reset gate is applied before the product with the state, not after it."""
+    Models are its heads. It copies the recurrent weights into its own layout in every call, whatever it is given."""
 
-    name, label = "xma", "XMA (Triton)"
-    package, module = "accelerated-model-architectures", "xma"
-    origin = "from github.com/open-lm-engine/accelerated-model-architectures"
-    compiles = True
-    most_H = 256  # W_hh is one tile of a program: 512 x 512 values are twice a whole SM's registers in bf16
+    name, label = "flashrnn", "FlashRNN (fused CUDA)"
+    package, module = "flashrnn", "flashrnn"
+    kind, backend = _FlashRNN, "cuda_fused"
 
-    def __init__(self, backend: str = "triton"):
-        self.backend = backend
+    def missing(self, device: torch.device) -> str:
+        if why := super().missing(device):
+            return why
+        from torch.utils.cpp_extension import CUDA_HOME
 
-    def not_imported(self) -> str:
-        why = super().not_imported()
-        # PyPI's package of that name is another one
-        if not why and not hasattr(importlib.import_module(self.module), "KernelBackend"):
-            return f"the installed xma is not {self.package} ({self.origin})"
-        return why
+        if CUDA_HOME is None or not os.path.exists(os.path.join(CUDA_HOME, "bin", "nvcc")):
+            return "builds its kernels with nvcc, which is not here"
+        return ""
 
-    def unsupported(self, case: Case) -> str:
-        if case.cell != "elman_tanh":
-            return "XMA's recurrent cells are a tanh RNN and a GRU whose reset gate acts before the recurrent product, torch's after it"
-        if case.H > self.most_H:
-            return f"XMA holds W_hh in the registers of one CTA: H up to {self.most_H}, got {case.H}"
-        return "" if case.lengths == "full" else "XMA takes sequences one after the other, not packed by step"
+    def refused(self, case: Case) -> Iterator[tuple[bool, str]]:
+        yield case.cell not in FUNCTIONS, f"FlashRNN's cells are Elman's with tanh, GRU and LSTM (sLSTM is another one), not {case.cell}"
 
-    def set_up(self, case: Case, inputs: dict[str, Tensor]) -> Session:
-        return _XMA(case, inputs, self.backend)
+    def plan(self, case: Case, device: torch.device) -> dict[str, Any] | None:
+        # it runs a GRU by its alternating kernels, a product and a pointwise kernel each step
+        return {"backend": "cuda" if case.cell == "gru" and self.backend == "cuda_fused" else self.backend}
 
 
 class _XMA(Layerwise):
@@ -223,50 +211,51 @@ class _XMA(Layerwise):
         return y.permute(2, 1, 0, 3), (last.transpose(0, 1),)
 
 
-class FlagGems(Provider):
-    """FlagGems' rnn_relu, and rnn_tanh, gru and lstm where a release has them, with the arguments of torch's functions: a program for each sequence
-    of the batch; backward of the first two is torch's autograd over a loop that runs the forward pass again. gru and lstm have no backward pass."""
+class XMA(Library):
+    """XMA (accelerated-model-architectures), its Triton kernel for a tanh RNN: a program for each head and batch tile.
 
-    name, label = "flaggems", "FlagGems (Triton)"
-    package, module = "flag-gems", "flag_gems"
-    origin = "from github.com/flagos-ai/FlagGems; releases up to 5.0.2 have no RNN"
-    compiles = True
-    differentiable = ("rnn_tanh", "rnn_relu")
+    Models are its heads. Its GRU is another function than torch's: the reset gate is applied before the product with the state, not after it."""
 
-    def unsupported(self, case: Case) -> str:
-        if not named(case.cell).aten:
-            return f"FlagGems stands in for torch's functions, and torch has none of {case.cell}"
-        if case.layers * case.directions * case.models > 1:
-            return "FlagGems runs one layer in one direction of one model"
-        return "" if case.lengths == "full" else "FlagGems takes padded tensors"
+    name, label = "xma", "XMA (Triton)"
+    package, module = "accelerated-model-architectures", "xma"
+    origin = "from github.com/open-lm-engine/accelerated-model-architectures"
+    kind, backend = _XMA, "triton"
+    most_H = 256  # W_hh is one tile of a program: 512 x 512 values are twice a whole SM's registers in bf16
 
-    def set_up(self, case: Case, inputs: dict[str, Tensor]) -> Session:
-        name = named(case.cell).aten
-        function = getattr(importlib.import_module("flag_gems.ops"), name, None)
-        if function is None:
-            raise NotImplementedError(f"FlagGems {self.version()} has no {name}")
-        return _FlagGems(case, inputs, function)
+    def not_imported(self) -> str:
+        why = super().not_imported()
+        # PyPI's package of that name is another one
+        if not why and not hasattr(importlib.import_module(self.module), "KernelBackend"):
+            return f"the installed xma is not {self.package} ({self.origin})"
+        return why
+
+    def refused(self, case: Case) -> Iterator[tuple[bool, str]]:
+        why = "XMA's recurrent cells are a tanh RNN and a GRU whose reset gate acts before the recurrent product, torch's after it"
+        yield case.cell != "elman_tanh", why
+        yield case.H > self.most_H, f"XMA holds W_hh in the registers of one CTA: H up to {self.most_H}, got {case.H}"
 
 
 class _FlagGems(Differentiated):
-    """Arguments are torch.rnn_relu's. It adds the gradients of the weights to their .grad itself."""
+    """Arguments are those of torch.rnn_relu, torch.lstm, ...  It adds the gradients of the weights to their .grad itself."""
 
-    def __init__(self, case: Case, inputs: dict[str, Tensor], function: Any):
+    def __init__(self, case: Case, inputs: dict[str, Tensor], backend: str):
         x, states = leaf(inputs["x"]), state_leaves(inputs)
         hx: Any = list(states.values()) if len(states) > 1 else states["h0"]
-        self.name = named(case.cell).aten
-        self.parameters = {f"{kind}_l0": leaf(inputs[f"{kind}_l0"]) for kind in KINDS}
+        self.name, self.parameters = named(case.cell).aten, weight_leaves(case, inputs)
+        function = getattr(importlib.import_module("flag_gems.ops"), self.name, None)
+        if function is None:
+            raise NotImplementedError(f"this FlagGems has no {self.name}")
 
         def call() -> tuple[Tensor, tuple[Tensor, ...]]:
             # has_biases, num_layers, dropout, train, bidirectional, batch_first
-            train = torch.is_grad_enabled()
-            y, *last = function(x, hx, tuple(self.parameters.values()), True, 1, 0.0, train, False, False)
+            how = (True, case.layers, 0.0, torch.is_grad_enabled(), case.bidirectional, False)
+            y, *last = function(x, hx, tuple(self.parameters.values()), *how)
             return y, tuple(last)
 
         super().__init__(call, {"x": x, **states}, cotangents_of(inputs), precision=case.precision)
 
     def train(self) -> Result:
-        if self.name not in FlagGems.differentiable:
+        if not self.name.startswith("rnn"):
             raise NotImplementedError(f"FlagGems' {self.name} has no backward pass")
         return super().train()
 
@@ -276,40 +265,30 @@ class _FlagGems(Differentiated):
         return super().gradients(y, states) | {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
 
 
-class TorchRL(Provider):
-    """TorchRL's GRUModule and LSTMModule with recurrent_backend="triton", which can reset the state at any step; here it never does. It
-    keeps states for every step of the sequence, [B,T,L,H], those it gets and those it gives.
+class FlagGems(Library):
+    """FlagGems (read: its main branch of August 2026): rnn_relu, a program for each sequence of the batch, whose backward pass is torch's autograd over
+    a loop that runs the forward pass again; lstm, a launch a step, without a backward pass; rnn_tanh and gru where a release has them."""
 
-    What it makes of a TensorDict is part of a call, as it is for its users."""
+    name, label = "flaggems", "FlagGems (Triton)"
+    package, module = "flag-gems", "flag_gems"
+    origin = "from github.com/flagos-ai/FlagGems; releases up to 5.0.2 have no RNN"
+    kind = _FlagGems
 
-    name, label = "torchrl", "TorchRL (Triton)"
-    package, module = "torchrl", "torchrl"
-    compiles = True
-    classes = {"gru": "GRUModule", "lstm": "LSTMModule"}
+    def refused(self, case: Case) -> Iterator[tuple[bool, str]]:
+        yield not named(case.cell).aten, f"FlagGems stands in for torch's functions, and torch has none of {case.cell}"
+        yield case.models > 1, "FlagGems runs one model a call"
+        yield case.cell != "lstm" and case.layers * case.directions > 1, "of FlagGems' functions lstm alone runs several layers or directions"
 
-    def __init__(self, backend: str = "triton"):
-        self.backend = backend
 
-    def unsupported(self, case: Case) -> str:
-        if case.cell not in self.classes:
-            return "TorchRL has a GRU and an LSTM"
-        if case.dtype != "fp32":
-            return "TorchRL's Triton kernels take fp32"
-        if case.bidirectional:
-            return "TorchRL runs both directions by torch.nn, not by its Triton kernels"
-        if case.models > 1:
-            return "TorchRL runs one model a call"
-        return "" if case.lengths == "full" else "TorchRL packs sequences by resets, which is another input"
 
-    def set_up(self, case: Case, inputs: dict[str, Tensor]) -> Session:
-        return _TorchRL(case, inputs, self.backend)
+MODULES = {"gru": "GRUModule", "lstm": "LSTMModule"}
 
 
 class _TorchRL(Differentiated):
     def __init__(self, case: Case, inputs: dict[str, Tensor], backend: str):
         modules, tensordict = (importlib.import_module(name) for name in ("torchrl.modules", "tensordict"))
         names = tuple(state_leaves(inputs))
-        module = getattr(modules, TorchRL.classes[case.cell])(
+        module = getattr(modules, MODULES[case.cell])(
             case.I, case.H, case.layers, device=inputs["x"].device, in_keys=["x", *names], out_keys=["y", "hn", "cn"][: 1 + len(names)],
             recurrent_backend=backend, recurrent_matmul_precision=case.precision, default_recurrent_mode=True,
         )  # fmt: skip
@@ -339,3 +318,19 @@ class _TorchRL(Differentiated):
         found = super().gradients(y, states)
         return found | {name: found[name][:, 0].transpose(0, 1) for name in self.states}
 
+
+class TorchRL(Library):
+    """TorchRL's GRUModule and LSTMModule with recurrent_backend="triton", which can reset the state at any step; here it never does. It
+    keeps states for every step of the sequence, [B,T,L,H], those it gets and those it gives.
+
+    What it makes of a TensorDict is part of a call, as it is for its users."""
+
+    name, label = "torchrl", "TorchRL (Triton)"
+    package, module = "torchrl", "torchrl"
+    kind, backend = _TorchRL, "triton"
+
+    def refused(self, case: Case) -> Iterator[tuple[bool, str]]:
+        yield case.cell not in MODULES, "TorchRL has a GRU and an LSTM"
+        yield case.dtype != "fp32", "TorchRL's Triton kernels take fp32"
+        yield case.bidirectional, "TorchRL runs both directions by torch.nn, not by its Triton kernels"
+        yield case.models > 1, "TorchRL runs one model a call"

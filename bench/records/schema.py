@@ -61,7 +61,6 @@ AnyNumber = Annotated[float, None]
 Scalar = str | int | float | bool | None
 Scalars = dict[str, Scalar]
 Status = Literal["ok", "inaccurate", "wrong", "error", "timeout", "unsupported", "missing"]  # inaccurate: measure/check.py
-STATUSES = get_args(Status)
 # of cases.Case; that the values are those of a case, is seen by its name
 Shape = make_dataclass("Shape", [(f.name, Size if f.type == "int" else Scalar) for f in fields(Case)])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import sys
@@ -25,7 +26,7 @@ class Problem:
         return f"{self.path}:{self.line}: {self.reason}"
 
 
-class Writer:
+class Writer(contextlib.AbstractContextManager["Writer"]):
     """Adds validated records to the file at `path`, each on disk before write() returns.
 
     `fresh`: the file starts empty; otherwise it goes on from what is there, a broken last line kept as it is."""
@@ -58,14 +59,8 @@ class Writer:
         self._file.flush()
         return json.loads(line)
 
-    def close(self) -> None:
-        self._file.close()
-
-    def __enter__(self) -> Writer:
-        return self
-
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self._file.close()
 
 
 def _line(record: dict[str, Any]) -> str:
