@@ -19,7 +19,7 @@ OUT = Path(__file__).resolve().parent / "out" if (environment.root() / "pyprojec
 Answer = tuple[str, list[str]]  # (what to show, what failed)
 # Written down, so that a typo is told without importing what has them.
 FIGURES = ("profile", "speedup", "speedup-over", "step", "roofline", "memory", "accuracy")
-AXES, PAPERS = ("H", "B", "T", "L", "models", "head"), ("column", "text", "page")
+AXES, PAPERS = ("H", "B", "T", "L", "models", "heads", "head"), ("column", "text", "page")
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100")
 LISTS = ("suites", "cases", "providers", "figures", "results")
 

@@ -26,11 +26,8 @@ def _providers() -> str:
     print(f"asking {len(PROVIDERS)} providers whether they are here, in a process of its own", flush=True)
     from .measure.job import providers_here  # torch
 
-    body = []
-    for name, here in providers_here(PROVIDERS).items():
-        provider = PROVIDERS[name]
-        version = here.version or ("-" if provider.package else "torch's")
-        body.append((name, provider.label, version, here.missing or "found"))
+    found = [(name, PROVIDERS[name], here) for name, here in providers_here(PROVIDERS).items()]
+    body = [(name, p.label, here.version or ("-" if p.package else "torch's"), here.missing or "found") for name, p, here in found]
     return text(("provider", "what", "version", "here"), body)
 
 

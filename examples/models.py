@@ -2,8 +2,9 @@
 
     python examples/models.py [--device cuda] [--small]
 
-Both sides begin with the same weights and see the same batch; their losses are compared after three steps.  On a GPU a table of medians
-follows, taken in turn as the benchmark takes them (bench/instruments/timing.py), with an interval of their ratio.  On a CPU nothing is timed.
+Both sides begin with the same weights and see the same batch.  What their recurrent layers give, block of units by block, and each gradient
+of their weights is compared with the tolerance of the benchmark's gate (bench/measure/check.py), and the losses of three steps.  On a GPU medians
+follow, taken in turn as the benchmark takes them (bench/instruments/timing.py), with an interval of their ratio.  On a CPU nothing is timed.
 
 words    an LSTM language model: 2 layers of 200, 20 sequences of 35 words out of 33,278, as pytorch/examples has it, without dropout
 speaker  an encoder like TorchBench's tts_angular: 3 LSTM layers of 768, projected to 256, 64 sequences of 50 frames
@@ -25,9 +26,12 @@ from torch.nn.functional import cross_entropy
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a bare checkout
 import rnn_triton  # noqa: E402
+from bench.cases.case import Case  # noqa: E402
 from bench.instruments import timing  # noqa: E402
+from bench.measure import check  # noqa: E402
 
-STEPS = 3
+NAMES = ("words", "speaker", "digits", "blocks")
+STEPS, HEADS = 3, 8
 LIMITS = {torch.float32: 2.0**-17, torch.bfloat16: 2.0**-4}  # of a loss: sqrt(800) roundings, and in bf16 those of the logits, three times over
 
 
@@ -49,6 +53,11 @@ class Blocks(nn.Module):
                 for name, parameter in gru.named_parameters():
                     parameter.copy_(values[name][n] if "weight_hh" in name else values[name].chunk(heads)[n])
 
+    def gradients(self) -> dict[str, Tensor]:
+        """By the names and in the shapes of rnn_triton.GRU(heads=N)"""
+        every = {name: [gru.get_parameter(name).grad for gru in self.grus] for name, _ in self.grus[0].named_parameters()}
+        return {name: torch.stack(each) if "weight_hh" in name else torch.cat(each) for name, each in every.items()}
+
 
 class Model(nn.Module):
     """`rnn` between what makes its input and what reads its output; the loss of a batch (input, target)"""
@@ -57,8 +66,12 @@ class Model(nn.Module):
         super().__init__()
         self.before, self.rnn, self.after, self.last = before, rnn, after, last
 
+    def recurrent(self, input: Tensor) -> Tensor:
+        """What the recurrent layers give, [T,B,..]"""
+        return self.rnn(self.before(input))[0]
+
     def loss(self, input: Tensor, target: Tensor) -> Tensor:
-        y = self.rnn(self.before(input))[0]
+        y = self.recurrent(input)
         out = self.after(y[-1] if self.last else y)
         return cross_entropy(out.flatten(0, -2).float(), target.flatten())
 
@@ -87,7 +100,35 @@ def models(name: str, small: bool = False) -> tuple[Model, Model, tuple[Tensor, 
 
 
 def _blocks(library: Any, size: int) -> nn.Module:
-    return Blocks(size, 8) if library is nn else library.GRU(size, size, heads=8)
+    return Blocks(size, HEADS) if library is nn else library.GRU(size, size, heads=HEADS)
+
+
+def differences(ours: Model, theirs: Model, batch: tuple[Tensor, Tensor]) -> tuple[float, float]:
+    """(the worst of the recurrent layers' outputs, of HEADS blocks of units each by itself; the worst of the gradients of their weights):
+    norms of the difference, relative to torch's"""
+    with torch.no_grad():
+        outputs = [model.recurrent(batch[0]).double().chunk(HEADS, -1) for model in (ours, theirs)]
+    for model in (ours, theirs):
+        model.zero_grad()
+        model.loss(*batch).backward()
+    found = {name: p.grad for name, p in ours.rnn.named_parameters()}
+    expected = theirs.rnn.gradients() if isinstance(theirs.rnn, Blocks) else {name: p.grad for name, p in theirs.rnn.named_parameters()}
+    assert found.keys() == expected.keys()
+    gradients = [[g for name in found for g in of[name].double().chunk(HEADS)] for of in (found, expected)]
+    return _apart(*outputs), _apart(*gradients)
+
+
+def _apart(ours: Any, theirs: Any) -> float:
+    return max(float((a - b).norm() / b.norm()) for a, b in zip(ours, theirs, strict=True))
+
+
+def allowed(ours: Model, batch: tuple[Tensor, Tensor]) -> tuple[float, float]:
+    """Of `differences`: the gate's tolerance, of both sides; a gradient has as much again, since what comes from the loss differs as y does"""
+    rnn, (T, B), parameter = ours.rnn, batch[0].shape[:2], next(ours.parameters())
+    cell = {"LSTM": "lstm", "GRU": "gru", "RNN": "elman_tanh"}[type(rnn).__name__]
+    dtype, precision = ("fp32", "ieee") if parameter.dtype == torch.float32 else ("bf16", None)
+    case = Case(T, B, rnn.input_size, rnn.hidden_size, dtype, precision, cell, rnn.num_layers)
+    return 2 * check.tolerance(case, "y")[0], 4 * check.tolerance(case, "dx")[0]
 
 
 def step_of(model: Model, batch: tuple[Tensor, Tensor]) -> Callable[[], Tensor]:
@@ -104,29 +145,38 @@ def step_of(model: Model, batch: tuple[Tensor, Tensor]) -> Callable[[], Tensor]:
     return step
 
 
-def main() -> int:
+def timed(steps: dict[str, Callable[[], Tensor]], flush: Callable[[float], None], clock: Any = timing) -> str:
+    """Medians of both sides, in words.  `clock`: timing.py, or what has its functions"""
+    from bench.records.statistics import drawn_ratios, ends, np
+
+    found = clock.device_us(steps, flush, 2.0)
+    ours, theirs = (np.asarray(found[of].us) for of in steps)
+    low, high = ends(drawn_ratios([ours], [theirs])[0])
+    return f"a step {np.median(ours):.0f} us, torch's {np.median(theirs):.0f} us, {low:.2f} to {high:.2f} times ours"
+
+
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--small", action="store_true", help="of few words, units and sequences")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     device, failed = torch.device(given.device), False
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    for name in ("words", "speaker", "digits", "blocks"):
+    for name in NAMES:
         *both, (inputs, target) = models(name, given.small)
         batch = inputs.to(device, dtype if inputs.is_floating_point() else None), target.to(device)
-        steps = {of: step_of(model.to(device, dtype), batch) for of, model in zip(("rnn_triton", "torch"), both)}
+        both = [model.to(device, dtype) for model in both]
+        found, limits = differences(*both, batch), allowed(both[0], batch)
+        steps = {of: step_of(model, batch) for of, model in zip(("rnn_triton", "torch"), both)}
         losses = [[float(step()) for _ in range(STEPS)] for step in steps.values()]
         apart = max(abs(a / b - 1) for a, b in zip(*losses))
-        failed |= not apart <= LIMITS[dtype]
-        print(f"{name:8} losses {losses[0][0]:.4f} to {losses[0][-1]:.4f}, within {apart:.1e} of torch's", end="")
+        right = apart <= LIMITS[dtype] and all(error <= limit for error, limit in zip(found, limits))
+        failed |= not right
+        said = f"losses {losses[0][0]:.4f} to {losses[0][-1]:.4f}, within {apart:.1e} of torch's, outputs {found[0]:.1e}, gradients {found[1]:.1e}"
+        said += "" if right else f": WRONG, at most {LIMITS[dtype]:.1e}, {limits[0]:.1e} and {limits[1]:.1e} are right"
         if device.type == "cuda":
-            from bench.records.statistics import drawn_ratios, ends, np
-
-            found = timing.device_us(steps, timing.Flush(device), 2.0)
-            ours, theirs = (np.asarray(found[of].us) for of in steps)
-            low, high = ends(drawn_ratios([ours], [theirs])[0])
-            print(f"; a step {np.median(ours):.0f} us, torch's {np.median(theirs):.0f} us, {low:.2f} to {high:.2f} times ours", end="")
-        print(flush=True)
+            said += f"; {timed(steps, timing.Flush(device))}"
+        print(f"{name:8} {said}", flush=True)
     return int(failed)
 
 

@@ -1,14 +1,17 @@
-"""Two more libraries beside ours in the benchmark, as providers from outside:
+"""Three more libraries beside ours in the benchmark, as providers from outside; one that is not installed is reported missing:
 
     python -m bench run --suite gates --provider examples/peers.py:GruQat --provider examples/peers.py:FlashRNN2
-
-pararnn-torch (0.17.4, Newton's method over all steps at once) is none of them: its recurrent weights are diagonal or block-diagonal, its
-GRU has no recurrent biases and resets the state before the product, and its LSTM has peepholes, so that its networks are not torch's."""
+    python -m bench run --suite examples/crossover.txt --provider examples/peers.py:ParaRNN   # over T, where Newton's method may win
+"""
 
 import functools
 import importlib
 
-from bench.providers.peers import Layerwise, Library, _FlashRNN
+import torch
+
+from bench.cases.inputs import KINDS
+from bench.providers.peers import Layerwise, Library, _FlashRNN, lying
+from bench.providers.sessions import Differentiated, leaf
 
 
 class _GruQat(Layerwise):
@@ -41,7 +44,7 @@ class GruQat(Library):
     kind = _GruQat
 
     def refused(self, case):
-        yield case.cell != "gru" or case.models > 1, "gru-qat runs a GRU, one model a call"
+        yield case.cell != "gru" or case.models * case.heads > 1, "gru-qat runs a GRU, one model a call, of one head"
 
 
 class _FlashRNN2(_FlashRNN):
@@ -59,7 +62,7 @@ class _FlashRNN2(_FlashRNN):
 
 class FlashRNN2(Library):
     """FlashRNN2 (github.com/0z5a/flashrnn, tried: a22cf10), its Triton kernel that keeps an LSTM's W_hh in one CTA.  It has no backward pass
-    yet; models are its heads."""
+    yet; models and heads are its heads."""
 
     name, label = "flashrnn2", "FlashRNN2 (Triton)"
     package, module = "flashrnn", "flashrnn.flashrnn2.triton_persistent"
@@ -67,5 +70,60 @@ class FlashRNN2(Library):
     kind = _FlashRNN2
 
     def refused(self, case):
-        runs = case.cell == "lstm" and case.dtype != "fp32" and 16 <= case.H <= 128
-        yield not runs, "FlashRNN2's persistent kernel runs an LSTM in bf16 or fp16, with H from 16 to 128"
+        runs = case.cell == "lstm" and case.dtype != "fp32" and 16 <= case.H // case.heads <= 128
+        yield not runs, "FlashRNN2's persistent kernel runs an LSTM in bf16 or fp16, with heads of 16 to 128"
+
+
+class TanhCell(torch.nn.Module):
+    """torch's tanh step as pararnn-torch wants a cell, of projected inputs: h[..,H], x[..,H] -> h, and its Jacobian [..,H,H] by h"""
+
+    jac_structure, state_slots = "dense", 1
+
+    def __init__(self, w_hh, b_hh):
+        super().__init__()
+        self.d_h = self.hidden_size = len(w_hh)
+        self.w, self.b = torch.nn.Parameter(w_hh.clone()), torch.nn.Parameter(b_hh.clone())
+
+    def step(self, h, x):
+        return torch.tanh(x + torch.nn.functional.linear(h, self.w, self.b))
+
+    def step_with_jacobian(self, h, x):
+        after = self.step(h, x)
+        return after, (1 - after * after).unsqueeze(-1) * self.w
+
+
+class _ParaRNN(Differentiated):
+    """x[B,T,H] projected before, state [B,H] -> y[B,T,H]; Newton's steps end when no state misses its equation by more than `enough`"""
+
+    def __init__(self, case, inputs, backend):
+        newton = importlib.import_module("pararnn.solvers.newton")
+        enough = 1e-6 if case.dtype == "fp32" else 2.0**-7
+        config = newton.NewtonConfig(max_iters=ParaRNN.most_steps, scan_backend=backend, residual_atol=enough)
+        x, h0 = leaf(lying(inputs["x"], 1, 0, 2)), leaf(inputs["h0"])
+        w_ih, w_hh, b_ih, b_hh = (leaf(inputs[f"{kind}_l0"]) for kind in KINDS)
+        cell = TanhCell(w_hh.detach(), b_hh.detach())
+
+        def call():
+            y = newton.newton_apply(cell, torch.nn.functional.linear(x.transpose(0, 1), w_ih, b_ih), config, h0=h0[0]).transpose(0, 1)
+            return y, (y[-1:],)
+
+        weights = dict(zip((f"{kind}_l0" for kind in KINDS), (w_ih, cell.w, b_ih, cell.b)))
+        cotangents = [lying(inputs["dy"], 1, 0, 2), inputs["dhn"]]
+        super().__init__(call, {"x": x, "h0": h0} | weights, cotangents, precision=case.precision)
+
+
+class ParaRNN(Library):
+    """pararnn-torch (tried: 0.17.4), Newton's method over all steps at once, with a scan of log T products of Jacobians.  Its own GRU and LSTM are
+    other functions than torch's (weights of blocks, a reset before the product, peepholes), so what it runs here is torch's tanh RNN with a
+    dense W_hh, whose Jacobians of all steps lie in memory: small H, few sequences, many steps."""
+
+    name, label = "pararnn", "ParaRNN (Newton's method)"
+    package, module = "pararnn-torch", "pararnn"
+    kind, backend = _ParaRNN, "eager"
+    most_steps, most_values = 32, 2**28  # of Newton's method; of all Jacobians
+
+    def refused(self, case):
+        one = case.layers * case.directions * case.models * case.heads == 1
+        yield case.cell != "elman_tanh" or not one, "of torch's networks ParaRNN runs one layer of tanh in one direction"
+        values = case.T * case.B * case.H**2
+        yield values > self.most_values, f"ParaRNN keeps T B H H values of Jacobians: {self.most_values} at most, got {values}"

@@ -84,7 +84,7 @@ def test_what_else_is_said_of_a_case():
     found = text("h128-b16-t8-bf16")
     assert "not 3" in text("h512-b16-t512-l3-fp16")  # cuDNN's persistent algorithm is for one layer
     assert "STANDARD, because the input is packed" in text("h128-b16-t512-uniform-bf16")
-    assert "tanh" in found and "relu" in text("elman_relu-h128-b16-t8-bf16") and "(ieee)" in text("h128-b16-t8-fp32-ieee")
+    assert ": Elman, H 128" in found and ": Elman relu, H 128" in text("elman_relu-h128-b16-t8-bf16") and "(ieee)" in text("h128-b16-t8-fp32-ieee")
 
 
 @pytest.mark.parametrize("cell, module", [("gru", "torch.nn.GRU, forward: cuDNN's STANDARD"), ("lstm", "torch.nn.LSTM, forward: cuDNN's PERSIST_STATIC,")])

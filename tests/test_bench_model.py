@@ -19,7 +19,7 @@ def one_of_each_kind():
     seen = {}
     for suite in suites.SUITES.values():
         for c in suite:
-            seen.setdefault((c.cell, c.layers, c.bidirectional, c.models, c.lengths, c.H > 256), c)
+            seen.setdefault((c.cell, c.layers, c.bidirectional, c.models, c.heads, c.lengths, c.H > 256), c)
     return list(seen.values())
 
 
@@ -137,6 +137,15 @@ def test_small_models_share_a_launch_and_large_ones_take_turns():
     one, four = (estimate.of_case(replace(large, models=n), "fwd", H200) for n in (1, 4))
     assert four.practical_us == pytest.approx(4 * one.practical_us)
     assert four.floor_us == pytest.approx(one.floor_us)  # side by side, if anything held them
+
+
+def test_heads_cost_what_models_do_and_read_x_once():
+    heads, models = cases.case(512, 16, 512, "bf16", cell="gru", heads=8), cases.case(64, 16, 512, "bf16", 512, cell="gru", models=8)
+    for pass_ in cases.PASSES:
+        of_heads, of_models = (estimate.of_case(c, pass_, H200) for c in (heads, models))
+        assert of_heads.practical_us == of_models.practical_us and of_heads.floor_us <= of_models.floor_us
+        assert of_heads.practical_us < estimate.of_case(replace(heads, heads=1), pass_, H200).practical_us
+    assert estimate.problems(heads)[0].H == 64 and estimate.problems(heads)[0].I == 512 and len(estimate.launches(heads, H200)) == 1
 
 
 @pytest.mark.parametrize("lengths", ["uniform", "heavy"])

@@ -19,7 +19,7 @@ from torch import nn
 
 from bench.cases import inputs
 from bench.cases.case import Job, case
-from bench.cases.suites import parse
+from bench.cases.suites import parse, suites
 from bench.measure import check, compiling
 from bench.providers import interface, loops, peers, registry, sessions
 from bench.records import schema
@@ -138,7 +138,7 @@ def test_the_reference_leaves_torchs_switches_as_they_were():
 
 
 def test_they_are_listed_in_order_with_what_a_record_and_a_figure_need():
-    names = ["rnn_triton", "rnn_triton-layers", "rnn_triton-recompute", "cudnn", "cudnn-layers", "loop", "hoisted", "compile", "graph", "compile-graph", "flashrnn", "xma", "flaggems", "torchrl"]
+    names = ["rnn_triton", "rnn_triton-layers", "rnn_triton-recompute", "rnn_triton-packed", "cudnn", "cudnn-layers", "loop", "hoisted", "compile", "graph", "compile-graph", "flashrnn", "xma", "flaggems", "torchrl"]
     assert list(PROVIDERS) == names and {schema.OURS, *schema.BASELINES} <= set(names)
     assert len({p.label for p in PROVIDERS.values()}) == len(names) and all(p.label for p in PROVIDERS.values())
     assert [name for name, p in PROVIDERS.items() if p.captured] == ["graph", "compile-graph"]
@@ -151,6 +151,7 @@ SHAPES = {
     "": {}, "l2": dict(layers=2), "bi": dict(bidirectional=True), "l2-bi": dict(layers=2, bidirectional=True),
     "m3": dict(models=3), "l2-bi-m2": dict(layers=2, bidirectional=True, models=2), "uniform": dict(lengths="uniform"),
     "l2-heavy": dict(layers=2, lengths="heavy"), "bi-uniform": dict(bidirectional=True, lengths="uniform"),
+    "n4": dict(heads=4), "l2-bi-n2": dict(layers=2, bidirectional=True, heads=2),
 }  # fmt: skip
 
 
@@ -161,7 +162,7 @@ def test_torchs_providers_give_torchs_numbers(name, shape, cell):
     of, provider = replace(small(cell=cell), **SHAPES[shape]), PROVIDERS[name]
     if provider.unsupported(of):
         assert (name, shape) in {
-            ("cudnn-layers", ""), ("cudnn-layers", "m3"), ("cudnn-layers", "uniform"), ("cudnn-layers", "bi-uniform"),
+            *itertools.product(["cudnn-layers"], ("", "m3", "uniform", "bi-uniform", "n4", "l2-bi-n2")),
             *itertools.product(("loop", "hoisted"), ("uniform", "l2-heavy", "bi-uniform")),
         }  # fmt: skip
         return
@@ -223,7 +224,7 @@ def test_ours_runs_models_by_one_call_and_says_what_it_does_not_run():
 def test_ours_runs_every_cell(cell, name):
     """by torch's module or Recurrent, whose vectors have gradients"""
     provider = PROVIDERS[name]
-    for how in ({}, dict(layers=2, bidirectional=True), dict(models=3)):
+    for how in ({}, dict(layers=2, bidirectional=True), dict(models=3), dict(heads=4)):
         of = small(cell=cell, **how)
         if name == "rnn_triton-recompute" and cell == "elman_relu":
             assert "keeps y alone" in provider.unsupported(of)
@@ -231,6 +232,67 @@ def test_ours_runs_every_cell(cell, name):
             verdict = check.gate(of, provider, CPU)
             assert verdict.ok and verdict.worst() < 0.5, verdict.message
             assert ("dleak_l0" in verdict.errors) == cell.startswith("leaky")
+
+
+@pytest.mark.parametrize("name", ["rnn_triton", "rnn_triton-packed"])
+def test_lengths_are_told_and_packed_input_is_the_other_call(name, monkeypatch):
+    """Ours is timed on padded sequences and their lengths; what packing costs it is a provider of its own."""
+    import rnn_triton
+
+    of, called = small(cell="gru", lengths="uniform"), []
+    forward = rnn_triton.GRU.forward
+    monkeypatch.setattr(rnn_triton.GRU, "forward", lambda self, x, hx, **how: called.append((x, how)) or forward(self, x, hx, **how))
+    verdict = check.gate(of, PROVIDERS[name], CPU)
+    assert verdict.ok and verdict.worst() < 0.5
+    for x, how in called:
+        if name == "rnn_triton":
+            assert x.shape == (of.T, of.B, of.I) and torch.equal(how["lengths"], inputs.lengths_of(of))
+        else:
+            assert isinstance(x, nn.utils.rnn.PackedSequence) and how == {}
+
+
+def test_values_beyond_the_ends_of_sequences_are_a_fault():
+    of = small(lengths="uniform")
+    given = inputs.tensors(of, CPU)
+    truth, result = check.reference(of, given), PROVIDERS["rnn_triton"].session(of, given).train()
+    assert check.compare(of, result, truth).ok and int(inputs.lengths_of(of).min()) < of.T
+    for name in ("y", "dx"):
+        for value in (1e-9, math.nan):
+            wrong = result[name].clone()
+            wrong[-1, int(inputs.lengths_of(of).argmin())] = value
+            assert check.compare(of, result | {name: wrong}, truth).message == f"{name} is not zero beyond the ends of the sequences"
+        wrong = result[name].clone()
+        wrong[0] *= 1.1
+        assert check.compare(of, result | {name: wrong}, truth).message.startswith(f"{name}: ")
+
+
+@pytest.mark.parametrize("name", ["rnn_triton", "cudnn", "hoisted"])
+def test_heads_whose_weights_are_mixed_up_are_a_fault(name):
+    of = small(cell="gru", heads=4)
+    given = inputs.tensors(of, CPU)
+    truth = check.reference(of, given)
+    assert check.judge(of, PROVIDERS[name].session(of, given), "train", truth).ok
+    mixed = given["weight_hh_l0"][[1, 0, 2, 3]]
+    verdict = check.judge(of, PROVIDERS[name].session(of, given | {"weight_hh_l0": mixed}), "train", truth)
+    assert {"y", "hn", "dweight_hh_l0"} <= {part.partition(":")[0] for part in verdict.message.split("; ")}
+
+
+def test_the_reference_of_heads_is_that_of_a_dense_layer():
+    """whose W_hh is zero but for the blocks, and whose gates lie one after the other"""
+    of = small(cell="lstm", heads=4)
+    given = inputs.tensors(of, CPU)
+    found, size = check.reference(of, given), of.H // of.heads
+
+    def dense(name, value):
+        if name.startswith("weight_hh"):  # [N, 4 h, h] -> [4 H, H]
+            gates = value.unflatten(1, (4, size)).transpose(0, 1)
+            return torch.cat([torch.block_diag(*gate) for gate in gates])
+        return value.unflatten(0, (of.heads, 4, size)).transpose(0, 1).flatten(0, 2) if name.startswith(("weight", "bias")) else value
+
+    whole = check.reference(replace(of, heads=1), {name: dense(name, value) for name, value in given.items()})
+    for name, value in found.items():
+        expected, got = whole[name], dense(name[1:], value) if name[0] == "d" else value
+        assert torch.allclose(got, torch.where(got != 0, expected, 0.0) if name == "dweight_hh_l0" else expected, rtol=1e-10, atol=1e-12), name
 
 
 def test_computing_again_is_asked_of_the_module():
@@ -459,7 +521,7 @@ FAKES = {
     ),
 }  # fmt: skip
 RUNS = {  # what each of them runs, of the shapes above; cells and nonlinearities apart
-    "flashrnn": ("", "l2", "bi", "l2-bi", "m3", "l2-bi-m2"), "xma": ("", "l2", "bi", "l2-bi", "m3", "l2-bi-m2"),
+    **dict.fromkeys(("flashrnn", "xma"), ("", "l2", "bi", "l2-bi", "m3", "l2-bi-m2", "n4", "l2-bi-n2")),
     "flaggems": ("",), "flaggems lstm": ("", "l2", "bi", "l2-bi"), "torchrl": ("", "l2"),
 }  # fmt: skip
 CELLS = {
@@ -515,28 +577,53 @@ def flashrnn2(wx, recurrent, bias, initial, cell="lstm"):
     return every.transpose(1, 2), last.transpose(1, 2)
 
 
-@pytest.mark.parametrize("shape", ["", "l2-bi", "m3"])
-@pytest.mark.parametrize("kind, cell", [("GruQat", "gru"), ("FlashRNN2", "lstm")])
+def newton_apply(cell, x, config=None, *, h0=None):
+    """pararnn-torch 0.17.4's, step by step: what its Newton steps converge to, if the Jacobians are those of the steps. The real one passed
+    the same gate on a CPU."""
+    assert config == {"max_iters": 32, "scan_backend": "eager", "residual_atol": 1e-6} and (cell.jac_structure, cell.state_slots) == ("dense", 1)
+    h, ys = h0, []
+    assert x.shape[::2] == h0.shape == (x.shape[0], cell.d_h)
+    for x_t in x.unbind(1):
+        after, jacobian = cell.step_with_jacobian(h, x_t)
+        expected = torch.func.vmap(torch.func.jacrev(lambda h, x: cell.step(h, x)))(h.detach(), x_t.detach())
+        assert torch.allclose(jacobian, expected, atol=1e-6)
+        h = after
+        ys.append(h)
+    return torch.stack(ys, 1)
+
+
+@pytest.mark.parametrize("shape", ["", "l2-bi", "m3", "n4"])
+@pytest.mark.parametrize("kind, cell", [("GruQat", "gru"), ("FlashRNN2", "lstm"), ("ParaRNN", "elman_tanh")])
 def test_libraries_of_the_example_are_called_in_their_layouts(kind, cell, shape):
     path = Path(__file__).parents[1] / "examples" / "peers.py"
     provider = runpy.run_path(str(path))[kind]()
     of = replace(small(cell=cell), **SHAPES[shape])
-    if shape == "m3" and kind == "GruQat":
-        assert "one model" in provider.unsupported(of)
+    if shape in ("m3", "n4") and kind == "GruQat" or shape and kind == "ParaRNN":
+        assert ("one layer" if kind == "ParaRNN" else "one model") in provider.unsupported(of)
         return
-    assert "not installed" in provider.not_imported() and provider.unsupported(replace(of, dtype="bf16", precision=None)) == ""
+    assert "not installed" in provider.not_imported()
+    assert provider.unsupported(replace(of, H=of.H * of.heads, dtype="bf16", precision=None)) == ""  # a head of 16 units
     fakes = dict(
         gru_qat__triton_kernels__scan=dict(gru_scan_persistent=gru_scan_persistent),
         flashrnn__flashrnn2__triton_persistent=dict(recurrence=flashrnn2),
+        pararnn__solvers__newton=dict(newton_apply=newton_apply, NewtonConfig=dict),
     )
-    with installed(gru_qat={}, gru_qat__triton_kernels={}, flashrnn={}, flashrnn__flashrnn2={}, **fakes):
+    with installed(pararnn={}, pararnn__solvers={}, gru_qat={}, gru_qat__triton_kernels={}, flashrnn={}, flashrnn__flashrnn2={}, **fakes):
         verdict = forward_alone(of, provider) if kind == "FlashRNN2" else check.gate(of, provider, CPU)
     assert verdict.ok and verdict.worst() < 0.5, verdict.message
 
 
+def test_the_suite_of_the_crossover_is_what_the_example_runs():
+    example = Path(__file__).parents[1] / "examples"
+    provider = runpy.run_path(str(example / "peers.py"))["ParaRNN"]()
+    listed = suites(str(example / "crossover.txt"))
+    assert len({of.T for of in listed}) >= 4 and [provider.unsupported(of) for of in listed] == [""] * len(listed)
+    assert "Jacobians" in provider.unsupported(parse("h1024-b16-t512-fp32"))
+
+
 def test_what_a_library_gets_wrong_is_seen():
-    def swapped(Wx, R, b, **how):
-        return flashrnn(Wx.flip(2), R.flip(0), b.flip(0), **how)
+    def swapped(Wx, R, b, *rest, **how):
+        return flashrnn(Wx.flip(2), R.flip(0), b.flip(0), *rest, **how)
 
     def transposed(input, weight, *rest, **how):
         return xma_rnn(input, weight.mT.contiguous(), *rest, **how)
@@ -639,7 +726,8 @@ def test_flashrnn_needs_a_compiler(tmp_path):
         ("cudnn", "leaky_relu-h16-b2-t3-bf16", "no module of leaky_relu"),
         ("torchrl", "gru-h16-b2-t3-bf16", "fp32"), ("torchrl", "h16-b2-t3-fp32", "a GRU and an LSTM"),
         ("cudnn-layers", "h16-b2-t3-bf16", "the same as cudnn"), ("rnn_triton-layers", "h16-b2-t3-bf16", "the same as rnn_triton"),
-        ("rnn_triton-layers", "h16-b2-t3-l2-m2-bf16", "share no launch"), ("loop", "h16-b2-t3-heavy-bf16", "padded"),
+        ("rnn_triton-layers", "h16-b2-t3-l2-m2-bf16", "share no launch"), ("rnn_triton", "h16-b2-t3-m2-heavy-bf16", "no reference"),
+        ("rnn_triton-packed", "h16-b2-t3-bf16", "sequences of one length"), ("torchrl", "gru-h16-b2-t3-n2-fp32", "of one head"), ("loop", "h16-b2-t3-heavy-bf16", "padded"),
         ("graph", "h16-b2-t3-heavy-bf16", "padded"), ("compile", "h16-b2-t3-uniform-bf16", "padded"),
     ],
 )  # fmt: skip

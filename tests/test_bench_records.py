@@ -139,13 +139,13 @@ def test_a_kind_without_a_status_is_refused(tmp_path):
 def test_damage_names_the_line_and_loses_nothing(tmp_path):
     good = json.dumps(timing(CASE, "fwd", "rnn_triton", 0.3))
     path = tmp_path / "damaged.jsonl"
-    lines = [good, good[:50], '{"schema": 7}', "[1]", "", good, f'{{"schema": {schema.SCHEMA}, "kind": "song"}}', good]
+    lines = [good, good[:50], '{"schema": 99}', "[1]", "", good, f'{{"schema": {schema.SCHEMA}, "kind": "song"}}', good]
     path.write_bytes("\n".join(lines).encode() + b"\n\xff\xfe\n")
     found, problems = store.read([path])
     assert len(found) == 3
     assert [(p.line, p.path) for p in problems] == [(n, str(path)) for n in (2, 3, 4, 7, 9)]
     reasons = [str(p) for p in problems]
-    assert f"schema 7; this reader knows {schema.SCHEMA}" in reasons[1]
+    assert f"schema 99; this reader knows {schema.SCHEMA}" in reasons[1]
     assert "expected a JSON object, got list" in reasons[2]
     assert "unknown kind 'song'" in reasons[3]
     assert reasons[0].startswith(f"{path}:2: ") and "utf-8" in reasons[4]

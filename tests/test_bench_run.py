@@ -71,7 +71,8 @@ def test_the_quick_suite_covers_what_it_should():
         ("medium", "H", (512, 1024)), ("medium", "B", (1, 128)), ("large", "H", (1536, 4096)), ("large", "B", (1, 64)),
         ("deepbench", "T", (50, 500)), ("stack", "layers", (1, 8)), ("scaling", "T", (64, 16384)), ("scaling", "H", (64, 8192)),
         ("scaling", "B", (1, 1024)), ("scaling", "layers", (1, 16)), ("odd", "I", (1, 1000)), ("ensemble", "models", (1, 256)),
-        ("streaming", "H", (64, 1024)), ("streaming", "B", (1, 1)), ("streaming", "T", (1, 20)), ("heads", "models", (2, 48)),
+        ("streaming", "H", (64, 1024)), ("streaming", "B", (1, 1)), ("streaming", "T", (1, 20)), ("heads", "models", (1, 48)),
+        ("heads", "heads", (1, 48)), ("varlen", "heads", (1, 1)),
     ],
 )  # fmt: skip
 def test_suites_reach_from_the_smallest_to_the_largest(suite, size, values):
@@ -85,6 +86,9 @@ def test_suites_can_be_named_together_and_share_cases():
     assert set(suites.suites("all")) >= set(suites.suite("odd")) and not set(suites.suites("all")) & set(suites.suite("check"))
     assert all(case.models * case.H == 768 for case in suites.suite("flashrnn-paper"))
     assert {case.models * case.H for case in suites.suite("heads")} == {768, 512}
+    # what is timed as models is timed as heads of a layer, too
+    of_models, of_heads = ({(c.cell, n) for c in suites.suite("heads") if (n := getattr(c, kind)) > 1} for kind in ("models", "heads"))
+    assert of_models == of_heads
     assert all(case.H % 8 or case.I % 8 or case.B % 8 for case in suites.suite("odd"))
 
 
@@ -95,6 +99,8 @@ def test_a_name_says_all_that_is_unusual():
         128, 16, 256, "fp32", 64, ieee=True, cell="gru", layers=4, bidirectional=True, models=8, lengths="heavy"
     )
     assert suites.parse("elman_relu-h128-b16-t256-bf16").cell == "elman_relu"
+    of_heads = suites.parse("gru-h512-b16-t64-n8-uniform-bf16")
+    assert of_heads == cases.case(512, 16, 64, "bf16", cell="gru", heads=8, lengths="uniform") and suites.parse(of_heads.name) == of_heads
 
 
 @pytest.mark.parametrize(
@@ -112,6 +118,8 @@ def test_a_name_says_all_that_is_unusual():
         (["check", "--case", "elman_tanh-h8-b1-t1-bf16"], ["unknown case", "form: [CELL-]h128"]),
         (["check", "--case", "mgu-h8-b1-t1-bf16"], ["unknown cell 'mgu'; "]),
         (["check", "--case", "h8-b1-t1-m0-bf16"], ["sizes must be at least 1"]),
+        (["check", "--case", "h8-b1-t1-n3-bf16"], ["3 heads do not divide H = 8"]),
+        (["check", "--case", "h8-b1-t1-m2-n2-bf16"], ["unknown case", "[-m8|-n8]"]),
         (["list", "--suite", "quick,medum"], ["unknown suite 'medum'", "nearest: medium"]),
         (["list", "suits"], ["unknown list 'suits'", "nearest: suites"]),
         (["explain", "h128-b16-t1024-bf61"], ["unknown case", "nearest: h128-b16-t1024-bf16"]),

@@ -29,6 +29,7 @@ class Case:
     layers: int = 1
     bidirectional: bool = False
     models: int = 1  # independent networks of this shape, weights and inputs of their own, run together
+    heads: int = 1  # blocks of W_hh, each of H/heads units that read themselves and all of x
     lengths: str = "full"  # of the sequences: T; uniform in [1, T]; heavy-tailed, most of them short (lengths_of)
 
     @property
@@ -41,8 +42,8 @@ class Case:
         parts = [
             self.cell if self.cell != USUAL else "", f"h{self.H}", f"i{self.I}" if self.I != self.H else "", f"b{self.B}",
             f"t{self.T}", f"l{self.layers}" if self.layers != 1 else "", "bi" if self.bidirectional else "",
-            f"m{self.models}" if self.models != 1 else "", self.lengths if self.lengths != "full" else "", self.dtype,
-            "ieee" if self.precision == "ieee" else "",
+            f"m{self.models}" if self.models != 1 else "", f"n{self.heads}" if self.heads != 1 else "",
+            self.lengths if self.lengths != "full" else "", self.dtype, "ieee" if self.precision == "ieee" else "",
         ]  # fmt: skip
         return "-".join(part for part in parts if part)
 
@@ -63,11 +64,11 @@ class Job:
 
 def case(
     H: int, B: int, T: int, dtype: str, I: int | None = None, *, ieee: bool = False, cell: str = USUAL, layers: int = 1,
-    bidirectional: bool = False, models: int = 1, lengths: str = "full",
+    bidirectional: bool = False, models: int = 1, heads: int = 1, lengths: str = "full",
 ) -> Case:  # fmt: skip
     """A case with I = H and TF32 unless told otherwise."""
     precision = None if dtype != "fp32" else "ieee" if ieee else "tf32"
-    return Case(T, B, I or H, H, dtype, precision, cell, layers, bidirectional, models, lengths)
+    return Case(T, B, I or H, H, dtype, precision, cell, layers, bidirectional, models, heads, lengths)
 
 
 def choose(text: str, allowed: tuple[str, ...], what: str) -> list[str]:

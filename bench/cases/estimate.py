@@ -4,7 +4,7 @@ A case is layers, directions and models of any cell; latency.py knows one layer 
 
     practical  launch after launch, and the GEMMs of training behind them, as the library runs them: several layers, or both
                directions, share one where that pays (rnn_triton/plan/sharing.py). Models go layer by layer and direction by
-               direction; those whose W_hh fits in one CTA run side by side, as rows of one launch, others one after the other.
+               direction; those whose W_hh fits in one CTA run side by side, as rows of one launch, others one after the other; heads are models that share x.
     floor      the chain of a step, and what must pass the chip's products and its DRAM, whichever is larger; perfect
                overlap. Layers of one direction are a wavefront: layer l starts one step after layer l-1, so that the chain
                of L layers is T + L - 1 steps. Directions and models run side by side; a layer of two directions waits for
@@ -15,13 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import ceil
 
 from rnn_triton.plan import sharing
 from rnn_triton.plan.candidates import gates, routes
 from rnn_triton.plan.hardware import Device
-from rnn_triton.plan.latency import CONSTANTS, Constants, Estimate, floor_us, gemm_us, step
-from rnn_triton.plan.problem import ONE, SIZES, OneCta, Plan, Problem
+from rnn_triton.plan.latency import CONSTANTS, Constants, Estimate, floor_us, gemm_us
+from rnn_triton.plan.problem import ONE, SIZES, Problem
 from rnn_triton.plan.sharing import Launch
 
 from .case import Case
@@ -40,7 +39,7 @@ def layers(case: Case) -> tuple[Layer, ...]:
     """The layers of a case, the first first."""
     found = []
     for I in (case.I, *[case.H * case.directions] * (case.layers - 1)):
-        forward = Problem("forward", case.B, I, case.H, case.dtype, case.precision, case.cell)
+        forward = Problem("forward", case.B, I, case.H // case.heads, case.dtype, case.precision, case.cell, case.models * case.heads)
         found.append(Layer(forward, replace(forward, direction="backward", I=1)))
     return tuple(found)
 
@@ -62,17 +61,14 @@ def of_case(case: Case, pass_: str, device: Device, constants: Constants = CONST
     parts: dict[str, float] = {}
     for direction in ("forward", "backward")[: 2 if train else 1]:
         for launch in launches(case, device):
-            if case.models == 1:
-                us, limits = launch.step(direction, device, case.T, constants)
-            else:
-                us, limits = _models(launch.plan(direction, device), case.models, device, constants)
+            us, limits = launch.step(direction, device, case.T, constants)
             practical += us
             for name, value in limits.items():
                 key = f"{direction} {name}" if train else name
                 parts[key] = parts.get(key, 0.0) + value
     if train:
         each = sum(gemms(layer.forward, device, constants)[1] for layer in network)
-        parts["GEMM"] = case.directions * case.models * each
+        parts["GEMM"] = case.directions * case.models * case.heads * each
         practical += parts["GEMM"]
     return Estimate(_floor(case, network, train, device, constants), practical, parts)
 
@@ -95,25 +91,16 @@ def gemms(problem: Problem, device: Device, constants: Constants = CONSTANTS) ->
 
 def shares(case: Case) -> bool:
     """May layers or directions of the case share a launch?"""
-    return case.layers * case.directions > 1 and case.models == 1
+    return case.layers * case.directions > 1 and case.models * case.heads == 1
 
 
 def launches(case: Case, device: Device) -> list[Launch]:
-    """Returns the launches of a pass of one model of a case, in order."""
+    """Returns the launches of a pass of a case, in order; of models that do not run side by side, those of one."""
     first = layers(case)[0].forward
     bundle = (ONE,) * (case.layers * case.directions)
     if shares(case):
         bundle = sharing.launches(first, case.layers, case.bidirectional, False, device)
     return sharing.placed(first, case.layers, case.bidirectional, bundle)
-
-
-def _models(ran: tuple[Problem, Plan], models: int, device: Device, constants: Constants) -> tuple[float, dict[str, float]]:
-    """(microseconds, parts) per step of one layer and direction of all models"""
-    (problem, chosen), times = ran, models
-    if isinstance(chosen, OneCta):  # every model has tiles of its own, padded to whole ones
-        problem, times = replace(problem, B=models * chosen.block_b * ceil(problem.B / chosen.block_b)), 1
-    found = step(problem, chosen, device, constants)
-    return times * found.practical_us, {name: times * value for name, value in found.parts.items()}
 
 
 def _floor(case: Case, network: tuple[Layer, ...], train: bool, device: Device, constants: Constants) -> float:
@@ -136,9 +123,8 @@ def _floor(case: Case, network: tuple[Layer, ...], train: bool, device: Device, 
 def _chain(case: Case, problems: list[Problem], device: Device, constants: Constants, train: bool) -> float:
     """Of one direction of one model, which has the chip for itself; T steps of the slowest layer and one of each other. Of
     sequences of different lengths one row alone is sure to have T steps."""
-    if case.lengths != "full":
-        problems = [replace(problem, B=1) for problem in problems]
-    steps = [floor_us(problem, device, constants, train) for problem in problems]
+    alone = [replace(problem, models=1, B=problem.B if case.lengths == "full" else 1) for problem in problems]
+    steps = [floor_us(problem, device, constants, train) for problem in alone]
     if case.bidirectional:
         return sum(steps)
     return max(steps) + (sum(steps) - max(steps)) / case.T
@@ -147,7 +133,7 @@ def _chain(case: Case, problems: list[Problem], device: Device, constants: Const
 def _busy(case: Case, flop: float, values: float, device: Device) -> float:
     """The products of all directions and models at the chip's peak, or their values through its DRAM"""
     problem = problems(case)[0]
-    n = case.directions * case.models
+    n = case.directions * case.models * case.heads
     return gemm_us(problem, device, n * flop, case.models * case.B * values * SIZES[case.dtype])
 
 

@@ -43,14 +43,15 @@ def shapes(case: Case) -> dict[str, tuple[int, ...]]:
     rows = len(cell.gates) * case.H
     for k, names in enumerate(weight_names(case)):
         I = case.I if k < D else D * case.H
-        out |= dict(zip(names, ((rows, I), (rows, case.H), (rows,), (rows,), *[(case.H,)] * len(cell.vectors))))
+        w_hh = (rows, case.H) if case.heads == 1 else (case.heads, rows // case.heads, case.H // case.heads)
+        out |= dict(zip(names, ((rows, I), w_hh, (rows,), (rows,), *[(case.H,)] * len(cell.vectors))))
     return out
 
 
 def tensors(case: Case, device: torch.device, seed: int = 0, signal: float = 1.0) -> dict[str, Tensor]:
     """x[T,B,I], h0[L*D,B,H] (c0), dy[T,B,D*H], dhn[L*D,B,H] (dcn) and every parameter by torch.nn's name.
 
-    Weights and biases are U(-1/sqrt(H), 1/sqrt(H)), a cell's own vectors U(1/2, 1), so that leaky states fade by half or more a step,
+    Weights and biases are U(-1/sqrt(H), 1/sqrt(H)), with heads those of W_hh U(-1/sqrt(H/heads), ..); a cell's own vectors U(1/2, 1), so that leaky states fade by half or more a step,
     the rest is normal; all but weights, vectors and cotangents times `signal`. Several
     models have a leading dimension, with inputs and weights of their own. A tensor of up to DRAWN_ON_CPU values has the same ones on
     any device; a larger one on devices of one type, since the CPU would take seconds for what a GPU draws in a millisecond."""
@@ -63,7 +64,8 @@ def tensors(case: Case, device: torch.device, seed: int = 0, signal: float = 1.0
         generator = torch.Generator(where).manual_seed(4096 * seed + index)  # a stream of its own for every tensor
         value = torch.empty(shape, device=where)
         if name.startswith(KINDS):
-            value.uniform_(-bound, bound, generator=generator)
+            most = bound * (case.heads**0.5 if name.startswith("weight_hh") else 1)
+            value.uniform_(-most, most, generator=generator)
         elif name.startswith(vectors):
             value.uniform_(0.5, 1.0, generator=generator)
         else:

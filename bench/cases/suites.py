@@ -89,6 +89,14 @@ def _flashrnn() -> Iterator[Case]:
             yield from _each([(H, 16, 1024)], ("bf16", "fp16"), cell=cell, models=768 // H)
 
 
+def _blocks() -> Iterator[Case]:
+    """A layer of 768 units in the heads of FlashRNN's points, and a model like Dreamer's"""
+    for cell in (USUAL, "gru", "lstm"):
+        for heads in (2, 3, 4, 6, 12, 24, 48):
+            yield case(768, 16, 1024, "bf16", cell=cell, heads=heads)
+    yield from _each([(512, 16, 64)], ("bf16", "fp32"), cell="gru", heads=8)
+
+
 def _streaming() -> Iterator[Case]:
     """One sequence, a few steps a call, of every cell that torch has"""
     for cell in (USUAL, "gru", "lstm"):
@@ -123,8 +131,8 @@ _SUITES: dict[str, tuple[str, Iterable[Case]]] = {
     ),
     "flashrnn-paper": ("arXiv 2412.07752: heads x head dimension = 768", _flashrnn()),
     "heads": (
-        "block-diagonal W_hh, a head as a model of its own: FlashRNN's points, TorchRL's GRU",
-        [*(c for c in _flashrnn() if c.models > 1), _BLOCKS],
+        "block-diagonal W_hh: heads of a layer that all read x; a head as a model of its own, FlashRNN's points, TorchRL's GRU",
+        [*_blocks(), *(c for c in _flashrnn() if c.models > 1), _BLOCKS],
     ),
     "streaming": ("B = 1 and 1 to 20 steps a call: what counts is wall time, the host's included", _streaming()),
     "stack": ("1 to 8 layers", (c for layers in (1, 2, 4, 8) for c in _each(((H, 16, 512) for H in (128, 256, 512, 1024)), layers=layers))),
@@ -133,7 +141,7 @@ _SUITES: dict[str, tuple[str, Iterable[Case]]] = {
         "one direction and both",
         (c for both in (False, True) for c in _each(((H, 16, 512) for H in (128, 256, 512, 1024)), bidirectional=both)),
     ),
-    "varlen": ("sequences of different lengths, packed", _varlen()),
+    "varlen": ("sequences of different lengths: packed for torch.nn, by their lengths for ours", _varlen()),
     "odd": ("sizes that are no multiples of anything", _odd()),
     "scaling": ("cost against T, B, H and L, one at a time", _scaling()),
     "ensemble": ("many independent networks at once", (c for models in (1, 4, 16, 64, 256) for c in _each([(128, 8, 512)], models=models))),
@@ -152,13 +160,11 @@ SUITES: dict[str, tuple[Case, ...]] = {name: tuple(dict.fromkeys(cases)) for nam
 ABOUT = {name: about for name, (about, _) in _SUITES.items()}
 
 LEAST_ACCURACY = 0.96  # of training on handwritten digits: the mean test accuracy over the seeds
-
-
 MOST_BYTES = 2**40  # of a case's tensors: no GPU has as much memory
-FORM = "[CELL-]h128[-i64]-b16-t256[-l4][-bi][-m8][-uniform|-heavy]-bf16[-ieee]"  # CELL: lstm, gru, elman_relu, ...
+FORM = "[CELL-]h128[-i64]-b16-t256[-l4][-bi][-m8|-n8][-uniform|-heavy]-bf16[-ieee]"  # CELL: lstm, gru, elman_relu, ...
 _NAME = re.compile(
     r"(?:(?P<cell>[a-z_]\w*)-)?h(?P<H>\d+)(?:-i(?P<I>\d+))?-b(?P<B>\d+)-t(?P<T>\d+)(?:-l(?P<layers>\d+))?(?P<bi>-bi)?"
-    r"(?:-m(?P<models>\d+))?(?:-(?P<lengths>uniform|heavy))?-(?P<dtype>bf16|fp16|fp32)(?P<ieee>-ieee)?"
+    r"(?:-m(?P<models>\d+)|-n(?P<heads>\d+))?(?:-(?P<lengths>uniform|heavy))?-(?P<dtype>bf16|fp16|fp32)(?P<ieee>-ieee)?"
 )
 
 
@@ -197,13 +203,15 @@ def parse(name: str) -> Case:
     cell = found["cell"] or USUAL
     if cell not in CELLS:
         raise ValueError(f"case {name!r}: unknown cell {cell!r}; {nearest(cell, CELLS)}")
-    sizes = {key: int(found[key] or 1) for key in ("H", "B", "T", "layers", "models")}
+    sizes = {key: int(found[key] or 1) for key in ("H", "B", "T", "layers", "models", "heads")}
     I = sizes["H"] if found["I"] is None else int(found["I"])
     if min(*sizes.values(), I) < 1:
         raise ValueError(f"case {name!r}: sizes must be at least 1")
+    if sizes["H"] % sizes["heads"]:
+        raise ValueError(f"case {name!r}: {sizes['heads']} heads do not divide H = {sizes['H']}")
     made = case(
         sizes["H"], sizes["B"], sizes["T"], found["dtype"], I, ieee=bool(found["ieee"]), cell=cell, layers=sizes["layers"],
-        bidirectional=bool(found["bi"]), models=sizes["models"], lengths=found["lengths"] or "full",
+        bidirectional=bool(found["bi"]), models=sizes["models"], heads=sizes["heads"], lengths=found["lengths"] or "full",
     )  # fmt: skip
     if _bytes(made) > MOST_BYTES:
         raise ValueError(f"case {name!r}: its tensors take {_bytes(made) / 2**40:.3g} TiB, more than any GPU has")
@@ -231,5 +239,5 @@ def _nearest_cases(name: str) -> list[str]:
 
 def _parts(name: str) -> tuple[dict[str, float], set[str]]:
     """(the sizes, the other words) of a name or of what is meant to be one: h1024-bf16"""
-    parts = [(re.fullmatch(r"([hibtlm])(\d{1,15})", part), part) for part in name.lower().split("-") if part]
+    parts = [(re.fullmatch(r"([hibtlmn])(\d{1,15})", part), part) for part in name.lower().split("-") if part]
     return {found[1]: float(found[2]) for found, _ in parts if found}, {part for found, part in parts if not found}

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from rnn_triton.launch.dispatch import compile_ahead
+from rnn_triton.plan import latency
 from rnn_triton.plan.choose import plan
 from rnn_triton.plan.problem import plan_fields
 
-from ..cases import estimate as model
 from ..command import Answer
 from ..instruments.worker import in_parallel
 from ..records import environment
@@ -29,7 +29,7 @@ def compiled(item: tuple[Any, Any]) -> dict[str, Any]:
     """The fields of one resources record of a planned (Problem, Device)."""
     problem, device = item
     chosen = plan(problem, device)
-    estimate = model.step(problem, chosen, device)
+    estimate = latency.step(problem, chosen, device)
     out = {
         "problem": dataclasses.asdict(problem), "plan": plan_fields(chosen), "resources": {}, "status": "ok",
         "message": "", "floor_us_per_step": estimate.floor_us, "practical_us_per_step": estimate.practical_us,

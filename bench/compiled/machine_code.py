@@ -206,11 +206,5 @@ def ratio(count: int, unroll: int) -> float:
 
 def width_of(opcode: str) -> int:
     """Bytes per thread of a SASS memory instruction."""
-    for part in opcode.split("."):
-        if part in ("U8", "S8"):
-            return 1
-        if part in ("U16", "S16"):
-            return 2
-        if part in ("64", "128", "256"):
-            return int(part) // 8
-    return 4
+    sizes = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16, "256": 32}
+    return next((sizes[part] for part in opcode.split(".") if part in sizes), 4)

@@ -54,10 +54,7 @@ class Resources:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able form: the keys of the width tables become strings."""
-        out = asdict(self)
-        for field in ("global_loads", "global_stores"):
-            out[field] = {str(width): count for width, count in out[field].items()}
-        return out
+        return asdict(self) | {name: {str(w): n for w, n in getattr(self, name).items()} for name in ("global_loads", "global_stores")}
 
 
 class Loops(NamedTuple):

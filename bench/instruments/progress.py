@@ -47,6 +47,9 @@ class Progress(contextlib.AbstractContextManager["Progress"]):
         self.failures += failed
 
     def close(self) -> None:
+        """Says what was done; of nothing, nothing."""
+        if not self.total:
+            return
         seconds = self.clock() - self.began
         line = f"{self.title}: {self.done}/{self.total} in {seconds:.0f} s{self._failed()}"
         if self.live:

@@ -22,7 +22,7 @@ from rnn_triton.cells import named
 from rnn_triton.plan.cudnn import torch_module
 
 from ..cases.case import Case
-from ..cases.inputs import SMALL, tensors
+from ..cases.inputs import SMALL, packed, tensors
 from ..providers.interface import Provider, Result, Session
 from ..providers.loops import by_formula, of_formulas
 from ..providers.sessions import ModuleSession, module_of
@@ -91,10 +91,10 @@ def tolerance(case: Case, quantity: str, rms: float = 1.0) -> tuple[float, float
 def reference(case: Case, inputs: dict[str, Tensor]) -> Result:
     """What a session's train() gives, in fp64, from the same rounded inputs and weights.
 
-    By torch.nn's own modules without cuDNN; several models by the cells' steps, since torch's modules do not batch them and hundreds one
+    By torch.nn's own modules without cuDNN; several models or heads by the cells' steps, since torch's modules do not batch them and hundreds one
     after the other take seconds; and so cells that torch does not have. As large as the case's tensors in fp64, about eight times over."""
     wide = {name: value.detach().double() for name, value in inputs.items()}
-    if case.models > 1 or not torch_module(case.cell)[0]:
+    if case.models * case.heads > 1 or not torch_module(case.cell)[0]:
         if case.lengths != "full":
             raise NotImplementedError("sequences of different lengths of several models, or of a cell that torch lacks, have no reference")
         return of_formulas(case, wide, by_formula(case)).train()
@@ -125,7 +125,12 @@ def compare(case: Case, result: Result, truth: Result) -> Verdict:
             whole = False
             continue
         if not isinstance(got, Tensor):
-            got = torch.stack(list(got))  # of several models
+            got = torch.stack(list(got))  # of several models or heads
+            got = got.flatten(0, 1) if case.heads > 1 and got.dim() > expected.dim() else got
+        if (quantity, got.dim(), expected.dim()) in (("y", 3, 2), ("dx", 3, 2)):  # padded
+            padded, got = got, packed(case, got).data
+            if padded.count_nonzero() != got.count_nonzero():
+                missed.append(f"{quantity} is not zero beyond the ends of the sequences")
         if got.shape != expected.shape:
             missed.append(f"{quantity} has shape {tuple(got.shape)}, expected {tuple(expected.shape)}")
             whole = False

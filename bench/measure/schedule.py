@@ -61,7 +61,7 @@ _APART = {"dtype": 1.0, "precision": 0.5, "cell": 3.0, "bidirectional": 2.0, "le
 
 def distance(a: Case, b: Case) -> float:
     """Doublings of every size, and _APART of every property that differs.  I counts by its ratio to H, for it follows H."""
-    H, I, *others = (math.log2(getattr(a, name) / getattr(b, name)) for name in ("H", "I", "B", "T", "layers", "models"))
+    H, I, *others = (math.log2(getattr(a, name) / getattr(b, name)) for name in ("H", "I", "B", "T", "layers", "models", "heads"))
     return math.hypot(H, I - H, *others, *(d for name, d in _APART.items() if getattr(a, name) != getattr(b, name)))
 
 
@@ -83,7 +83,7 @@ REFERENCE_US = 150.0  # a step of the fp64 reference, forward and backward, at t
 # Microseconds a step of one layer and direction takes, launches included: forward; three times that for both passes.
 STEP_US = {"loop": 40.0, "hoisted": 30.0, "compile": 15.0, "graph": 8.0, "compile-graph": 6.0, "cudnn-layers": 15.0}
 OTHER_US = 10.0
-ONE_BY_ONE = ("cudnn", "cudnn-layers")  # several models are several calls
+ONE_BY_ONE = ("cudnn", "cudnn-layers")  # several models or heads are several calls
 
 Runs = Callable[[str, Case], bool]  # whether a provider is here and runs a case
 
@@ -98,7 +98,7 @@ def seconds_of(job: Job, recorded: Mapping[tuple[str, tuple[str, ...]], float] =
     seconds = OVERHEAD + len(job.passes) * (3.5 * SAMPLE_SECONDS + PER_PROVIDER * len(providers))
     for pass_ in job.passes:
         for name in providers:
-            steps = case.T * chains * (case.models if name in ONE_BY_ONE else 1)
+            steps = case.T * chains * (case.models * case.heads if name in ONE_BY_ONE else 1)
             call = steps * STEP_US.get(name, OTHER_US) * 1e-6 * (1 if pass_ == "fwd" else 3)
             needed = calls_of_a_pass(call, job.alone) * call
             seconds += 3 * call + (needed if needed <= MOST_SECONDS else 0.0)

@@ -55,8 +55,8 @@ def _plans(case: Case, device: Device) -> str:
             lines.append(f"layer{'s' * (len(where) > 1)} {', '.join(where)}{', each direction' * case.bidirectional}:")
         for direction in ("forward", "backward"):
             text = rnn_triton.explain(
-                case.T, case.B, I, case.H, dtype=_TORCH[case.dtype], device=device, cell=case.cell,
-                precision=case.precision, direction=direction, lengths=case.lengths != "full", **whole,
+                case.T, case.B, I, case.H // case.heads, models=case.models * case.heads, dtype=_TORCH[case.dtype], device=device,
+                cell=case.cell, precision=case.precision, direction=direction, lengths=case.lengths != "full", **whole,
             )  # fmt: skip
             lines += [line for line in text.splitlines() if not line.startswith("torch.nn")]
     return "\n".join(lines)
@@ -81,7 +81,7 @@ def _cudnn(case: Case) -> list[str]:
     lines = []
     for direction, problem in zip(("forward", "backward"), estimate.problems(case)):
         # PyTorch decides by the input size in both passes
-        asked = Problem(direction, case.B, case.I, case.H, problem.dtype, problem.precision, problem.cell)
+        asked = Problem(direction, case.B, case.I, problem.H, problem.dtype, problem.precision, problem.cell)
         how: Any = {"layers": case.layers, "bidirectional": case.bidirectional, "packed": case.lengths != "full"}
         found = cudnn_algorithm(asked, **how)
         lines.append(f"torch.nn.{module}, {direction}: cuDNN's {found.name}, because {found.rule}.")

@@ -85,12 +85,9 @@ ERROR_HEADINGS = ("regime", "records", "error before", "after", "90 % before", "
 
 def constants_body(found: Any) -> list[tuple[str, ...]]:
     """A line per constant under HEADINGS."""
-    out: list[tuple[str, ...]] = []
-    for name, old, new, factor, records, why in found.values:
-        changed = "-" if new == old else f"{new:.4g}"
-        ends = f"{new / factor:.4g} to {new * factor:.4g}" if factor else "-"
-        out.append((name, f"{old:.4g}", changed, ends, str(records), why or "fitted"))
-    return out
+    ends = [f"{v.new / v.factor:.4g} to {v.new * v.factor:.4g}" if v.factor else "-" for v in found.values]
+    changed = ["-" if v.new == v.old else f"{v.new:.4g}" for v in found.values]
+    return [(v.name, f"{v.old:.4g}", *words, str(v.records), v.why or "fitted") for v, *words in zip(found.values, changed, ends)]
 
 
 def errors_body(found: Any) -> list[tuple[str, ...]]:

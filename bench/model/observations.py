@@ -98,7 +98,7 @@ def _observation(record: dict[str, Any], direction: str, plan: Any) -> Observati
 
 def _parsed(record: dict[str, Any], direction: str, plan: Any, us: float) -> Observation:
     case = cases.Case(**record["shape"])
-    if (case.layers, case.bidirectional, case.models, case.lengths) != (1, False, 1, "full"):
+    if (case.layers, case.bidirectional, case.models * case.heads, case.lengths) != (1, False, 1, "full"):
         raise _Unusable("not one layer in one direction")
     device = replace(Device(**record["environment"]["hardware"]), name=record["environment"]["device"])
     short, per_step = measured(record, "short_us"), us / case.T

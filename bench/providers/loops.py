@@ -1,7 +1,7 @@
 """Recurrent networks as loops: the cells' steps, a loop over them, and layers and directions around any recurrence.
 
 Shapes of a recurrence: x[T,B,I], state (h[B,H], and an LSTM's c[B,H]), weights (w_ih[G*H,I], w_hh[G*H,H], b_ih[G*H], b_hh[G*H], and vectors
-[H] of the cell) of a cell with G gates, in their order. Any number of leading dimensions, which are models, if all have them. """
+[H] of the cell) of a cell with G gates, in their order. Any number of leading dimensions, which are models, if all have them, or heads, if all but x do. """
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..cases.case import Case
 from ..cases.inputs import KINDS, weight_names
 from ..instruments import timing
 from .interface import FEW_STEPS, Provider, Session
-from .sessions import Differentiated, cotangents_of, leaf, load, state_leaves, weight_leaves
+from .sessions import Differentiated, by_heads, cotangents_of, leaf, load, of_heads, state_leaves, weight_leaves
 
 State = tuple[Tensor, ...]
 Weights = tuple[Tensor, ...]
@@ -71,7 +71,7 @@ def over_layers(case: Case, recurrence: Recurrence, x: Any, state: State) -> tup
 
 
 class Loop(Provider):
-    """A Python loop over the steps of torch.nn.RNNCell, GRUCell or LSTMCell; of several models, whose cells do not batch, and of
+    """A Python loop over the steps of torch.nn.RNNCell, GRUCell or LSTMCell; of several models or heads, whose cells do not batch, and of
     cells that torch does not have, over the cell's own step with batched products."""
 
     name, label = "loop", "eager loop of RNNCell"
@@ -84,7 +84,7 @@ class Loop(Provider):
 
     def set_up(self, case: Case, inputs: dict[str, Tensor]) -> Session:
         name, options = torch_module(case.cell)
-        if case.models > 1 or not name:
+        if case.models * case.heads > 1 or not name:
             return of_formulas(case, inputs, by_formula(case))
         leaves = {"x": leaf(inputs["x"])} | state_leaves(inputs)
         cells = []
@@ -114,8 +114,15 @@ def by_formula(case: Case) -> Steps:
 def of_formulas(case: Case, inputs: dict[str, Tensor], steps: Steps) -> Session:
     """Layers of `steps`, of one model or of several at once"""
     leaves = {"x": leaf(inputs["x"])} | state_leaves(inputs) | weight_leaves(case, inputs)
-    weights = [tuple(leaves[name] for name in names) for names in weight_names(case)]
-    return _looped(case, leaves, cotangents_of(inputs), lambda k, x, state: steps(projected(x, weights[k]), state, weights[k]))
+    several = case.heads > 1
+    weights = [tuple(by_heads(case, name, leaves[name]) if several else leaves[name] for name in names) for names in weight_names(case)]
+
+    def recurrence(k: int, x: Tensor, state: State) -> tuple[Tensor, State]:
+        state = tuple(by_heads(case, "h0", s) for s in state) if several else state
+        y, last = steps(projected(x, weights[k]), state, weights[k])
+        return (of_heads(y), tuple(map(of_heads, last))) if several else (y, last)
+
+    return _looped(case, leaves, cotangents_of(inputs), recurrence)
 
 
 def _looped(case: Case, leaves: dict[str, Tensor], cotangents: Any, recurrence: Any, modules: Any = ()) -> Differentiated:

@@ -16,24 +16,18 @@ from rnn_triton.plan.problem import plan_fields
 
 from ..cases.case import Case
 from ..cases.estimate import launches
+from ..cases.inputs import lengths_of
 from .interface import Provider, Session
-from .sessions import (
-    Differentiated,
-    ModuleSession,
-    cotangents_of,
-    leaf,
-    module_of,
-    state_leaves,
-    weight_leaves,
-)
+from .sessions import Differentiated, ModuleSession, cotangents_of, leaf, module_of, state_leaves, weight_leaves
 
 
 class Ours(Provider):
-    """rnn_triton.RNN, GRU, LSTM or Recurrent; several models by torch.func, as one call with stacked weights."""
+    """rnn_triton.RNN, GRU, LSTM or Recurrent, with heads and lengths; several models by torch.func, as one call with stacked weights."""
 
     name = label = "rnn_triton"
     compiles = True
     options: dict[str, Any] = {}  # of the module
+    packs = False  # where lengths differ; else it is told them
 
     def version(self) -> str | None:
         return rnn_triton.__version__
@@ -46,12 +40,15 @@ class Ours(Provider):
         if not hasattr(rnn_triton, name):
             return f"rnn_triton has no {name}"
         if case.models > 1 and case.lengths != "full":
-            return "torch.func.vmap takes no PackedSequence"
+            return "sequences of different lengths of several models: the gate has no reference for them"
         return ""
 
     def set_up(self, case: Case, inputs: dict[str, Tensor]) -> Session:
-        module = module_of(rnn_triton, case, inputs["x"], **self.options)
-        return ModuleSession(module, inputs, case) if case.models == 1 else stacked(case, module, inputs)
+        module = module_of(rnn_triton, case, inputs["x"], heads=case.heads, **self.options)
+        if case.models > 1:
+            return stacked(case, module, inputs)
+        padded = case.lengths != "full" and not self.packs
+        return ModuleSession(module, inputs, None, lengths=lengths_of(case).to(inputs["x"].device)) if padded else ModuleSession(module, inputs, case)
 
     def plan(self, case: Case, device: torch.device) -> dict[str, Any] | None:
         return plans_on(case, hardware.of(device))
@@ -78,6 +75,16 @@ class OurLayers(Ours):
     def plan(self, case: Case, device: torch.device) -> dict[str, Any] | None:
         with rnn_triton.overriding(recurrences=1):
             return super().plan(case, device)
+
+
+class OurPacked(Ours):
+    """The same module on a PackedSequence, as who comes from torch.nn has it: what copying to padded rows and back costs."""
+
+    name, label = "rnn_triton-packed", "rnn_triton, packed input"
+    packs = True
+
+    def unsupported(self, case: Case) -> str:
+        return "sequences of one length: the same as rnn_triton" if case.lengths == "full" else super().unsupported(case)
 
 
 class OurRecompute(Ours):

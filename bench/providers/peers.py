@@ -22,7 +22,7 @@ from ..cases.case import Case
 from ..cases.inputs import weight_names
 from . import loops
 from .interface import Provider, Result, Session
-from .sessions import Differentiated, cotangents_of, leaf, load, state_leaves, weight_leaves
+from .sessions import Differentiated, by_heads, cotangents_of, leaf, load, of_heads, state_leaves, weight_leaves
 
 
 def lying(value: Tensor, *order: int) -> Tensor:
@@ -34,13 +34,14 @@ def lying(value: Tensor, *order: int) -> Tensor:
 class Layerwise(Differentiated):
     """A session of a library that knows one layer in one direction: `recurrences` for each layer and direction.
 
-    A model's hidden state is a head of such a library: x[M,T,B,I], h[M,B,H]; M = 1 for the only model of a case."""
+    A model's hidden state, or that of a head, is a head of such a library: x[M,T,B,I], h[M,B,H]; M = 1 for the only model of a case, and
+    for x and y of heads, which all read x."""
 
     def __init__(self, case: Case, inputs: dict[str, Tensor], order: tuple[int, ...]):
         """`order` in which the library has the dimensions of a sequence [M,T,B,H] in memory."""
         self.case, self.inputs = case, inputs
         self.weights: list[dict[str, Tensor]] = []
-        tensors = {name: self.with_models(value) for name, value in inputs.items()}
+        tensors = {name: self.with_models(name, value) for name, value in inputs.items()}
         sequences = {name: lying(tensors[name], *order) for name in ("x", "dy")}
         leaves = {"x": leaf(sequences["x"])} | state_leaves(tensors)
         for k, names in enumerate(weight_names(case)):
@@ -49,10 +50,21 @@ class Layerwise(Differentiated):
             self.weights.append(found)
         cotangents = [sequences["dy"], *cotangents_of(tensors)[1:]]
         states = tuple(leaves[name] for name in ("h0", "c0") if name in leaves)
-        super().__init__(lambda: loops.over_layers(case, self.recurrence, leaves["x"], states), leaves, cotangents, precision=case.precision)
 
-    def with_models(self, value: Tensor) -> Tensor:
-        return value if self.case.models > 1 else value[None]
+        def whole(k: int, x: Tensor, state: loops.State) -> tuple[Tensor, loops.State]:
+            y, last = self.recurrence(k, x, state)
+            return of_heads(y)[None] if case.heads > 1 else y, last  # which the next layer reads in all heads
+
+        super().__init__(lambda: loops.over_layers(case, whole, leaves["x"], states), leaves, cotangents, precision=case.precision)
+
+    def with_models(self, name: str, value: Tensor) -> Tensor:
+        return value if self.case.models > 1 else value[None] if name in ("x", "dy") else by_heads(self.case, name, value)
+
+    def without(self, name: str, value: Tensor) -> Tensor:
+        """A result as the case has it"""
+        if self.case.models > 1 or (self.case.heads > 1 and name.startswith("dweight_hh")):
+            return value
+        return of_heads(value) if name in ("hn", "cn", "dh0", "dc0") else value.flatten(0, 1)
 
     def convert(self, weights: list[Tensor]) -> dict[str, Tensor]:
         """The library's weights from w_ih[M,G*H,I], w_hh[M,G*H,H], b_ih[M,G*H], b_hh[M,G*H]."""
@@ -70,18 +82,18 @@ class Layerwise(Differentiated):
         """[T,B,M,N], or [B,T,M,N], of x[M,T,B,I], weight[M,N,I] and bias[M,N]."""
         rows = x.transpose(1, 2) if batch_first else x  # as it lies in memory
         if len(rows) == 1:
-            return torch.nn.functional.linear(rows[0], weight[0], None if bias is None else bias[0]).unsqueeze(2)
+            out = torch.nn.functional.linear(rows[0], weight.flatten(0, 1), None if bias is None else bias.flatten())
+            return out.unflatten(2, (len(weight), -1))
         flat = rows.flatten(1, 2)
         out = flat @ weight.mT if bias is None else torch.baddbmm(bias.unsqueeze(1), flat, weight.mT)
         return out.unflatten(1, rows.shape[1:3]).permute(1, 2, 0, 3)
 
     def forward(self) -> tuple[Tensor, Tensor]:
         y, hn = super().forward()
-        return (y, hn) if self.case.models > 1 else (y[0], hn[0])
+        return self.without("y", y), self.without("hn", hn)
 
     def train(self) -> dict[str, Any]:
-        found = super().train()
-        return found if self.case.models > 1 else {name: value[0] for name, value in found.items()}
+        return {name: self.without(name, value) for name, value in super().train().items()}
 
     def gradients(self, y: Tensor, states: tuple[Tensor, ...]) -> dict[str, Tensor]:
         found = super().gradients(y, states)
@@ -128,7 +140,7 @@ class _FlashRNN(Layerwise):
         flashrnn = importlib.import_module("flashrnn")
         dtype = {torch.bfloat16: "bfloat16", torch.float16: "float16"}.get(inputs["x"].dtype, "float32")
         config = flashrnn.FlashRNNConfig(
-            backend=backend, function=FUNCTIONS[case.cell], head_dim=case.H, num_heads=case.models,
+            backend=backend, function=FUNCTIONS[case.cell], head_dim=case.H // case.heads, num_heads=case.models * case.heads,
             batch_size=case.B, dtype=dtype, input_shape="TBGHD", output_shape="STBHD",
         )  # fmt: skip
         self.function = functools.partial(flashrnn.flashrnn, config=config)
@@ -150,7 +162,7 @@ class _FlashRNN(Layerwise):
         return W, _by_gate(R).roll(-1, 1).flatten(1, 2), torch.cat([r, z, xn], 1), torch.cat([r, z, hn], 1)
 
     def recurrence(self, k: int, x: Tensor, state: loops.State) -> tuple[Tensor, loops.State]:
-        w, H = self.weights[k], self.case.H
+        w, H = self.weights[k], self.case.H // self.case.heads
         Wx = self.projected(x, w["W"], None, batch_first=self.steps == 1).unflatten(3, (-1, H)).transpose(2, 3)
         R, b = (w[name].unflatten(1, (-1, H)).transpose(0, 1) for name in ("R", "b"))
         before = torch.stack([s.transpose(0, 1) for s in state]).unsqueeze(1 + self.steps)
@@ -166,7 +178,7 @@ def _by_gate(weight: Tensor) -> Tensor:
 class FlashRNN(Library):
     """FlashRNN (arXiv 2412.07752), its fused CUDA kernels, built by nvcc for each shape when they are first used.
 
-    Models are its heads. It copies the recurrent weights into its own layout in every call, whatever it is given."""
+    Models and heads are its heads. It copies the recurrent weights into its own layout in every call, whatever it is given."""
 
     name, label = "flashrnn", "FlashRNN (fused CUDA)"
     package, module = "flashrnn", "flashrnn"
@@ -214,7 +226,7 @@ class _XMA(Layerwise):
 class XMA(Library):
     """XMA (accelerated-model-architectures), its Triton kernel for a tanh RNN: a program for each head and batch tile.
 
-    Models are its heads. Its GRU is another function than torch's: the reset gate is applied before the product with the state, not after it."""
+    Models and heads are its heads. Its GRU is another function than torch's: the reset gate is applied before the product with the state, not after it."""
 
     name, label = "xma", "XMA (Triton)"
     package, module = "accelerated-model-architectures", "xma"
@@ -232,7 +244,7 @@ class XMA(Library):
     def refused(self, case: Case) -> Iterator[tuple[bool, str]]:
         why = "XMA's recurrent cells are a tanh RNN and a GRU whose reset gate acts before the recurrent product, torch's after it"
         yield case.cell != "elman_tanh", why
-        yield case.H > self.most_H, f"XMA holds W_hh in the registers of one CTA: H up to {self.most_H}, got {case.H}"
+        yield case.H > self.most_H * case.heads, f"XMA holds W_hh in the registers of one CTA: H up to {self.most_H}, got {case.H // case.heads}"
 
 
 class _FlagGems(Differentiated):
@@ -276,7 +288,7 @@ class FlagGems(Library):
 
     def refused(self, case: Case) -> Iterator[tuple[bool, str]]:
         yield not named(case.cell).aten, f"FlagGems stands in for torch's functions, and torch has none of {case.cell}"
-        yield case.models > 1, "FlagGems runs one model a call"
+        yield case.models * case.heads > 1, "FlagGems runs one model a call, of one head"
         yield case.cell != "lstm" and case.layers * case.directions > 1, "of FlagGems' functions lstm alone runs several layers or directions"
 
 
@@ -333,4 +345,4 @@ class TorchRL(Library):
         yield case.cell not in MODULES, "TorchRL has a GRU and an LSTM"
         yield case.dtype != "fp32", "TorchRL's Triton kernels take fp32"
         yield case.bidirectional, "TorchRL runs both directions by torch.nn, not by its Triton kernels"
-        yield case.models > 1, "TorchRL runs one model a call"
+        yield case.models * case.heads > 1, "TorchRL runs one model a call, of one head"

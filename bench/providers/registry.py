@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _INSIDE = {
     "rnn_triton": "ours:Ours", "rnn_triton-layers": "ours:OurLayers", "rnn_triton-recompute": "ours:OurRecompute",
+    "rnn_triton-packed": "ours:OurPacked",
     "cudnn": "torch_nn:TorchRNN", "cudnn-layers": "torch_nn:TorchLayers", "loop": "loops:Loop", "hoisted": "loops:Hoisted",
     "compile": "loops:Compiled", "graph": "loops:Graphed", "compile-graph": "loops:CompiledGraph", "flashrnn": "peers:FlashRNN",
     "xma": "peers:XMA", "flaggems": "peers:FlagGems", "torchrl": "peers:TorchRL",

@@ -62,17 +62,22 @@ class Differentiated:
         out = {"y": y.detach(), **{name: s.detach() for name, s in zip(("hn", "cn"), states)}}
         return out | {f"d{name}": gradient for name, gradient in gradients.items()}
 
-    def gradients(self, y: Tensor, states: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        found = torch.autograd.grad((y, *states), list(self.leaves.values()), self.cotangents)
-        return dict(zip(self.leaves, found))
+    def gradients(self, y: Tensor, states: tuple[Tensor, ...]) -> Result:
+        """By the names of leaves; those of NAME#0, NAME#1, ... as a list"""
+        found: Result = {}
+        for name, value in zip(self.leaves, torch.autograd.grad((y, *states), list(self.leaves.values()), self.cotangents)):
+            name, several, _ = name.partition("#")
+            found[name] = [*found.get(name, ()), value] if several else value
+        return found
 
 
 class ModuleSession(Differentiated):
     """A module with the interface and the parameters of torch.nn.RNN, GRU or LSTM, time-major.
 
-    `case`: needed where its lengths differ; sequences are then packed here, once, as a caller with cuDNN would."""
+    `case`: needed where its lengths differ; sequences are then packed here, once, as a caller with cuDNN would. `how`: further arguments
+    of a call."""
 
-    def __init__(self, module: torch.nn.Module, inputs: dict[str, Tensor], case: Case | None = None):
+    def __init__(self, module: torch.nn.Module, inputs: dict[str, Tensor], case: Case | None = None, **how: Any):
         self.module = module
         load(module, inputs)
         x, cotangents, whole = packed_inputs(case, inputs)
@@ -80,7 +85,7 @@ class ModuleSession(Differentiated):
         state = tuple(leaves[name] for name in ("h0", "c0") if name in leaves)
 
         def call() -> tuple[Tensor, tuple[Tensor, ...]]:
-            y, last = module(whole, state if len(state) > 1 else state[0])
+            y, last = module(whole, state if len(state) > 1 else state[0], **how)
             return y.data if isinstance(y, PackedSequence) else y, last if isinstance(last, tuple) else (last,)
 
         super().__init__(call, leaves | dict(module.named_parameters()), cotangents, (module,))
@@ -106,6 +111,20 @@ def state_leaves(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 def weight_leaves(case: Case, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """All parameters"""
     return {name: leaf(inputs[name]) for names in weight_names(case) for name in names}
+
+
+def by_heads(case: Case, name: str, value: Tensor) -> Tensor:
+    """[N,...] of a state or parameter of a case of N heads, a view"""
+    if name.startswith("weight_hh"):
+        return value if case.heads > 1 else value[None]
+    if name in ("h0", "c0", "dhn", "dcn"):
+        return value.unflatten(-1, (case.heads, -1)).movedim(-2, 0)
+    return value.unflatten(0, (case.heads, -1))
+
+
+def of_heads(value: Tensor) -> Tensor:
+    """[...,H] of [N,...,H/N]"""
+    return value.movedim(0, -2).flatten(-2)
 
 
 def cotangents_of(inputs: dict[str, Tensor]) -> list[Tensor]:

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import os
 import platform
+import re
 import subprocess
 import uuid
 from pathlib import Path
@@ -90,9 +91,8 @@ def describe(device: torch.device) -> dict[str, Any]:
 def _cpu() -> str | None:
     """The model of the CPU, which launches and waits"""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        if found := re.search(r"^model name\s*:\s*(.*?)\s*$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+            return found[1]
     return platform.processor() or None
 
 

@@ -33,23 +33,10 @@ class Row:
             raise AttributeError(f"a row has no {name}")
         return self.record.get(name.rstrip("_"))
 
-    @property
-    def us(self) -> Quantiles | None:
-        """Per call on the device"""
-        return measured(self.record, "device_us")
-
-    @property
-    def inaccurate_us(self) -> Quantiles | None:
-        """Per call on the device, of one whose gradients miss the tolerance, though by little: to be shown as that, and no more"""
-        return measured(self.record, "device_us", "inaccurate")
-
-    @property
-    def graph_us(self) -> Quantiles | None:
-        return measured(self.record, "graph_us")
-
-    @property
-    def wall_us(self) -> Quantiles | None:
-        return measured(self.record, "wall_us")
+    us = property(lambda self: measured(self.record, "device_us"))  # Quantiles or None, as the next three: per call on the device
+    inaccurate_us = property(lambda self: measured(self.record, "device_us", "inaccurate"))  # gradients miss the tolerance, though by little
+    graph_us = property(lambda self: measured(self.record, "graph_us"))
+    wall_us = property(lambda self: measured(self.record, "wall_us"))
 
     @property
     def wall_p99(self) -> float | None:

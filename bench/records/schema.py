@@ -21,7 +21,7 @@ from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origi
 from ..cases import suites
 from ..cases.case import Case
 
-SCHEMA = 6
+SCHEMA = 7
 TELEMETRY = ("sm_mhz", "memory_mhz", "power_w", "temperature_c")
 
 OURS = "rnn_triton"

@@ -13,6 +13,7 @@ from typing import Any
 
 from .. import command
 from ..cases.case import nearest
+from ..instruments.progress import Progress
 from ..records.rows import Row
 from ..records.schema import OURS
 from . import style
@@ -27,42 +28,53 @@ FLOATS = {"column": "figure", "text": "figure*", "page": "sidewaysfigure*"}  # o
 
 
 def draw(
-    rows: Sequence[Row], out: Path, names: Sequence[str] | None = None, paper: str = "text", axes: Iterable[str] = tuple(AXES),
-    say: Callable[[str], object] = str,
-) -> list[tuple[Page, list[Path]]]:  # fmt: skip
+    rows: Sequence[Row], out: Path, names: Sequence[str] | None = None, paper: str = "text", axes: Iterable[str] = tuple(AXES)
+) -> list[tuple[Page, list[Path]]]:
     """Every figure of `names` (all of FIGURES) the data allows, for one of style.PAPERS, as PNG, SVG and PDF in `out`, and their
-    captions in captions.md and captions.tex there; returns the pages with their files.  `say` is told each name.  Nothing to draw: no
-    files. ValueError for a name that is none."""
+    captions in captions.md and captions.tex there; returns the pages with their files.  Says on standard error how far it is; what is written
+    stays, whatever ends it.  Nothing to draw: no files. ValueError for a name that is none."""
     found: list[tuple[Page, list[Path]]] = []
     kind, tex, plain = FLOATS[paper], ["% needs graphicx, a page rotating; where this is read from another folder, \\graphicspath"], []
-    with style.context():
-        for page in pages(rows, names, paper, axes):
-            say(page.name)
-            found.append((page, style.save(page.figure, out / page.name)))
-            image = f"\\begin{{{kind}}}\n\\centering\n\\includegraphics{{{page.name}.pdf}}\n\\caption{{{latex_escape(page.caption)}}}\n"
-            tex.append(f"{image}\\label{{fig:{page.name}}}\n\\end{{{kind}}}\n")
-            plain.append(f"**{page.name}**: {page.caption}\n")
-            (out / "captions.tex").write_text("\n".join(tex), "utf-8")
-            (out / "captions.md").write_text("\n".join(plain), "utf-8")
+    units, axes = _units(rows, names), tuple(axes)
+    with style.context(), Progress("drawing", len(units), weights=[len(axes) if name in OVER_SIZES else 1 for name, *_ in units]) as progress:
+        for unit in units:
+            progress.now(unit[0])
+            for page in _pages(*unit, paper, axes):
+                progress.now(page.name)
+                found.append((page, style.save(page.figure, out / page.name)))
+                image = f"\\begin{{{kind}}}\n\\centering\n\\includegraphics{{{page.name}.pdf}}\n\\caption{{{latex_escape(page.caption)}}}\n"
+                tex.append(f"{image}\\label{{fig:{page.name}}}\n\\end{{{kind}}}\n")
+                plain.append(f"**{page.name}**: {page.caption}\n")
+                (out / "captions.tex").write_text("\n".join(tex), "utf-8")
+                (out / "captions.md").write_text("\n".join(plain), "utf-8")
+            progress.step()
     return found
 
 
 def pages(rows: Sequence[Row], names: Sequence[str] | None = None, paper: str = "text", axes: Iterable[str] = tuple(AXES)) -> Iterator[Page]:
     """The pages, drawn one after another inside style.context(), in the order of FIGURES. With several devices each has
     pages of its own, whose names begin with it.  `axes`: those of AXES that figures over a size are drawn for."""
+    for unit in _units(rows, names):
+        yield from _pages(*unit, paper, tuple(axes))
+
+
+def _units(rows: Sequence[Row], names: Sequence[str] | None) -> list[tuple[str, str, list[Row]]]:
+    """(name of a figure, what its pages begin with, the rows of a device)"""
     for name in names or ():
         if name not in FIGURES:
             raise ValueError(f"unknown figure {name!r}; {nearest(name, FIGURES)}")
     devices = by_device(rows)
-    for name in FIGURES if names is None else [name for name in FIGURES if name in names]:
-        for device, here in devices.items():
-            prefix = "" if len(devices) == 1 else f"{label(device)}-"
-            for page in FIGURES[name](here, style.PAPERS[paper], axes):
-                style.finish(page.figure, page.legend)
-                yield replace(page, name=prefix + page.name)
+    prefixes = {device: f"{label(device)}-" * (len(devices) > 1) for device in devices}
+    return [(name, prefixes[device], here) for name in FIGURES if names is None or name in names for device, here in devices.items()]
 
 
-FACTOR, SHAPES = 100.0, 60  # how far a profile goes; shapes on one page
+def _pages(name: str, prefix: str, rows: Sequence[Row], paper: str, axes: Sequence[str]) -> Iterator[Page]:
+    for page in FIGURES[name](rows, style.PAPERS[paper], axes):
+        style.finish(page.figure, page.legend)
+        yield replace(page, name=prefix + page.name)
+
+
+FACTOR, SHAPES, TURNED = 100.0, 60, 34  # how far a profile goes; shapes on one page, and on one turned on its side
 HIGH, GAP, SLOWER = 0.115, 0.5, "#f3e7dd"  # inches a shape; lines between groups; the ground where ours is
 
 
@@ -97,9 +109,9 @@ def profile(rows: Sequence[Row], width: float, axes: Iterable[str]) -> Iterator[
 def speedup(rows: Sequence[Row], width: float, axes: Iterable[str]) -> Iterator[Page]:
     """Dots: the speedup of every case of a suite, a line a shape with a dot an arithmetic, a panel a pass"""
     for suite, mine in by_suite([row for row in rows if row.provider == OURS]).items():
-        shapes = {shape_of(row): row.shape for row in mine if row.speedup}
-        for part in range(0, len(shapes), SHAPES):
-            chosen = list(shapes)[part : part + SHAPES]
+        shapes, most = {shape_of(row): row.shape for row in mine if row.speedup}, TURNED if width == style.PAPERS["page"] else SHAPES
+        for part in range(0, len(shapes), most):
+            chosen = list(shapes)[part : part + most]
             drawn = [row for row in mine if row.speedup and shape_of(row) in chosen]
             held, labels, new = words_of([shapes[name] for name in chosen])
             places = {name: i + GAP * sum(new[: i + 1]) for i, name in enumerate(chosen)}
@@ -126,7 +138,7 @@ def speedup(rows: Sequence[Row], width: float, axes: Iterable[str]) -> Iterator[
             note = f"Speedup {COMPARED}." + f" All have {held}." * bool(held)
             note += " Coloured lines: 95 % intervals." * any(row.speedup_interval for row in drawn)
             note += f" Cases of the suite without a speedup, for which the tables say why: {lacking}." * bool(lacking)
-            name = f"speedup-{label(suite)}" + f"-{part // SHAPES + 1}" * bool(part)
+            name = f"speedup-{label(suite)}" + f"-{part // most + 1}" * bool(part)
             yield Page(name, f"Speedup of {len({row.case for row in drawn})} cases, suite {suite}", note, caption(drawn), figure, legend)
 
 

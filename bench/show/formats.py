@@ -13,7 +13,6 @@ from itertools import zip_longest
 from ..records.rows import Row
 
 NONE = "-"
-
 Body = list[tuple[str, ...]]
 
 
@@ -36,8 +35,6 @@ class Table:
 
 
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?(x|%| s| MiB)?")
-
-
 WIDTH = 120  # characters of a terminal's line
 
 

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import argparse
-import functools
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..cases.case import choose
 from ..command import Answer, records_of
+from ..instruments.progress import Progress
 from ..records.rows import rows
 from . import figures, report, style, tables
 from .sweeps import AXES
 
 
 def make_report(records: Sequence[dict[str, Any]], out: Path, sections: Sequence[str] = ()) -> str:
-    """The HTML page with PDF figures and tables beside it; a line on what was written."""
+    """The HTML page with PDF figures and tables beside it, which are written before it; a line on what was written."""
     training = [r for r in records if r["kind"] == "training"]
     resources = [r for r in records if r["kind"] == "resources"]
-    page = report.html(rows(records), training, resources, out, sections)
-    beside = [f.name for f in tables.write(rows(records), out) if f.suffix != ".tex"]
+    found = rows(records)
+    with Progress("intervals of speedups", len(found)) as progress:
+        for row in found:
+            progress.now(row.case)
+            row.drawn  # takes long, and is kept
+            progress.step()
+    beside = [f.name for f in tables.write(found, out) if f.suffix != ".tex"]  # first, so that they are there whatever ends the figures
+    page = report.html(found, training, resources, out, sections)
     beside += ["tables/ (LaTeX)"] if beside else []
     if drawn := sorted({f.stem for f in (out / report.FOLDER).glob("*.pdf")}):
         beside.append(f"{report.FOLDER}/ ({', '.join(drawn)}; PDF, SVG and PNG)")
@@ -37,8 +42,7 @@ def figures_command(given: argparse.Namespace, out: Path, deadline: float) -> An
     found = [r for r in found if r.case in cases] if cases else found
     names, folder = given.only or (figures.OVER_SIZES if given.axis else None), out / report.FOLDER / given.paper
     try:
-        said = functools.partial(print, "drawing", file=sys.stderr, flush=True)
-        pages = figures.draw(found, folder, names, given.paper, given.axis or AXES, said)
+        pages = figures.draw(found, folder, names, given.paper, given.axis or AXES)
     except style.MissingMatplotlib as error:
         return f"no figures: {error}", []
     stems = ", ".join(sorted(page.name for page, _ in pages))

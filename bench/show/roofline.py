@@ -26,7 +26,7 @@ def flop(shape: dict[str, Any], pass_: str) -> float:
     """Floating-point operations of the products of a step, all layers, directions, gates and models; of packed sequences those
     of an average step, padding left out. Training: three times those of the forward pass (dh and dx, dW_hh and dW_ih)."""
     rows, inputs, outputs = _sizes(shape)
-    return 2.0 * rows * shape["H"] * (inputs * (1 + shape["bidirectional"]) + outputs) * len(named(shape["cell"]).gates) * (1 if pass_ == "fwd" else 3)
+    return 2.0 * rows * shape["H"] * (inputs * (1 + shape["bidirectional"]) + outputs / shape["heads"]) * len(named(shape["cell"]).gates) * (1 if pass_ == "fwd" else 3)
 
 
 def moved(shape: dict[str, Any], pass_: str, resident: bool) -> float:
@@ -34,7 +34,7 @@ def moved(shape: dict[str, Any], pass_: str, resident: bool) -> float:
     dy, and what the cell keeps out and in. Where W_hh is not `resident` on chip it is read besides, once each way."""
     rows, inputs, outputs = _sizes(shape)
     cell, times = named(shape["cell"]), 1 if pass_ == "fwd" else 2
-    weights = 0 if resident else shape["models"] * outputs * shape["H"] * len(cell.gates) * times
+    weights = 0 if resident else shape["models"] * outputs * shape["H"] // shape["heads"] * len(cell.gates) * times
     values = inputs + outputs if pass_ == "fwd" else 3 * (inputs + outputs) + 2 * cell.kept * outputs
     return (4 if shape["dtype"] == "fp32" else 2) * (rows * values + weights)
 

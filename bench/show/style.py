@@ -5,6 +5,7 @@ figures give equal files.  matplotlib is imported when something is drawn."""
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import textwrap
 import zlib
@@ -15,7 +16,7 @@ from typing import Any
 from ..records.schema import OURS
 
 SUFFIXES, DPI = (".png", ".svg", ".pdf"), 150
-PAPERS = {"column": 3.35, "text": 7.0, "page": 9.0}  # inches: a column of two, both, a page turned on its side
+PAPERS = {"column": 3.35, "text": 7.0, "page": 9.0}  # inches: a column of two, both, a page turned on its side, which is 6.2 high
 PANEL = 1.6  # inches, the least width of a panel with its share of the labels
 Style = dict[str, Any]
 
@@ -30,12 +31,13 @@ ARITHMETIC: dict[str, Style] = {
     "fp32 (IEEE)": _look("#333333", "D", ":"),
 }  # fmt: skip
 _BLUE, _RED, _GREEN = "#0072B2", "#D55E00", "#009E73"
-# provider -> (its name in figures, its style), wherever it is drawn
+# provider -> (its name in figures, its style), wherever it is drawn; hollow marks of peers mean that they are inaccurate (panels.py)
 PROVIDERS: dict[str, tuple[str, Style]] = {
     OURS: ("rnn_triton", _look(_BLUE, "o", "-", linewidth=1.8)), "cudnn": ("cuDNN", _look(_RED, "s", "--")),
     "rnn_triton-layers": ("rnn_triton, by layer", _look(_BLUE, "o", ":", markerfacecolor="white")),
     "rnn_triton-recompute": ("rnn_triton, recompute", _look(_BLUE, "D", "--", markerfacecolor="white")),
-    "cudnn-layers": ("cuDNN, by layer", _look(_RED, "d", "-.", markerfacecolor="white")),
+    "rnn_triton-packed": ("rnn_triton, packed", _look(_BLUE, "s", (0, (3, 1)), markerfacecolor="white")),
+    "cudnn-layers": ("cuDNN, by layer", _look(_RED, "d", "-.")),
     "flashrnn": ("FlashRNN", _look("#56B4E9", "P", "-")), "xma": ("XMA", _look("#CC79A7", "v", (0, (6, 1, 1, 1)))),
     "graph": ("CUDA graph of loop", _look("#000000", "X", (0, (1, 1)))),
     "compile": ("torch.compile of loop", _look(_GREEN, "^", (0, (3, 1, 1, 1, 1, 1)))),
@@ -173,5 +175,6 @@ def save(figure: Any, stem: Path) -> list[Path]:
     stem.parent.mkdir(parents=True, exist_ok=True)
     files = [stem.with_name(stem.name + suffix) for suffix in SUFFIXES]
     for file, dates in zip(files, (("Software",), ("Date",), ("CreationDate", "ModDate"))):
-        figure.savefig(file, dpi=DPI, metadata=dict.fromkeys(dates))
+        figure.savefig(whole := io.BytesIO(), format=file.suffix[1:], dpi=DPI, metadata=dict.fromkeys(dates))
+        file.write_bytes(whole.getvalue())  # at once: who interrupts finds no half of a file
     return files

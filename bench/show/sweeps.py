@@ -13,7 +13,8 @@ from .rows_in_words import arithmetic
 # axis -> (the field that varies, the label of the axis)
 AXES = {
     "H": ("H", "hidden size H"), "B": ("B", "batch B"), "T": ("T", "time steps T"), "L": ("layers", "layers L"),
-    "models": ("models", "independent models"), "head": ("H", "head dimension"),
+    "models": ("models", "independent models"), "heads": ("heads", "heads of a layer"),
+    "head": ("H", "head dimension"),
 }  # fmt: skip
 LEAST_POINTS, MOST_SWEEPS = 3, 3  # of a sweep and of a line, for fewer show no course; side by side
 NAMES = {"elman_tanh": "Elman", "elman_relu": "Elman relu", "leaky_tanh": "leaky", "leaky_relu": "leaky relu", "gru": "GRU", "lstm": "LSTM"}
@@ -39,13 +40,13 @@ class Sweep:
 
 def in_words(held: dict[str, Any], always: Sequence[str] = ()) -> list[str]:
     """Sizes in words, what goes without saying left out unless its name is in `always`: ["LSTM", "B 16", "T 512"]"""
-    usual = {"cell": (USUAL,), "lengths": ("full",), "layers": (1,), "bidirectional": (False,), "I": ("H", held.get("H")), "models": (1,)}
-    forms = {"cell": "{}", "lengths": "{} lengths", "layers": "L {}", "bidirectional": "both directions", "models": "{} models"}
+    usual = {"cell": (USUAL,), "lengths": ("full",), "layers": (1,), "bidirectional": (False,), "I": ("H", held.get("H")), "models": (1,), "heads": (1,)}
+    forms = {"cell": "{}", "lengths": "{} lengths", "layers": "L {}", "bidirectional": "both directions", "models": "{} models", "heads": "{} heads"}
     said = [(name, held[name]) for name in ORDER if name in held and (name in always or held[name] not in usual.get(name, ()))]
     return [str(value) if " x " in str(value) else forms.get(name, f"{name} {{}}").format(NAMES.get(value, value)) for name, value in said]
 
 
-ORDER = ("cell", "lengths", "layers", "bidirectional", "H", "I", "B", "T", "models")  # what a list of cases varies last comes last
+ORDER = ("cell", "lengths", "layers", "bidirectional", "H", "I", "B", "T", "heads", "models")  # what a list of cases varies last comes last
 
 
 def words_of(shapes: Sequence[dict[str, Any]]) -> tuple[str, list[str], list[bool]]:

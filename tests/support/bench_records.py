@@ -78,7 +78,7 @@ def suite(name, providers=("rnn_triton", "cudnn"), wrong=(), left_out=(), slow=(
 
 # provider -> its time over ours, about
 EVERYONE = {
-    "rnn_triton": 1.0, "rnn_triton-layers": 0.8, "rnn_triton-recompute": 0.6, "cudnn": 1.7, "cudnn-layers": 1.9, "loop": 17.0, "compile": 6.0,
+    "rnn_triton": 1.0, "rnn_triton-layers": 0.8, "rnn_triton-recompute": 0.6, "rnn_triton-packed": 1.1, "cudnn": 1.7, "cudnn-layers": 1.9, "loop": 17.0, "compile": 6.0,
     "graph": 3.0, "flashrnn": 1.4, "xma": 1.2, "flaggems": 4.0, "torchrl": 3.0, "someones-own": 2.0,
 }  # fmt: skip
 
@@ -86,7 +86,7 @@ EVERYONE = {
 def _supports(provider, case):
     gated, plain = case.cell in ("gru", "lstm"), case.layers == 1 and not case.bidirectional and case.lengths == "full"
     return {
-        "rnn_triton-layers": not plain, "cudnn-layers": not plain, "rnn_triton-recompute": gated, "flashrnn": plain,
+        "rnn_triton-packed": case.lengths != "full", "rnn_triton-layers": not plain, "cudnn-layers": not plain, "rnn_triton-recompute": gated, "flashrnn": plain,
         "xma": plain and not gated and case.H <= 512, "flaggems": case.models == 1, "torchrl": gated and case.dtype == "fp32",
         "cudnn": not case.cell.startswith("leaky"),
     }.get(provider, True)  # fmt: skip
