@@ -1,7 +1,7 @@
-"""Random calls of the modules beside torch.nn's, see support/fuzz.py."""
+"""Random calls of the modules beside torch.nn's, see support/fuzz.py, and with lengths and resets, see support/sequence_fuzz.py."""
 
 import pytest
-from support import fuzz
+from support import fuzz, sequence_fuzz
 
 import rnn_triton
 
@@ -28,6 +28,19 @@ def test_kernels_as_torch(first, monkeypatch):
     for number in range(first, first + 15):
         fuzz.check(number, kernels=True)
     assert set(launched) == set(range(first, first + 15))  # every case went through a kernel
+
+
+@pytest.mark.parametrize("first", [0, *[pytest.param(n, marks=pytest.mark.long) for n in range(60, 600, 60)]])
+def test_sequences_as_the_reference(first):
+    for number in range(first, first + 60):
+        sequence_fuzz.check(number)
+
+
+@pytest.mark.interpret
+@pytest.mark.parametrize("first", [0, *[pytest.param(n, marks=pytest.mark.long) for n in range(4, 60, 4)]])
+def test_sequences_by_the_kernels(first):
+    for number in range(first, first + 4):
+        sequence_fuzz.check(number, kernels=True)
 
 
 def test_cases_are_what_they_are_meant_to_be():
