@@ -302,6 +302,19 @@ def test_bfi_shf_lop3():
     assert (r == ((a & b) ^ c)).all()  # 0xF0 & 0xCC ^ 0xAA
 
 
+@pytest.mark.parametrize("operation", ["add", "min", "max"])
+@pytest.mark.parametrize("kind", [np.int32, np.uint32])
+def test_redux_and_relu(operation, kind):
+    a = RNG.integers(0, 2**32, 64, dtype=np.uint64).astype(np.uint32).view(kind)
+    letter = "s" if kind is np.int32 else "u"
+    r = elementwise(f"redux.sync.{operation}.{letter}32 %r60, %r10, -1;", [a.view(np.uint32)])
+    combine = {"add": lambda v: sum(v) % 2**32, "min": min, "max": max}[operation]
+    assert [int(v) for v in r] == [combine(map(int, warp)) % 2**32 for warp in a.reshape(2, 32) for _ in range(32)]
+    if kind is np.int32 and operation != "add":
+        r = elementwise(f"{operation}.relu.s32 %r60, %r10, 7;", [a.view(np.uint32)])
+        assert [int(v) for v in r] == [max(0, combine((int(v), 7))) for v in a]
+
+
 @pytest.mark.parametrize("mode, b", [("idx", 5), ("up", 3), ("down", 7), ("bfly", 16), ("bfly", 9)])
 @pytest.mark.parametrize("width", [32, 8])
 def test_shfl(mode, b, width):

@@ -330,12 +330,13 @@ class _Writer:
 
     def _minmax(self, ins: Instruction, o: Any, which: str) -> None:
         ty = self._type(ins)
-        self.no_modifiers(ins, ("NaN", "ftz"))
+        self.no_modifiers(ins, ("NaN", "ftz", "relu") if ty == "s32" else ("NaN", "ftz"))
         if ty in ("f16", "bf16", "f16x2", "bf16x2"):
             name = f"np.{which}imum" if "NaN" in ins.parts else f"np.f{which}"
             return self._half(ins, ty, f"{name}({{0}}, {{1}})", o[1:3])
         name = f"np.{which}imum" if ty[0] != "f" or "NaN" in ins.parts else f"np.f{which}"
-        self.plain(ins, f"{name}({self.v(o[1], ty)}, {self.v(o[2], ty)})", ty, *o[1:])
+        value = f"{name}({self.v(o[1], ty)}, {self.v(o[2], ty)})"
+        self.plain(ins, f"np.maximum({value}, 0)" if "relu" in ins.parts else value, ty, *o[1:])
 
     def i_min(self, ins: Instruction, o: Any) -> None:
         self._minmax(ins, o, "min")
@@ -745,6 +746,13 @@ class _Writer:
         self.write(ins, first, "t", "b32")
         if isinstance(d, Pair):
             self.write(ins, d.second, "t1", "pred")
+
+    def i_redux(self, ins: Instruction, o: Any) -> None:
+        _, _, operation, ty = ins.parts
+        if operation not in ("add", "min", "max") or ty not in ("s32", "u32"):  # of all threads, as shfl
+            raise UnknownOpcode("form of redux")
+        a = self._array(self.v(o[1], ty), o[1])
+        self.write(ins, o[0], f"G.redux({operation!r}, {a}, {self.guard(ins)}, {self.keep(ins)})", ty)
 
     def i_vote(self, ins: Instruction, o: Any) -> None:
         if ins.parts[1:3] != ("sync", "ballot"):

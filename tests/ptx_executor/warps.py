@@ -51,6 +51,11 @@ class Warps(SharedMemory):
         bits = (p.reshape(-1, 32).astype(U8) << np.arange(32, dtype=U8)).sum(1).astype(U4)
         return np.repeat(bits, 32)
 
+    def redux(self, operation: str, a: np.ndarray, q: Any, ins: Any) -> np.ndarray:
+        self.converged(q, ins)
+        combine: Any = {"add": np.add, "min": np.minimum, "max": np.maximum}[operation]
+        return np.repeat(combine.reduce(a.reshape(-1, 32), axis=1, dtype=a.dtype), 32)
+
     def elect(self, q: Any) -> tuple[np.ndarray, np.ndarray]:
         self.converged(q, self.launch.program.code[0])
         return np.zeros(self.N, U4), self.lane % 32 == 0
