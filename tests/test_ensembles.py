@@ -257,7 +257,7 @@ def test_a_crowded_chip_takes_tiles_of_16(kind, device, monkeypatch):
     monkeypatch.setattr(dispatch.hardware, "of", lambda d: dataclasses.replace(of(d), sms=4))
     dispatch._launch_for.cache_clear()
     try:
-        call = (19, 40, 24, KINDS[kind][0], None, "elman_tanh", torch.device(device))  # three tiles of 8, six of two models
+        call = (19, 40, 24, KINDS[kind][0], None, "elman_tanh", (), torch.device(device))  # three tiles of 8, six of two models
         assert dispatch._launch_for(("forward", *call), ()).plan.block_b == 8
         assert dispatch._launch_for(("forward", M, *call), ()).plan.block_b == 16
         check(kind, members(kind, 1, 19, 40, 24, device))
