@@ -200,6 +200,8 @@ def one_cta(
         two_chains = True  # one spills where H is padded (relu, Triton 3.6)
     if problem.dtype == "fp64" and h_pad == form.h_max and device.capability not in (80, 90):
         two_chains = True  # one spills where Triton does not use DMMA
+    if bundle.linked and problem.direction == "forward" and problem.precision == "tf32" and h_pad == 128 and device.capability >= 100:
+        two_chains = False  # two spill a register
     weights = f"{h_pad * h_pad * SIZES[problem.dtype] / 1024:.3g} KB as padded to {h_pad} units"
     held = "registers and shared memory" if form.formulation == "fma" else "registers"
     where = _HOMES[home] + f" (no room for I={problem.I} beside W_hh)" * (home == "gemm")
