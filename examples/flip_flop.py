@@ -79,7 +79,7 @@ def draw(result: dict[str, Any], path: str) -> None:
         axes.plot(result["output"][:, 0, bit], color="#1f77b4", label="output")
         axes.set(ylabel=f"bit {bit + 1}", ylim=(-2, 2))
     axes.set_xlabel("step (a quarter of tau)")
-    axes.legend(loc="lower right", fontsize=8)
+    axes.legend(loc="upper right", fontsize=8)
     states, target = result["states"][5:].flatten(0, 1), result["target"][5:].flatten(0, 1)
     centered = states - states.mean(0)
     plane = centered @ torch.linalg.svd(centered, full_matrices=False).Vh[:2].T
