@@ -151,7 +151,7 @@ def _network(T: int, problem: Problem, device: Device, layers: int, bidirectiona
             why = "layers share a launch in bf16, fp16, tf32 and tf32x3"
         lines.append(f"{len(parts)} launches, because {why}.")
     if problem.models == 1 and any(bundle.count > 1 for bundle in sharing):
-        lines.append("Packed sequences, ensembles, and dropout under torch.func take a launch for each layer and direction.")
+        lines.append("Ensembles, and dropout under torch.func, take a launch for each layer and direction.")
     return lines + _fewer(device)
 
 
