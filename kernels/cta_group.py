@@ -42,8 +42,7 @@ with a part for each lane are numbered by layer, whichever way the lanes run.
 Nobody waits for a later lane, and out of a layer is written once per step and never again: a lane may run ahead of the
 next one, or that one fall behind, by any number of steps, and nothing is overrun.
 
-Rows may end before step T (HAS.lengths) or begin anew at a step.  A word of each turn says whether a row begins anew, or has its first
-step (HAS.events, events.py); a turn without either goes around what follows from it.  A row that is not live publishes zeros and stores nothing
+Rows may end before step T (HAS.lengths) or begin anew at a step (HAS.reset).  A row that is not live publishes zeros and stores nothing
 of what it carries; its last state is read behind the last step from its own last step.  A row that begins anew is gathered from
 `restart`, and from `first` in its first step, where time runs down: its address alone is selected.  Backward all rows are
 gathered, and a select behind the sum over warps leaves out what does not follow.
@@ -67,7 +66,6 @@ import triton
 import triton.language as tl
 
 from .dropout import drop_input, drop_products, kept_scale
-from .events import is_event, kept_apart, rows_of_word
 from .exchange import (
     LINE,
     NAN,
@@ -210,8 +208,8 @@ def cta_group(
     kept_ptr,  # [N, T, B, kept tiles, ROW] where HAS.kept: written forward, a stream backward
     vectors_ptr,  # fp32 [N, vectors, ROW] where there are any
     lengths_ptr,  # int32 [B], the same of all lanes, where HAS.lengths: how many steps a row has
-    events_ptr,  # int64 [T, batch tiles + 1], of several directions [N, ..], where HAS.events: events.py, of groups
-    restart_ptr,  # as first, which then is there, too, where HAS.restart, of the forward pass: what s is before a row begins anew
+    reset_ptr,  # int32 [T + 2, B], of several directions [N, T + 2, B], where HAS.reset: 1 in row t + 1 where step t does not follow the one before it
+    restart_ptr,  # as first, which then is there, too, where HAS.reset in the forward pass: what s is before such a step
     restart_carried_ptr,  # and what is carried, as carried
     T,
     B,
@@ -322,8 +320,8 @@ def cta_group(
             restart_ptr += layer * step_s if LINKED else lane * ROW
             if CARRIED > 0:
                 restart_carried_ptr += layer * (CARRIED * tile_c)
-        if HAS.events and not LINKED:
-            events_ptr += lane * (T * tiles.to(tl.int64))
+        if HAS.reset and not LINKED:
+            reset_ptr += lane * ((T + 2) * B.to(tl.int64))
         kept_ptr += layer * (T * step_k)
         vectors_ptr += layer * (VECTORS * ROW)
     if DROPOUT:
@@ -374,9 +372,12 @@ def cta_group(
         kept_t = kept_ptr + t_first * step_k + row0 * (KEPT * ROW)
         kept_raw = _load_tiles(kept_t, KEPT * ROW, (rows, True, unit0), KEPT, False, SHAPE, TILE)
 
-    if HAS.events:
-        events_ptr += (group * (tiles // groups) + tl.minimum(group, tiles % groups)) * T.to(tl.int64)
-        next_word = tl.load(events_ptr)
+    if HAS.reset:  # of the rows of a tile, in each layout in which they are asked for
+        step_reset = B.to(tl.int64)
+        reset_t = reset_ptr + ((t_first + 1) * step_reset + row0)
+        cut = of_rows(reset_t, own_rows, rows)
+        cut_gathered = of_rows(reset_t, gathered_rows(rows, TILE), rows)
+        cut_column = of_rows(reset_t, columns, rows)
 
     error = tl.load(error_ptr, volatile=True)
     published_at = cycle()
@@ -452,56 +453,27 @@ def cta_group(
         alone = step == 0  # with no state before it
         alone_column = step == 0
         if HAS.lengths:
-            live = t < of_rows(lengths_ptr + row0, own_rows, rows)
+            lengths = of_rows(lengths_ptr + row0, own_rows, rows)
+            live = t < lengths
+            if not FIRST_IS_STATE:
+                alone = t == reverse * (lengths - 1)
+                alone_column = t == reverse * (of_rows(lengths_ptr + row0, columns, rows) - 1)
         if HAS.first and not FIRST_IS_STATE:
-            dhn = load_own(first_ptr + row0 * ROW_S, ROW_S, (rows, step == 0, unit0), False, SHAPE, TILE)
+            dhn = load_own(first_ptr + row0 * ROW_S, ROW_S, (rows, alone, unit0), False, SHAPE, TILE)
             u = add_halves(u, 0, own_tile(dhn, False, TILE))
-        # where s_{t-1} and what is carried lie, and is that given, or does the step follow on nothing?
-        before = out_ptr + ((t - dt) * step_words + row0 * ROW_WORDS)
-        given = step < 0
-        first_words = first_ptr.to(tl.pointer_type(tl.int32), bitcast=True) + row0 * ROW_WORDS
-        if HAS.first and FIRST_IS_STATE:
-            before = tl.where(step > 0, before, first_words)
-            given = step == 0
-        carried_t = carried_ptr + row0 * ROW
-        follows = True
-        if HAS.events:
-            word = next_word
-            events_ptr += 1
-            next_word = tl.load(events_ptr)
-            if FIRST_IS_STATE:
-                before += tl.zeros_like(gathered_rows(rows, TILE))
-                if HAS.restart and CARRIED > 0:
-                    carried_t += tl.zeros_like(own_rows)
-            else:
-                alone = (step == 0) & (own_rows >= 0)
-                alone_column = (step == 0) & (columns >= 0)
-                follows = own_rows >= 0
-            if is_event(word):
-                nothing = kept_apart(dt * dt)
-                word |= nothing
-                at = t + nothing
-                if FIRST_IS_STATE:
-                    if HAS.lengths and HAS.first:
-                        steps = of_rows(lengths_ptr + row0, gathered_rows(rows, TILE), rows)
-                        before = tl.where((steps > 0) & (at == reverse * (steps - 1)), first_words, before)
-                    if HAS.restart:
-                        restart_words = restart_ptr.to(tl.pointer_type(tl.int32), bitcast=True) + row0 * ROW_WORDS
-                        before = tl.where(rows_of_word(word, gathered_rows(rows, TILE)), restart_words, before)
-                        if CARRIED > 0:
-                            carried_t = tl.where(rows_of_word(word, own_rows), restart_carried_ptr + row0 * ROW, carried_t)
-                elif step > 0:  # step 0 follows on nothing anyhow, but for what is carried
-                    anew = rows_of_word(word, own_rows)
-                    follows = anew == 0
-                    alone = anew
-                    alone_column = rows_of_word(word, columns)
-                    if HAS.lengths:
-                        begins = at == reverse * (of_rows(lengths_ptr + row0, own_rows, rows) - 1)
-                        alone = alone | begins
-                        alone_column = alone_column | (at == reverse * (of_rows(lengths_ptr + row0, columns, rows) - 1))
-                        if HAS.first:
-                            dhn = load_own(first_ptr + row0 * ROW_S, ROW_S, (rows, begins, unit0), False, SHAPE, TILE)
-                            u = add_halves(u, 0, own_tile(dhn, False, TILE))
+        follows = True  # does the step read what the one before it has carried?
+        if HAS.reset:
+            anew = cut != 0
+            anew_gathered = cut_gathered != 0
+            if not FIRST_IS_STATE:
+                anew = anew & (step > 0)
+                alone = alone | anew
+                alone_column = alone_column | (cut_column != 0) & (step > 0)
+                follows = anew == 0
+            reset_t = reset_ptr + ((t_1 + 1) * step_reset + row0_1)
+            cut = of_rows(reset_t, own_rows, rows_1)
+            cut_gathered = of_rows(reset_t, gathered_rows(rows_1, TILE), rows_1)
+            cut_column = of_rows(reset_t, columns, rows_1)
         if LINKED and not FIRST_IS_STATE:
             projected = _parts(acc, TILE)  # all there is in the first step: no state yet, and 0 * W_rec may be NaN
         failed = error != SENTINEL
@@ -512,8 +484,24 @@ def cta_group(
         # ---- critical path
         carried_raw = ()
         for n in tl.static_range(CARRIED):  # behind the barrier, since other threads have stored it
+            c = carried_ptr + (n * tile_c + row0 * ROW)
+            if HAS.restart:
+                c = tl.where(anew, restart_carried_ptr + (n * tile_c + row0 * ROW), c)
             enable = follows if n < CARRIED - VECTORS else True
-            carried_raw = carried_raw + (load_own(carried_t + n * tile_c, ROW, (rows, enable, unit0), True, SHAPE, TILE),)
+            carried_raw = carried_raw + (load_own(c, ROW, (rows, enable, unit0), True, SHAPE, TILE),)
+        before = out_ptr + ((t - dt) * step_words + row0 * ROW_WORDS)
+        given = step < 0
+        if HAS.first and FIRST_IS_STATE:
+            first_words = first_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
+            if HAS.lengths:
+                starts = (step == 0) | (t == reverse * (of_rows(lengths_ptr + row0, gathered_rows(rows, TILE), rows) - 1))
+                before = tl.where(starts, first_words + row0 * ROW_WORDS, before)
+            else:
+                before = tl.where(step > 0, before, first_words + row0 * ROW_WORDS)
+            given = step == 0
+        if HAS.restart:
+            restart_words = restart_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
+            before = tl.where(anew_gathered, restart_words + row0 * ROW_WORDS, before)
         words = gather(
             (before, rows, step > 0, given), (failed, error_ptr, counters + tile * LINE, CTAS * step - 1, step, limit),
             (published_at, delay), HAS.first and FIRST_IS_STATE, HAS.restart or (HAS.lengths and HAS.first and FIRST_IS_STATE), SHAPE, TILE,

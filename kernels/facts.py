@@ -132,7 +132,6 @@ class Has(Facts):
     kept: bool = False
     lengths: bool = False
     reset: bool = False
-    events: bool = False
     restart: bool = False
 
     @classmethod

@@ -11,7 +11,6 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from rnn_triton import cells
 from rnn_triton.cells import reference
 from rnn_triton.cells.sequences import Sequences
-from rnn_triton.launch import sequences as launched
 from rnn_triton.op import on_cpu
 from rnn_triton.op.gradients import DB, DH0, DV, DW_HH, DW_IH, DX
 from rnn_triton.op.layers import Layer
@@ -218,31 +217,3 @@ def test_models_share_sequences_and_groups_divide_them(cell, reverse):
                 group = group[n] if group.dim() == whole.dim() else group[n].sum(0)
                 torch.testing.assert_close((whole[n], group), (alone, alone), **TOLERANCE)
         torch.testing.assert_close((of_all[0][n], in_groups[0][n]), (dx, dx), **TOLERANCE)
-
-
-@pytest.mark.interpret
-@pytest.mark.parametrize("descending", [(False,), (True,), (True, False)])
-@pytest.mark.parametrize("T, B, rows, groups, given", [(5, 9, 8, 2, "both"), (70, 3, 8, 1, "both"), (130, 20, 8, 2, "reset"), (66, 40, 32, 1, "lengths")])
-def test_events(T, B, rows, groups, given, descending):
-    """Words as kernels/events.py says, of every link, tile and lane"""
-    g = torch.Generator().manual_seed(T)
-    lengths = torch.randint(0, T + 1, (B,), generator=g) if given != "reset" else None
-    reset = torch.rand(T, B, generator=g) < 0.02 if given != "lengths" else None
-    tiles = -(-B // rows)
-    words = launched.events(Sequences(lengths, reset), T, rows, groups, *descending)[:-1].tolist()
-    expected = []
-    for down in descending:
-        of_tile = {}
-        cuts = Sequences(lengths, reset).cuts(T, down)
-        for tile in range(tiles):
-            own = range(tile * rows, min(B, (tile + 1) * rows))
-            steps = range(T - 1, -1, -1) if down else range(T)
-            bits = [sum((cuts is not None and bool(cuts[t, b])) << (b - own[0]) for b in own) for t in steps]
-            n = [T if lengths is None else int(lengths[b]) for b in own]
-            ends = [k > 0 and any(t == (m - 1 if down else m) for m in n) for k, t in enumerate(steps)]
-            links = [k for k in range(1, T) if bits[k] or ends[k]]
-            of_tile[tile] = [ends[k] << 63 | next((m for m in links if m > k), 0) << 32 | bits[k] for k in range(T)]
-        for group in range(groups):
-            own = range(group, tiles, groups)
-            expected += [of_tile[tile][k] for k in range(T) for tile in own]
-    assert [word % 2**64 for word in words] == expected
