@@ -74,9 +74,6 @@ class Step(nn.RNNCellBase):
                 if t.dtype is not weight.dtype:
                     names = [checks.dtype_name(dtype) for dtype in (t.dtype, weight.dtype)]
                     raise RuntimeError("mat1 and mat2 must have the same dtype, but got {} and {}".format(*names))
-            for n, state in enumerate(states[1:], 1):  # torch computes with a c of another dtype on a CPU
-                if state.dtype is not x.dtype:
-                    raise ValueError(f"hx[{n}] must be of dtype {x.dtype}, that of the input, got {state.dtype}")
 
 
 class RNNCell(Step):
