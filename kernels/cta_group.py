@@ -42,7 +42,8 @@ with a part for each lane are numbered by layer, whichever way the lanes run.
 Nobody waits for a later lane, and out of a layer is written once per step and never again: a lane may run ahead of the
 next one, or that one fall behind, by any number of steps, and nothing is overrun.
 
-Rows may end before step T (HAS.lengths) or begin anew at a step (HAS.reset).  A row that is not live publishes zeros and stores nothing
+Rows may end before step T (HAS.lengths) or begin anew at a step.  A word of each turn says whether a row begins anew, or has its first
+step (HAS.events, events.py); a turn without either goes around what follows from it.  A row that is not live publishes zeros and stores nothing
 of what it carries; its last state is read behind the last step from its own last step.  A row that begins anew is gathered from
 `restart`, and from `first` in its first step, where time runs down: its address alone is selected.  Backward all rows are
 gathered, and a select behind the sum over warps leaves out what does not follow.
@@ -66,6 +67,7 @@ import triton
 import triton.language as tl
 
 from .dropout import drop_input, drop_products, kept_scale
+from .events import is_event, kept_apart, live_rows, rows_of_word
 from .exchange import (
     LINE,
     NAN,
@@ -208,8 +210,8 @@ def cta_group(
     kept_ptr,  # [N, T, B, kept tiles, ROW] where HAS.kept: written forward, a stream backward
     vectors_ptr,  # fp32 [N, vectors, ROW] where there are any
     lengths_ptr,  # int32 [B], the same of all lanes, where HAS.lengths: how many steps a row has
-    reset_ptr,  # int32 [T + 2, B], of several directions [N, T + 2, B], where HAS.reset: 1 in row t + 1 where step t does not follow the one before it
-    restart_ptr,  # as first, which then is there, too, where HAS.reset in the forward pass: what s is before such a step
+    events_ptr,  # int64 [T, batch tiles + 1], of several directions [N, ..], where HAS.events: events.py, of groups
+    restart_ptr,  # as first, which then is there, too, where HAS.restart, of the forward pass: what s is before a row begins anew
     restart_carried_ptr,  # and what is carried, as carried
     T,
     B,
@@ -320,8 +322,8 @@ def cta_group(
             restart_ptr += layer * step_s if LINKED else lane * ROW
             if CARRIED > 0:
                 restart_carried_ptr += layer * (CARRIED * tile_c)
-        if HAS.reset and not LINKED:
-            reset_ptr += lane * ((T + 2) * B.to(tl.int64))
+        if HAS.events and not LINKED:
+            events_ptr += lane * (T * tiles.to(tl.int64))
         kept_ptr += layer * (T * step_k)
         vectors_ptr += layer * (VECTORS * ROW)
     if DROPOUT:
@@ -372,12 +374,9 @@ def cta_group(
         kept_t = kept_ptr + t_first * step_k + row0 * (KEPT * ROW)
         kept_raw = _load_tiles(kept_t, KEPT * ROW, (rows, True, unit0), KEPT, False, SHAPE, TILE)
 
-    if HAS.reset:  # of the rows of a tile, in each layout in which they are asked for
-        step_reset = B.to(tl.int64)
-        reset_t = reset_ptr + ((t_first + 1) * step_reset + row0)
-        cut = of_rows(reset_t, own_rows, rows)
-        cut_gathered = of_rows(reset_t, gathered_rows(rows, TILE), rows)
-        cut_column = of_rows(reset_t, columns, rows)
+    if HAS.events:
+        events_ptr += (group * (tiles // groups) + tl.minimum(group, tiles % groups)) * T.to(tl.int64)
+        next_word = tl.load(events_ptr)
 
     error = tl.load(error_ptr, volatile=True)
     published_at = cycle()
@@ -452,28 +451,60 @@ def cta_group(
             kept_raw = _load_tiles(kept_t, KEPT * ROW, (rows_1, True, unit0), KEPT, False, SHAPE, TILE)
         alone = step == 0  # with no state before it
         alone_column = step == 0
-        if HAS.lengths:
-            lengths = of_rows(lengths_ptr + row0, own_rows, rows)
-            live = t < lengths
-            if not FIRST_IS_STATE:
-                alone = t == reverse * (lengths - 1)
-                alone_column = t == reverse * (of_rows(lengths_ptr + row0, columns, rows) - 1)
         if HAS.first and not FIRST_IS_STATE:
-            dhn = load_own(first_ptr + row0 * ROW_S, ROW_S, (rows, alone, unit0), False, SHAPE, TILE)
+            dhn = load_own(first_ptr + row0 * ROW_S, ROW_S, (rows, step == 0, unit0), False, SHAPE, TILE)
             u = add_halves(u, 0, own_tile(dhn, False, TILE))
-        follows = True  # does the step read what the one before it has carried?
-        if HAS.reset:
-            anew = cut != 0
-            anew_gathered = cut_gathered != 0
-            if not FIRST_IS_STATE:
-                anew = anew & (step > 0)
-                alone = alone | anew
-                alone_column = alone_column | (cut_column != 0) & (step > 0)
-                follows = anew == 0
-            reset_t = reset_ptr + ((t_1 + 1) * step_reset + row0_1)
-            cut = of_rows(reset_t, own_rows, rows_1)
-            cut_gathered = of_rows(reset_t, gathered_rows(rows_1, TILE), rows_1)
-            cut_column = of_rows(reset_t, columns, rows_1)
+        # where s_{t-1} and what is carried lie, and is that given, or does the step follow on nothing?
+        before = out_ptr + ((t - dt) * step_words + row0 * ROW_WORDS)
+        given = step < 0
+        first_words = first_ptr.to(tl.pointer_type(tl.int32), bitcast=True) + row0 * ROW_WORDS
+        if HAS.first and FIRST_IS_STATE:
+            before = tl.where(step > 0, before, first_words)
+            given = step == 0
+        carried_t = carried_ptr + row0 * ROW
+        follows = True
+        if HAS.events:
+            word = next_word
+            events_ptr += 1
+            next_word = tl.load(events_ptr)
+            if FIRST_IS_STATE:
+                before += tl.zeros_like(gathered_rows(rows, TILE))
+                if HAS.restart and CARRIED > 0:
+                    carried_t += tl.zeros_like(own_rows)
+            else:
+                alone = (step == 0) & (own_rows >= 0)
+                alone_column = (step == 0) & (columns >= 0)
+                follows = own_rows >= 0
+            if HAS.lengths:
+                live = live_rows(word, own_rows)
+            if is_event(word):
+                nothing = kept_apart(dt * dt)
+                word |= nothing
+                at = t + nothing
+                if FIRST_IS_STATE:
+                    anew = rows_of_word(word, gathered_rows(rows, TILE))
+                    begins = anew  # its own first step, where time runs down
+                    if HAS.restart:
+                        restart_words = restart_ptr.to(tl.pointer_type(tl.int32), bitcast=True) + row0 * ROW_WORDS
+                        before = tl.where(anew, restart_words, before)
+                        own_anew = rows_of_word(word, own_rows)
+                        if HAS.lengths:
+                            begins = at == reverse * of_rows(lengths_ptr + row0, gathered_rows(rows, TILE), rows) - 1
+                            own_anew = own_anew & (at != reverse * of_rows(lengths_ptr + row0, own_rows, rows) - 1)
+                        if CARRIED > 0:
+                            carried_t = tl.where(own_anew, restart_carried_ptr + row0 * ROW, carried_t)
+                    if HAS.lengths and HAS.first:
+                        before = tl.where(begins, first_words, before)
+                elif step > 0:  # step 0 follows on nothing anyhow, but for what is carried
+                    alone = rows_of_word(word, own_rows)
+                    alone_column = rows_of_word(word, columns)
+                    follows = alone == 0
+                    if HAS.lengths:
+                        begins = at == reverse * of_rows(lengths_ptr + row0, own_rows, rows) - 1
+                        follows = follows | begins
+                        if HAS.first:
+                            dhn = load_own(first_ptr + row0 * ROW_S, ROW_S, (rows, begins, unit0), False, SHAPE, TILE)
+                            u = add_halves(u, 0, own_tile(dhn, False, TILE))
         if LINKED and not FIRST_IS_STATE:
             projected = _parts(acc, TILE)  # all there is in the first step: no state yet, and 0 * W_rec may be NaN
         failed = error != SENTINEL
@@ -484,24 +515,8 @@ def cta_group(
         # ---- critical path
         carried_raw = ()
         for n in tl.static_range(CARRIED):  # behind the barrier, since other threads have stored it
-            c = carried_ptr + (n * tile_c + row0 * ROW)
-            if HAS.restart:
-                c = tl.where(anew, restart_carried_ptr + (n * tile_c + row0 * ROW), c)
             enable = follows if n < CARRIED - VECTORS else True
-            carried_raw = carried_raw + (load_own(c, ROW, (rows, enable, unit0), True, SHAPE, TILE),)
-        before = out_ptr + ((t - dt) * step_words + row0 * ROW_WORDS)
-        given = step < 0
-        if HAS.first and FIRST_IS_STATE:
-            first_words = first_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
-            if HAS.lengths:
-                starts = (step == 0) | (t == reverse * (of_rows(lengths_ptr + row0, gathered_rows(rows, TILE), rows) - 1))
-                before = tl.where(starts, first_words + row0 * ROW_WORDS, before)
-            else:
-                before = tl.where(step > 0, before, first_words + row0 * ROW_WORDS)
-            given = step == 0
-        if HAS.restart:
-            restart_words = restart_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
-            before = tl.where(anew_gathered, restart_words + row0 * ROW_WORDS, before)
+            carried_raw = carried_raw + (load_own(carried_t + n * tile_c, ROW, (rows, enable, unit0), True, SHAPE, TILE),)
         words = gather(
             (before, rows, step > 0, given), (failed, error_ptr, counters + tile * LINE, CTAS * step - 1, step, limit),
             (published_at, delay), HAS.first and FIRST_IS_STATE, HAS.restart or (HAS.lengths and HAS.first and FIRST_IS_STATE), SHAPE, TILE,
@@ -533,9 +548,6 @@ def cta_group(
                 # an infinite state makes NaN of its products with padding, and NaN would spread in the next step
                 for n in tl.static_range(PUBLISHED):
                     new = replaced(new, n, tl.where(units[half] < H, new[n], 0.0))
-            if HAS.lengths:
-                for n in tl.static_range(PUBLISHED):
-                    new = replaced(new, n, tl.where(live, new[n], 0.0))
             published = published + (new,)
             after = after + (c,)
             kept = kept + (saved_tiles(k, c, ROUTES),)
@@ -544,6 +556,8 @@ def cta_group(
             out_words = round_to_words(published[0][n], published[1][n], TILE)
             for i in tl.static_range(len(out_words)):
                 offsets, mask = own_words(unit0, rows, i, ROW_WORDS, SHAPE, TILE)
+                if HAS.lengths:  # words: half as many selects as of elements
+                    out_words = replaced(out_words, i, tl.where(live, out_words[i], 0))
                 publish(out_t + n * WORDS + offsets, out_words[i], mask)
         arrive(counters + tile * LINE, TILE)
         if PROBE_DELAY > 0:

@@ -132,6 +132,7 @@ class Has(Facts):
     kept: bool = False
     lengths: bool = False
     reset: bool = False
+    events: bool = False
     restart: bool = False
 
     @classmethod

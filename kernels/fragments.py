@@ -194,17 +194,18 @@ def round_pair(low, high, DTYPE: tl.constexpr):
 
 @triton.jit
 def store_state(ptr, v, rows, PUBLISH: tl.constexpr, STORED: tl.constexpr, TILE: tl.constexpr, live):
-    """[H_PAD, BLOCK_B] in hidden order to ptr[row * ROW + unit]
+    """[H_PAD, BLOCK_B] in hidden order to ptr[row * ROW + unit]; rows: how many, or a tile of them, of the shape of `load_rows_of_state`
 
     PUBLISH: other CTAs wait for it (exchange.py): by 32-bit words, aligned, never the sentinel, in the mma forms.  v is fp32, and
     rounded here: values rounded before would be converted one by one, in 15 cycles each, to be put together in words.
-    live: a tuple of one tile, of the shape of `load_rows_of_state`, or (): zeros in rows where it is not.  v is fp32 (fp64) then, too: a
-    select of a word takes the place of two, whose results would be put together again."""
+    live, where PUBLISH: a tuple of one tile, of the shape of `load_rows_of_state`, or (): zeros in rows where it is not.
+    v of fp32 becomes 16-bit words at once, too, where rows are aligned."""
     row, unit = state_index(TILE)
     mask = (row < rows) & (unit < STORED.length)
     p = ptr + (row * STORED.apart + unit)
     v = raw_state(v, TILE)
-    if PUBLISH or (len(live) > 0 and TILE.form == "mma16" and STORED.aligned):
+    WORDS: tl.constexpr = TILE.form == "mma16" and STORED.aligned and v.dtype == tl.float32 and ptr.dtype.element_ty == TILE.dtype
+    if PUBLISH or WORDS:
         words = ptr.to(tl.pointer_type(tl.int32), bitcast=True)
         if TILE.form == "mma16":
             pair = _pair_index(TILE)
@@ -221,8 +222,6 @@ def store_state(ptr, v, rows, PUBLISH: tl.constexpr, STORED: tl.constexpr, TILE:
             tl.store(tl.max_contiguous(p, [32, 16, 4, 1, 1, 64]), v, mask=mask, cache_modifier=".cg")
         else:
             tl.store(tl.max_contiguous(p, [32, 16, 4, 1, 1, 64]), v, mask=mask)
-    elif len(live) > 0:
-        tl.store(tl.max_contiguous(p, [32, 16, 4, 1, 1, 64 if STORED.aligned else 1]), tl.where(live[0], v, 0.0).to(ptr.dtype.element_ty), mask=mask)
     elif STORED.aligned:
         tl.store(tl.max_contiguous(p, [32, 16, 4, 1, 1, 64]), v, mask=mask)
     else:

@@ -52,16 +52,18 @@ Where registers are short (X_DEPTH 1) p_{t+1} is computed as soon as x_{t+1} is 
 lane that fails leaves NaN from the step on whose x never came, and so does every later one, from that step or the one
 before on.
 
-Rows may end before step T (HAS.lengths) or begin anew at a step (HAS.reset).  Every row runs all steps; selects do the rest, so that what
-a row has beyond its length, NaN for instance, reaches nothing:
+Sequences (HAS.events).  A row may have fewer than T steps, and begin anew at a step; every row runs all steps.  What a row
+computes in a step that is not live, t at or beyond its length, is anything, NaN for instance: it stays in the row, and reaches no memory.
+What happens to rows happens between two steps, and seldom.  A word of a tile says whether anything does (events), and a step without an
+event pays for no more than the look at it:
 
-    live, t is less than the row's length   else out gets zeros, and s (forward) and what is carried stay what they are; backward s is
-                                            anything there, and no live step takes its products
-    alone, t is that of the row's first step backward in this pass: dhn enters, loaded for this step
-    anew, of the next step                  behind this step s and what is carried are put back to zeros or `restart`; backward what
-                                            is carried, and the next step leaves out the products of s
+    a row has had its last step   s and what is carried are stored: they are its last states
+    a row has its first step next s and what is carried are loaded once more; backward dhn enters, and the step leaves out the products of s
+    a row begins anew             s and what is carried are put back to zeros or `restart`; backward what is carried, and the step leaves
+                                  out the products of s
 
-The flags are those of the links between neighbouring steps, which are the same in both passes (rnn_triton/launch/sequences.py).
+A row of out is stored while it is live; before the launch it has zeros.  Linked lanes, which publish out, publish the zeros.  Gradients of
+vectors are sums over all rows, so these a row that is not live leaves as they are.
 
 Cost of a step (sm_90, bf16, H = 128, BLOCK_B = 8): 2 barriers, 2 stmatrix, 4 ldmatrix, 4 dependent mma, the cell.
 Global traffic inside the loop: x, the streams, out.
@@ -74,6 +76,7 @@ import triton
 import triton.language as tl
 
 from .dropout import drop_input, drop_values, kept_scale
+from .events import next_event, rows_of_word
 from .exchange import LINE, SENTINEL, verdict, verify
 from .facts import kernel_name
 from .fragments import (
@@ -93,9 +96,9 @@ from .fragments import (
     operand,
     projection_tile,
     projection_zeros,
-    raw_state,
     replaced,
     saved_tiles,
+    state_index,
     store_state,
     stream_tile,
     written_out,
@@ -120,6 +123,15 @@ def _added(a, b):
     for i in tl.static_range(len(a)):
         sums = sums + (a[i] + b[i],)
     return sums
+
+
+@triton.jit
+def _rounded(tiles, DTYPE: tl.constexpr):
+    """The tuple `tiles` in DTYPE"""
+    results = ()
+    for n in tl.static_range(len(tiles)):
+        results = results + (tiles[n].to(DTYPE),)
+    return results
 
 
 @triton.constexpr_function
@@ -250,30 +262,28 @@ def _project_first(ptr, source, w_in_ptr, STORED: tl.constexpr, SHAPE: tl.conste
 
 
 @triton.jit
-def _begun_anew(
-    s, carried, anew, restart_ptr, restart_carried_ptr, step_own, rows, HAS: tl.constexpr, CELL: tl.constexpr, SHAPE: tl.constexpr,
-    TILE: tl.constexpr,
-):  # fmt: skip
-    """s and carried with the rows `anew` as a step finds them that follows on nothing: zeros or, where HAS.restart, what is given for
-    them.  Backward s stays, whose products that step leaves out, and so do the gradients of vectors, which are sums over all steps."""
-    S: tl.constexpr = SHAPE.s
-    OWN: tl.constexpr = SHAPE.carried
-    OF_VECTORS: tl.constexpr = 0 if CELL.forward else CELL.routes.vectors
-    for n in tl.static_range(len(s) if CELL.forward else 0):
-        s = replaced(s, n, _put_back(s[n], anew, restart_ptr, S.apart, rows, HAS.restart, S, TILE))
-    for n in tl.static_range(len(carried) - OF_VECTORS):
-        c = restart_carried_ptr + n * step_own if HAS.restart else restart_carried_ptr
-        carried = replaced(carried, n, _put_back(carried[n], anew, c, OWN.apart, rows, HAS.restart, OWN, TILE))
-    return s, carried
+def _put(tiles, rows_to, ptr, apart, enable, rows, N: tl.constexpr, GIVEN: tl.constexpr, STORED: tl.constexpr, TILE: tl.constexpr):
+    """The tuple `tiles`, of which the first N have in rows `rows_to` [1, BLOCK_B] what lies at ptr, `apart` elements further on for each
+    next one, or zeros if not GIVEN.  enable: `rows_to` for `load_state`."""
+    for n in tl.static_range(N):
+        if GIVEN:
+            given = load_state(ptr + n * apart, STORED.apart, rows, enable, STORED, TILE).to(tiles[n].dtype)
+            tiles = replaced(tiles, n, tl.where(rows_to, given, tiles[n]))
+        else:
+            tiles = replaced(tiles, n, tl.where(rows_to, 0.0, tiles[n]))
+    return tiles
 
 
 @triton.jit
-def _put_back(tile, anew, ptr, stride_b, rows, GIVEN: tl.constexpr, STORED: tl.constexpr, TILE: tl.constexpr):
-    if GIVEN:
-        there = raw_state(tl.broadcast_to(anew, tile.shape), TILE)
-        return tl.where(anew, load_state(ptr, stride_b, rows, there, STORED, TILE), tile)
-    else:
-        return tl.where(anew, 0.0, tile)
+def _begin_anew(s, carried, word, restart, rows, HAS: tl.constexpr, STATES: tl.constexpr, CARRIED: tl.constexpr, SHAPE: tl.constexpr, TILE: tl.constexpr):
+    """Of the rows that begin anew: which they are, [1, BLOCK_B], and s and carried with zeros in them or, where HAS.restart, what is given.
+    STATES and CARRIED: how many tiles of them."""
+    anew = rows_of_word(word, tl.arange(0, TILE.block_b)[None, :])
+    there = rows_of_word(word, state_index(TILE)[0])
+    ptr, carried_ptr, step_own = restart
+    s = _put(s, anew, ptr, 0, there, rows, STATES, HAS.restart, SHAPE.s, TILE)
+    carried = _put(carried, anew, carried_ptr, step_own, there, rows, CARRIED, HAS.restart, SHAPE.carried, TILE)
+    return anew, s, carried
 
 
 _PER_CALL = ["T", "B", "reverse", "stride_x_t", "stride_x_b", "stride_u_t", "stride_u_b"]
@@ -300,8 +310,8 @@ def one_cta(
     carried_ptr,  # fp32 (fp64) [carried tiles, B, H] contiguous, where there are any: before the first step, and in the end after the last one
     kept_ptr,  # [T, B, kept tiles, H] contiguous where HAS.kept: written forward, a stream backward
     vectors_ptr,  # fp32 (fp64) [vectors, H] contiguous, where there are any
-    lengths_ptr,  # int32 [B], the same of all models and lanes, where HAS.lengths: how many steps a row has
-    reset_ptr,  # int32 [T + 2, B], the same of all models, of several directions [LANES, ..], where HAS.reset: 1 in row t + 1 where step t does not follow the one before it
+    lengths_ptr,  # int32 [B], the same of all models and lanes, where HAS.events: how many steps a row has
+    events_ptr,  # int64 [batch tiles, T], the same of all models, of several directions [LANES, ..], where HAS.events: events.py
     restart_ptr,  # as first, where HAS.restart: what s is then, in place of zeros, in the forward pass
     restart_carried_ptr,  # and what is carried, as carried
     T,
@@ -442,8 +452,8 @@ def one_cta(
             restart_ptr += layer * step_out if LINKED else lane * H
             if ROUTES.carried > 0:
                 restart_carried_ptr += layer * (step_own * ROUTES.carried)
-        if HAS.reset and not LINKED:
-            reset_ptr += lane * ((T + 2) * tl.cast(B, tl.int64))
+        if HAS.events and not LINKED:
+            events_ptr += lane * (T * tl.cdiv(B, BLOCK_B).to(tl.int64))
         kept_ptr += layer * (T * step_own * ROUTES.kept)
         vectors_ptr += layer * (ROUTES.vectors * H)
     t = reverse * (T - 1)
@@ -480,16 +490,17 @@ def one_cta(
         kept_ptr += model * T * (step_own * ROUTES.kept)
         vectors_ptr += model * (ROUTES.vectors * H)
 
-    # ---- of each row: how many steps it has, and t of the first of them in this pass
-    if HAS.lengths:
+    # ---- of each row: t of its first step and of its last one in this pass, -1: it has none
+    OF_VECTORS: tl.constexpr = 0 if CELL.forward else ROUTES.vectors  # carried tiles that are sums over all steps
+    if HAS.events:
         lengths = load_rows(lengths_ptr + row0, rows, TILE)
         lengths_of = load_rows_of_state(lengths_ptr + row0, rows, TILE)  # in the layout of loads and stores
-        first_t = reverse * (lengths - 1)
-        first_t_of = reverse * (lengths_of - 1)
-    if HAS.reset:
-        step_reset = dt * tl.cast(B, tl.int64)
-        reset_ptr += (t + 1) * tl.cast(B, tl.int64) + row0
-        cut = tl.zeros((1, BLOCK_B), tl.int32)  # backward: does this step follow on none?  Its first one has other means
+        first_t = tl.where(lengths > 0, reverse * (lengths - 1), -1)
+        first_t_of = tl.where(lengths_of > 0, reverse * (lengths_of - 1), -1)
+        last_t_of = tl.where(lengths_of > 0, (1 - reverse) * (lengths_of - 1), -1)
+        events_ptr += tile * T.to(tl.int64)
+        event = tl.load(events_ptr)
+        restart = (restart_ptr, restart_carried_ptr, step_own)
 
     # ---- what the loop will read, into L2
     streams = ()
@@ -547,17 +558,19 @@ def one_cta(
     for n in tl.static_range(ROUTES.carried):
         carried = carried + (load_state(carried_ptr + n * step_own, H, rows, True, OWN, TILE),)
     if HAS.first:
-        enters = True
-        if HAS.lengths and not FIRST_IS_STATE:
-            enters = t == first_t_of
-        first = load_state(first_ptr, ROW, rows, enters, S, TILE)
+        first = load_state(first_ptr, ROW, rows, True, S, TILE)
         if FIRST_IS_STATE:
             s = replaced(s, 0, first)
         else:
             p = replaced(p, 0, p[0] + first.to(ACC))
-    if HAS.reset and FIRST_IS_STATE:
-        anew = load_rows(reset_ptr, rows, TILE)
-        s, carried = _begun_anew(s, carried, anew != 0, restart_ptr, restart_carried_ptr, step_own, rows, HAS, CELL, SHAPE, TILE)
+    if HAS.events and HAS.last:  # of rows without a step
+        store_state(last_ptr, s[0], tl.where(lengths_of == 0, rows, 0), False, S, TILE, ())
+    if HAS.events and FIRST_IS_STATE:
+        _, s, carried = _begin_anew(s, carried, event, restart, rows, HAS, len(s), ROUTES.carried, SHAPE, TILE)
+    if HAS.events:
+        next_link = next_event(event)
+        event = tl.load(events_ptr + next_link)
+        alone = tl.full((1, BLOCK_B), True, tl.int1)
     x_raw = ()
     source = (stride_x_b, rows, zero, x_width)  # of x
     x_1 = x_ptr + (t + dt * tl.minimum(1, T - 1)) * step_x
@@ -591,11 +604,6 @@ def one_cta(
             prefetch(line, (step % PERIOD == 0) & (step < line_steps - AHEAD), line_left, LINES, ACROSS)
             line += line_step
         # ---- in the shadow of the exchange
-        if HAS.lengths:
-            live = t < lengths
-        if HAS.reset:  # of the next step
-            reset_ptr += step_reset
-            anew = load_rows(reset_ptr, rows, TILE)
         states = ()
         for k in tl.static_range(ROUTES.exchanged):
             rounded = operand(s[k], PRECISION)
@@ -650,46 +658,39 @@ def one_cta(
         if not EARLY:
             u_raw = _load_streams(u_streams, t_1, rows_u, U, TILE)
         if not FIRST_IS_STATE:
-            alone = step == 0
-            if HAS.lengths:
-                alone = t == first_t
-            if HAS.reset:
-                alone = alone | (cut != 0)
-                cut = anew
+            if not HAS.events:
+                alone = step == 0
             for n in tl.static_range(ROUTES.parts):  # there is no state yet, and 0 * W_rec is NaN where W_rec is infinite
                 a = replaced(a, n, tl.where(alone, p[n] + u[n], a[n]))
         published, after, kept = CELL.step(a, carried, saved, vectors, CELL.accuracy)
-        if HAS.lengths:
-            for n in tl.static_range(ROUTES.carried):
-                after = replaced(after, n, tl.where(live, after[n], carried[n]))
+        if HAS.events:
+            for n in tl.static_range(ROUTES.carried - OF_VECTORS, ROUTES.carried):
+                after = replaced(after, n, tl.where(t < lengths, after[n], carried[n]))
         carried = after
         kept = saved_tiles(kept, carried, ROUTES)
-        results = ()
-        for n in tl.static_range(PUBLISHED):
-            results = results + (published[n].to(DTYPE),)
+        results = _rounded(published, DTYPE)
         if not EARLY:
             saved_raw = _load_streams(saved_streams, t_1, rows, S, TILE)
         out_t = out_ptr + t * step_out * PUBLISHED
-        before = s
         s = ()
         for n in tl.static_range(PUBLISHED):
             new = published[n]
             rounded = results[n]
+            if HAS.events and FIRST_IS_STATE:  # rounded behind the events: two ways that join carry 16-bit elements one by one
+                rounded = new
             if SHAPE.H != H_PAD:
                 # an infinite input makes NaN of its products with padding, and NaN would spread in the next step
                 unit = is_unit(SHAPE.H, TILE)
                 rounded = tl.where(unit, rounded, 0.0)
-                if LINKED or HAS.lengths:
+                if LINKED:
                     new = tl.where(unit, new, 0.0)
-            if HAS.lengths and (LINKED or not FIRST_IS_STATE):
-                store_state(out_t + n * H, new, rows, LINKED, OUT, TILE, (t < lengths_of,))
-            elif HAS.lengths:  # rounded here, too: what s takes would be converted one by one
-                store_state(out_t + n * H, tl.where(live, rounded, 0.0), rows, LINKED, OUT, TILE, ())
-            else:
+            if not HAS.events:
                 store_state(out_t + n * H, new if LINKED else rounded, rows, LINKED, OUT, TILE, ())
+            elif LINKED:
+                store_state(out_t + n * H, new, rows, LINKED, OUT, TILE, (t < lengths_of,))
+            else:
+                store_state(out_t + n * H, rounded, tl.where(t < lengths_of, rows, 0), LINKED, OUT, TILE, ())
             if n < ROUTES.exchanged:
-                if HAS.lengths and FIRST_IS_STATE:
-                    rounded = tl.where(live, rounded, before[n])
                 s = s + (rounded,)
         if HAS.kept and FIRST_IS_STATE:
             kept_t = kept_ptr + t * step_own * ROUTES.kept
@@ -698,17 +699,37 @@ def one_cta(
         # ---- behind it, what has no registers to run ahead
         if N_CHUNKS > 0 and not LINKED and (FORM == "fma" or X_DEPTH == 0):
             p_next = _projected(p_next, x_late, w_in, INTO, X, TILE)
-        if HAS.reset:
-            s, carried = _begun_anew(s, carried, anew != 0, restart_ptr, restart_carried_ptr, step_own, rows, HAS, CELL, SHAPE, TILE)
-        if HAS.lengths and HAS.first and not FIRST_IS_STATE:
-            dhn = load_state(first_ptr, ROW, rows, t_1 == first_t_of, S, TILE).to(ACC)
-            p_next = replaced(p_next, 0, p_next[0] + dhn if LINKED else dhn)
+        if HAS.events:
+            alone = tl.full((1, BLOCK_B), False, tl.int1)
+            if step + 1 == next_link:
+                ended = tl.where(t == last_t_of, rows, 0)
+                if HAS.last:
+                    store_state(last_ptr, s[0].to(DTYPE), ended, False, S, TILE, ())
+                for n in tl.static_range(ROUTES.carried - OF_VECTORS):
+                    store_state(carried_ptr + n * step_own, carried[n], ended, False, OWN, TILE, ())
+                alone, s, carried = _begin_anew(
+                    s, carried, event, restart, rows, HAS, len(s) if FIRST_IS_STATE else 0, ROUTES.carried - OF_VECTORS, SHAPE, TILE
+                )  # fmt: skip
+                begins = t_1 == first_t
+                begins_of = t_1 == first_t_of
+                if FIRST_IS_STATE:
+                    s = _put(s, begins, first_ptr, 0, begins_of, rows, len(s), HAS.first, S, TILE)
+                elif HAS.first:
+                    p_next = replaced(p_next, 0, p_next[0] + load_state(first_ptr, ROW, rows, begins_of, S, TILE).to(ACC))
+                carried = _put(carried, begins, carried_ptr, step_own, begins_of, rows, ROUTES.carried - OF_VECTORS, True, OWN, TILE)
+                next_link = next_event(event)
+                event = tl.load(events_ptr + next_link)
+            if FIRST_IS_STATE:
+                s = _rounded(s, DTYPE)
         p = p_next
         t = t_1
+    ended = rows
+    if HAS.events:
+        ended = tl.where(t == last_t_of, rows, 0)
     if HAS.last:
-        store_state(last_ptr, s[0], rows, False, S, TILE, ())
+        store_state(last_ptr, s[0], ended, False, S, TILE, ())
     for n in tl.static_range(ROUTES.carried):
-        store_state(carried_ptr + n * step_own, carried[n], rows, False, OWN, TILE, ())
+        store_state(carried_ptr + n * step_own, carried[n], ended if n < ROUTES.carried - OF_VECTORS else rows, False, OWN, TILE, ())
     if LINKED:
         tl.debug_barrier()  # what is abandoned has been stored
         at, found = verdict(error_ptr, lane, lanes_apart, True)

@@ -118,7 +118,7 @@ def test_a_hook_of_triton_gets_the_facts():
 
 def test_has_is_a_flag_a_name():
     has = facts.Has.of(("x", "first", "u", "out"), (True, True, False, True)).plain
-    absent = ("bias0", "bias1", "u", "saved", "last", "kept", "lengths", "reset", "restart")
+    absent = ("bias0", "bias1", "u", "saved", "last", "kept", "lengths", "reset", "events", "restart")
     assert has == {"first": True} | dict.fromkeys(absent, False)
 
 

@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from rnn_triton import cells
 from rnn_triton.cells import reference
 from rnn_triton.cells.sequences import Sequences
+from rnn_triton.launch import sequences as launched
 from rnn_triton.op import on_cpu
 from rnn_triton.op.gradients import DB, DH0, DV, DW_HH, DW_IH, DX
 from rnn_triton.op.layers import Layer
@@ -217,3 +218,36 @@ def test_models_share_sequences_and_groups_divide_them(cell, reverse):
                 group = group[n] if group.dim() == whole.dim() else group[n].sum(0)
                 torch.testing.assert_close((whole[n], group), (alone, alone), **TOLERANCE)
         torch.testing.assert_close((of_all[0][n], in_groups[0][n]), (dx, dx), **TOLERANCE)
+
+
+@pytest.mark.interpret
+@pytest.mark.parametrize("descending", [(False,), (True,), (True, False)])
+@pytest.mark.parametrize("T, B, rows, groups, live, given", [(5, 9, 8, 2, True, "both"), (70, 3, 8, 1, False, "both"), (130, 20, 8, 2, False, "reset"), (66, 40, 32, 1, True, "lengths"), (40, 9, 8, 1, False, "lengths")])
+def test_events(T, B, rows, groups, live, given, descending):
+    """Words as kernels/events.py says, of every link, tile and lane"""
+    g = torch.Generator().manual_seed(T)
+    lengths = torch.randint(0, T + 1, (B,), generator=g) if given != "reset" else None
+    reset = torch.rand(T, B, generator=g) < 0.02 if given != "lengths" else None
+    tiles = -(-B // rows)
+    words = launched.events(Sequences(lengths, reset), T, rows, groups, live, *descending)[:-1].tolist()
+    n = [T] * B if lengths is None else lengths.tolist()
+    expected = []
+    for down in descending:
+        of_tile = {}
+        cuts = Sequences(lengths, reset).cuts(T, down)
+        steps = range(T - 1, -1, -1) if down else range(T)
+        for tile in range(tiles):
+            own = range(tile * rows, min(B, (tile + 1) * rows))
+            starts = [[cuts is not None and bool(cuts[t, b]) or (down and k > 0 and t == n[b] - 1) for b in own] for k, t in enumerate(steps)]
+            ends = [any(not down and t == n[b] for b in own) for t in steps]
+            links = [k for k in range(1, T) if any(starts[k]) or ends[k]]
+            low = [sum(of_row << i for i, of_row in enumerate(row)) for row in starts]
+            if live:
+                high = [sum((t < n[b]) << i for i, b in enumerate(own)) for t in steps]
+            else:
+                high = [next((m for m in links if m > k), 0) for k in range(T)]
+            of_tile[tile] = [h << 32 | l for h, l in zip(high, low, strict=True)]
+        for group in range(groups):
+            own = range(group, tiles, groups)
+            expected += [of_tile[tile][k] for k in range(T) for tile in own]
+    assert [word % 2**64 for word in words] == expected

@@ -121,6 +121,10 @@ register_asm("cvt.rna.tf32.f32 $0, $1;", lambda x: tf32_round(x))
 for _move in ("mov.b32 $0, $1;", "mov.b64 $0, $1;"):
     register_asm(_move, lambda x: x)
 register_asm(
+    "{ .reg .pred p; mov.u32 $0, 0; AGAIN: add.u32 $0, $0, 1; setp.lt.u32 p, $0, $1; @p bra AGAIN; sub.u32 $0, $0, $1; }",
+    lambda one: np.zeros_like(one),
+)
+register_asm(
     "{ .reg .pred p; setp.ne.b32 p, $2, 0; @p prefetch.global.L2 [$1]; mov.b32 $0, 0; }",
     lambda address, enable: np.zeros_like(enable),
 )

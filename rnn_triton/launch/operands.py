@@ -46,7 +46,7 @@ class Operands(NamedTuple):
     kept: Tensor | None = None
     vectors: Tensor | None = None
     lengths: Tensor | None = None
-    reset: Tensor | None = None
+    events: Tensor | None = None
     restart: Tensor | None = None
     restart_carried: Tensor | None = None
 
@@ -118,22 +118,22 @@ def described(problem: Problem, w_ih_home: str, bundle: Bundle, words: bool, gat
     present = dict.fromkeys(Operands._fields, True) | dict(
         x=has_x, u=not has_x, w_in=linked or (forward and not gemm), bias0=biases, bias1=biases, saved=routes.reads_y,
         last=forward, sync=words, report=words, seed=bundle.dropout, carried=routes.carried > 0, kept=routes.kept > 0,
-        vectors=routes.vectors > 0, lengths="lengths" in problem.sequences, reset="reset" in problem.sequences,
+        vectors=routes.vectors > 0, lengths=problem.sequences != () if not gathers else "lengths" in problem.sequences, events=problem.sequences != (),
         restart=restarts, restart_carried=restarts and routes.carried > 0,
     )  # fmt: skip
     element, wide = POINTERS[problem.dtype], "*fp64" if problem.dtype == "fp64" else "*fp32"
     state = "*i32" if words else element
     types = dict.fromkeys(Operands._fields, element) | dict(
         u=wide if forward else element, out=state, last=state, sync="*i32", report="*i64", seed="*i64", carried=wide, vectors=wide,
-        lengths="*i32", reset="*i32", restart_carried=wide,
+        lengths="*i32", events="*i64", restart_carried=wide,
     )  # fmt: skip
     types |= {name: state for name in types if not present[name]}  # the address of out stands for them
     return tuple(present.values()), lambda name: types[name.removesuffix("_ptr")] if name.endswith("_ptr") else "i32"
 
 
-def no_parameters(present: tuple[bool, ...]) -> dict[str, None]:
-    """Returns the names of the parameters for Operands of sequences that are absent, with what stands for them."""
-    names = zip(Operands._fields[-OF_SEQUENCES:], present[-OF_SEQUENCES:], strict=True)
+def no_parameters(fields: tuple[str, ...], present: tuple[bool, ...]) -> dict[str, None]:
+    """Returns the names of the parameters for operands of sequences that are absent, with what stands for them.  `fields`: of all."""
+    names = zip(fields[-OF_SEQUENCES:], present[-OF_SEQUENCES:], strict=True)
     return {f"{name}_ptr": None for name, there in names if not there}
 
 
@@ -147,15 +147,16 @@ def poll_limit() -> int:
     return min(SPIN_LIMIT, INTERPRETED_LIMIT) if interpreter.active() else SPIN_LIMIT
 
 
-def words(like: Tensor, row: int, shape: tuple[int, ...], sync_words: int, filled: bool) -> tuple[Tensor, Tensor]:
+def words(like: Tensor, row: int, shape: tuple[int, ...], sync_words: int, fill: int | None) -> tuple[Tensor, Tensor]:
     """Returns the int32 words of [*shape, row] elements of the dtype of `like`, and behind them, on lines of their own, the
-    synchronisation words.  They are one allocation and, where they are `filled` with 0xFF bytes, one fill, in a CUDA graph, too."""
+    synchronisation words.  They are one allocation and at most one fill, in a CUDA graph, too: all words are `fill`, unless that is
+    None."""
     row_words = row * like.element_size() // 4
     n = math.prod(shape) * row_words
     start = -(-n // LINE_WORDS) * LINE_WORDS
     buffer = torch.empty(start + sync_words, dtype=torch.int32, device=like.device)
-    if filled:
-        buffer.fill_(-1)
+    if fill is not None:
+        buffer.fill_(fill)
     return buffer[:n].view(*shape, row_words), buffer[start:]
 
 

@@ -158,7 +158,7 @@ def compile_ahead(problem: Problem, plan: PerStep, device: Device) -> Any:
     types = {f"{name}_ptr": "*fp64" if problem.dtype == "fp64" else "*fp32" for name in names}
     types |= {"lengths_ptr": "*i32", "reset_ptr": "*i32"}
     return compiled_ahead(
-        per_step, constants(problem, plan, tuple(there.values())) | operands.no_parameters(tuple(there.values())),
+        per_step, constants(problem, plan, tuple(there.values())) | operands.no_parameters(Operands._fields, tuple(there.values())),
         lambda name: types.get(name, pointer) if name.endswith("_ptr") else "i32", options(problem, plan), device.capability,
     )  # fmt: skip
 

@@ -34,7 +34,7 @@ from .operands import (
     strided,
     whole,
 )
-from .sequences import ALL, cuts, lengths, not_read
+from .sequences import ALL, events, lengths, not_read
 
 
 def _engine(problem: Problem, plan: OneCta | CtaGroup, bundle: Bundle) -> Engine:
@@ -48,7 +48,7 @@ def compile_ahead(problem: Problem, plan: OneCta | CtaGroup, device: Device, bun
     engine = _engine(problem, plan, bundle)
     present, parameter = operands.described(problem, plan.w_ih_home, bundle, engine.words, engine.gathers)
     launch = engine.launch
-    constants = launch.constants(present) | operands.no_parameters(present)
+    constants = launch.constants(present) | operands.no_parameters(operands.Operands._fields, present)
     return compiled_ahead(launch.kernel, constants, parameter, launch.options, device.capability)
 
 
@@ -134,12 +134,8 @@ class Recurrence:
                 zeros = w_hh.new_zeros(*lanes, B, self.problem.H)
                 h0 = zeros if h0 is None else h0
                 restart = sequences.restart or (zeros,) * len(states)
-        if engine.words:
-            out, sync, report, limit = self._out(w_hh, *outer, T, B)
-            last = empty(out, *outer, B, *out.shape[len(outer) + 2 :])
-        else:
-            out, sync, report, limit = empty(w_hh, *outer, T, B, engine.row), None, None, 0
-            last = empty(w_hh, *outer, B, engine.row)
+        out, sync, report, limit = self._out(w_hh, sequences, *outer, T, B)
+        last = empty(out, *outer, B, *out.shape[len(outer) + 2 :])
         kept: Tensor | None = None
         if keep and routes.kept:
             kept = empty(w_hh, *lanes, T, B, routes.kept, engine.row)
@@ -200,7 +196,7 @@ class Recurrence:
         that of the forward pass.  `w_ih` has the weights of all layers if they are linked, else it is None."""
         *outer, T, B, _ = y.shape
         routes, dhn = self.routes, dstates[0]
-        out, sync, report, limit = self._out(y, *outer, T, B)
+        out, sync, report, limit = self._out(y, sequences, *outer, T, B)
         u_t = u_b = u_m = models_with = 0
         if dy is not None:
             dy, u_t, u_b, u_m = strided(self._padded_rows(dy) if self.state else dy, self.engine.u_unit)
@@ -257,8 +253,13 @@ class Recurrence:
         return operands.without_sentinel(states) if self.engine.gathers and sequences is not ALL else states
 
     def _of_sequences(self, sequences: Sequences, T: int, descending: bool) -> tuple[Tensor | None, Tensor | None]:
-        """Returns lengths and flags of resets as the kernel takes them, in a pass in which time runs down if `descending`."""
-        return lengths(sequences), cuts(sequences, T, *self._descending(descending))
+        """Returns lengths and events as the kernel takes them, in a pass in which time runs down if `descending`."""
+        steps = lengths(sequences)
+        if steps is None and sequences.reset is None:  # all of them are whole
+            return None, None
+        if steps is None and not self.engine.gathers:  # in one CTA a step costs more where ptxas knows of resets alone
+            steps = torch.full((self.problem.B,), T, dtype=torch.int32, device=sequences.reset.device)  # type: ignore[union-attr]
+        return steps, events(sequences, T, self.plan.block_b, self.engine.groups, self.engine.gathers, *self._descending(descending))
 
     def _descending(self, reverse: bool) -> tuple[bool, ...]:
         """Returns whether time runs down, of several directions for each."""
@@ -294,15 +295,17 @@ class Recurrence:
         shape = (self.engine.row, self.engine.row)
         return like.new_zeros(self.gates, *shape) if self.gates > 1 else like.new_zeros(shape)
 
-    def _out(self, like: Tensor, *shape: int) -> tuple[Tensor, Tensor | None, Tensor | None, int]:
-        """Returns the tensor to which the kernel writes the published tiles [*shape, P*ROW], the synchronisation words, the host's
-        word, and the limit of polls; None and 0 for what a launch without words has not."""
+    def _out(self, like: Tensor, sequences: Sequences, *shape: int) -> tuple[Tensor, Tensor | None, Tensor | None, int]:
+        """Returns the tensor to which the kernel writes the published tiles [*shape, P*ROW], with zeros in rows that end early unless
+        the kernel writes them, the synchronisation words, the host's word, and the limit of polls; None and 0 for what a launch
+        without words has not."""
         engine = self.engine
         row = self.routes.published * engine.row
         if not engine.words:
-            return empty(like, *shape, row), None, None, 0
+            return empty(like, *shape, row) if sequences.lengths is None else like.new_zeros(*shape, row), None, None, 0
         shape = (*shape, 2) if self.directions else shape
-        out, sync = operands.words(like, row, shape, self.sync_words, engine.waits)
+        fill = -1 if engine.waits else None if sequences.lengths is None else 0
+        out, sync = operands.words(like, row, shape, self.sync_words, fill)
         return out, sync, faults.word(out.device), operands.poll_limit()
 
     def _padded_rows(self, states: Tensor) -> Tensor:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ..cells.sequences import Sequences
+from ..kernels.events import events as kernel
+from .launcher import Launcher
 from .operands import whole
+
+_BLOCK = 32  # links that the kernel looks at together, a warp
 
 ALL = Sequences()  # every row has all T steps, and begins once
 
@@ -25,18 +32,40 @@ def lengths(sequences: Sequences) -> Tensor | None:
     return None if sequences.lengths is None else whole(sequences.lengths.to(torch.int32))
 
 
-def cuts(sequences: Sequences, T: int, *descending: bool) -> Tensor | None:
+def cuts(sequences: Sequences, T: int, descending: bool) -> Tensor | None:
     """Returns int32 [T+2,B], or None: 1 in row t + 1 where step t does not follow on the one that the launch runs before it; the first and
-    the last row are zeros.  `descending`: the launch runs from T - 1 down to 0; of several lanes of different directions one for
-    each, and the result is [lanes,T+2,B].
+    the last row are zeros.  `descending`: the launch runs from T - 1 down to 0.
 
     These are the same flags in both passes: what links two neighbouring steps in one links them in the other."""
     if sequences.reset is None:
         return None
-    flags = sequences.reset.new_zeros((len(descending), T + 2, sequences.reset.shape[1]), dtype=torch.int32)
-    for of_lane, down in zip(flags, descending, strict=True):
-        of_lane[1:-1] = sequences.cuts(T, down)
-    return flags if len(descending) > 1 else flags[0]
+    flags = sequences.reset.new_zeros((T + 2, sequences.reset.shape[1]), dtype=torch.int32)
+    flags[1:-1] = sequences.cuts(T, descending)  # type: ignore[assignment]  # there is a reset
+    return flags
+
+
+def events(sequences: Sequences, T: int, rows: int, groups: int, live: bool, *descending: bool) -> Tensor:
+    """Returns int64 [T*tiles+1], of tiles of `rows` rows each, at most 32: what happens to rows between the steps of a launch of
+    so many groups, as kernels/events.py says, with live rows in place of the next link if `live`, and a word that is read and not used.
+    `descending` as for `cuts`, of each lane, of which two run in different directions."""
+    reset, steps = sequences.reset, lengths(sequences)
+    given = reset if reset is not None else steps
+    assert given is not None
+    tiles = -(-given.shape[-1] // rows)
+    out = torch.empty(len(descending) * T * tiles + 1, dtype=torch.int64, device=given.device)
+    tensors = None if reset is None else whole(reset).view(torch.uint8), steps, out
+    _launcher(given.device, rows, live)(tensors, out, (T, given.shape[-1], groups, int(descending[0])), (tiles, len(descending), 1))
+    return out
+
+
+@functools.lru_cache(maxsize=64)
+def _launcher(_device: Any, rows: int, live: bool) -> Launcher:
+    """Returns a launcher; each device has its own, because a kernel that is kept is loaded on one device."""
+    return Launcher(kernel, None, functools.partial(_constants, rows, live), dict(num_warps=1))
+
+
+def _constants(rows: int, live: bool, present: tuple[bool, ...]) -> dict[str, Any]:
+    return dict(HAS_RESET=present[0], HAS_LENGTHS=present[1], LIVE=live, ROWS=rows, BLOCK=_BLOCK)
 
 
 def not_read(sequences: Sequences, T: int, *descending: bool) -> Tensor | None:

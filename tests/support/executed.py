@@ -38,13 +38,15 @@ def install() -> ptx_executor.PtxDriver:
 
 
 def stored_once(launch: Any) -> None:
-    """Every word of an exchanged output is stored, and none twice: a second store could be seen by one who waits."""
+    """Every word of an exchanged output is stored, and none twice: a second store could be seen by one who waits.  One CTA stores rows
+    of sequences while they last, where none waits."""
     out = launch.extent("out_ptr")
     if launch.kernel_name not in EXCHANGED or out is None:
         return
     stores = out.stores[(out.base - out.start) // 2 : (out.end - out.start) // 2]
     assert stores.max() <= 1, f"{launch.kernel_name}: a word of out is stored {stores.max()} times"
-    assert stores.min() == 1, f"{launch.kernel_name}: {int((stores < 1).sum())} halves of words of out are never stored"
+    ends = launch.kernel_name == "one_cta" and launch.extent("events_ptr") is not None
+    assert ends or stores.min() == 1, f"{launch.kernel_name}: {int((stores < 1).sum())} halves of words of out are never stored"
 
 
 @contextlib.contextmanager

@@ -146,7 +146,7 @@ class Gated(Case):
         sync_words = operands.LINE_WORDS * bundle.count * (engine.groups + math.ceil(self.B / self.block_b))
         published = cells.named(self.cell).routes(forward).published
         like = tensors["w_rec"]
-        out, sync = operands.words(like, published * engine.row, shape, sync_words, True)
+        out, sync = operands.words(like, published * engine.row, shape, sync_words, -1)
         strides = dict(stride_x_t=0, stride_x_b=0, stride_u_t=0, stride_u_b=0)
         for name, unit in (("x", engine.x_unit), ("u", engine.u_unit)):
             if name in tensors:
