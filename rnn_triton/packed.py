@@ -1,10 +1,9 @@
 """Runs sequences of unequal lengths, as a PackedSequence has them, as rows of a batch that end early.
 
 The data of a PackedSequence lie step by step: the rows of all sequences that have step 0, then those that have step 1, and so on.  They
-are copied into x[T,B,I], zeros beyond each end, and the rows of y are picked out of y[T,B,H]: two passes over the data, while a layer, a
-stack or both directions still take one launch.  Kernels that read packed rows where they lie would save these copies, which the latency
-model puts far below the steps they precede, and would look up an address in every step.  Nothing waits for the device: the CPU knows how many
-sequences a step has.
+are copied into x[T,B,I], zeros beyond each end, and the rows of y are picked out of y[T,B,H], while a layer, a stack or both directions
+still take one launch.  Kernels that read packed rows where they lie would save these copies, estimated at 1 to 15 % of the forward steps
+(docs/sequences.md), and would look up an address in every step.  Nothing waits for the device: the CPU knows how many sequences a step has.
 """
 
 from __future__ import annotations

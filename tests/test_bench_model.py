@@ -9,7 +9,7 @@ from bench.cases import estimate, suites
 from bench.cases.inputs import lengths_of
 from rnn_triton.plan import choose, latency
 from rnn_triton.plan.hardware import RECORDS
-from rnn_triton.plan.problem import Bundle
+from rnn_triton.plan.problem import SIZES, Bundle
 
 H200 = RECORDS["sm_90"]
 
@@ -146,6 +146,18 @@ def test_heads_cost_what_models_do_and_read_x_once():
         assert of_heads.practical_us == of_models.practical_us and of_heads.floor_us <= of_models.floor_us
         assert of_heads.practical_us < estimate.of_case(replace(heads, heads=1), pass_, H200).practical_us
     assert estimate.problems(heads)[0].H == 64 and estimate.problems(heads)[0].I == 512 and len(estimate.launches(heads, H200)) == 1
+
+
+def test_what_padding_packed_input_costs():
+    """The copies of rnn_triton/packed.py in the forward pass, beside its steps: what docs/sequences.md says"""
+    shares = []
+    for case in [case for case in suites.SUITES["varlen"] if case.lengths != "full"]:
+        live = float(lengths_of(case).double().mean()) / case.T
+        # zeros of all rows of x are written, read and written again; of those that sequences have, x and y are read and written
+        values = case.B * (3 * case.I + live * 2 * (case.I + case.H))
+        us = values * SIZES[case.dtype] / (latency.CONSTANTS.fill * latency.rates(H200).dram)
+        shares.append(us / estimate.of_case(case, "fwd", H200).practical_us)
+    assert 0.005 <= min(shares) < 0.015 and 0.14 <= max(shares) < 0.155
 
 
 @pytest.mark.parametrize("lengths", ["uniform", "heavy"])
