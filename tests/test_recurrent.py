@@ -30,7 +30,7 @@ def test_recurrent_is_torchs_module_of_its_cell(cell, options):
     assert list(ours.state_dict()) == list(theirs.state_dict())
     assert all(map(torch.equal, ours.parameters(), theirs.parameters()))  # initial values
     assert [len(w) for w in ours.all_weights] == [len(w) for w in theirs.all_weights]
-    assert repr(ours) == repr(theirs).replace(TORCHS[cell], "Recurrent")
+    assert repr(ours) == repr(theirs).replace(f"{TORCHS[cell]}(", f"Recurrent('{cell}', ")
     same(ours, theirs, data(T, B, I))
     same(ours, theirs, data(T, B, I), state(theirs, B))
     assert type(ours(data(T, I))[1]) is type(theirs(data(T, I))[1])
@@ -48,7 +48,10 @@ def copies(module):
 def test_recurrent_takes_torchs_arguments():
     module = rnn_triton.Recurrent("gru", 3, 4, 2, False, True, 0.25, True, "meta", torch.bfloat16)
     assert {(p.device.type, p.dtype) for p in module.parameters()} == {("meta", torch.bfloat16)}
-    assert repr(module) == "Recurrent(3, 4, num_layers=2, bias=False, batch_first=True, dropout=0.25, bidirectional=True)"
+    assert repr(module) == "Recurrent('gru', 3, 4, num_layers=2, bias=False, batch_first=True, dropout=0.25, bidirectional=True)"
+    leaky = rnn_triton.LeakyRNN(3, 4, 2, "relu", leak=0.5, learn_leak=True)
+    assert repr(leaky) == "LeakyRNN(3, 4, num_layers=2, nonlinearity=relu, leak=0.5, learn_leak=True)"
+    assert repr(rnn_triton.LeakyRNN(3, 4, leak=torch.full((4,), 0.5))) == "LeakyRNN(3, 4)"
     assert isinstance(module, nn.RNNBase) and module.cell == "gru"
     for options in (dict(hidden_size=0), dict(num_layers=0), dict(dropout=2), dict(bias=1), dict(input_size=2.0), dict(batch_first=0)):
         results = []

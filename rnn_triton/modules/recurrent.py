@@ -53,6 +53,9 @@ class Recurrent(Layers):
         self.register_parameter(vector + place, nn.Parameter(value))
         return vector + place
 
+    def extra_repr(self) -> str:
+        return f"{self.cell!r}, {super().extra_repr()}"
+
     @property
     def _cell(self) -> Cell:  # type: ignore[override]
         return cells.named(self.cell)
@@ -126,5 +129,6 @@ class LeakyRNN(Recurrent):
         return torch.stack(self._weights()[self._last])
 
     def extra_repr(self) -> str:
+        nonlinearity = "" if self.nonlinearity == "tanh" else f", nonlinearity={self.nonlinearity}"
         leak = "" if isinstance(self.leak, list) else f", leak={self.leak}"
-        return super().extra_repr() + leak + (", learn_leak=True" if self.learn_leak else "")
+        return Layers.extra_repr(self) + nonlinearity + leak + (", learn_leak=True" if self.learn_leak else "")
