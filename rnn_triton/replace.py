@@ -28,7 +28,8 @@ class Replaced(Generic[Model]):
     """What `replace` or `restore` did with a model.  str() says it in a line for each recurrent module.
 
     model: the model, or its copy.
-    swapped: the modules that were swapped: their names in the model ("" for the model itself), and of which class they are now.
+    swapped: the modules that were swapped: their names in the model ("" for the model itself), and of which class they are now; a module
+        that the model has in several places stands there under each of its names, here and in `kept`.
     kept: the recurrent modules that were left alone, and why.
     """
 
@@ -67,16 +68,20 @@ def _swap(model: Model, inplace: bool, classes: Classes, why_not: Any) -> Replac
         return Replaced(model, {}, {"": f"it is no torch.nn.Module, but of type {_name(type(model))}"})
     changed: Any = model if inplace else copy.deepcopy(model)
     result = Replaced(changed, {}, {})
-    for name, module in changed.named_modules():  # each once, by its first name
+    became: dict[nn.Module, str] = {}
+    for name, module in changed.named_modules(remove_duplicate=False):
         if any(name.startswith(f"{outer}." if outer else "") for outer in result.kept):
             continue  # a part of a module that is left alone
+        if module in became:
+            result.swapped[name] = became[module]
+            continue
         base = _base(type(module), classes)
         why = why_not(module, base)
         if why is not None:
             result.kept[name] = why
         elif base is not None:
             _become(module, base, classes[base])
-            result.swapped[name] = _name(classes[base])
+            result.swapped[name] = became[module] = _name(classes[base])
     return result
 
 

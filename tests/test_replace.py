@@ -45,7 +45,8 @@ class Model(nn.Module):
 
 
 SWAPPED = {
-    "encoder": "LSTM", "middle.0.1": "GRU", "middle.1": "RNN", "cells.lstm": "LSTMCell", "cells.gru": "GRUCell", "cells.rnn": "RNNCell",
+    "encoder": "LSTM", "middle.0.1": "GRU", "middle.1": "RNN", "again": "RNN",
+    "cells.lstm": "LSTMCell", "cells.gru": "GRUCell", "cells.rnn": "RNNCell",
 }  # fmt: skip
 
 
@@ -81,7 +82,7 @@ def same(got, expected):
 
 
 def kinds(model):
-    return {name: type(module) for name, module in model.named_modules()}
+    return {name: type(module) for name, module in model.named_modules(remove_duplicate=False)}
 
 
 def test_a_model_goes_there_and_back(model, symbols):
@@ -372,6 +373,8 @@ def test_left_alone_and_named(make, why):
     done = rnn_triton.replace(model)
     assert done.swapped == {"1": "rnn_triton.LSTM"} and [*done.kept] == ["0.odd"]
     assert done.kept["0.odd"].startswith(why) and type(module) is kind
+    model.again = module
+    assert [*rnn_triton.replace(model).kept] == ["0.odd", "again"]
     alone = rnn_triton.replace(module)
     assert alone.model is module and alone.swapped == {} and alone.kept == {"": done.kept["0.odd"]}
 
