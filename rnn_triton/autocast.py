@@ -100,7 +100,7 @@ def _cast(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 def _can_keep(t: Tensor | None) -> bool:
     """True if a cast of t may serve several calls."""
-    if t is None or not (t.requires_grad and t.dim() == 2 and t.dtype is torch.float32 and t.is_leaf):
+    if t is None or not (t.requires_grad and t.dim() >= 2 and t.dtype is torch.float32 and t.is_leaf):
         return False
     return not t.is_inference() and (type(t) is nn.Parameter or type(t) is Tensor)  # a tensor of inference mode has no version
 

@@ -95,7 +95,7 @@ def _default_precision() -> str:
 
 
 def settled(
-    x: Tensor, weights: Sequence[Tensor | None], states: Sequence[Tensor], cell: Cell, precision: str | None
+    x: Tensor, weights: Sequence[Tensor | None], states: Sequence[Tensor], cell: Cell, precision: str | None, heads: int = 1
 ) -> tuple[Tensor, Sequence[Any], Sequence[Tensor], str | None]:
     """Returns (x, weights, states, precision) of one layer as the operator takes them: checked, cast if autocast is on, and with what
     None stands for in place of a precision of None.  Arguments and errors are those of functional.layer; the precision and the number
@@ -106,7 +106,7 @@ def settled(
             x, weights, states = autocast.cast(torch.get_autocast_dtype(device), x, weights, states)
             if x.dtype is not torch.float32:
                 precision = None  # meant for the fp32 that autocast replaced
-    _check(x, weights, states, cell)
+    _check(x, weights, states, cell, heads)
     if precision is None and x.dtype is not torch.float32:  # what precision_of says
         return x, weights, states, None
     return x, weights, states, precision_of(x.dtype, precision)
@@ -212,7 +212,7 @@ def settled_network(
     return x, flat, states, settled_precision
 
 
-def _check(x: Tensor, weights: Sequence[Any], states: Sequence[Tensor], cell: Cell) -> None:
+def _check(x: Tensor, weights: Sequence[Any], states: Sequence[Tensor], cell: Cell, heads: int) -> None:
     """Raises the error of torch's modules, in their words where they have any, unless the tensors fit together."""
     dtype = x.dtype
     w_ih, w_hh, b_ih, b_hh = weights[:4]
@@ -233,8 +233,10 @@ def _check(x: Tensor, weights: Sequence[Any], states: Sequence[Tensor], cell: Ce
         raise ValueError("hidden_size must be greater than zero")
     if I == 0:
         raise ValueError("input_size must be greater than zero")
-    if w_hh.shape != (size, H):
-        raise ValueError(f"w_hh must have shape [{_rows(G)}, H] = [{size}, {H}], got {list(w_hh.shape)}")
+    expected = (size, H) if heads == 1 else (heads, size // heads, H // heads)
+    if w_hh.shape != expected:
+        sizes = f"{_rows(G)}, H" if heads == 1 else f"N, {_rows(G)}/N, H/N"
+        raise ValueError(f"w_hh must have shape [{sizes}] = {list(expected)}, got {list(w_hh.shape)}")
     if b_ih is not None and b_ih.shape != (size,):
         raise ValueError(f"b_ih must have shape [{_rows(G)}] = [{size}], got {list(b_ih.shape)}")
     if b_hh is not None and b_hh.shape != (size,):

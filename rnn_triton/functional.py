@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from . import cells, checks, projection
+from . import heads as of_heads
 from .cells import Cell
 from .cells.elman import ELMAN
 from .cells.leaky import LEAKY
@@ -189,17 +190,19 @@ def layer(
     reset: Tensor | None = None,
     reset_state: Sequence[Tensor] = (),
     validate: bool = False,
+    heads: int = 1,
 ) -> Results:
     """Returns y[T,B,H] and the last states, each [B,H], of x[T,B,I] and the first states (none stands for zeros) of a layer of `cell`.
 
     `weights` are w_ih[G*H,I], w_hh[G*H,H], b_ih[G*H] or None, b_hh[G*H] or None, and the cell's vectors, each [H].  Options are those
-    of `rnn` and `gru`; `reset_state` has a tensor for each of the cell's states, or none."""
+    of `rnn` and `gru`; `reset_state` has a tensor for each of the cell's states, or none.  With `heads` = N w_hh is [N,G*H/N,H/N], as in
+    heads.py."""
     if precision is not None:
         checks.check_precision(precision)
     if states:
         checks.check_states(states, cell.states)
     sequences = _sequences(x, lengths, reset, reset_state, cell, validate)
-    return _layer(x, weights, states, cell, reverse, precision, recompute, sequences)
+    return _layer(x, weights, states, cell, reverse, precision, recompute, sequences, heads)
 
 
 def _sequences(
@@ -213,16 +216,18 @@ def _sequences(
 
 def _layer(
     x: Tensor, weights: Sequence[Any], states: Sequence[Tensor], cell: Cell, reverse: bool, precision: str | None, recompute: bool,
-    sequences: Sequences,
+    sequences: Sequences, heads: int = 1,
 ) -> Results:  # fmt: skip
     """Returns what `layer` does, which has checked the precision and the number of states."""
-    x, weights, states, precision = settled(x, weights, states, cell, precision)
+    x, weights, states, precision = settled(x, weights, states, cell, precision, heads)
     if sequences.restart:
-        sequences = checks.settled_restart(sequences, x, (x.shape[1], weights[1].shape[1]))
+        sequences = checks.settled_restart(sequences, x, (x.shape[1], heads * weights[1].shape[-1]))
     b_ih, b_hh = weights[2] is not None, weights[3] is not None
     net = settings_of(b_ih, b_hh, cell.name, "reverse" if reverse else "forward", precision, 0, bool(recompute))
     if not (b_ih and b_hh):
         weights = [t for t in weights if t is not None]
+    if heads > 1:
+        return of_heads.layer(x, weights, tuple(states), net, sequences, heads)
     return autograd.network(x, tuple(weights), tuple(states), None, net, sequences)
 
 

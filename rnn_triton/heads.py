@@ -9,13 +9,14 @@ w_ih[G*H,I], w_hh[N,G*H/N,H/N], b_ih[G*H], b_hh[G*H], vectors and states [..,H].
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from .cells import Cell
+from .cells.sequences import Sequences
+from .op import autograd
+from .op.layers import Settings, States
 
 
 def check(heads: int, hidden_size: int, proj_size: int) -> None:
@@ -27,38 +28,18 @@ def check(heads: int, hidden_size: int, proj_size: int) -> None:
 
 
 def layer(
-    x: Tensor,
-    weights: Sequence[Tensor | None],
-    states: Sequence[Tensor],
-    cell: Cell,
-    *,
-    one: Callable[..., tuple[Tensor, tuple[Tensor, ...]]],
-    heads: int,
-    reset_state: Sequence[Tensor] = (),
-    **options: Any,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Returns y and the last states of a layer, with the arguments of functional.layer, of which w_hh has a dimension for the heads in
-    front.  `one` runs a head, as functional.layer."""
-    w_ih, w_hh, *others = weights
-    assert w_ih is not None and w_hh is not None
-    H = heads * w_hh.shape[-1]
-    for state in reset_state:
-        if state.shape[-1] != H:  # else the error would name the sizes of a head
-            raise ValueError(f"reset_state must have shape [B, H] with H = {H}, got {list(state.shape)}")
-
-    def of_head(
-        weights: Sequence[Tensor | None], states: Sequence[Tensor], reset_state: Sequence[Tensor]
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        return one(x, weights, states, cell, reset_state=reset_state, **options)
-
-    split = [None if t is None else t.unflatten(0, (heads, -1)) for t in (w_ih, *others)]
-    each = [split[0], w_hh, *split[1:]]
-    dims = [None if t is None else 0 for t in each]
-    of_states = [[t.unflatten(-1, (heads, -1)) for t in some] for some in (states, reset_state)]
-    state_dims = [[-2] * len(some) for some in of_states]
-    if torch.compiler.is_exporting() or torch.jit.is_tracing():  # neither takes vmap: one head after the other
-        each_states = [[[t[..., n, :] for t in some] for some in of_states] for n in range(heads)]
-        ys, lasts = zip(*[of_head([None if t is None else t[n] for t in each], *each_states[n]) for n in range(heads)])
+    x: Tensor, weights: Sequence[Tensor], states: States, net: Settings, sequences: Sequences, heads: int
+) -> tuple[Tensor, States]:
+    """Returns y[T,B,H] and the last states of a layer, with the arguments of autograd.network but for the weights, which are as above."""
+    weights = [t if n == 1 else t.unflatten(0, (heads, -1)) for n, t in enumerate(weights)]  # all but w_hh
+    states, restart = [tuple([t.unflatten(-1, (heads, -1)).movedim(-2, 0) for t in some]) for some in (states, sequences.restart)]
+    sequences = sequences._replace(restart=restart) if restart else sequences
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():  # one head after the other, as ONNX has no ensembles
+        each = []
+        for n in range(heads):
+            of_head = sequences._replace(restart=tuple([t[n] for t in restart])) if restart else sequences
+            each.append(autograd.network(x, [t[n] for t in weights], tuple([t[n] for t in states]), None, net, of_head))
+        ys, lasts = zip(*each)
         return torch.cat(ys, -1), tuple([torch.cat(parts, -1) for parts in zip(*lasts)])
-    y, last = torch.vmap(of_head, in_dims=(dims, *state_dims), out_dims=-2)(each, *of_states)
-    return y.flatten(-2), tuple([t.flatten(-2) for t in last])
+    y, last = autograd.network(x, weights, states, None, net, sequences)
+    return y.movedim(0, -2).flatten(-2), tuple([t.movedim(0, -2).flatten(-2) for t in last])

@@ -27,7 +27,7 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         net, keep, sequences = Settings(*settings[:count]), settings[count], settings[count + 1 :]
         if any(t is not None for t in sequences):
             raise UnsupportedError(onnx_node.NO_SEQUENCES)
-        if x.dim() != 3:
+        if weights[1].dim() != 2:
             raise UnsupportedError("ONNX has no operator for an ensemble (vmap over weights): export its models one by one")
         if net.dropped:
             raise UnsupportedError("ONNX has no operator for this dropout between layers: export model.eval()")

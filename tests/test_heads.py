@@ -4,14 +4,18 @@ import copy
 
 import pytest
 import torch
+from support import ops
+from support.memory import Allocations
 from support.pairs import TOLERANCE, data, flat
 from support.problems import gradients, like
 from test_ensembles import launches as launches  # a fixture
 from test_kernels import assert_close, tolerance
 from torch.nn.utils.rnn import pack_sequence
+from torch.utils.flop_counter import FlopCounterMode
 
 import rnn_triton
 from rnn_triton.launch.operands import Operands
+from rnn_triton.op.gradients import DX
 
 T, B, I, H, N = 4, 3, 3, 12, 3
 MODULES = [
@@ -99,6 +103,23 @@ def test_exported_and_traced(how):
         torch.testing.assert_close(program(*given(*sizes)), module(*given(*sizes)), **TOLERANCE)
 
 
+def test_compiled():
+    module, x = make("RNN", heads=N), data(T, B, I).requires_grad_()
+    found = []
+    for run in (module, torch.compile(module, fullgraph=True, backend="aot_eager")):
+        outputs = flat(run(x))
+        found.append((outputs, gradients(outputs, like(outputs), [x, *module.parameters()])))
+    torch.testing.assert_close(*found, **TOLERANCE)
+
+
+def test_flops_are_those_of_the_blocks():
+    net, x = make("RNN", heads=N), data(T, B, I).requires_grad_()
+    with FlopCounterMode(display=False) as counter:
+        net(x)[0].sum().backward()
+    steps_with_h = T + (T - 1) + T  # forward, from step to step, of W_hh
+    assert counter.get_total_flops() == 2 * B * H * (3 * T * I + steps_with_h * H // N)
+
+
 def test_parameters():
     torch.manual_seed(0)
     net = make("GRU", 5, 64, heads=4, dtype=torch.float32)
@@ -136,22 +157,106 @@ def test_an_error_is_that_of_the_layer():
         net(data(T, B, I), data(1, B, 6))
     with pytest.raises(RuntimeError, match=rf"input.size\(-1\) must be equal to input_size. Expected {I}, got 7"):
         net(data(T, B, 7))
+    with pytest.raises(ValueError, match=r"w_hh must have shape \[N, H/N, H/N\] = \[2, 6, 6\], got \[12, 12\]"):
+        torch.func.functional_call(net, dict(weight_hh_l0=data(H, H)), (data(T, B, I),))
 
 
-@pytest.mark.parametrize("name", ["RNN", "LSTM"])
-def test_all_heads_share_a_launch(name, device, launches):
+# of x more columns than a head has rows of W_ih, so that dx is one product of all heads, and fewer, so that it is one for each
+@pytest.mark.parametrize("name, size", [("RNN", 16), ("LSTM", I)])
+def test_all_heads_share_a_launch(name, size, device, launches):
     """of each pass; and the kernels compute what the dense layer does in fp64"""
     torch.manual_seed(0)
-    ours, whole = make(name, heads=N, dtype=torch.float32), getattr(torch.nn, name)(I, H, dtype=torch.float64)
+    ours, whole = make(name, size, H, heads=N, dtype=torch.float32), getattr(torch.nn, name)(size, H, dtype=torch.float64)
     whole.load_state_dict({name: dense(name, t) for name, t in ours.state_dict().items()})
     ours.precision = "ieee"
-    x = data(T, B, I, dtype=torch.float32)
+    x = data(T, B, size, dtype=torch.float32)
     near, exact = x.to(device).requires_grad_(), x.double().requires_grad_()
     outputs = flat(ours.to(device)(near))
     assert len(launches) == 1
     expected = flat(whole(exact))
     assert_close(outputs, [t.detach() for t in expected], tolerance("ieee", T))
     dy = like(expected)
-    (dx,) = gradients(outputs, [d.float().to(device) for d in dy], [near])
+    dx, dw_ih = gradients(outputs, [d.float().to(device) for d in dy], [near, ours.weight_ih_l0])
     assert len([1 for tensors, _ in launches if isinstance(tensors, Operands)]) == 2  # the others are products
-    assert_close([dx], gradients(expected, dy, [exact]), tolerance("ieee", 2 * T))
+    expected_dx, expected_dw_ih = gradients(expected, dy, [exact, whole.weight_ih_l0])
+    assert_close([dx, dense("weight_ih_l0", dw_ih)], [expected_dx, expected_dw_ih], tolerance("ieee", 2 * T))
+
+
+ROWS = 8 * B
+
+
+def head_tensors(size, hidden, heads, dtype, device="cpu"):
+    """(x, w_ih, w_hh, b_ih, b_hh, h0) of an Elman layer with heads as the ops take them, y and its gradient"""
+    h = hidden // heads
+    shapes = (8, B, size), (heads, h, size), (heads, h, h), (heads, h), (heads, h), (heads, B, h), *[(heads, 8, B, h)] * 2
+    *tensors, y, dy = [data(*shape, seed=n, dtype=dtype).to(device) for n, shape in enumerate(shapes)]
+    return tensors, y, dy
+
+
+def elements_of_dx(size, hidden, heads, device="cpu"):
+    """What a backward pass for dx alone takes at most at a time, for each row of x"""
+    tensors, y, dy = head_tensors(size, hidden, heads, torch.float64, device)
+    with Allocations() as memory:
+        dx, *_ = ops.run_backward(tensors, y, dy, None, [DX, 0])
+    assert dx.shape == tensors[0].shape
+    return memory.peak / (ROWS * dx.element_size())
+
+
+def test_dx_takes_no_memory_for_each_head():
+    assert elements_of_dx(96, 24, 6) < 6 * 96
+
+
+def test_dx_by_the_kernels_takes_no_memory_for_each_head(device, launches):
+    """nor, of an x with few columns, a copy of da, beside da itself"""
+    launches.run = False
+    assert elements_of_dx(96, 24, 6, device) < 2 * 96
+    assert elements_of_dx(1, 96, 3, device) < 2 * 96
+
+
+def test_dx_of_all_heads_is_rounded_once():
+    """where torch computes; other gradients are what they are without an x that is shared"""
+    tensors, y, dy = head_tensors(5, 12, 3, torch.bfloat16)
+    x, *others = tensors
+    dx, dh0, dweights = ops.run_backward(tensors, y, dy, None)
+    wide_dx, *_ = ops.run_backward([t.float() for t in tensors], y.float(), dy.float(), None)
+    assert torch.equal(dx, wide_dx.bfloat16())
+    dx_of_each, *apart = ops.run_backward([x.expand(3, *x.shape), *others], y, dy, None)
+    assert dx_of_each.shape == (3, *x.shape)
+    torch.testing.assert_close([dh0, dweights], apart, rtol=0, atol=0)
+
+
+def test_heads_within_transforms():
+    """An ensemble of layers with heads, and a batch of inputs: values and gradients of each, also where layers share x"""
+    nets = [make("GRU", heads=N) for _ in range(2)]
+    state, _ = torch.func.stack_module_state(nets)
+
+    def loss(weights, x):
+        return torch.func.functional_call(nets[0], weights, (x,))[0].pow(2).sum()
+
+    alone = [dict(net.named_parameters()) for net in nets]
+    xs = data(2, T, B, I)
+    both = torch.func.grad_and_value(loss, argnums=(0, 1))
+    for dims in ((0, 0), (0, None), (None, 0)):
+        given = state if dims[0] == 0 else alone[0], xs if dims[1] == 0 else xs[0]
+        expected = [both(alone[n if dims[0] == 0 else 0], xs[n if dims[1] == 0 else 0]) for n in range(2)]
+        stacked = torch.utils._pytree.tree_map(lambda *t: torch.stack(t), *expected)
+        torch.testing.assert_close(torch.vmap(both, in_dims=dims)(*given), stacked, **TOLERANCE)
+    x = xs[0].requires_grad_()  # of which the gradient is the sum of that of all heads of both layers
+    (dx,) = torch.autograd.grad(torch.vmap(loss, in_dims=(0, None))(state, x).sum(), x)
+    torch.testing.assert_close(dx, sum(torch.func.grad(loss, 1)(weights, x) for weights in alone), **TOLERANCE)
+    tangent = data(T, B, I, seed=3)
+    _, pushed = torch.func.jvp(lambda x: loss(alone[0], x), (x.detach(),), (tangent,))
+    torch.testing.assert_close(pushed, (torch.func.grad(loss, 1)(alone[0], x) * tangent).sum(), **TOLERANCE)
+
+
+def test_under_autocast():
+    net, x = make("GRU", heads=N, dtype=torch.float32), data(T, B, I, dtype=torch.float32).requires_grad_()
+    narrow, near = copy.deepcopy(net).bfloat16(), x.detach().bfloat16().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = flat(net(x))
+    expected = flat(narrow(near))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    found, expected = (
+        gradients(y, like(y), [x, *net.parameters()]) for y, x, net in ((found, x, net), (expected, near, narrow))
+    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, check_dtype=False)

@@ -285,7 +285,7 @@ OURS = {
     ),
     "reset_state of heads": (
         lambda: rnn_triton.RNN(I, H, heads=2)(z(T, B, I), reset=z(T, B).bool(), reset_state=z(1, B, 7)), ValueError, "reset_state", "[2, 7]",
-        "[B, H] with H = 4",
+        "[B, H] = [2, 4]",
     ),
     "reset_state of layers": (
         lambda: rnn_triton.RNN(I, H, 2)(z(T, B, I), reset=z(T, B).bool(), reset_state=z(1, B, H)), ValueError, "reset_state", "[1, 2, 4]",

@@ -192,7 +192,7 @@ class Layers(nn.RNNBase):
         if self.proj_size:
             one = functools.partial(projection.layer, one=functional.layer)
         if self.heads > 1:
-            one = functools.partial(of_heads.layer, one=functional.layer, heads=self.heads)
+            one = functools.partial(functional.layer, heads=self.heads)
         return functional.network(
             x,
             self._weights(),

@@ -161,7 +161,7 @@ def _reference(
     x: Tensor, weights: Sequence[Tensor], seed: Tensor | None, net: Settings, number: int, sequences: Sequences = ALL
 ) -> Callable[..., tuple[Tensor, ...]]:
     """Returns (x, *states, *restart states, *weights) -> (y, *last states) by plain torch in at least fp32, with the operator's masks
-    for tensors of these sizes; `number` states are given."""
+    for tensors of these sizes; `number` states are given.  Those of an ensemble have M in front, but for an x that its models share."""
     dtype, cell = x.dtype, net.described
     wide = torch.float32 if x.element_size() == 2 else dtype
     layers = len(weights) // net.tensors // net.directions
@@ -191,7 +191,10 @@ def _reference(
         y, last = in_turn(x, recurrences, states, net.directions, one=in_place, between=between)
         return tuple([t.to(dtype) for t in (y, *last)])
 
-    return run
+    def of_models(x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return torch.vmap(run, in_dims=(0 if x.dim() == 4 else None, *[0] * len(tensors)))(x, *tensors)
+
+    return run if weights[0].dim() == 2 else of_models
 
 
 def _spread(tensors: Sequence[Tensor], places: Sequence[int], count: int) -> list[Tensor | None]:
@@ -206,7 +209,7 @@ class _Function:
     """The reference, or its gradients, as a function of those of some tensors that are there."""
 
     def __init__(self, run: Callable[..., tuple[Tensor, ...]], tensors: Sequence[Tensor | None]) -> None:
-        """`run` takes them all.  Those of an ensemble all have M in front, and so has the result."""
+        """`run` takes them all."""
         self.present = present = [i for i, t in enumerate(tensors) if t is not None]
         self.tensors: list[Any] = [tensors[i] for i in present]
         self.count = count = len(tensors)
@@ -214,7 +217,7 @@ class _Function:
         def reduced(*some: Tensor) -> tuple[Tensor, ...]:
             return run(*_spread(some, present, count))  # not of self: a cycle of references would hold all of it
 
-        self.run = torch.vmap(reduced) if self.tensors[0].dim() == 4 else reduced
+        self.run = reduced
         self.device = self.tensors[0].device.type
 
     def pull_back(self, cotangents: Sequence[Tensor | None]) -> list[Tensor | None]:

@@ -57,10 +57,18 @@ def _one_by_one(run: Any, n: int, dims: tuple, arguments: tuple) -> tuple[Any, A
     return tuple(stacked), tuple(0 if isinstance(t, Tensor) else [0] * len(t) for t in stacked)
 
 
-def _sizes(x: Tensor, mapped: int | None) -> tuple[int, bool]:
-    """Returns B of one sample of x, and whether it is an ensemble's."""
-    shape = [size for dim, size in enumerate(x.shape) if dim != mapped]
-    return shape[-2], len(shape) == 4
+def _sizes(x: Tensor, w_hh: Tensor, dims: tuple) -> tuple[int, bool, int | None]:
+    """Returns B of one sample, whether it is an ensemble, and the number of its models if they share x, which lacks them."""
+    of_x, of_w_hh = [[n for dim, n in enumerate(t.shape) if dim != mapped] for t, mapped in ((x, dims[0]), (w_hh, dims[1][1]))]
+    nested = len(of_w_hh) == 3
+    return of_x[-2], nested, of_w_hh[0] if nested and len(of_x) == 3 else None
+
+
+def _stack_x(x: Tensor, mapped: int | None, n: int, nested: bool, models: int | None) -> Tensor:
+    """Returns what `_stack` does, of an x that the `models` of each sample share (None: they do not)."""
+    if models is not None:
+        x, mapped = x.expand(models, *x.shape), None if mapped is None else mapped + 1
+    return _stack(x, mapped, n, nested)
 
 
 def _unzip(results: list[Any]) -> tuple[Any, Any]:
@@ -101,9 +109,9 @@ def _forward(info: Any, dims: tuple, *arguments: Any) -> tuple[Any, Any]:
     n, sequences = info.batch_size, (lengths, reset, restart)
     if _goes_one_by_one(n, dims, arguments):
         return _one_by_one(network.forward, n, dims, arguments)
-    B, nested = _sizes(x, dims[0])
+    B, nested, models = _sizes(x, weights[1], dims)
     if any(d is not None for d in dims[1]):
-        tensors = [_stack(t, d, n, nested) for t, d in zip((x, weights, states), dims)]
+        tensors = [_stack_x(x, dims[0], n, nested, models), *[_stack(t, d, n, nested) for t, d in zip((weights, states), dims[1:])]]
         sequences = (lengths, reset, _stack(restart, dims[-1], n, nested))
         outputs, apart = network.forward(*tensors, None, *settings, *sequences), lambda t: _unstack(t, n, nested)
     else:
@@ -119,26 +127,28 @@ def _backward(info: Any, dims: tuple, *arguments: Any) -> tuple[Any, Any]:
     n, sequences = info.batch_size, (lengths, reset, restart)
     if _goes_one_by_one(n, dims, arguments):
         return _one_by_one(network.backward, n, dims, arguments)
-    B, nested = _sizes(x, dims[0])
+    B, nested, models = _sizes(x, weights[1], dims)
     of_outputs, output_dims = (kept, dy, dlast), dims[-8:-5]
     if any(d is not None for d in dims[1]):
-        tensors = [_stack(t, d, n, nested) for t, d in zip((x, weights, states), dims)]
+        tensors = [_stack_x(x, dims[0], n, nested, models), *[_stack(t, d, n, nested) for t, d in zip((weights, states), dims[1:])]]
         of_outputs = [_stack(t, d, n, nested) for t, d in zip(of_outputs, output_dims)]  # type: ignore[assignment]
         sequences = (lengths, reset, _stack(restart, dims[-1], n, nested))
         results = network.backward(*tensors, None, *settings, *of_outputs, needs, groups, *sequences)
-        data_part = weight_part = lambda t: _unstack(t, n, nested)  # noqa: E731
+        x_part = data_part = weight_part = lambda t: _unstack(t, n, nested)  # noqa: E731
+        if models is not None:
+            x_part = lambda t: (_unstack(t, n, nested)[0].sum(1), 0)  # noqa: E731
     else:
         of_outputs = [_join(t, d, n) for t, d in zip(of_outputs, output_dims)]  # type: ignore[assignment]
         x, states = _join(x, dims[0], n), _join(states, dims[2], n)
         sequences = _joined_sequences(sequences, dims[-3:], n)
         results = network.backward(x, weights, states, None, *settings, *of_outputs, needs, n * (groups or 1), *sequences)
-        data_part = lambda t: _part(t, n, B)  # noqa: E731
+        x_part = data_part = lambda t: _part(t, n, B)  # noqa: E731
         dim = int(nested)  # behind the models
         weight_part = lambda t: (t if groups is None else t.unflatten(dim, (n, groups)), dim)  # noqa: E731
     (dx, dstates, dweights), absent = results, lambda t: (t, None)
     wanted = [need & bit for need in needs[1:] for bit in Settings(*settings).gradients]
     parts = [
-        (data_part if needs[0] & DX else absent)(dx),
+        (x_part if needs[0] & DX else absent)(dx),
         [(data_part if needs[0] & DH0 else absent)(t) for t in dstates],
         [(weight_part if want else absent)(t) for t, want in zip(dweights, wanted, strict=True)],
     ]

@@ -33,6 +33,7 @@ class Saved:
     needs: int
     sequences: Sequences = ALL
     read: Tensor | None = None  # [..,T,B,H], h that each step read, where it is given and not to be found in y and h0
+    shared: bool = False  # an ensemble's models share x, whose gradient is the sum of theirs
 
     def gradients(
         self, da: Tensor, groups: int | None = None, carried: Tensor | None = None, dhn: Tensor | None = None
@@ -51,7 +52,10 @@ class Saved:
         With `groups` = N the batch is N equal parts, and dw_ih[..,N,G*H,I], dw_hh[..,N,G*H,H] and db[..,N,G*H] come separately for each.
 
         Weight gradients and dh0 are accumulated in fp32 and rounded once: into 16 bits cuBLAS may add up parts of a long sum,
-        T B of them, that it has rounded to 16 bits."""
+        T B of them, that it has rounded to 16 bits.
+
+        dx of models that share x is one product of all their da side by side, in a copy, unless a model's dx is no larger than its da:
+        then dx is the sum of one product for each model.  So it takes for a moment the memory of the smaller one."""
         if groups is not None:
             return self._in_groups(da, groups, carried, dhn)
         needs, precision = self.needs, self.precision
@@ -60,11 +64,17 @@ class Saved:
         split = da.shape[-1] - gates
         rows = da.flatten(-3, -2)  # [T*B,P*H]: a view, as those of x and y are unless their strides forbid it
         by_x, by_h = (rows.narrow(-1, split, gates), rows.narrow(-1, 0, gates)) if split else (rows, rows)
+        w_ih = self.w_ih
+        if beside := self.shared and needs & DX and w_ih.shape[-1] > gates:  # [M,T*B,G*H] as [T*B,M*G*H]
+            by_x, w_ih = by_x.movedim(0, 1).flatten(1), w_ih.flatten(0, 1)
         if needs & DX:
-            dx = gemm.matmul(by_x, self.w_ih, precision).view(*da.shape[:-1], -1)
+            dx = gemm.matmul(by_x, w_ih, precision)
+            dx = dx.sum(0) if self.shared and not beside else dx
+            dx = dx.view(*da.shape[1 if self.shared else 0 : -1], -1)
         if needs & DW_IH:
-            x = self.x if isinstance(self.x, Tensor) else self.x()
-            dw_ih = gemm.wide(by_x.mT, _rows(x), precision).to(da.dtype)
+            x = _rows(self.x if isinstance(self.x, Tensor) else self.x())
+            dw_ih = gemm.wide(by_x.mT, x[0] if beside else x, precision).to(da.dtype)
+            dw_ih = dw_ih.view(self.w_ih.shape) if beside else dw_ih
         if needs & DW_HH:
             read = self._read() if self.read is None else self.read
             if read is None:

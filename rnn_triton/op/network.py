@@ -12,7 +12,8 @@ the backward pass is over.
 Arguments are taken as valid here: `functional` checks them.  `weights` are those of every layer and direction in the order of h_n
 (layers.py).  Of L layers in D directions: x[T,B,I], each state and last state [L*D,B,H], y[T,B,D*H], kept a list of y of several
 layers [L,T,B,D*H] and, where kernels run a cell that keeps K tiles, those of each recurrence [T,B,K*H]; of one recurrence states lack
-the L*D.  An ensemble has M in front of every shape, by stride 0 where the models share a tensor.  One dtype throughout.
+the L*D.  An ensemble has M in front of every shape, by stride 0 where the models share a tensor.  x of one recurrence may lack M: the
+models share it, and its gradient, which lacks M, too, is the sum of theirs.  One dtype throughout.
 
 Sequences that end early or begin anew (cells/sequences.py) come with lengths that have been clamped to 0 .. T; layers, directions and models
 share lengths and resets, and the restart states have the shapes of the first ones.  The ops return no gradients of them: autograd.py
@@ -83,9 +84,10 @@ class Call(NamedTuple):
         if len(layers) == 1:
             y, *tiles = kept
             w_ih, w_hh, *_ = layers[0]
-            below: Any = x if sequences is ALL else functools.partial(_live, x, sequences)
+            given = _with_models(x, w_hh)
+            below: Any = given if sequences is ALL else lambda: _with_models(_live(x, sequences), w_hh)
             h0 = states[0] if states else None
-            saved = Saved(below, w_ih, w_hh, h0, y, net.reverse(0), net.precision, needs[0] | needs[1], sequences)
+            saved = Saved(below, w_ih, w_hh, h0, y, net.reverse(0), net.precision, needs[0] | needs[1], sequences, shared=given is not x)
             return _one_backward(saved, layers[0], states, tiles, dy, dlast, net, groups)
         return self._decided(lambda bundles: self._backward_in(bundles, kept, dy, dlast, needs, groups))
 
@@ -241,13 +243,13 @@ class Call(NamedTuple):
     # ---- shapes, for meta tensors, torch.compile and B = 0
 
     def empty_forward(self, keep: bool) -> Results:
-        *M, T, B, _ = self.x.shape
+        *M, T, B, _ = self._shape()
         y = self.x.new_empty(*M, T, B, self.net.directions * self.layers[0].w_hh.shape[-1])
         return y, tuple(self._empty_states()), self._empty_kept() if keep else []
 
     def empty_backward(self, kept: Any, dy: Any, dlast: Any, needs: Sequence[int], groups: int | None) -> Gradients:
         x, (data, *needs) = self.x, needs
-        outer = [*x.shape[:-3], *([] if groups is None else [groups])]
+        outer = [*self._shape()[:-3], *([] if groups is None else [groups])]
         dweights: list[Tensor | None] = []
         for (w_ih, w_hh, *_), wanted in zip(self.layers, needs, strict=True):
             shapes = {DW_IH: w_ih.shape[-2:], DW_HH: w_hh.shape[-2:], DB: w_ih.shape[-2:-1], DV: w_hh.shape[-1:]}
@@ -255,8 +257,12 @@ class Call(NamedTuple):
         dstates: list[Any] = self._empty_states() if data & DH0 else [None] * len(self.net.no_states)
         return x.new_empty(x.shape) if data & DX else None, dstates, dweights
 
+    def _shape(self) -> tuple[int, ...]:
+        """Returns the shape of x, with M of an ensemble also where x lacks it."""
+        return (*self.layers[0].w_hh.shape[:-2], *self.x.shape[-3:])
+
     def _empty_states(self) -> list[Tensor]:
-        *M, _, B, _ = self.x.shape
+        *M, _, B, _ = self._shape()
         number = [len(self.layers)] if len(self.layers) > 1 else []
         return [self.x.new_empty(*M, *number, B, self.layers[0].w_hh.shape[-1]) for _ in self.net.no_states]
 
@@ -265,7 +271,7 @@ class Call(NamedTuple):
         return [self.x.new_empty(*M, number // D, T, B, D * self.layers[0].w_hh.shape[-1])] if number > D else []
 
     def _empty_kept(self) -> list[Tensor]:
-        shape = (*self.x.shape[:-1], self.net.tiles * self.layers[0].w_hh.shape[-1])
+        shape = (*self._shape()[:-1], self.net.tiles * self.layers[0].w_hh.shape[-1])
         number = len(self.layers) if shape[-1] and has_kernels(self.x) else 0
         return [*self._empty_ys(), *[self.x.new_empty(shape) for _ in range(number)]]
 
@@ -273,11 +279,11 @@ class Call(NamedTuple):
     # counts torch.nn.RNN
 
     def forward_flops(self, keep: bool) -> int:
-        *models_and_T, B, _ = cast(Any, self.x)
-        return sum(2 * math.prod(models_and_T) * B * rows * (H + I) for rows, H, I in self._sizes())
+        *_, T, B, _ = cast(Any, self.x)
+        return sum(2 * self._models() * T * B * rows * (H + I) for rows, H, I in self._sizes())
 
     def backward_flops(self, kept: Any, dy: Any, dlast: Any, needs: Sequence[int], groups: int | None) -> int:
-        (*M, T, B, _), (data, *needs), flops = cast(Any, self.x), needs, 0
+        (*_, T, B, _), (data, *needs), flops = cast(Any, self.x), needs, 0
         for n, (rows, H, I) in enumerate(self._sizes()):
             layer = n // self.net.directions
             if not (data or any(needs[: (layer + 1) * self.net.directions])):
@@ -285,8 +291,11 @@ class Call(NamedTuple):
             with_x = self._passes(layer, data, needs) + (needs[n] & DW_IH > 0)
             # gradients of the states from step to step, and of the first one if it is wanted
             with_h = (T - (data & DH0 == 0)) + T * (needs[n] & DW_HH > 0)
-            flops += 2 * math.prod(M) * B * rows * (T * I * with_x + H * with_h)
+            flops += 2 * self._models() * B * rows * (T * I * with_x + H * with_h)
         return flops
+
+    def _models(self) -> int:
+        return math.prod(cast(Any, self.layers[0].w_hh)[:-2])
 
     def _sizes(self) -> list[Any]:
         """Returns (G * H, H, I) of every layer and direction."""
@@ -302,6 +311,7 @@ def one_forward(
 ) -> Results:
     """Returns Call.forward(keep) of the n-th recurrence by itself; `sequences` are those of it alone."""
     reverse = net.direction != "forward" and net.reverse(n)
+    x = _with_models(x, layer.w_hh)
     if not has_kernels(x):
         return *on_cpu.forward(x, layer, states, net.described, reverse, sequences), []
     w_ih, w_hh, b_ih, b_hh, vectors = layer
@@ -318,7 +328,7 @@ def _one_backward(
 ) -> Gradients:  # fmt: skip
     if not has_kernels(saved.y):
         x = saved.x if isinstance(saved.x, Tensor) else saved.x()
-        how = (net.described, saved.reverse, saved.needs, groups, saved.sequences)
+        how = (net.described, saved.reverse, saved.needs, groups, saved.sequences, saved.shared)
         dx, dstates, dweights = on_cpu.backward(x, layer, states, dy, dlast, *how)
         return dx, dstates[: len(net.no_states)], dweights  # without those of restart
     kept = _kept([saved], [layer], [states], tiles, net) if net.described.kept else None
@@ -349,6 +359,11 @@ def _states(states: Sequence[Any], n: int, count: int = 1) -> Any:
 def _sequences(sequences: Sequences, n: int, count: int = 1) -> Sequences:
     """Returns what `count` recurrences from the n-th on are told of sequences."""
     return sequences._replace(restart=_states(sequences.restart, n, count)) if sequences.restart else sequences
+
+
+def _with_models(x: Tensor, w_hh: Tensor) -> Tensor:
+    """Returns x[..,T,B,I] with M in front, by stride 0, if it lacks the M of an ensemble's w_hh."""
+    return x.expand(w_hh.shape[0], -1, -1, -1) if w_hh.dim() == x.dim() == 3 else x
 
 
 def _live(x: Tensor, sequences: Sequences) -> Tensor:

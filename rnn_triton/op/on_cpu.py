@@ -47,18 +47,31 @@ def _forward(x: Tensor, layer: Layer, states: States, sequences: Sequences, cell
 
 def backward(
     x: Tensor, layer: Layer, states: States, dy: Tensor | None, dlast: Sequence[Tensor | None], cell: Cell, reverse: bool,
-    needs: int, groups: int | None = None, sequences: Sequences = Sequences(),
+    needs: int, groups: int | None = None, sequences: Sequences = Sequences(), shared: bool = False,
 ) -> Gradients:  # fmt: skip
     """Returns (dx, [gradients of the states, and behind them those of sequences.restart], [dw_ih, dw_hh, ..]) as Settings.gradients has
     them, each None unless `needs` asks for it, by DH0 for all states.  dy or some of dlast, the gradients of the last states, may be
-    None, not all.  `groups` as in network.py."""
+    None, not all.  `groups` as in network.py.  If the models of an ensemble have `shared` x, dx is the sum of theirs, [T,B,I]."""
     whole: Any = _backward
     settings, given = (cell, reverse, needs), (x, layer, states, dy, dlast)
 
     def run(*one: Any) -> Gradients:
         return whole(*one, *settings) if groups is None else _in_groups(groups, settings, *one)
 
-    return run(*given, sequences) if x.dim() == 3 else _each(len(x), run, sequences, *given)
+    if not shared:
+        return run(*given, sequences) if x.dim() == 3 else _each(len(x), run, sequences, *given)
+    total: Tensor | None = None
+
+    def added(*one: Any) -> Gradients:
+        nonlocal total
+        dx, *others = run(*one)
+        if dx is not None:
+            total = dx if total is None else total.add_(dx)
+        return None, *others
+
+    # gradients have the dtype of x: dx is added up in fp32 and rounded once
+    _, *others = _each(len(x), added, sequences, _wide(x[0]).expand_as(x), *given[1:])
+    return tree_map_only(Tensor, lambda t: t.to(x.dtype), (total, *others))
 
 
 def _backward(
