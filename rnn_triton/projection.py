@@ -9,6 +9,7 @@ in the others, that W_hh multiplies.  Both products are multiplied as the layer'
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -46,8 +47,9 @@ def layer(
         raise ValueError(f"w_hr must have shape [P, H] and w_hh [{len(cell.gates)}*H, P], got {list(w_hr.shape)} and {list(w_hh.shape)}")
     checks.check_parameters(x, (w_ih, w_hh, w_hr))
     checks.check_precision(precision)
-    autocast = torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(x.device.type)
-    how = None if autocast else checks.precision_of(x.dtype, precision)
+    times: Callable[[Tensor, Tensor], Tensor] = torch.matmul  # which autocast casts for
+    if not (torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(x.device.type)):
+        times = functools.partial(product, precision=checks.precision_of(x.dtype, precision))
     h0 = None
     if states or reset_state:
         P, B = w_hr.shape[0], x.shape[1]
@@ -60,25 +62,25 @@ def layer(
         assert like is not None
         if x.shape[0] and x.shape[-1] == w_ih.shape[-1] and x.device == like.device:  # else `one` refuses them
             h0 = like.new_zeros(B, P) if first is None else first
-            columns = _entering(h0, anew, Sequences(lengths, reset), x.shape[0], reverse)
+            columns = _columns(h0, anew, Sequences(lengths, reset), x.shape[0], reverse)
             x = torch.cat([x, columns.to(x.dtype)], -1)
             w_ih = torch.cat([w_ih, w_hh.to(w_ih.dtype)], -1)
         zeros = like.new_zeros(B, w_hr.shape[1])  # in the dtype of h, which `one` checks
         states, reset_state = ((zeros, *given[1:]) if given else () for given in (states, reset_state))
     of_sequences = {} if lengths is None and reset is None else dict(lengths=lengths, reset=reset, reset_state=reset_state)
-    weights = w_ih, product(w_hh, w_hr, how), *others
+    weights = w_ih, times(w_hh, w_hr), *others
     m, (last, *rest) = one(x, weights, states, cell, reverse=reverse, precision=precision, **of_sequences, **options)
-    hn = product(last, w_hr.T, how)
+    hn = times(last, w_hr.T)
     if lengths is not None and h0 is not None:  # of a row without steps h_0 stays
         hn = torch.where((lengths > 0).unsqueeze(1), hn, h0.to(hn.dtype))
-    y = product(m, w_hr.T, how)
+    y = times(m, w_hr.T)
     live = Sequences(lengths).live(x.shape[0])
     if live is not None:  # what the gradient of y holds beyond a length, NaN perhaps, must not reach that of W_hr
         y = torch.where(live.unsqueeze(2), y, 0)
     return y, (hn, *rest)
 
 
-def _entering(h0: Tensor, anew: Tensor | None, sequences: Sequences, T: int, reverse: bool) -> Tensor:
+def _columns(h0: Tensor, anew: Tensor | None, sequences: Sequences, T: int, reverse: bool) -> Tensor:
     """Returns [T,B,P]: h0[B,P] in the steps that read it, `anew` (None for zeros) where sequences begin anew, zeros elsewhere."""
     zeros = h0.new_zeros(1, *h0.shape)
     if sequences.lengths is None or not reverse:

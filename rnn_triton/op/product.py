@@ -18,9 +18,9 @@ from .autograd import Fast, nests_forward_mode, only_maps
 
 
 def product(a: Tensor, b: Tensor, precision: str | None) -> Tensor:
-    """Returns a[..,M,K] @ b[K,N], rounded to their dtype.  `precision` is "tf32", "tf32x3" or "ieee" for fp32, None for other dtypes and
-    under autocast, whose dtype torch's product has."""
-    if not has_kernels(a) or torch.is_autocast_enabled(a.device.type):
+    """Returns a[..,M,K] @ b[K,N], rounded to their dtype.  `precision` is "tf32", "tf32x3" or "ieee" for fp32, None for other dtypes.
+    No autocast is to be on: projection.py, which calls this, takes torch's product then."""
+    if not has_kernels(a):
         return a @ b
     transformed = torch._C._are_functorch_transforms_active()
     run: Any = Product.apply
