@@ -64,14 +64,14 @@ def backward(
 
     def added(*one: Any) -> Gradients:
         nonlocal total
-        dx, *others = run(*one)
+        dx, dstates, dweights = run(*one)
         if dx is not None:
             total = dx if total is None else total.add_(dx)
-        return None, *others
+        return None, dstates, dweights
 
     # gradients have the dtype of x: dx is added up in fp32 and rounded once
-    _, *others = _each(len(x), added, sequences, _wide(x[0]).expand_as(x), *given[1:])
-    return tree_map_only(Tensor, lambda t: t.to(x.dtype), (total, *others))
+    _, dstates, dweights = _each(len(x), added, sequences, _wide(x[0]).expand_as(x), *given[1:])
+    return tree_map_only(Tensor, lambda t: t.to(x.dtype), (total, dstates, dweights))
 
 
 def _backward(
