@@ -530,23 +530,23 @@ def test_the_op_itself():
     assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True)
 
 
-def opcheck(groups, needs, device):
+def opcheck(pieces, needs, device):
     x, weights, states, seed, *net = ops.arguments(stacked(members("fp64", 2, 4, 3, 5, device))[1])
     forward = (x, weights, states, seed, *net, True)
     y, last, _ = network.forward(*forward)
     if needs == 31:
         torch.library.opcheck(network.forward, forward)
     wanted = [needs & (1 | 16), needs & (2 | 4 | 8)]
-    torch.library.opcheck(network.backward, (x, weights, states, seed, *net, [y], y, last, wanted, groups))
+    torch.library.opcheck(network.backward, (x, weights, states, seed, *net, [y], y, last, wanted, pieces))
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "groups, needs",
+    "pieces, needs",
     [(None, 31), (2, 9), *[pytest.param(g, n, marks=pytest.mark.long) for g in (None, 2) for n in (0, 2, 4, 9, 31)]],
 )
-def test_opcheck(groups, needs):
-    opcheck(groups, needs, "cpu")
+def test_opcheck(pieces, needs):
+    opcheck(pieces, needs, "cpu")
 
 
 @pytest.mark.long

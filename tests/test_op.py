@@ -932,12 +932,12 @@ def test_opcheck_forward(dtype, cell, reverse, requires_grad):
 
 # all of a cell of one gate, and what has all gradients of the others: opcheck takes seconds
 CHECKED = [("elman_tanh", *c) for c in itertools.product([0, 1, 2, 4, 8, 16, 63], [None, 2], [4, 0])]
-CHECKED += [(cell, 63, groups, 4) for cell in ops.CELLS[1:] for groups in (None, 2)] + [("lstm", 0, None, 4), ("leaky_tanh", 32, None, 4)]
+CHECKED += [(cell, 63, pieces, 4) for cell in ops.CELLS[1:] for pieces in (None, 2)] + [("lstm", 0, None, 4), ("leaky_tanh", 32, None, 4)]
 
 
 @pytest.mark.thin(3)
-@pytest.mark.parametrize("cell, needs, groups, B", CHECKED)
-def test_opcheck_backward(cell, needs, groups, B):
+@pytest.mark.parametrize("cell, needs, pieces, B", CHECKED)
+def test_opcheck_backward(cell, needs, pieces, B):
     layer, tensors = ops.Layer(cell), detached(problem(3, B, 4, 5, cell=cell))
     y, *last = layer.ours(*tensors)
     wanted = [needs & (DX | DH0), needs & ~(DX | DH0)]
@@ -945,7 +945,7 @@ def test_opcheck_backward(cell, needs, groups, B):
     for dy, dlast, given in ((y, last, True), (y, nothing, False), (None, [*nothing[1:], last[-1]], True)):
         x, weights, states, seed, *net = layer.arguments(tensors)
         states = states if given else []
-        torch.library.opcheck(network.backward, (x, weights, states, seed, *net, [y], dy, dlast, wanted, groups))
+        torch.library.opcheck(network.backward, (x, weights, states, seed, *net, [y], dy, dlast, wanted, pieces))
 
 
 @cells

@@ -123,7 +123,7 @@ def _forward(info: Any, dims: tuple, *arguments: Any) -> tuple[Any, Any]:
 
 def _backward(info: Any, dims: tuple, *arguments: Any) -> tuple[Any, Any]:
     dims, arguments = _complete(_COUNT + 8, dims, arguments)
-    x, weights, states, _, *settings, kept, dy, dlast, needs, groups, lengths, reset, restart = arguments
+    x, weights, states, _, *settings, kept, dy, dlast, needs, pieces, lengths, reset, restart = arguments
     n, sequences = info.batch_size, (lengths, reset, restart)
     if _goes_one_by_one(n, dims, arguments):
         return _one_by_one(network.backward, n, dims, arguments)
@@ -133,7 +133,7 @@ def _backward(info: Any, dims: tuple, *arguments: Any) -> tuple[Any, Any]:
         tensors = [_stack_x(x, dims[0], n, nested, models), *[_stack(t, d, n, nested) for t, d in zip((weights, states), dims[1:])]]
         of_outputs = [_stack(t, d, n, nested) for t, d in zip(of_outputs, output_dims)]  # type: ignore[assignment]
         sequences = (lengths, reset, _stack(restart, dims[-1], n, nested))
-        results = network.backward(*tensors, None, *settings, *of_outputs, needs, groups, *sequences)
+        results = network.backward(*tensors, None, *settings, *of_outputs, needs, pieces, *sequences)
         x_part = data_part = weight_part = lambda t: _unstack(t, n, nested)  # noqa: E731
         if models is not None:
             x_part = lambda t: (_unstack(t, n, nested)[0].sum(1), 0)  # noqa: E731
@@ -141,10 +141,10 @@ def _backward(info: Any, dims: tuple, *arguments: Any) -> tuple[Any, Any]:
         of_outputs = [_join(t, d, n) for t, d in zip(of_outputs, output_dims)]  # type: ignore[assignment]
         x, states = _join(x, dims[0], n), _join(states, dims[2], n)
         sequences = _joined_sequences(sequences, dims[-3:], n)
-        results = network.backward(x, weights, states, None, *settings, *of_outputs, needs, n * (groups or 1), *sequences)
+        results = network.backward(x, weights, states, None, *settings, *of_outputs, needs, n * (pieces or 1), *sequences)
         x_part = data_part = lambda t: _part(t, n, B)  # noqa: E731
         dim = int(nested)  # behind the models
-        weight_part = lambda t: (t if groups is None else t.unflatten(dim, (n, groups)), dim)  # noqa: E731
+        weight_part = lambda t: (t if pieces is None else t.unflatten(dim, (n, pieces)), dim)  # noqa: E731
     (dx, dstates, dweights), absent = results, lambda t: (t, None)
     wanted = [need & bit for need in needs[1:] for bit in Settings(*settings).gradients]
     parts = [

@@ -36,7 +36,7 @@ class Saved:
     shared: bool = False  # an ensemble's models share x, whose gradient is the sum of theirs
 
     def gradients(
-        self, da: Tensor, groups: int | None = None, carried: Tensor | None = None, dhn: Tensor | None = None
+        self, da: Tensor, pieces: int | None = None, carried: Tensor | None = None, dhn: Tensor | None = None
     ) -> Gradients:
         """Returns (dx, dw_ih, dw_hh, db, dh0) from da[..,T,B,P*H], each None unless `needs` asks for it:
 
@@ -49,15 +49,15 @@ class Saved:
         Of `sequences` h_{t-1} is h0 in the first step of a row and the restart state where it begins anew, and da_first is that of the
         row's first step.  Rows without steps leave h0 as it is: their dh0 is `dhn`, the gradient of the last h, None for zeros.
 
-        With `groups` = N the batch is N equal parts, and dw_ih[..,N,G*H,I], dw_hh[..,N,G*H,H] and db[..,N,G*H] come separately for each.
+        With `pieces` = N the batch is N equal parts, and dw_ih[..,N,G*H,I], dw_hh[..,N,G*H,H] and db[..,N,G*H] come separately for each.
 
         Weight gradients and dh0 are accumulated in fp32 and rounded once: into 16 bits cuBLAS may add up parts of a long sum,
         T B of them, that it has rounded to 16 bits.
 
         dx of models that share x is one product of all their da side by side, in a copy, unless a model's dx is no larger than its da:
         then dx is the sum of one product for each model.  So it takes for a moment the memory of the smaller one."""
-        if groups is not None:
-            return self._in_groups(da, groups, carried, dhn)
+        if pieces is not None:
+            return self._in_pieces(da, pieces, carried, dhn)
         needs, precision = self.needs, self.precision
         dx = dw_ih = dw_hh = db = dh0 = None
         gates = self.w_hh.shape[-2]  # times H, as all of these
@@ -130,10 +130,10 @@ class Saved:
             return self.h0
         return torch.where((self.sequences.lengths > 0).unsqueeze(-1), self.h0, 0)
 
-    def _in_groups(self, da: Tensor, groups: int, carried: Tensor | None, dhn: Tensor | None) -> Gradients:
+    def _in_pieces(self, da: Tensor, pieces: int, carried: Tensor | None, dhn: Tensor | None) -> Gradients:
         def parts(t: Tensor, dims: int) -> Tensor:
             """Returns the last `dims` dimensions of t, the batch (next to last) in equal parts: [M G,..]"""
-            return t.unflatten(-2, (groups, t.shape[-2] // groups)).movedim(-3, -dims - 1).flatten(0, -dims - 1)
+            return t.unflatten(-2, (pieces, t.shape[-2] // pieces)).movedim(-3, -dims - 1).flatten(0, -dims - 1)
 
         dx, *_, dh0 = replace(self, needs=self.needs & (DX | DH0)).gradients(da, None, carried, dhn)
         x = self.x if isinstance(self.x, Tensor) else self.x()
@@ -145,7 +145,7 @@ class Saved:
             read=None if read is None else parts(read, 3),
         )  # fmt: skip
         dweights = apart.gradients(parts(da, 3))[1:-1]
-        return dx, *(g if g is None else g.unflatten(0, (*da.shape[:-3], groups)) for g in dweights), dh0
+        return dx, *(g if g is None else g.unflatten(0, (*da.shape[:-3], pieces)) for g in dweights), dh0
 
     def _dw_hh(self, rows: Tensor, B: int) -> Tensor:
         """h_{t-1} is y, B rows further up (in reverse: down), which is a view; h0 has a term of its own"""

@@ -70,17 +70,17 @@ class Call(NamedTuple):
         return self._decided(lambda bundles: self._forward_in(bundles, keep))
 
     def backward(
-        self, kept: Sequence[Tensor], dy: Tensor | None, dlast: Sequence[Tensor | None], needs: Sequence[int], groups: int | None
+        self, kept: Sequence[Tensor], dy: Tensor | None, dlast: Sequence[Tensor | None], needs: Sequence[int], pieces: int | None
     ) -> Gradients:
         """Returns (dx, [gradients of the first states], [Settings.gradients of every layer and direction]), each None unless `needs`
         asks for it: DX | DH0, and then for every layer and direction DW_IH | DW_HH | DB | DV.
 
         kept[0] is y of every layer; of one layer, of which the forward pass keeps none, y itself.  dy or some of dlast, the gradients of
-        the last states, may be None, not all.  With `groups` = G the batch is G equal parts, and gradients of weights come separately
-        for each, [G,..]; of an ensemble [M,G,..]."""
+        the last states, may be None, not all.  With `pieces` = N the batch is N equal parts, and gradients of weights come separately
+        for each, [N,..]; of an ensemble [M,N,..]."""
         x, layers, states, _, net, sequences = self
         if kept[0].numel() == 0:
-            return tree_map_only(Tensor, Tensor.zero_, self.empty_backward(kept, dy, dlast, needs, groups))
+            return tree_map_only(Tensor, Tensor.zero_, self.empty_backward(kept, dy, dlast, needs, pieces))
         if len(layers) == 1:
             y, *tiles = kept
             w_ih, w_hh, *_ = layers[0]
@@ -88,8 +88,8 @@ class Call(NamedTuple):
             below: Any = given if sequences is ALL else lambda: _with_models(_live(x, sequences), w_hh)
             h0 = states[0] if states else None
             saved = Saved(below, w_ih, w_hh, h0, y, net.reverse(0), net.precision, needs[0] | needs[1], sequences, shared=given is not x)
-            return _one_backward(saved, layers[0], states, tiles, dy, dlast, net, groups)
-        return self._decided(lambda bundles: self._backward_in(bundles, kept, dy, dlast, needs, groups))
+            return _one_backward(saved, layers[0], states, tiles, dy, dlast, net, pieces)
+        return self._decided(lambda bundles: self._backward_in(bundles, kept, dy, dlast, needs, pieces))
 
     def _decided(self, run: Callable[[Sequence[Bundle]], Any]) -> Any:
         """Returns run(what each launch carries, bottom layer first), once more with other launches where one does not compile."""
@@ -165,7 +165,7 @@ class Call(NamedTuple):
         dy: Tensor | None,
         dlast: Sequence[Tensor | None],
         needs: Sequence[int],
-        groups: int | None,
+        pieces: int | None,
     ) -> Gradients:
         x, layers, states, seed, net, sequences = self
         data, *needs = needs
@@ -200,7 +200,7 @@ class Call(NamedTuple):
             d = _states(dlast, n, bundle.count)
             if bundle.count == 1:
                 half_dy = dy if dy is None or net.directions == 1 else dy[..., direction * H : (direction + 1) * H]
-                results = [_one_backward(launched[0], layers[n], _states(states, n), tiles[n:above], half_dy, d, net, groups)]
+                results = [_one_backward(launched[0], layers[n], _states(states, n), tiles[n:above], half_dy, d, net, pieces)]
             else:
                 y = ys[layer : layer + bundle.count] if bundle.linked else outputs[layer]
                 linked = ([one.w_ih for one in launched], seed, net.dropped) if bundle.linked else ()
@@ -211,7 +211,7 @@ class Call(NamedTuple):
                 das = da.unbind(0 if bundle.linked else 2)
                 parts = zip(*[[None] * bundle.count if c is None else c for c in carried])
                 of_each = zip(launched, das, parts, [None] * bundle.count if d[0] is None else d[0], strict=True)
-                results = [_results(*one, net, groups) for one in of_each]
+                results = [_results(*one, net, pieces) for one in of_each]
 
             for _, of_states, dweights in reversed(results):
                 weights += reversed(dweights)
@@ -247,9 +247,9 @@ class Call(NamedTuple):
         y = self.x.new_empty(*M, T, B, self.net.directions * self.layers[0].w_hh.shape[-1])
         return y, tuple(self._empty_states()), self._empty_kept() if keep else []
 
-    def empty_backward(self, kept: Any, dy: Any, dlast: Any, needs: Sequence[int], groups: int | None) -> Gradients:
+    def empty_backward(self, kept: Any, dy: Any, dlast: Any, needs: Sequence[int], pieces: int | None) -> Gradients:
         x, (data, *needs) = self.x, needs
-        outer = [*self._shape()[:-3], *([] if groups is None else [groups])]
+        outer = [*self._shape()[:-3], *([] if pieces is None else [pieces])]
         dweights: list[Tensor | None] = []
         for (w_ih, w_hh, *_), wanted in zip(self.layers, needs, strict=True):
             shapes = {DW_IH: w_ih.shape[-2:], DW_HH: w_hh.shape[-2:], DB: w_ih.shape[-2:-1], DV: w_hh.shape[-1:]}
@@ -282,7 +282,7 @@ class Call(NamedTuple):
         *_, T, B, _ = cast(Any, self.x)
         return sum(2 * self._models() * T * B * rows * (H + I) for rows, H, I in self._sizes())
 
-    def backward_flops(self, kept: Any, dy: Any, dlast: Any, needs: Sequence[int], groups: int | None) -> int:
+    def backward_flops(self, kept: Any, dy: Any, dlast: Any, needs: Sequence[int], pieces: int | None) -> int:
         (*_, T, B, _), (data, *needs), flops = cast(Any, self.x), needs, 0
         for n, (rows, H, I) in enumerate(self._sizes()):
             layer = n // self.net.directions
@@ -324,29 +324,29 @@ def one_forward(
 
 def _one_backward(
     saved: Saved, layer: Layer, states: States, tiles: Sequence[Tensor], dy: Tensor | None, dlast: Sequence[Tensor | None],
-    net: Settings, groups: int | None,
+    net: Settings, pieces: int | None,
 ) -> Gradients:  # fmt: skip
     if not has_kernels(saved.y):
         x = saved.x if isinstance(saved.x, Tensor) else saved.x()
-        how = (net.described, saved.reverse, saved.needs, groups, saved.sequences, saved.shared)
+        how = (net.described, saved.reverse, saved.needs, pieces, saved.sequences, saved.shared)
         dx, dstates, dweights = on_cpu.backward(x, layer, states, dy, dlast, *how)
         return dx, dstates[: len(net.no_states)], dweights  # without those of restart
     kept = _kept([saved], [layer], [states], tiles, net) if net.described.kept else None
     settings = (net.cell, saved.reverse, saved.precision, _vectors([layer]) if layer.vectors else None)
     da, carried = dispatch.backward(saved.w_hh, saved.y, kept, dy, dlast, *settings, sequences=saved.sequences)
-    return _results(saved, da, carried, dlast[0], net, groups)
+    return _results(saved, da, carried, dlast[0], net, pieces)
 
 
 def _results(
-    saved: Saved, da: Tensor, carried: Sequence[Tensor | None], dhn: Tensor | None, net: Settings, groups: int | None
+    saved: Saved, da: Tensor, carried: Sequence[Tensor | None], dhn: Tensor | None, net: Settings, pieces: int | None
 ) -> Gradients:
     """Returns the gradients of a recurrence from what a launch gives: da, what it carries of the gradients of the states, and behind
     it, where there are any, those of the vectors, [..,B,H].  `dhn` is the gradient of its last h."""
     number = len(net.no_states)
-    dx, *dweights, dh0 = saved.gradients(da, groups, carried[0], dhn)
+    dx, *dweights, dh0 = saved.gradients(da, pieces, carried[0], dhn)
     others = [c.to(da.dtype) if c is not None and saved.needs & DH0 else None for c in carried[1:number]]
     for c in carried[number:]:
-        parts = c if c is None or groups is None else c.unflatten(-2, (groups, -1))
+        parts = c if c is None or pieces is None else c.unflatten(-2, (pieces, -1))
         dweights.append(parts.sum(-2).to(da.dtype) if parts is not None and saved.needs & DV else None)
     return dx, [dh0, *others], dweights
 
@@ -469,7 +469,7 @@ forward = _define(
     "forward", "bool keep", "Tensor y, Tensor[] last, Tensor[] kept", Call.forward, Call.empty_forward, Call.forward_flops
 )
 backward = _define(
-    "backward", "Tensor[] kept, Tensor? dy, Tensor?[] dlast, int[] needs, int? groups",
+    "backward", "Tensor[] kept, Tensor? dy, Tensor?[] dlast, int[] needs, int? pieces",
     "Tensor dx, Tensor[] dstates, Tensor[] dweights",
     Call.backward, Call.empty_backward, Call.backward_flops,
 )  # fmt: skip

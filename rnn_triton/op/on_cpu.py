@@ -47,16 +47,16 @@ def _forward(x: Tensor, layer: Layer, states: States, sequences: Sequences, cell
 
 def backward(
     x: Tensor, layer: Layer, states: States, dy: Tensor | None, dlast: Sequence[Tensor | None], cell: Cell, reverse: bool,
-    needs: int, groups: int | None = None, sequences: Sequences = Sequences(), shared: bool = False,
+    needs: int, pieces: int | None = None, sequences: Sequences = Sequences(), shared: bool = False,
 ) -> Gradients:  # fmt: skip
     """Returns (dx, [gradients of the states, and behind them those of sequences.restart], [dw_ih, dw_hh, ..]) as Settings.gradients has
     them, each None unless `needs` asks for it, by DH0 for all states.  dy or some of dlast, the gradients of the last states, may be
-    None, not all.  `groups` as in network.py.  If the models of an ensemble have `shared` x, dx is the sum of theirs, [T,B,I]."""
+    None, not all.  `pieces` as in network.py.  If the models of an ensemble have `shared` x, dx is the sum of theirs, [T,B,I]."""
     whole: Any = _backward
     settings, given = (cell, reverse, needs), (x, layer, states, dy, dlast)
 
     def run(*one: Any) -> Gradients:
-        return whole(*one, *settings) if groups is None else _in_groups(groups, settings, *one)
+        return whole(*one, *settings) if pieces is None else _in_pieces(pieces, settings, *one)
 
     if not shared:
         return run(*given, sequences) if x.dim() == 3 else _each(len(x), run, sequences, *given)
@@ -171,14 +171,14 @@ def _each(count: int, run: Callable[..., Any], sequences: Sequences, *given: Any
     return _joined(results, torch.stack)
 
 
-def _in_groups(groups: int, settings: tuple[Any, ...], x: Tensor, layer: Layer, *others: Any) -> Gradients:
-    """Returns the gradients of each of equal parts of the batch: those of data as they are, those of weights [G,..]."""
+def _in_pieces(pieces: int, settings: tuple[Any, ...], x: Tensor, layer: Layer, *others: Any) -> Gradients:
+    """Returns the gradients of each of equal parts of the batch: those of data as they are, those of weights [N,..]."""
     run: Any = _backward
     *data, (lengths, reset, restart) = others
     results = []
-    for n in range(groups):
-        x_n, data_n, restart_n = tree_map_only(Tensor, lambda t: t.chunk(groups, -2)[n], (x, data, restart))  # noqa: B023
-        lengths_n, reset_n = tree_map_only(Tensor, lambda t: t.chunk(groups, -1)[n], (lengths, reset))  # noqa: B023
+    for n in range(pieces):
+        x_n, data_n, restart_n = tree_map_only(Tensor, lambda t: t.chunk(pieces, -2)[n], (x, data, restart))  # noqa: B023
+        lengths_n, reset_n = tree_map_only(Tensor, lambda t: t.chunk(pieces, -1)[n], (lengths, reset))  # noqa: B023
         results.append(run(x_n, layer, *data_n, Sequences(lengths_n, reset_n, restart_n), *settings))
     dx, dstates = _joined([(dx, dstates) for dx, dstates, _ in results], lambda parts: torch.cat(parts, -2))
     return dx, dstates, _joined([dweights for *_, dweights in results], torch.stack)
