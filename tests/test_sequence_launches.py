@@ -64,7 +64,7 @@ GROUPS = dict(regime="cta_group", warps=4, units=16, block_b=8)
 @given
 @ways
 @pytest.mark.parametrize("kind, T, B, I, H, how", [
-    ("bf16", 4, 9, 24, 30, dict(protocol="sentinel")),
+    ("bf16", 4, 17, 24, 30, dict(protocol="sentinel", groups=2)),  # the first group has two tiles, the second one
     ("tf32", 3, 3, 7, 29, dict(protocol="counter")),
 ])  # fmt: skip
 def test_groups(name, given, reverse, kind, T, B, I, H, how):
@@ -131,7 +131,7 @@ def test_lanes(name, given, lanes, how):
 @pytest.mark.parametrize("regime", ["one_cta", "per_step"])
 def test_models_of_an_ensemble(name, regime):
     """They share lengths and resets, and each has states of its own: what each alone computes"""
-    case = Rows(name, "bf16", 3, 3, 8, 13, ("lengths", "reset", "restart"))
+    case = Rows(name, "bf16", 3, 9, 8, 13, ("lengths", "reset", "restart"))  # two tiles of each model
     settings = (name, True, None)
     w_ih, w_hh, *biases = case.weights[0]
     x, dy = torch.stack([case.x, case.x * 0.5]), torch.stack([case.dy, case.dy * 2])
