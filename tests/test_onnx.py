@@ -150,12 +150,14 @@ def test_bf16_is_computed_in_fp32():
 def test_what_onnx_has_no_operator_for():
     table = rnn_triton.onnx.decompositions()
     network = table[torch.ops.rnn_triton.forward.default]
+    weights = [torch.zeros(H, size) for size in (I, H)]
     with pytest.raises(rnn_triton.UnsupportedError, match="ONNX has no operator for an ensemble"):
-        network(torch.zeros(2, 4, 2, I), [], [], None, True, True, "elman_tanh", "forward", None, 0, False, False)
+        ensemble = [torch.zeros(2, H, size) for size in (I, H)]
+        network(torch.zeros(2, 4, 2, I), ensemble, [], None, True, True, "elman_tanh", "forward", None, 0, False, False)
     with pytest.raises(rnn_triton.UnsupportedError, match="dropout"):
-        network(torch.zeros(4, 2, I), [], [], None, False, False, "elman_tanh", "forward", None, 7, False, False)
+        network(torch.zeros(4, 2, I), weights, [], None, False, False, "elman_tanh", "forward", None, 7, False, False)
     with pytest.raises(rnn_triton.UnsupportedError, match="ONNX has no operator for the cell 'leaky_tanh'"):
-        network(torch.zeros(4, 2, I), [], [], None, False, False, "leaky_tanh", "forward", None, 0, False, False)
+        network(torch.zeros(4, 2, I), weights, [], None, False, False, "leaky_tanh", "forward", None, 0, False, False)
 
 
 def test_packed_input_is_refused_by_torch():
