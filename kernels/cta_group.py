@@ -210,7 +210,7 @@ def cta_group(
     kept_ptr,  # [N, T, B, kept tiles, ROW] where HAS.kept: written forward, a stream backward
     vectors_ptr,  # fp32 [N, vectors, ROW] where there are any
     lengths_ptr,  # int32 [B], the same of all lanes, where HAS.lengths: how many steps a row has
-    events_ptr,  # int64 [T, batch tiles + 1], of several directions [N, ..], where HAS.events: events.py, of groups
+    events_ptr,  # int64 [T * batch tiles + 1], of two directions [N * T * batch tiles + 1], where HAS.events: events.py, of groups
     restart_ptr,  # as first, which then is there, too, where HAS.restart, of the forward pass: what s is before a row begins anew
     restart_carried_ptr,  # and what is carried, as carried
     T,

@@ -5,11 +5,12 @@ Kernels that run many steps ask for it between any two, in this form: of each ti
     bits 0 to 31    bit r: for row r of the tile this step does not follow on the one before it: it begins anew or, behind the launch's
                     first step, has its own first one
     bits 32 to 63   for groups (LIVE) bit r: row r has this step, by its length
-                    for one CTA the number of the next link at which anything happens, a row's end included; 0: none does
+                    for one CTA the number of the next link to look at: the next one at which anything happens, a row's end included,
+                    or the first link of the next block of BLOCK links, where nothing need happen; 0: there is none
 
 Links are numbered in the order of the launch, which may run down in time.  What links two steps in one pass links them in the other.
 
-Cost: one program reads the flags of a tile once, in blocks of BLOCK steps from the end; a launch of 512 steps takes 16 of them."""
+Cost: a program for each block of each tile.  No program waits for another one, so the time of this kernel does not grow with T."""
 
 import triton
 import triton.language as tl
@@ -17,7 +18,7 @@ import triton.language as tl
 
 @triton.jit
 def next_event(word):
-    """The number of the next link at which anything happens; 0: none"""
+    """The number of the next link to look at; 0: there is none"""
     return (word >> 32).to(tl.int32)
 
 
@@ -53,7 +54,7 @@ def live_rows(word, row):
 def events(
     reset_ptr,  # uint8 [T, B] where HAS_RESET: not 0 where a segment begins
     lengths_ptr,  # int32 [B] where HAS_LENGTHS: how many steps a row has
-    words_ptr,  # int64 [LANES, T tiles]: of each group of tiles, by the link, the tile in the group
+    words_ptr,  # int64 [LANES * T * tiles]: of each lane and each group of its tiles, by the link, the tile in the group
     T,
     B,
     groups,  # tile i is one of group i mod groups
@@ -66,6 +67,7 @@ def events(
 ):
     tile = tl.program_id(0)
     lane = tl.program_id(1)
+    block = tl.program_id(2)
     tiles = tl.num_programs(0)
     group = tile % groups
     own_tiles = (tiles - group + groups - 1) // groups
@@ -74,33 +76,27 @@ def events(
     reverse = reverse ^ lane
     bit = tl.arange(0, ROWS)[None, :]
     row = tile * ROWS + bit
-    i = tl.arange(0, BLOCK)
     steps = tl.zeros((1, ROWS), tl.int32) + T
     if HAS_LENGTHS:
         steps = tl.load(lengths_ptr + row, mask=row < B, other=0)
-    NONE: tl.constexpr = 0x7FFFFFFF
-    following = T - T + NONE  # the first link behind this block at which anything happens
-    blocks = tl.cdiv(T, BLOCK)
-    for block in range(blocks):
-        link = (blocks - 1 - block) * BLOCK + i
-        t = tl.where(reverse == 1, T - 1 - link, link)[:, None]
-        at = t + reverse  # where a segment would begin that parts the two steps
-        inside = (t >= 0) & (t < T) & (row < B)
-        anew = tl.zeros((BLOCK, ROWS), tl.int32)
-        if HAS_RESET:
-            flags = tl.load(reset_ptr + at.to(tl.int64) * B + row, mask=inside & (at < steps), other=0)
-            anew = (flags != 0).to(tl.int32)
-        ends = tl.zeros((BLOCK, ROWS), tl.int32)
-        if HAS_LENGTHS:  # where time runs down, the row has its first step then
-            ends = (inside & (at == steps) & (link > 0)[:, None]).to(tl.int32)
-            anew |= ends * reverse
-        rows_anew = tl.sum(anew << bit, 1)
-        if LIVE:
-            high = tl.sum((inside & (t < steps)).to(tl.int32) << bit, 1)
-        else:
-            happens = tl.where((link > 0) & (tl.max(anew | ends, 1) != 0), link, NONE)
-            later = tl.minimum(tl.min(tl.where(i[None, :] > i[:, None], happens[None, :], NONE), 1), following)
-            high = tl.where(later == NONE, 0, later)
-            following = tl.minimum(tl.min(happens, 0), following)
-        word = high.to(tl.int64) << 32 | rows_anew.to(tl.int64) & 0xFFFFFFFF
-        tl.store(words_ptr + link.to(tl.int64) * own_tiles, word, mask=link < T)
+    link = block * BLOCK + tl.arange(0, BLOCK)
+    t = tl.where(reverse == 1, T - 1 - link, link)[:, None]
+    at = t + reverse  # where a segment would begin that parts the two steps
+    inside = (t >= 0) & (t < T) & (row < B)
+    anew = tl.zeros((BLOCK, ROWS), tl.int32)
+    if HAS_RESET:
+        flags = tl.load(reset_ptr + at.to(tl.int64) * B + row, mask=inside & (at < steps), other=0)
+        anew = (flags != 0).to(tl.int32)
+    ends = tl.zeros((BLOCK, ROWS), tl.int32)
+    if HAS_LENGTHS:  # where time runs down, the row has its first step then
+        ends = (inside & (at == steps) & (link > 0)[:, None]).to(tl.int32)
+        anew |= ends * reverse
+    if LIVE:
+        high = tl.sum((inside & (t < steps)).to(tl.int32) << bit, 1)
+    else:
+        next_block = tl.where((block + 1) * BLOCK < T, (block + 1) * BLOCK, 0x7FFFFFFF)
+        happens = tl.where(tl.max(anew | ends, 1) != 0, link, next_block)
+        later = tl.min(tl.where(link[None, :] > link[:, None], happens[None, :], next_block), 1)
+        high = tl.where(later < T, later, 0)
+    word = high.to(tl.int64) << 32 | tl.sum(anew << bit, 1).to(tl.int64) & 0xFFFFFFFF
+    tl.store(words_ptr + link.to(tl.int64) * own_tiles, word, mask=link < T)

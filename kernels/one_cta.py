@@ -53,7 +53,8 @@ lane that fails leaves NaN from the step on whose x never came, and so does ever
 before on.
 
 Sequences (HAS.events).  A row may have fewer than T steps, and begin anew at a step; every row runs all steps.  What a row
-computes in a step that is not live, t at or beyond its length, is anything, NaN for instance: it stays in the row, and reaches no memory.
+computes in a step that is not live, t at or beyond its length, is anything, NaN for instance: it stays in the row, and reaches no result.  Only
+`kept` has it, of which the backward pass makes nothing either.
 What happens to rows happens between two steps, and seldom.  A word of a tile says whether anything does (events), and a step without an
 event pays for no more than the look at it:
 

@@ -257,6 +257,7 @@ class Recurrence:
         steps = lengths(sequences)
         if steps is None and sequences.reset is None:  # all of them are whole
             return None, None
+        sequences = sequences._replace(lengths=steps)  # so that the events need no conversion of their own
         if steps is None and not self.engine.gathers:  # in one CTA a step costs more where ptxas knows of resets alone
             steps = torch.full((self.problem.B,), T, dtype=torch.int32, device=sequences.reset.device)  # type: ignore[union-attr]
         return steps, events(sequences, T, self.plan.block_b, self.engine.groups, self.engine.gathers, *self._descending(descending))

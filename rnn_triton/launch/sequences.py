@@ -13,7 +13,7 @@ from ..kernels.events import events as kernel
 from .launcher import Launcher
 from .operands import whole
 
-_BLOCK = 32  # links that the kernel looks at together, a warp
+_BLOCK = 128  # links that a program looks at together, a thread each; on one CTA the launch looks at one of them at least
 
 ALL = Sequences()  # every row has all T steps, and begins once
 
@@ -45,7 +45,7 @@ def cuts(sequences: Sequences, T: int, descending: bool) -> Tensor | None:
 
 
 def events(sequences: Sequences, T: int, rows: int, groups: int, live: bool, *descending: bool) -> Tensor:
-    """Returns int64 [T*tiles+1], of tiles of `rows` rows each, at most 32: what happens to rows between the steps of a launch of
+    """Returns int64 [lanes*T*tiles+1], of tiles of `rows` rows each, at most 32: what happens to rows between the steps of a launch of
     so many groups, as kernels/events.py says, with live rows in place of the next link if `live`, and a word that is read and not used.
     `descending` as for `cuts`, of each lane, of which two run in different directions."""
     reset, steps = sequences.reset, lengths(sequences)
@@ -54,14 +54,14 @@ def events(sequences: Sequences, T: int, rows: int, groups: int, live: bool, *de
     tiles = -(-given.shape[-1] // rows)
     out = torch.empty(len(descending) * T * tiles + 1, dtype=torch.int64, device=given.device)
     tensors = None if reset is None else whole(reset).view(torch.uint8), steps, out
-    _launcher(given.device, rows, live)(tensors, out, (T, given.shape[-1], groups, int(descending[0])), (tiles, len(descending), 1))
+    _launcher(given.device, rows, live)(tensors, out, (T, given.shape[-1], groups, int(descending[0])), (tiles, len(descending), -(-T // _BLOCK)))
     return out
 
 
 @functools.lru_cache(maxsize=64)
 def _launcher(_device: Any, rows: int, live: bool) -> Launcher:
     """Returns a launcher; each device has its own, because a kernel that is kept is loaded on one device."""
-    return Launcher(kernel, None, functools.partial(_constants, rows, live), dict(num_warps=1))
+    return Launcher(kernel, None, functools.partial(_constants, rows, live), dict(num_warps=4))
 
 
 def _constants(rows: int, live: bool, present: tuple[bool, ...]) -> dict[str, Any]:
