@@ -8,9 +8,10 @@ import pytest
 from rnn_triton import overriding
 from rnn_triton.plan import latency
 from rnn_triton.plan.candidates import candidates
-from rnn_triton.plan.choose import plan
+from rnn_triton.plan.choose import plan, shared_plan
 from rnn_triton.plan.hardware import RECORDS
-from rnn_triton.plan.problem import Problem
+from rnn_triton.plan.problem import Bundle, Problem
+from rnn_triton.plan.sharing import launches
 
 H200 = RECORDS["sm_90"]
 KINDS = [("bf16", None), ("fp16", None), ("fp32", "tf32"), ("fp32", "tf32x3"), ("fp32", "ieee"), ("fp64", None)]
@@ -171,6 +172,74 @@ def test_what_a_launch_costs_besides_its_steps():
     assert latency.launch_us(problem, step, H200, 1) == latency.launch_us(problem, step, H200, 1000)
     small = Problem("forward", 8, 64, 64, "bf16", None, "elman_tanh")
     assert latency.launch_us(small, plan(small, H200), H200, 10) < min(min(c) for c in costs)
+
+
+LANES = [Bundle(), Bundle(2), Bundle(2, True)]
+
+
+def step_with(problem, p, bundle, sequences):
+    """(us, parts) of a step of a launch"""
+    problem = dataclasses.replace(problem, sequences=sequences)
+    if bundle.count > 1:
+        return latency.shared_step(problem, p, H200, bundle)
+    found = latency.step(problem, p, H200)
+    return found.practical_us, found.parts
+
+
+@pytest.mark.parametrize("bundle", LANES, ids=str)
+@pytest.mark.parametrize("given", [("lengths",), ("reset",), ("lengths", "reset", "restart")], ids="-".join)
+def test_lengths_and_resets_cost_instructions_zeros_and_a_kernel_before(given, bundle):
+    constants, cycle = latency.CONSTANTS, 1e-3 / H200.clock_ghz
+    for direction, published in (("forward", 1), ("backward", 4)):
+        for regime, H in (("one_cta", 32), ("cta_group", 512)):
+            problem = Problem(direction, 16, H if direction == "forward" else 1, H, "bf16", None, "lstm")
+            with overriding(regime=regime):
+                p = plan(problem, H200) if bundle.count == 1 else shared_plan(problem, bundle, H200)
+            us, parts = step_with(problem, p, bundle, ())
+            more_us, more = step_with(problem, p, bundle, given)
+            expected = 0.0
+            if regime == "one_cta":  # of each SM one tile, and nothing to hide behind
+                expected = 11 * p.warps / 4 / constants.efficiency * cycle
+                if "lengths" in given:
+                    expected += bundle.count * published * 16 * H * 2 / (constants.fill * 4.8e6)
+            else:  # a small batch waits for the exchange, not for instructions
+                assert more["issue"] == pytest.approx(1.11 * parts["issue"])
+            assert parts["sequences"] == 0 and more["sequences"] == pytest.approx(expected) and more_us - us == pytest.approx(expected)
+            again, with_them = (latency.launch_us(dataclasses.replace(problem, sequences=s), p, H200, 9) for s in ((), given))
+            kernels = 2 if regime == "one_cta" and "lengths" in given else 1
+            assert with_them - again == pytest.approx(kernels * (constants.host_us + constants.node_us) + constants.events_cycles * cycle)
+
+
+def test_a_group_that_is_bound_by_instructions_takes_longer_for_lengths():
+    problem = Problem("forward", 64, 64, 512, "bf16", None, "elman_tanh")
+    p, slow = grid(problem), dataclasses.replace(latency.CONSTANTS, issue=0.1)
+    found, more = (latency.step(dataclasses.replace(problem, sequences=s), p, H200, slow) for s in ((), ("lengths",)))
+    assert found.bound == "issue" and more.practical_us - more.parts["sequences"] == pytest.approx(1.11 * found.practical_us)
+    given = dataclasses.replace(problem, sequences=("lengths",))  # of which the choice of a plan knows nothing
+    assert latency.practical_us(given, p, H200, slow) == found.practical_us
+    assert latency.shared_us(given, p, H200, LANES[1]) == latency.shared_us(problem, p, H200, LANES[1])
+
+
+def test_a_launch_a_step_looks_for_no_events():
+    problem = Problem("forward", 16, 64, 512, "bf16", None, "gru")
+    p = chosen(problem, regime="per_step")
+    assert step_with(problem, p, LANES[0], ("lengths", "reset")) == step_with(problem, p, LANES[0], ())
+
+
+@pytest.mark.parametrize("cell", ["elman_tanh", "lstm"])
+@pytest.mark.parametrize("dtype, precision", [("bf16", None), ("fp32", "tf32"), ("fp32", "ieee")])
+def test_lengths_and_resets_do_not_change_the_plan(dtype, precision, cell):
+    for direction, H, B in itertools.product(("forward", "backward"), (64, 512, 1024), (8, 64, 2048)):
+        problem = Problem(direction, B, H if direction == "forward" else 1, H, dtype, precision, cell)
+        given = dataclasses.replace(problem, sequences=("lengths", "reset"))
+        assert plan(given, H200) == plan(problem, H200)
+        for bundle in LANES[1:]:
+            assert shared_plan(given, bundle, H200) == shared_plan(problem, bundle, H200)
+    for H, layers in ((128, 3), (1024, 2)):
+        problem = Problem("forward", 16, H, H, dtype, precision, cell)
+        given = dataclasses.replace(problem, sequences=("lengths", "reset"))
+        for both in (False, True):
+            assert launches(given, layers, both, False, H200) == launches(problem, layers, both, False, H200)
 
 
 def test_an_unknown_architecture_takes_the_rates_of_an_older_one():

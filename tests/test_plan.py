@@ -484,6 +484,20 @@ def test_explain_a_launch_a_step():
     assert "CTAs do not run at the same time here" in explain(7, 8, 64, 300, dtype=torch.bfloat16, device=apart)
 
 
+def test_explain_says_what_lengths_and_resets_cost():
+    how = dict(dtype=torch.bfloat16, device=H200)
+    of = dataclasses.replace(problem(128, 16), sequences=("lengths", "reset"))
+    found = latency.step(of, plan(of, H200), H200)
+    _, estimates, said, _ = explain(50, 16, 128, 128, lengths=True, reset=True, **how).splitlines()
+    assert f"one_cta {found.practical_us:.2f} (" in estimates and found.practical_us > latency.practical_us(of, plan(of, H200), H200)
+    assert said.startswith("lengths and reset: ") and f"{found.parts['sequences']:.3f} us of a step, estimated" in said
+    # of two directions, in a launch
+    us = [float(explain(50, 16, 128, 128, bidirectional=True, lengths=n, **how).split(" us per step of T")[0].split()[-1]) for n in (False, True)]
+    said = explain(50, 16, 128, 128, bidirectional=True, lengths=True, **how).split("lengths: ")[1]
+    assert us[1] - us[0] == pytest.approx(float(said.split("on the device, for ")[1].split()[0]), abs=0.011) and us[1] > us[0]
+    assert "for less than 0.001 us of a step" in explain(50, 16, 512, 512, lengths=True, **how)  # hidden behind the exchange of a group
+
+
 def test_explain_without_a_plan_or_a_launch():
     old = dataclasses.replace(H200, name="V100", capability=70)
     assert explain(5, 4, 3, 2, device=old).endswith(

@@ -37,11 +37,11 @@ class Layer:
 
 def layers(case: Case) -> tuple[Layer, ...]:
     """The layers of a case, the first first."""
-    found = []
-    for I in (case.I, *[case.H * case.directions] * (case.layers - 1)):
-        forward = Problem("forward", case.B, I, case.H // case.heads, case.dtype, case.precision, case.cell, case.models * case.heads)
-        found.append(Layer(forward, replace(forward, direction="backward", I=1)))
-    return tuple(found)
+    sizes = (case.H // case.heads, case.dtype, case.precision, case.cell, case.models * case.heads)
+    given = () if case.lengths == "full" else ("lengths",)
+    inputs = (case.I, *[case.H * case.directions] * (case.layers - 1))
+    forward = [Problem("forward", case.B, I, *sizes, sequences=given) for I in inputs]
+    return tuple(Layer(problem, replace(problem, direction="backward", I=1)) for problem in forward)
 
 
 def problems(case: Case) -> tuple[Problem, Problem]:
@@ -54,7 +54,7 @@ def of_case(case: Case, pass_: str, device: Device, constants: Constants = CONST
     """Estimate per step of T with the plans rnn_triton chooses; UnsupportedError where it has none.
 
     `parts` of a stack are the sums over its launches and models; of "train" they are named "forward ...",
-    "backward ..." and "GEMM". Sequences of different lengths cost as many padded steps as the longest."""
+    "backward ..." and "GEMM". Sequences of different lengths cost as many padded steps as the longest, and "sequences"."""
     network = layers(case)
     train = pass_ == "train"
     practical = 0.0

@@ -73,13 +73,14 @@ def explain(
         if num_layers > 1 or bidirectional:
             lines = _network(T, problem, device, num_layers, bidirectional, dropout > 0)
             lines[0] = f"{what}, {count(num_layers, 'layer')}{' in both directions' * bidirectional}, on {device.name}: {lines[0]}"
-            return "\n".join([*lines, *_sequences(problem), _cudnn(problem, num_layers, bidirectional)])
+            return "\n".join([*lines, _cudnn(problem, num_layers, bidirectional)])
         p = plan(problem, device)
     except UnsupportedError as e:
         return f"{what} on {device.name}: no plan, {e}."
     lines = [f"{what} on {device.name}: {_ran(problem, p, T)}, because {p.reason}.", _estimates(problem, p, device)]
     lines += [*_fewer(device), *(_refused(other, why) for other, why in rejected(problem, device))]
-    return "\n".join([*lines, *_sequences(problem), _cudnn(problem)])
+    lines += _sequences(problem, latency.step(problem, p, device).parts["sequences"])
+    return "\n".join([*lines, _cudnn(problem)])
 
 
 def _refused(p: Plan, why: str) -> str:
@@ -97,13 +98,14 @@ def _fewer(device: Device) -> list[str]:
     ]
 
 
-def _sequences(problem: Problem) -> list[str]:
-    """Returns a line about rows that end or begin anew within a launch, if there are any."""
+def _sequences(problem: Problem, us: float) -> list[str]:
+    """Returns a line about rows that end or begin anew within a launch, if there are any.  `us`: of an estimated step, for them alone."""
     if not problem.sequences:
         return []
+    cost = f"{us:.3f} us" if us >= 0.0005 else "less than 0.001 us"
     return [
-        f"{' and '.join(problem.sequences)}: inside the same launches, on the device; steps beyond a length are computed and left out. The "
-        "estimates are those of calls without."
+        f"{' and '.join(problem.sequences)}: inside the same launches, on the device, for {cost} of a step, estimated; before each "
+        "launch of many steps a small kernel finds where rows begin and end. Steps beyond a length are computed and left out."
     ]
 
 
@@ -129,7 +131,8 @@ def _network(T: int, problem: Problem, device: Device, layers: int, bidirectiona
         forward = replace(problem, direction="forward")
         sharing = launches(forward, layers, bidirectional, dropout, device)
     parts = placed(problem, layers, bidirectional, sharing)
-    us = sum(launch.step(problem.direction, device, T)[0] for launch in parts)
+    steps = [launch.step(problem.direction, device, T) for launch in parts]
+    us = sum(each for each, _ in steps)
     order = ", one after the other" if len(parts) > 1 else ""
     lines = [f"{count(len(parts), 'launch', 'launches')}{order}, {us:.2f} us per step of T, estimated."]
     for launch in parts if problem.direction == "forward" else parts[::-1]:
@@ -152,7 +155,7 @@ def _network(T: int, problem: Problem, device: Device, layers: int, bidirectiona
         lines.append(f"{len(parts)} launches, because {why}.")
     if problem.models == 1 and any(bundle.count > 1 for bundle in sharing):
         lines.append("Ensembles, and dropout under torch.func, take a launch for each layer and direction.")
-    return lines + _fewer(device)
+    return lines + _fewer(device) + _sequences(problem, sum(limits["sequences"] for _, limits in steps))
 
 
 def _where(launch: Launch, directions: int) -> str:

@@ -9,6 +9,9 @@ Two numbers, in microseconds per step, launch cost excluded:
                `efficiency` of its peak, for the plan's tiles and the CTAs that run side by side.
 
 One function per regime turns (Problem, Plan, Device, Constants) into a practical step; REGIMES names them.
+
+What lengths and resets cost is a part of a step, but not of the times by which plans are chosen (`practical_us`, `shared_us`): a call with
+them has the plan of one without.
 """
 
 from __future__ import annotations
@@ -101,6 +104,13 @@ class Constants:
     instructions_tile: float = 9
     instructions_cell: float = 100  # more for a cell of several gates or carried states
 
+    # What lengths and resets add. The most of what is counted: instructions that a warp issues in a step on one CTA (docs/engine.md), the
+    # part of a turn's in a group (docs/cta_group.md). Of kernels/events.py, an estimate: a warp issues about 570 instructions (sm_90, with
+    # both) in 3 cycles each, and waits for a load from DRAM.
+    sequences_instructions: float = 11
+    sequences_turn: float = 0.11
+    events_cycles: float = 570 * 3 + 600
+
     # Kernel launches.
     node_us: float = 1.31  # from one small kernel to the next, GPU side (RRZE-HPC/gpu-benches, h200_graph.txt)
     host_us: float = 6.0  # a launch of a kept Triton kernel from Python, an estimate
@@ -134,12 +144,13 @@ def rates(device: Device) -> Rates:
 def step(problem: Problem, plan: Plan, device: Device, constants: Constants = CONSTANTS) -> Estimate:
     """Estimates the floor of the problem and the practical time of this plan, for a step of all its launches together."""
     practical, parts = _practical(problem, plan, device, constants)
-    return Estimate(floor_us(problem, device, constants), practical, parts)
+    more = _sequences_us(problem, plan, device, constants)
+    return Estimate(floor_us(problem, device, constants), practical + more, {**parts, "sequences": more})
 
 
 def practical_us(problem: Problem, plan: Plan, device: Device, constants: Constants = CONSTANTS) -> float:
-    """Estimates the practical time of this plan per step, in us."""
-    return _practical(problem, plan, device, constants)[0]
+    """Estimates the practical time of this plan per step, in us, by which plans are chosen: without lengths and resets."""
+    return _practical(_without_sequences(problem), plan, device, constants)[0]
 
 
 def _practical(problem: Problem, plan: Plan, device: Device, c: Constants) -> tuple[float, dict[str, float]]:
@@ -159,6 +170,7 @@ def shared_step(
     shared = replace(constants, l2=constants.l2 / bundle.count, l2_read=constants.l2_read / bundle.count)
     # batch tiles of two directions, on one CTA each, take what batch tiles of two models take
     models = not bundle.linked and isinstance(plan, OneCta)
+    more = _sequences_us(problem, plan, device, constants, bundle.count)
     gemm = 0.0  # in addition to the GEMM that `_practical` counts, of one recurrence or of all models
     if projects_before(problem, plan, bundle) and not models:
         gemm = _projection_us(problem, device, constants)
@@ -167,8 +179,8 @@ def shared_step(
     programs = replace(problem, models=bundle.count) if models else problem
     us, parts = _practical(programs, plan, device, shared)
     dram = bundle.count * _traffic(problem) / rates(device).dram / constants.efficiency
-    parts = {**parts, "DRAM": max(parts.get("DRAM", 0.0), dram), "projection": parts.get("projection", 0.0) + gemm}
-    return max(us, dram) + gemm, parts
+    parts = {**parts, "DRAM": max(parts.get("DRAM", 0.0), dram), "projection": parts.get("projection", 0.0) + gemm, "sequences": more}
+    return max(us, dram) + gemm + more, parts
 
 
 def projects_before(problem: Problem, plan: OneCta | CtaGroup, bundle: Bundle) -> bool:
@@ -179,8 +191,26 @@ def projects_before(problem: Problem, plan: OneCta | CtaGroup, bundle: Bundle) -
 
 
 def shared_us(problem: Problem, plan: OneCta | CtaGroup, device: Device, bundle: Bundle) -> float:
-    """Estimates the practical time of a step of all recurrences of a launch, in us."""
-    return shared_step(problem, plan, device, bundle)[0]
+    """Estimates the practical time of a step of all recurrences of a launch, in us, by which plans are chosen: without lengths and resets."""
+    return shared_step(_without_sequences(problem), plan, device, bundle)[0]
+
+
+def _without_sequences(problem: Problem) -> Problem:
+    return replace(problem, sequences=()) if problem.sequences else problem
+
+
+def _sequences_us(problem: Problem, plan: Plan, device: Device, c: Constants, recurrences: int = 1) -> float:
+    """Estimates the us that lengths and resets add to a step on one CTA: of its instructions, and of the zeros that its output has before.
+    In a group they are a part of "issue", and a launch a step has none.  Steps in which something happens to rows are taken for rare and
+    not counted."""
+    if not problem.sequences or not isinstance(plan, OneCta):
+        return 0.0
+    number = recurrences * problem.models
+    per_sm = math.ceil(number * math.ceil(problem.B / plan.block_b) / device.sms)
+    us = per_sm * plan.warps * c.sequences_instructions / c.issue / c.efficiency * 1e-3 / device.clock_ghz
+    if "lengths" in problem.sequences:
+        us += number * problem.B * routes(problem).published * problem.H * SIZES[problem.dtype] / (c.fill * rates(device).dram)
+    return us
 
 
 def fill(plan: OneCta | CtaGroup, bundle: Bundle) -> int:
@@ -197,6 +227,9 @@ def launch_us(problem: Problem, plan: Plan, device: Device, T: int, constants: C
         return gemm
     resident = gates(problem) * problem.H * (problem.H + (problem.I if plan.w_ih_home in ("registers", "shared") else 0)) * size
     loading = resident / dram + c.node_us
+    if problem.sequences:  # kernels before the launch: events.py, zeros
+        before = 1 + ("lengths" in problem.sequences and plan.regime == "one_cta")
+        loading += before * (c.host_us + c.node_us) + c.events_cycles * 1e-3 / device.clock_ghz
     if plan.regime == "one_cta":
         return c.host_us + gemm + loading
     filled = routes(problem).published * T * problem.B * row_units(problem.H, problem.dtype) * size
@@ -334,6 +367,7 @@ def _cta_group(problem: Problem, plan: CtaGroup, device: Device, c: Constants) -
 
     instructions = c.instructions + c.instructions_cell * gated + c.instructions_unit_row * plan.units * plan.block_b
     instructions += tiles * (c.instructions_tile * plan.block_b / 8 + products * fragments)
+    instructions *= 1 + c.sequences_turn * bool(problem.sequences)
     issue = us(plan.warps * instructions / c.issue)
     own = local + sum(work.values())
     chain = own + max(exchange, projection + busy)
