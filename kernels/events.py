@@ -65,10 +65,10 @@ def events(
     ROWS: tl.constexpr,  # of a tile, at most 32
     BLOCK: tl.constexpr,
 ):
-    tile = tl.program_id(0)
+    tiles = tl.cdiv(B, ROWS)
+    tile = tl.program_id(0) % tiles
+    block = tl.program_id(0) // tiles
     lane = tl.program_id(1)
-    block = tl.program_id(2)
-    tiles = tl.num_programs(0)
     group = tile % groups
     own_tiles = (tiles - group + groups - 1) // groups
     before = group * (tiles // groups) + tl.minimum(group, tiles % groups)  # tiles of the groups before

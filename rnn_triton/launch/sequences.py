@@ -54,7 +54,7 @@ def events(sequences: Sequences, T: int, rows: int, groups: int, live: bool, *de
     tiles = -(-given.shape[-1] // rows)
     out = torch.empty(len(descending) * T * tiles + 1, dtype=torch.int64, device=given.device)
     tensors = None if reset is None else whole(reset).view(torch.uint8), steps, out
-    _launcher(given.device, rows, live)(tensors, out, (T, given.shape[-1], groups, int(descending[0])), (tiles, len(descending), -(-T // _BLOCK)))
+    _launcher(given.device, rows, live)(tensors, out, (T, given.shape[-1], groups, int(descending[0])), (tiles * -(-T // _BLOCK), len(descending), 1))
     return out
 
 
