@@ -1,5 +1,6 @@
-"""Memory that torch operations hold, counted on any device; memory that nobody touches."""
+"""Memory that torch operations hold, counted on any device; memory that is NaN where nobody wrote; memory that nobody touches."""
 
+import contextlib
 import weakref
 
 import torch
@@ -34,6 +35,19 @@ class Allocations(TorchDispatchMode):
     def _freed(self, key, size):
         self.known.discard(key)
         self.live -= size
+
+
+@contextlib.contextmanager
+def filled():
+    """What torch.empty returns in here is NaN, so that a result that nobody writes is no right one by chance."""
+    settings, wanted = torch.utils.deterministic, torch.are_deterministic_algorithms_enabled()
+    fill, settings.fill_uninitialized_memory = settings.fill_uninitialized_memory, True
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(wanted)
+        settings.fill_uninitialized_memory = fill
 
 
 def reserved(n, device):

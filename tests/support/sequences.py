@@ -12,6 +12,7 @@ from rnn_triton.launch import dispatch
 from rnn_triton.plan.problem import ONE, Bundle
 
 from .grids import KINDS
+from .memory import filled
 
 NOWHERE = contextlib.nullcontext
 
@@ -77,11 +78,11 @@ class Rows:
         settings = (self.name, self.reverse, self.precision)
         shared = ((self.bundle, 0),) if several else ()
         states = tuple(self.of_lanes(s) for s in self.states)
-        with forward():
+        with filled(), forward():
             y, last, kept = dispatch.forward(self.x, *columns, states, *settings, True, vectors, *shared, sequences=self.sequences)
         linked = (columns[0],) if self.lanes == "linked" else ()
         dstates = tuple(self.of_lanes(s) for s in self.dstates)
-        with backward():
+        with filled(), backward():
             da, carried = dispatch.backward(
                 columns[1], y, kept, self.dy, dstates, *settings, vectors, *shared, *linked, sequences=self.sequences
             )  # fmt: skip
