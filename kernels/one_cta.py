@@ -312,7 +312,7 @@ def one_cta(
     kept_ptr,  # [T, B, kept tiles, H] contiguous where HAS.kept: written forward, a stream backward
     vectors_ptr,  # fp32 (fp64) [vectors, H] contiguous, where there are any
     lengths_ptr,  # int32 [B], the same of all models and lanes, where HAS.events: how many steps a row has
-    events_ptr,  # int64 [batch tiles, T], the same of all models, of several directions [LANES, ..], where HAS.events: events.py
+    events_ptr,  # int64 [batch tiles, T], the same of all models, of several directions [LANES, ..], and a word, where HAS.events: events.py
     restart_ptr,  # as first, where HAS.restart: what s is then, in place of zeros, in the forward pass
     restart_carried_ptr,  # and what is carried, as carried
     T,

@@ -68,15 +68,19 @@ def _swap(model: Model, inplace: bool, classes: Classes, why_not: Any) -> Replac
         return Replaced(model, {}, {"": f"it is no torch.nn.Module, but of type {_name(type(model))}"})
     changed: Any = model if inplace else copy.deepcopy(model)
     result = Replaced(changed, {}, {})
+    found = list(changed.named_modules(remove_duplicate=False))
+    reasons = {module: why for _, module in found if (why := why_not(module, _base(type(module), classes))) is not None}
+    parts = {part: name for name, outer in found if outer in reasons for part in outer.modules() if part is not outer}
     became: dict[nn.Module, str] = {}
-    for name, module in changed.named_modules(remove_duplicate=False):
+    for name, module in found:
         if any(name.startswith(f"{outer}." if outer else "") for outer in result.kept):
             continue  # a part of a module that is left alone
         if module in became:
             result.swapped[name] = became[module]
             continue
-        base = _base(type(module), classes)
-        why = why_not(module, base)
+        base, why = _base(type(module), classes), reasons.get(module)
+        if base is not None and why is None and module in parts:
+            why = f"it is a part of {parts[module]!r}, which is left alone"
         if why is not None:
             result.kept[name] = why
         elif base is not None:

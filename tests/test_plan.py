@@ -496,6 +496,7 @@ def test_explain_says_what_lengths_and_resets_cost():
     said = explain(50, 16, 128, 128, bidirectional=True, lengths=True, **how).split("lengths: ")[1]
     assert us[1] - us[0] == pytest.approx(float(said.split("on the device, for ")[1].split()[0]), abs=0.011) and us[1] > us[0]
     assert "for less than 0.001 us of a step" in explain(50, 16, 512, 512, lengths=True, **how)  # hidden behind the exchange of a group
+    assert "on the device; what that costs is not estimated" in explain(50, 2048, 512, 512, lengths=True, **how)  # a launch a step
 
 
 def test_explain_without_a_plan_or_a_launch():

@@ -379,6 +379,18 @@ def test_left_alone_and_named(make, why):
     assert alone.model is module and alone.swapped == {} and alone.kept == {"": done.kept["0.odd"]}
 
 
+@pytest.mark.parametrize("names", [("odd", "again"), ("again", "odd")])
+def test_a_part_of_what_is_left_alone_is_so_under_any_name(names):
+    odd = OwnForward(3, 4)
+    odd.inner = nn.GRU(2, 2)
+    model = nn.Module()
+    for name in names:
+        setattr(model, name, odd if name == "odd" else odd.inner)
+    done = rnn_triton.replace(model)
+    assert {*done.kept} == {"odd", "again"} and not done.swapped and type(odd.inner) is nn.GRU
+    assert done.kept["again"] == "it is a part of 'odd', which is left alone"
+
+
 @pytest.mark.parametrize("thing, name", [(None, "NoneType"), ([nn.LSTM(3, 4)], "list"), (nn.LSTM, "type"), (torch.zeros(1), "torch.Tensor")])
 @pytest.mark.parametrize("change", [rnn_triton.replace, rnn_triton.restore])
 def test_no_module(change, thing, name):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -79,7 +80,7 @@ def explain(
         return f"{what} on {device.name}: no plan, {e}."
     lines = [f"{what} on {device.name}: {_ran(problem, p, T)}, because {p.reason}.", _estimates(problem, p, device)]
     lines += [*_fewer(device), *(_refused(other, why) for other, why in rejected(problem, device))]
-    lines += _sequences(problem, latency.step(problem, p, device).parts["sequences"])
+    lines += _sequences(problem, latency.step(problem, p, device).practical_us - latency.practical_us(problem, p, device), [p])
     return "\n".join([*lines, _cudnn(problem)])
 
 
@@ -98,15 +99,18 @@ def _fewer(device: Device) -> list[str]:
     ]
 
 
-def _sequences(problem: Problem, us: float) -> list[str]:
-    """Returns a line about rows that end or begin anew within a launch, if there are any.  `us`: of an estimated step, for them alone."""
+def _sequences(problem: Problem, us: float, plans: Sequence[Plan]) -> list[str]:
+    """Returns a line about rows that end or begin anew within a launch, if there are any.  `us`: of an estimated step, for them alone, of
+    launches with these plans."""
     if not problem.sequences:
         return []
-    cost = f"{us:.3f} us" if us >= 0.0005 else "less than 0.001 us"
-    return [
-        f"{' and '.join(problem.sequences)}: inside the same launches, on the device, for {cost} of a step, estimated; before each "
-        "launch of many steps a small kernel finds where rows begin and end. Steps beyond a length are computed and left out."
-    ]
+    where = f"{' and '.join(problem.sequences)}: inside the same launches, on the device"
+    if all(isinstance(p, PerStep) for p in plans):
+        cost = "; what that costs is not estimated"
+    else:
+        cost = f", for {f'{us:.3f} us' if us >= 0.0005 else 'less than 0.001 us'} of a step, estimated; before each launch of many steps a "
+        cost += "small kernel finds where rows begin and end"
+    return [f"{where}{cost}. Steps beyond a length are computed and left out."]
 
 
 def _cudnn(problem: Problem, layers: int = 1, bidirectional: bool = False) -> str:
@@ -131,8 +135,9 @@ def _network(T: int, problem: Problem, device: Device, layers: int, bidirectiona
         forward = replace(problem, direction="forward")
         sharing = launches(forward, layers, bidirectional, dropout, device)
     parts = placed(problem, layers, bidirectional, sharing)
-    steps = [launch.step(problem.direction, device, T) for launch in parts]
-    us = sum(each for each, _ in steps)
+    us = sum(launch.step(problem.direction, device, T)[0] for launch in parts)
+    without = placed(replace(problem, sequences=()), layers, bidirectional, sharing)
+    more = us - sum(launch.step(problem.direction, device, T)[0] for launch in without)
     order = ", one after the other" if len(parts) > 1 else ""
     lines = [f"{count(len(parts), 'launch', 'launches')}{order}, {us:.2f} us per step of T, estimated."]
     for launch in parts if problem.direction == "forward" else parts[::-1]:
@@ -155,7 +160,7 @@ def _network(T: int, problem: Problem, device: Device, layers: int, bidirectiona
         lines.append(f"{len(parts)} launches, because {why}.")
     if problem.models == 1 and any(bundle.count > 1 for bundle in sharing):
         lines.append("Ensembles, and dropout under torch.func, take a launch for each layer and direction.")
-    return lines + _fewer(device) + _sequences(problem, sum(limits["sequences"] for _, limits in steps))
+    return lines + _fewer(device) + _sequences(problem, more, [launch.plan(problem.direction, device)[1] for launch in parts])
 
 
 def _where(launch: Launch, directions: int) -> str:
