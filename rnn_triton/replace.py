@@ -28,9 +28,10 @@ class Replaced(Generic[Model]):
     """What `replace` or `restore` did with a model.  str() says it in a line for each recurrent module.
 
     model: the model, or its copy.
-    swapped: the modules that were swapped: their names in the model ("" for the model itself), and of which class they are now; a module
-        that the model has in several places stands there under each of its names, here and in `kept`.
+    swapped: the modules that were swapped: their names in the model ("" for the model itself), and of which class they are now.
     kept: the recurrent modules that were left alone, and why.
+
+    A module that the model has in several places stands in either under each of its names.
     """
 
     model: Model
@@ -52,7 +53,8 @@ def replace(model: Model, *, inplace: bool = True) -> Replaced[Model]:
     the constructors of this package set; they are None and False.  With inplace=False a deep copy is changed in place of `model`.
 
     Left alone, and named with the reason in the result: what is no torch.nn.Module; modules of a subclass, or with a forward of their
-    own; scripted and quantized ones; those with complex weights or sizes of 0; those on a device that has no kernels.
+    own, and the parts of such a module; scripted and quantized ones; those with complex weights or sizes of 0; those on a device that
+    has no kernels.
     """
     return _swap(model, inplace, _OURS, _why_not_ours)
 
