@@ -282,8 +282,10 @@ def _begin_anew(s, carried, word, restart, rows, HAS: tl.constexpr, STATES: tl.c
     anew = rows_of_word(word, tl.arange(0, TILE.block_b)[None, :])
     there = rows_of_word(word, state_index(TILE)[0])
     ptr, carried_ptr, step_own = restart
-    s = _put(s, anew, ptr, 0, there, rows, STATES, HAS.restart, SHAPE.s, TILE)
-    carried = _put(carried, anew, carried_ptr, step_own, there, rows, CARRIED, HAS.restart, SHAPE.carried, TILE)
+    S: tl.constexpr = SHAPE.s  # Triton 3.6 hands on no attribute of an attribute object
+    OWN: tl.constexpr = SHAPE.carried
+    s = _put(s, anew, ptr, 0, there, rows, STATES, HAS.restart, S, TILE)
+    carried = _put(carried, anew, carried_ptr, step_own, there, rows, CARRIED, HAS.restart, OWN, TILE)
     return anew, s, carried
 
 
